@@ -1,0 +1,101 @@
+"""Saving a model as a folder of two files: ``config.json`` and ``model.safetensors``.
+
+The configuration is the class name and the constructor's arguments, so a folder is all that is needed
+to build the model again. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self, cast
+
+from torch import Tensor, nn
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+def constructor_arguments(local_names: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of an ``__init__``, given ``locals()`` as its first statement; tuples become lists."""
+    arguments = {key: value for key, value in local_names.items() if key not in ("self", "__class__")}
+    return cast(dict[str, Any], json.loads(json.dumps(arguments)))
+
+
+class Pretrained(nn.Module):
+    """Base of every model: ``config`` holds the constructor's arguments, the rest is in the weights."""
+
+    config: dict[str, Any]
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors`` into ``directory``, which is made if needed."""
+        from safetensors.torch import save_file
+
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        description = {"class": type(self).__name__, "arguments": self.config}
+        state = {key: value.detach().cpu().contiguous().clone() for key, value in self.state_dict().items()}
+        save_file(state, folder / WEIGHTS_FILE)
+        (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, device: str = "cpu") -> Self:
+        """Build the model saved in ``directory``, in eval mode.
+
+        Raises FileNotFoundError for a missing file and ValueError if another class was saved there or if
+        a weight is missing, unknown or of another shape; the message names the key and both shapes.
+        """
+        model = load_pretrained(directory, device)
+        if not isinstance(model, cls):
+            raise ValueError(f"{directory} holds a {type(model).__name__}, not a {cls.__name__}")
+        return model
+
+
+def load_pretrained(directory: str | Path, device: str = "cpu") -> Pretrained:
+    """Build whichever model :meth:`Pretrained.save_pretrained` wrote into ``directory``, in eval mode."""
+    import models
+
+    folder = Path(directory)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder / name} does not exist; give a folder written by save_pretrained, "
+                f"for example runs/NAME/model"
+            )
+    description = json.loads((folder / CONFIG_FILE).read_text())
+    kinds = [name for name in models.__all__ if name[0].isupper()]
+    kind = getattr(models, description["class"]) if description.get("class") in kinds else None
+    if not (isinstance(kind, type) and issubclass(kind, Pretrained)):
+        raise ValueError(f"{folder / CONFIG_FILE}: unknown model class {description.get('class')!r}")
+    model = kind(**description["arguments"])
+    load_weights(model, _read(folder / WEIGHTS_FILE), str(folder / WEIGHTS_FILE))
+    return model.to(device).eval()
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """``model.load_state_dict`` with all keys and shapes checked first, so nothing is half loaded.
+
+    Raises ValueError listing the missing, unknown and mismatching keys with their shapes.
+    """
+    own = model.state_dict()
+    problems = [f"missing {key} {tuple(own[key].shape)}" for key in own if key not in state]
+    problems += [f"unknown {key} {tuple(state[key].shape)}" for key in state if key not in own]
+    problems += [
+        f"{key} is {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
+        for key in own
+        if key in state and own[key].shape != state[key].shape
+    ]
+    if problems:
+        raise ValueError(f"{source} does not fit {type(model).__name__}: " + "; ".join(sorted(problems)))
+    model.load_state_dict(dict(state))
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error}); save the model again") from error
