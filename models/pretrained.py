@@ -98,4 +98,6 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file ({error}); save the model again") from error
+        raise ValueError(
+            f"{path} is not a readable safetensors file ({error}); save the model again"
+        ) from error

@@ -1,0 +1,112 @@
+"""Variational autoencoder with a Gaussian latent (Kingma and Welling 2014, arXiv:1312.6114)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.likelihoods import make_likelihood
+from models.outputs import AutoencoderOutput
+from models.pretrained import Pretrained, constructor_arguments
+
+
+class VAE(Pretrained):
+    """Four convolutions, a Gaussian latent, four transposed convolutions; minimises
+
+        -log p(x | z) + beta KL(N(mean, deviation^2) || N(0, 1)),      z = mean + deviation * noise
+
+    per data element, so that with a proper likelihood (all but ``mse``) and beta 1 the loss is the
+    negative ELBO in nats per dimension. Images only: x ``[B, C, H, W]`` of the size given, latent ``[B, L]``.
+
+    A convolution has stride 2 (kernel 4) while the size is even and above 1, else stride 1 (kernel 3), so
+    that 8 x 8, 28 x 28 and 64 x 64 images all pass through four of them.
+
+    Args:
+        in_channels, image_size: of the data; image_size is a number or (height, width).
+        latent_dim: L. channels: widths of the four convolutions.
+        beta: weight of the KL term. likelihood, variance: see :mod:`models.likelihoods`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        image_size: int | Sequence[int] = 32,
+        *,
+        latent_dim: int = 128,
+        channels: Sequence[int] = (32, 64, 128, 256),
+        beta: float = 1.0,
+        likelihood: str = "gaussian",
+        variance: float = 0.05,
+    ) -> None:
+        config = constructor_arguments(locals())
+        super().__init__()
+        self.config = config
+        self.in_channels, self.latent_dim, self.beta = in_channels, latent_dim, beta
+        self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        self.likelihood = make_likelihood(likelihood, in_channels, variance)
+        height, width = self.image_size
+        outputs = in_channels * self.likelihood.parameters_per_channel
+        down: list[nn.Module] = []
+        up: list[nn.Module] = []
+        for before, after in zip([in_channels, *channels], channels, strict=False):
+            stride = 2 if min(height, width) > 1 and height % 2 == 0 and width % 2 == 0 else 1
+            height, width = height // stride, width // stride
+            kernel = 2 + stride if stride == 2 else 3
+            down += [nn.Conv2d(before, after, kernel, stride, padding=1), nn.ReLU()]
+            back = outputs if before == in_channels and not up else before
+            up = [nn.ConvTranspose2d(after, back, kernel, stride, padding=1), nn.ReLU(), *up]
+        self.smallest = (channels[-1], height, width)
+        flat = math.prod(self.smallest)
+        self.encoder = nn.Sequential(*down, nn.Flatten(), nn.Linear(flat, 2 * latent_dim))
+        self.from_latent = nn.Linear(latent_dim, flat)
+        self.decoder = nn.Sequential(*up[:-1])
+
+    def forward(self, x: Tensor) -> AutoencoderOutput:
+        """x: ``[B, C, H, W]`` float in -0.5..0.5. The noise comes from torch's global generator."""
+        mean, log_variance = self.encode(x)
+        z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
+        parameters = self._decode(z)
+        reconstruction_loss = self.likelihood.loss(parameters, x)
+        kl = kl_divergence(mean, log_variance).mean() / x[0].numel()
+        terms = {"reconstruction": reconstruction_loss.detach(), "kl": kl.detach()}
+        loss = reconstruction_loss + self.beta * kl
+        return AutoencoderOutput(self.likelihood.mean(parameters), loss, terms, ())
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(z | x): ``[B, L]`` each."""
+        if tuple(x.shape[1:]) != (self.in_channels, *self.image_size):
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, expected [batch, {self.in_channels}, "
+                f"{self.image_size[0]}, {self.image_size[1]}]"
+            )
+        mean, log_variance = self.encoder(x).chunk(2, dim=1)
+        return mean, log_variance
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Mean image ``[B, C, H, W]`` of latents ``[B, L]``."""
+        return self.likelihood.mean(self._decode(z))
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Mean image of the mean latent."""
+        return self.decode(self.encode(x)[0])
+
+    def elbo(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """One-sample estimate of E log p(x | z), and -KL: ``[B]`` each, in nats an image."""
+        mean, log_variance = self.encode(x)
+        z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
+        log_prob = self.likelihood.log_prob(self._decode(z), x)
+        return log_prob.flatten(1).sum(1), -kl_divergence(mean, log_variance)
+
+    def _decode(self, z: Tensor) -> Tensor:
+        start = F.relu(self.from_latent(z)).view(-1, *self.smallest)
+        parameters: Tensor = self.decoder(start)
+        return parameters
+
+
+def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, exp(log_variance)) || N(0, 1)) of ``[B, L]`` parameters: ``[B]`` nats."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(1)
