@@ -1,0 +1,24 @@
+"""Fused vector quantisation for PyTorch: exact nearest codes, no N x K arrays, one layer to drop in."""
+
+from .backends import available_backends, use_backend
+from .functional import (
+    VectorQuantized,
+    code_statistics,
+    ema_update_,
+    gather_codes,
+    nearest_code,
+    vector_quantize,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "VectorQuantized",
+    "available_backends",
+    "code_statistics",
+    "ema_update_",
+    "gather_codes",
+    "nearest_code",
+    "use_backend",
+    "vector_quantize",
+]
