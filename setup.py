@@ -1,0 +1,406 @@
+"""Build of the native module: a ``build_ext`` that drives CMake and Ninja.
+
+Three environment variables steer it:
+
+- ``VQ_BUILD``: ``auto`` (default: compile, or install pure Python where there is no C++ compiler),
+  ``require`` (no compiler is an error), ``skip`` (pure Python);
+- ``VQ_CUDA``: ``auto`` (default: compile the CUDA kernels where nvcc is found), ``1`` (no nvcc is an
+  error), ``0`` (CPU only);
+- ``VQ_CUDA_ARCHS``: targets such as ``80-real;90a-real;80-virtual``. Default: those of the GPUs
+  that ``nvidia-smi`` reports, or a list that serves every GPU since Ampere where there is none.
+
+A compile that fails is an error, never a silent fallback; the one exception is a failing nvcc on a
+machine without a GPU, where the CPU kernels are built and the reason is recorded. What was built,
+how, and why the rest was not, goes to ``vq_kernels/_build_info.json``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+from setuptools.errors import CompileError, PlatformError
+
+ROOT = Path(__file__).resolve().parent
+OLDEST_NVCC = (12, 0)
+OLDEST_GPU = (7, 5)
+# The targets of a build for any machine, each with the first nvcc that knows it.
+PORTABLE_TARGETS = (
+    ("80-real", (12, 0)),
+    ("86-real", (12, 0)),
+    ("89-real", (12, 0)),
+    ("90a-real", (12, 0)),
+    ("100f-real", (12, 9)),
+    ("120f-real", (12, 9)),
+    ("80-virtual", (12, 0)),
+)
+USE_SKIP = "Set VQ_BUILD=skip to install without the native module."
+USE_NO_CUDA = "Set VQ_CUDA=0 to build without the CUDA kernels."
+
+
+class Switches(NamedTuple):
+    """The validated environment variables."""
+
+    build: str
+    cuda: str
+    archs: tuple[str, ...]
+
+
+class Nvcc(NamedTuple):
+    """A CUDA compiler: its path, version, and what must be added to ``LIBRARY_PATH`` for it."""
+
+    path: str
+    version: tuple[int, ...]
+    library_path: str | None
+
+
+class ToolFailure(Exception):
+    """A build tool exited with an error; the message names it, ``output`` is what it printed."""
+
+    def __init__(self, message: str, output: str) -> None:
+        super().__init__(message)
+        self.output = output
+
+
+def read_switches(environ: Mapping[str, str]) -> Switches:
+    """Read and validate ``VQ_BUILD``, ``VQ_CUDA`` and ``VQ_CUDA_ARCHS``."""
+
+    def choice(name: str, *accepted: str) -> str:
+        value = environ.get(name, "").strip().lower() or "auto"
+        if value not in accepted:
+            raise PlatformError(f"{name}={value!r}: accepted are {', '.join(accepted)}")
+        return value
+
+    build = choice("VQ_BUILD", "auto", "require", "skip")
+    cuda = choice("VQ_CUDA", "auto", "1", "0")
+    if build == "skip" and cuda == "1":
+        raise PlatformError("VQ_CUDA=1 contradicts VQ_BUILD=skip")
+    archs = tuple(a for a in re.split(r"[;,\s]+", environ.get("VQ_CUDA_ARCHS", "")) if a)
+    for arch in archs:
+        if not re.fullmatch(r"\d{2,3}[af]?(-real|-virtual)?", arch):
+            raise PlatformError(f"VQ_CUDA_ARCHS: {arch!r} is not a target such as 80-real, 90a-real or 80")
+    return Switches(build, cuda, archs)
+
+
+def run_tool(command: list[str], environ: Mapping[str, str], what: str) -> str:
+    """Run a build tool, pass its output on, and raise :class:`ToolFailure` if it fails."""
+    done = subprocess.run(command, env=dict(environ), text=True, capture_output=True, errors="replace")
+    output = done.stdout + done.stderr
+    print(output, flush=True)
+    if done.returncode:
+        raise ToolFailure(f"{what} failed: `{' '.join(command)}` exited with {done.returncode}", output)
+    return output
+
+
+def first_line(command: list[str]) -> str | None:
+    """The first line that a quick query prints, or None if it cannot be run."""
+    try:
+        done = subprocess.run(command, text=True, capture_output=True, timeout=60, errors="replace")
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = done.stdout.splitlines()
+    return lines[0].strip() if done.returncode == 0 and lines else None
+
+
+def find_cxx(environ: Mapping[str, str]) -> str | None:
+    """Path of the C++ compiler (GCC or Clang): ``CXX``, else the usual names; None if there is none."""
+    if environ.get("CXX"):
+        name = environ["CXX"].split()[-1]  # CXX may read "ccache g++"
+        found = shutil.which(name, path=environ.get("PATH"))
+        if found is None:
+            raise PlatformError(f"CXX={environ['CXX']!r}: no such program. {USE_SKIP}")
+        return found
+    names = ("c++", "g++", "clang++")
+    return next((p for n in names if (p := shutil.which(n, path=environ.get("PATH")))), None)
+
+
+def find_nvcc(environ: Mapping[str, str], site_packages: str) -> Nvcc | None:
+    """The CUDA compiler: ``CUDACXX``, ``CUDA_HOME``, PATH, /usr/local/cuda, the pip toolkit, in this order."""
+    candidates: list[str | None] = [environ.get("CUDACXX")]
+    homes = [environ.get("CUDA_HOME"), environ.get("CUDA_PATH")]
+    candidates += [str(Path(home, "bin", "nvcc")) for home in homes if home]
+    candidates += [shutil.which("nvcc", path=environ.get("PATH")), "/usr/local/cuda/bin/nvcc"]
+    toolkits = sorted(Path(site_packages, "nvidia").glob("cu[0-9]*"), reverse=True)
+    candidates += [str(toolkit / "bin" / "nvcc") for toolkit in toolkits]
+    for path in candidates:
+        if not path or not os.access(path, os.X_OK):
+            continue
+        try:
+            text = subprocess.run([path, "--version"], text=True, capture_output=True, timeout=60).stdout
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+        if match := re.search(r"release [\d.]+, V([\d.]+)", text):
+            # The pip toolkit keeps its libraries in lib, where its own nvcc does not look.
+            library = Path(path).parents[1] / "lib"
+            in_pip = Path(site_packages) in Path(path).parents
+            version = tuple(int(n) for n in match.group(1).split("."))
+            return Nvcc(path, version, str(library) if in_pip else None)
+    return None
+
+
+def visible_gpus() -> list[tuple[int, int]]:
+    """Compute capabilities of the GPUs that ``nvidia-smi`` reports, without repeats."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        text = subprocess.run(command, text=True, capture_output=True, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return sorted({(int(m[1]), int(m[2])) for m in re.finditer(r"^(\d+)\.(\d+)\s*$", text, re.M)})
+
+
+def cuda_targets(nvcc: tuple[int, ...], gpus: list[tuple[int, int]]) -> tuple[str, ...]:
+    """Targets to compile for: the GPUs of this machine, or a portable list where there is none."""
+    if not gpus:
+        return tuple(target for target, since in PORTABLE_TARGETS if nvcc[:2] >= since)
+    # From Hopper on, the tensor-core instructions are in the architecture-specific ("a") target only.
+    return tuple(f"{major}{minor}{'a' if major >= 9 else ''}-real" for major, minor in gpus)
+
+
+def plan_cuda(
+    switches: Switches, nvcc: Nvcc | None, gpus: list[tuple[int, int]]
+) -> tuple[tuple[str, ...], str | None]:
+    """CUDA targets to build, or ``()`` and the reason why the CUDA kernels are left out."""
+    reason = None
+    old = [f"{major}.{minor}" for major, minor in gpus if (major, minor) < OLDEST_GPU]
+    if switches.cuda == "0":
+        return (), "VQ_CUDA=0"
+    if nvcc is None:
+        reason = "no nvcc found (CUDACXX, CUDA_HOME, PATH, /usr/local/cuda, the pip toolkit)"
+    elif nvcc.version[:2] < OLDEST_NVCC:
+        found = ".".join(map(str, nvcc.version))
+        reason = f"nvcc {found} ({nvcc.path}) is older than {OLDEST_NVCC[0]}.{OLDEST_NVCC[1]}"
+    elif old and not switches.archs:
+        reason = f"a GPU of compute capability {', '.join(old)} is older than {OLDEST_GPU[0]}.{OLDEST_GPU[1]}"
+    if reason is None and nvcc is not None:
+        return switches.archs or cuda_targets(nvcc.version, gpus), None
+    if switches.cuda == "1":
+        raise PlatformError(f"VQ_CUDA=1, but {reason}. {USE_NO_CUDA}")
+    return (), reason
+
+
+def tool_path(module: str, attribute: str) -> str:
+    """Path of cmake or ninja: the pip package that the build requires, else PATH."""
+    name = module + (".exe" if os.name == "nt" else "")
+    with contextlib.suppress(ImportError):
+        candidate = Path(getattr(__import__(module), attribute), name)
+        if candidate.exists():
+            return str(candidate)
+    if found := shutil.which(module):
+        return found
+    raise PlatformError(f"{module} is needed to build: pip install {module}. {USE_SKIP}")
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One build at a time in a folder: two at once would write the same objects."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.name == "nt":
+        yield
+        return
+    import fcntl
+
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def prepare_folder(folder: Path, key: dict[str, Any]) -> None:
+    """Keep the build folder if it was made for the same sources and compilers, else empty it.
+
+    The sources' path is part of the key: in a copied checkout CMake's cache still points to the
+    original and would silently build that one.
+    """
+    stamp = folder / "vq_key.json"
+    text = json.dumps(key, sort_keys=True)
+    if folder.exists() and (not stamp.exists() or stamp.read_text() != text):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(text)
+
+
+def cmake_build(
+    source: Path, cxx: str, nvcc: Nvcc | None, archs: tuple[str, ...], environ: Mapping[str, str]
+) -> Path:
+    """Configure and build in the persistent folder, with CUDA if ``archs``; returns the folder.
+
+    Raises :class:`ToolFailure`; its message begins with ``C++`` or ``nvcc``, whichever failed.
+    """
+    import pybind11
+
+    env = dict(environ)
+    cuda = nvcc is not None and bool(archs)
+    tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+    folder = source / "build" / f"cmake-{tag}-{'cuda' if cuda else 'cpu'}"
+    key = {"source": str(source), "cxx": cxx, "python": sysconfig.get_config_var("EXT_SUFFIX")}
+    # The interpreter, pybind11, cmake and ninja of an isolated build lie in a new folder each time:
+    # they are given at every configure and are no part of the key.
+    cmake = tool_path("cmake", "CMAKE_BIN_DIR")
+    options = {
+        "CMAKE_BUILD_TYPE": "Release",
+        "CMAKE_MAKE_PROGRAM": tool_path("ninja", "BIN_DIR"),
+        "CMAKE_CXX_COMPILER": cxx,
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": pybind11.get_cmake_dir(),
+        "VQ_WITH_CUDA": "ON" if cuda else "OFF",
+    }
+    if nvcc is not None and cuda:
+        key["nvcc"] = [nvcc.path, *nvcc.version]
+        options |= {"CMAKE_CUDA_COMPILER": nvcc.path, "VQ_CUDA_ARCHS": ";".join(archs)}
+        if nvcc.library_path:
+            env["LIBRARY_PATH"] = os.pathsep.join(filter(None, [nvcc.library_path, env.get("LIBRARY_PATH")]))
+    prepare_folder(folder, key)
+    configure = [cmake, "-S", str(source), "-B", str(folder), "-G", "Ninja"]
+    configure += [f"-D{name}={value}" for name, value in options.items()]
+    tool = (
+        f"nvcc or C++ configuration ({nvcc.path}, {cxx})" if nvcc and cuda else f"C++ configuration ({cxx})"
+    )
+    run_tool(configure, env, tool)
+    run_tool([cmake, "--build", str(folder), "--target", "vq_cpu"], env, f"C++ compilation ({cxx})")
+    if nvcc is not None and cuda:
+        run_tool([cmake, "--build", str(folder), "--target", "vq_cuda"], env, f"nvcc ({nvcc.path})")
+    run_tool([cmake, "--build", str(folder)], env, f"C++ compilation or linking ({cxx})")
+    return folder
+
+
+def build_native(
+    source: Path, switches: Switches, environ: Mapping[str, str]
+) -> tuple[Path | None, dict[str, Any]]:
+    """Build what this machine can; returns the build folder (None: pure Python) and the build info."""
+    native: dict[str, Any] = {"built": False, "reason": None}
+    cuda: dict[str, Any] = {"built": False, "reason": None}
+    info: dict[str, Any] = {"switches": switches._asdict(), "native": native, "cuda": cuda}
+    cxx = None if switches.build == "skip" else find_cxx(environ)
+    if cxx is None:
+        native["reason"] = (
+            "VQ_BUILD=skip" if switches.build == "skip" else "no C++ compiler found (c++, g++, clang++)"
+        )
+        cuda["reason"] = native["reason"]
+        if switches.build == "require" or switches.cuda == "1":
+            raise PlatformError(f"The native module was asked for, but {native['reason']}. {USE_SKIP}")
+        return None, info
+    nvcc = None if switches.cuda == "0" else find_nvcc(environ, sysconfig.get_paths()["purelib"])
+    gpus = visible_gpus()
+    archs, cuda["reason"] = plan_cuda(switches, nvcc, gpus)
+    try:
+        folder = cmake_build(source, cxx, nvcc, archs, environ)
+    except ToolFailure as failure:
+        if not archs or str(failure).startswith("C++"):
+            raise CompileError(f"{failure}. {USE_SKIP}") from failure
+        if gpus or switches.cuda == "1":
+            raise CompileError(f"{failure}. {USE_NO_CUDA}") from failure
+        cuda["reason"], archs = f"{failure} (and no GPU is visible)", ()
+        try:
+            folder = cmake_build(source, cxx, None, (), environ)
+        except ToolFailure as second:
+            raise CompileError(f"{second}. {USE_SKIP}") from second
+    native |= {"built": True, "compiler": first_line([cxx, "--version"]), "path": cxx}
+    native |= json.loads((folder / "vq_features.json").read_text())
+    cuda_flags = native.pop("cuda_flags")
+    if nvcc is not None and archs:
+        version = ".".join(map(str, nvcc.version))
+        cuda |= {
+            "built": True,
+            "nvcc": version,
+            "path": nvcc.path,
+            "targets": list(archs),
+            "flags": cuda_flags,
+        }
+    return folder, info
+
+
+def git_commit(source: Path) -> str | None:
+    """The commit that is built, with ``+`` if tracked files differ from it; None outside a checkout."""
+    if not (source / ".git").exists():
+        return None
+    commit = first_line(["git", "-C", str(source), "rev-parse", "HEAD"])
+    changed = first_line(["git", "-C", str(source), "status", "--porcelain", "--untracked-files=no"])
+    return f"{commit}+" if commit and changed else commit
+
+
+def replace_file(source: Path, target: Path) -> None:
+    """Copy in one step: a process that has the old module mapped keeps its own copy."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.copy2(source, temporary)
+    temporary.replace(target)
+
+
+def remove_stale(package: Path, keep: str | None = None) -> None:
+    """Delete modules of this interpreter that an earlier build left in ``package``."""
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    for old in (package / f"_C{suffix}", package / f"_C{sysconfig.get_config_var('SHLIB_SUFFIX')}"):
+        if old.name != keep:
+            old.unlink(missing_ok=True)
+
+
+class BuildExt(build_ext):
+    """Build ``vq_kernels._C`` with CMake, and write ``_build_info.json`` beside it."""
+
+    def _pairs(self) -> list[tuple[Path, Path]]:
+        """(in the build folder, in the source tree) for each file that this command makes."""
+        module = Path(self.get_ext_filename("vq_kernels._C"))
+        names = (module, Path("vq_kernels", "_build_info.json"))
+        return [(Path(self.build_lib) / name, ROOT / name) for name in names]
+
+    def run(self) -> None:
+        (module, module_in_tree), (info_file, info_in_tree) = self._pairs()
+        switches = read_switches(os.environ)
+        with locked(ROOT / "build"):
+            folder, parts = build_native(ROOT, switches, os.environ)
+            info = {
+                "version": self.distribution.get_version(),
+                "commit": git_commit(ROOT),
+                "python": platform.python_version(),
+                "platform": sysconfig.get_platform(),
+                **parts,
+            }
+            remove_stale(module.parent)
+            info_file.parent.mkdir(parents=True, exist_ok=True)
+            info_file.write_text(json.dumps(info, indent=2) + "\n")
+            if folder is not None:
+                replace_file(folder / module.name, module)
+            elif switches.build == "auto":
+                self.warn(f"vq_kernels is installed without its native module: {parts['native']['reason']}")
+            if not self.inplace:
+                return
+            remove_stale(module_in_tree.parent, keep=module.name if folder else None)
+            replace_file(info_file, info_in_tree)
+            if folder is not None:
+                replace_file(module, module_in_tree)
+
+    def get_outputs(self) -> list[str]:
+        return [str(built) for built, _ in self._pairs() if built.exists()]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        if not self.inplace:
+            return {}
+        return {str(built): str(in_tree) for built, in_tree in self._pairs() if built.exists()}
+
+
+class BuildPy(build_py):
+    """Copy the Python files into an empty folder: one that was deleted must not live on in a wheel."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib, "vq_kernels"), ignore_errors=True)
+        super().run()
+
+
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension("vq_kernels._C", sources=[])],
+        cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
+    )
