@@ -128,7 +128,7 @@ def find_cxx(environ: Mapping[str, str]) -> str | None:
 
 
 def find_nvcc(environ: Mapping[str, str], site_packages: str) -> Nvcc | None:
-    """The CUDA compiler: ``CUDACXX``, ``CUDA_HOME``, PATH, /usr/local/cuda, the pip toolkit, in this order."""
+    """The CUDA compiler: ``CUDACXX``, ``CUDA_HOME``, PATH, /usr/local/cuda, then the pip toolkit."""
     candidates: list[str | None] = [environ.get("CUDACXX")]
     homes = [environ.get("CUDA_HOME"), environ.get("CUDA_PATH")]
     candidates += [str(Path(home, "bin", "nvcc")) for home in homes if home]
