@@ -20,7 +20,10 @@ from . import __version__, available_backends
 from .build_info import read_build_info
 
 _INSTRUCTION_SETS = (
-    "avx2 fma f16c avx512f avx512bw avx512dq avx512vl avx512_bf16 amx_tile amx_bf16 asimd sve".split()
+    *("avx2", "fma", "f16c"),
+    *("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"),
+    *("amx_tile", "amx_bf16"),
+    *("asimd", "sve"),
 )
 
 
