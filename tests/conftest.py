@@ -1,0 +1,65 @@
+"""One set of tests for every backend and machine.
+
+``VQ_TEST_DEVICE=cuda`` runs the matrix on a GPU. Otherwise tensors are on the CPU, Triton kernels
+run in its interpreter and the CUDA sources run on the host through the shim in ``cuda_host``. A
+backend that cannot run here skips with its reason.
+"""
+
+from __future__ import annotations
+
+import os
+
+DEVICE = os.environ.get("VQ_TEST_DEVICE", "cpu")
+if DEVICE == "cpu":
+    # Read by triton when a kernel is defined, so it must be set before any test imports one.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from vq_kernels.backends import get_backend, register_backend  # noqa: E402
+
+BACKENDS = ("reference", "native", "triton", "cuda")
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    return torch.device(DEVICE)
+
+
+@pytest.fixture(scope="session")
+def cuda_host() -> str:
+    """The name of a backend that runs the CUDA sources on the host."""
+    from cuda_host import load_backend
+
+    backend = load_backend()
+    register_backend(backend)
+    return backend.name
+
+
+def backend_or_skip(name: str, request: pytest.FixtureRequest) -> str:
+    """The registered name under which ``name`` runs on the test device."""
+    if name == "cuda" and DEVICE == "cpu":
+        return str(request.getfixturevalue("cuda_host"))
+    backend = get_backend(name)
+    reason = backend.unavailable_reason() or backend.unsupported_reason(torch.empty(1, 1, 1, device=DEVICE))
+    if reason is not None:
+        pytest.skip(f"{name}: {reason}")
+    return name
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every backend that runs on the test device, by name."""
+    return backend_or_skip(request.param, request)
+
+
+@pytest.fixture(params=[b for b in BACKENDS if b != "reference"])
+def kernel_backend(request: pytest.FixtureRequest) -> str:
+    """Every backend but the reference, for comparisons with it."""
+    return backend_or_skip(request.param, request)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,60 @@
+"""Inputs and independent truths that the tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+# name -> (channel_dim, function that gives a tensor of vectors of length D with that layout)
+LAYOUTS: dict[str, tuple[int, Callable[[int, int, int, torch.dtype], Tensor]]] = {
+    "rows": (-1, lambda b, m, d, t: torch.randn(b * m, d).to(t)),
+    "channel_last": (-1, lambda b, m, d, t: torch.randn(b, m, d).to(t)),
+    "sliced_channels": (-1, lambda b, m, d, t: torch.randn(b, m, d + 3).to(t)[..., 1 : 1 + d]),
+    "every_other_row": (-1, lambda b, m, d, t: torch.randn(b, 2 * m, d).to(t)[:, ::2]),
+    "transposed_batch": (-1, lambda b, m, d, t: torch.randn(m, b, d).to(t).transpose(0, 1)),
+    "expanded": (-1, lambda b, m, d, t: torch.randn(m, d).to(t).expand(b, m, d)),
+    "channel_first_1d": (1, lambda b, m, d, t: torch.randn(b, d, m).to(t)),
+    "channel_first_2d": (1, lambda b, m, d, t: torch.randn(b, d, m, 2).to(t)),
+    "channel_first_3d": (1, lambda b, m, d, t: torch.randn(b, d, 2, m, 1).to(t)),
+    "channels_last_memory": (
+        1,
+        lambda b, m, d, t: torch.randn(b, d, m, 2).to(t).to(memory_format=torch.channels_last),
+    ),
+    "three_strided_levels": (-1, lambda b, m, d, t: torch.randn(2, 3 * b, 2, m, d).to(t)[:, ::3, 1::2]),
+}
+
+
+def rows_of(x: Tensor, channel_dim: int) -> Tensor:
+    """``[N, D]`` in the order of the leading dimensions."""
+    return x.movedim(channel_dim, -1).reshape(-1, x.shape[channel_dim])
+
+
+def rational_scores(row: Tensor, codebook: Tensor, metric: str) -> list[Fraction]:
+    """The exact score of each code: |x - e|^2, or -x . e for cosine, in rational arithmetic."""
+    x = [Fraction(v) for v in row.tolist()]
+    scores = []
+    for code in codebook.tolist():
+        e = [Fraction(v) for v in code]
+        if metric == "l2":
+            scores.append(sum(((a - b) ** 2 for a, b in zip(x, e, strict=True)), Fraction(0)))
+        else:
+            scores.append(-sum((a * b for a, b in zip(x, e, strict=True)), Fraction(0)))
+    return scores
+
+
+def rational_argmin(rows: Tensor, codebook: Tensor, metric: str = "l2") -> Tensor:
+    """The truth: lowest index of the smallest exact score of each row of ``[N, D]``."""
+    winners = []
+    for row in rows:
+        scores = rational_scores(row, codebook, metric)
+        winners.append(scores.index(min(scores)))
+    return torch.tensor(winners, dtype=torch.int64)
+
+
+def float64_argmin(rows: Tensor, codebook: Tensor) -> Tensor:
+    """Argmin of float64 |x - e|^2, for data without near-ties."""
+    difference = rows.double()[:, None] - codebook.double()[None]
+    return difference.square().sum(-1).argmin(1)

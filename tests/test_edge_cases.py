@@ -1,0 +1,158 @@
+"""The edge cases of the contract, the same on every backend."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import vq_kernels as vq
+
+NONFINITE = [torch.nan, torch.inf, -torch.inf]
+nonfinite = pytest.mark.parametrize("value", NONFINITE, ids=["nan", "inf", "minus_inf"])
+
+
+def data(device: torch.device, n: int = 37, k: int = 19, d: int = 6) -> tuple[Tensor, Tensor]:
+    return torch.randn(n, d, device=device), torch.randn(k, d, device=device)
+
+
+@nonfinite
+@pytest.mark.parametrize("channel_first", [False, True], ids=["rows", "channel_first"])
+def test_nonfinite_row(value: float, channel_first: bool, backend: str, device: torch.device) -> None:
+    x, codebook = data(device)
+    clean = vq.vector_quantize(x, codebook, backend=backend)
+    x[5, 3] = value
+    bad = torch.arange(37, device=device) == 5
+    layout = {"channel_dim": 1 if channel_first else -1}
+    given = x.T.contiguous()[None] if channel_first else x
+    got = vq.vector_quantize(given, codebook, backend=backend, **layout)
+    indices = got.indices.reshape(-1)
+    quantized = got.quantized[0].T if channel_first else got.quantized
+
+    assert indices[5] == 0
+    assert torch.equal(indices[~bad], clean.indices[~bad])
+    assert quantized[5].isnan().all()
+    assert torch.equal(quantized[~bad], clean.quantized[~bad])
+    assert got.loss.isnan()
+    assert got.counts.sum() == 36 and got.sums.isfinite().all()
+    assert vq.nearest_code(given, codebook, backend=backend, **layout).reshape(-1)[5] == 0
+    counts, sums = vq.code_statistics(given, got.indices, 19, backend=backend, **layout)
+    assert torch.equal(counts, got.counts)
+    torch.testing.assert_close(sums, got.sums)
+
+
+@nonfinite
+def test_masked_nonfinite_row_is_not_seen(value: float, backend: str, device: torch.device) -> None:
+    x, codebook = data(device)
+    x[5, 3] = value
+    mask = torch.arange(37, device=device) != 5
+    got = vq.vector_quantize(x, codebook, mask=mask, backend=backend)
+    assert got.indices[5] == -1 and (got.quantized[5] == 0).all()
+    assert got.loss.isfinite() and got.counts.sum() == 36
+
+
+@nonfinite
+def test_nonfinite_code_is_never_chosen(value: float, backend: str, device: torch.device) -> None:
+    x, codebook = data(device)
+    for metric in ("l2", "cosine"):
+        for bad in ([0], [3, 7], [18]):
+            broken = codebook.clone()
+            broken[bad, 2] = value
+            usable = [j for j in range(19) if j not in bad]
+            want = torch.tensor(usable, device=device)[
+                vq.nearest_code(x, codebook[usable], metric=metric, backend=backend)
+            ]
+            assert torch.equal(vq.nearest_code(x, broken, metric=metric, backend=backend), want)
+
+
+def test_no_usable_code_gives_index_0(backend: str, device: torch.device) -> None:
+    x, codebook = data(device)
+    assert (vq.nearest_code(x, torch.full_like(codebook, torch.nan), backend=backend) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "channel_dim"), [((0, 6), -1), ((0, 4, 6), -1), ((2, 0, 6), -1), ((0, 6, 5), 1), ((2, 6, 0), 1)]
+)
+def test_empty_batch(shape: tuple[int, ...], channel_dim: int, backend: str, device: torch.device) -> None:
+    x = torch.empty(shape, device=device, requires_grad=True)
+    codebook = torch.randn(4, 6, device=device, requires_grad=True)
+    got = vq.vector_quantize(x, codebook, channel_dim=channel_dim, codebook_weight=0.5, backend=backend)
+    assert got.quantized.shape == x.shape and got.indices.numel() == 0
+    assert got.loss == 0 and got.counts.sum() == 0 and (got.sums == 0).all()
+    (got.loss + got.quantized.sum()).backward()
+    assert x.grad is not None and x.grad.shape == x.shape
+    assert codebook.grad is not None and (codebook.grad == 0).all()
+
+
+def test_fully_masked_batch(backend: str, device: torch.device) -> None:
+    x, codebook = data(device)
+    x.requires_grad_()
+    mask = torch.zeros(37, dtype=torch.bool, device=device)
+    got = vq.vector_quantize(x, codebook, mask=mask, backend=backend)
+    assert got.loss == 0 and got.counts.sum() == 0 and (got.indices == -1).all()
+    (got.loss + got.quantized.sum()).backward()
+    assert x.grad is not None and (x.grad == 0).all()
+
+
+def test_ema_update_without_rows_changes_nothing(backend: str, device: torch.device) -> None:
+    codebook, embed_avg = torch.randn(2, 5, 3, device=device).unbind()
+    cluster_size = torch.rand(5, device=device)
+    before = [t.clone() for t in (codebook, cluster_size, embed_avg)]
+    counts, sums = torch.zeros(5, dtype=torch.int64, device=device), torch.zeros(5, 3, device=device)
+    args = (codebook, cluster_size, embed_avg, counts, sums)
+    vq.ema_update_(*args, decay=0.9, eps=1e-5, backend=backend)
+    for a, b in zip(before, (codebook, cluster_size, embed_avg), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "d"), [(1, 1, 1), (1, 9, 1), (9, 1, 1), (9, 1, 7), (1, 300, 2), (2, 2, 200)]
+)
+def test_smallest_sizes(n: int, k: int, d: int, backend: str, device: torch.device) -> None:
+    x, codebook = data(device, n, k, d)
+    want = vq.vector_quantize(x, codebook, backend="reference")
+    got = vq.vector_quantize(x, codebook, backend=backend)
+    assert torch.equal(got.indices, want.indices)
+    torch.testing.assert_close(got.loss, want.loss)
+
+
+def test_a_scalar_row(backend: str, device: torch.device) -> None:
+    x, codebook = data(device)
+    got = vq.vector_quantize(x[0], codebook, backend=backend)
+    assert got.indices.shape == () and got.quantized.shape == (6,)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the resident-set measurement is for CPU tensors")
+@pytest.mark.parametrize("name", ["reference", "native"])
+def test_peak_memory_is_flat_in_n_times_k(name: str) -> None:
+    """N x K in float32 would be 4 GiB at the larger size; the peak grows with N + K D only."""
+    import os
+    import subprocess
+    import sys
+
+    from vq_kernels.backends import get_backend
+
+    if (reason := get_backend(name).unavailable_reason()) is not None:
+        pytest.skip(reason)
+    program = (
+        "import sys, resource, torch, vq_kernels as vq\n"
+        "n, k = int(sys.argv[1]), int(sys.argv[2])\n"
+        "x, e = torch.randn(n, 2), torch.randn(k, 2)\n"
+        f"vq.vector_quantize(x[:64], e[:64], backend={name!r})\n"
+        "base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        f"vq.vector_quantize(x, e, backend={name!r})\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base)\n"
+    )
+    n = 1 << 14
+    used = {}
+    for k in (512, 1 << 16):
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        out = subprocess.run(
+            [sys.executable, "-c", program, str(n), str(k)],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+        used[k] = int(out.stdout)
+    assert used[1 << 16] < 400_000, used  # KiB
