@@ -34,7 +34,8 @@ def test_nonfinite_row(value: float, channel_first: bool, backend: str, device: 
     assert quantized[5].isnan().all()
     assert torch.equal(quantized[~bad], clean.quantized[~bad])
     assert got.loss.isnan()
-    assert got.counts.sum() == 36 and got.sums.isfinite().all()
+    assert got.counts.sum() == 36
+    assert got.sums.isfinite().all()
     assert vq.nearest_code(given, codebook, backend=backend, **layout).reshape(-1)[5] == 0
     counts, sums = vq.code_statistics(given, got.indices, 19, backend=backend, **layout)
     assert torch.equal(counts, got.counts)
@@ -47,8 +48,10 @@ def test_masked_nonfinite_row_is_not_seen(value: float, backend: str, device: to
     x[5, 3] = value
     mask = torch.arange(37, device=device) != 5
     got = vq.vector_quantize(x, codebook, mask=mask, backend=backend)
-    assert got.indices[5] == -1 and (got.quantized[5] == 0).all()
-    assert got.loss.isfinite() and got.counts.sum() == 36
+    assert got.indices[5] == -1
+    assert (got.quantized[5] == 0).all()
+    assert got.loss.isfinite()
+    assert got.counts.sum() == 36
 
 
 @nonfinite
@@ -77,11 +80,16 @@ def test_empty_batch(shape: tuple[int, ...], channel_dim: int, backend: str, dev
     x = torch.empty(shape, device=device, requires_grad=True)
     codebook = torch.randn(4, 6, device=device, requires_grad=True)
     got = vq.vector_quantize(x, codebook, channel_dim=channel_dim, codebook_weight=0.5, backend=backend)
-    assert got.quantized.shape == x.shape and got.indices.numel() == 0
-    assert got.loss == 0 and got.counts.sum() == 0 and (got.sums == 0).all()
+    assert got.quantized.shape == x.shape
+    assert got.indices.numel() == 0
+    assert got.loss == 0
+    assert got.counts.sum() == 0
+    assert (got.sums == 0).all()
     (got.loss + got.quantized.sum()).backward()
-    assert x.grad is not None and x.grad.shape == x.shape
-    assert codebook.grad is not None and (codebook.grad == 0).all()
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
+    assert codebook.grad is not None
+    assert (codebook.grad == 0).all()
 
 
 def test_fully_masked_batch(backend: str, device: torch.device) -> None:
@@ -89,9 +97,12 @@ def test_fully_masked_batch(backend: str, device: torch.device) -> None:
     x.requires_grad_()
     mask = torch.zeros(37, dtype=torch.bool, device=device)
     got = vq.vector_quantize(x, codebook, mask=mask, backend=backend)
-    assert got.loss == 0 and got.counts.sum() == 0 and (got.indices == -1).all()
+    assert got.loss == 0
+    assert got.counts.sum() == 0
+    assert (got.indices == -1).all()
     (got.loss + got.quantized.sum()).backward()
-    assert x.grad is not None and (x.grad == 0).all()
+    assert x.grad is not None
+    assert (x.grad == 0).all()
 
 
 def test_ema_update_without_rows_changes_nothing(backend: str, device: torch.device) -> None:
@@ -119,7 +130,8 @@ def test_smallest_sizes(n: int, k: int, d: int, backend: str, device: torch.devi
 def test_a_scalar_row(backend: str, device: torch.device) -> None:
     x, codebook = data(device)
     got = vq.vector_quantize(x[0], codebook, backend=backend)
-    assert got.indices.shape == () and got.quantized.shape == (6,)
+    assert got.indices.shape == ()
+    assert got.quantized.shape == (6,)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the resident-set measurement is for CPU tensors")

@@ -89,11 +89,12 @@ def test_gather_backward_is_bitwise_reproducible(backend: str, device: torch.dev
         torch.autograd.grad(vq.gather_codes(codebook, indices, backend=backend), codebook, upstream)[0]
         for _ in range(3)
     ]
-    assert torch.equal(grads[0], grads[1]) and torch.equal(grads[0], grads[2])
+    assert torch.equal(grads[0], grads[1])
+    assert torch.equal(grads[0], grads[2])
 
 
 def rotate(x: Tensor, e: Tensor) -> Tensor:
-    """arXiv:2410.06424, section 4.2, with the explicit D x D rotation: output e, gradient through R and |e|/|x|."""
+    """arXiv:2410.06424, section 4.2, with the explicit D x D rotation R: |e|/|x| R x, whose value is e."""
     u, q = x / x.norm(), e / e.norm()
     w = (u + q) / (u + q).norm()
     rotation = (

@@ -50,7 +50,8 @@ def test_nearest_code(
     got = vq.nearest_code(x, codebook, channel_dim=channel_dim, backend=backend)
     shape = list(x.shape)
     shape.pop(channel_dim)
-    assert list(got.shape) == shape and got.dtype == torch.int64
+    assert list(got.shape) == shape
+    assert got.dtype == torch.int64
     assert torch.equal(got.reshape(-1), float64_argmin(rows_of(x, channel_dim), codebook))
 
 
@@ -84,7 +85,8 @@ def test_code_statistics(layout: str, dtype: torch.dtype, backend: str, device: 
         want_counts = torch.bincount(flat[kept], minlength=codebook_size)
         want = torch.zeros(codebook_size, rows.shape[1], dtype=torch.float64, device=device)
         want.index_add_(0, flat[kept], rows[kept].double())
-        assert torch.equal(counts, want_counts) and counts.dtype == torch.int64
+        assert torch.equal(counts, want_counts)
+        assert counts.dtype == torch.int64
         assert sums.dtype == torch.float32
         torch.testing.assert_close(sums.double(), want, rtol=1e-5, atol=1e-5)
 
@@ -99,7 +101,8 @@ def test_code_statistics_are_bitwise_reproducible(backend: str, device: torch.de
             for threads in (1, 2):
                 torch.set_num_threads(threads)
                 again = vq.code_statistics(x, indices, codebook_size, backend=backend)
-                assert torch.equal(again[0], counts) and torch.equal(again[1], sums)
+                assert torch.equal(again[0], counts)
+                assert torch.equal(again[1], sums)
         finally:
             torch.set_num_threads(before)
 
@@ -153,14 +156,16 @@ def test_vector_quantize(
             commitment_weight=0.25, codebook_weight=0.5,
         )  # fmt: skip
 
-        assert got.quantized.shape == x.shape and got.quantized.dtype == dtype
+        assert got.quantized.shape == x.shape
+        assert got.quantized.dtype == dtype
         assert got.quantized.stride() == torch.empty_like(x).stride()
         assert torch.equal(got.indices.reshape(-1), torch.where(keep, index, -1))
         want = torch.where(keep[:, None], codebook[index].to(dtype), 0)
         assert torch.equal(rows_of(got.quantized, channel_dim), want)
         error = (codebook[index].double() - rows.double()).square()[keep]
         want_loss = 0.75 * error.mean() if keep.any() else torch.zeros(())
-        assert got.loss.dtype == torch.float32 and got.loss.shape == ()
+        assert got.loss.dtype == torch.float32
+        assert got.loss.shape == ()
         torch.testing.assert_close(got.loss.double().cpu(), want_loss.double().cpu(), rtol=2e-5, atol=1e-9)
         counts, sums = vq.code_statistics(x, got.indices, size[3], channel_dim=channel_dim, backend=backend)
         assert torch.equal(got.counts, counts)
@@ -171,8 +176,10 @@ def test_vector_quantize_without_statistics(backend: str, device: torch.device) 
     x, codebook = torch.randn(9, 4, device=device), torch.randn(5, 4, device=device)
     with_them = vq.vector_quantize(x, codebook, backend=backend)
     without = vq.vector_quantize(x, codebook, statistics=False, backend=backend)
-    assert without.counts.shape == (0,) and without.sums.shape == (0, 4)
-    assert torch.equal(without.indices, with_them.indices) and torch.equal(without.loss, with_them.loss)
+    assert without.counts.shape == (0,)
+    assert without.sums.shape == (0, 4)
+    assert torch.equal(without.indices, with_them.indices)
+    assert torch.equal(without.loss, with_them.loss)
 
 
 @layouts

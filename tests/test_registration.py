@@ -97,7 +97,8 @@ def test_compiled_ema_update_equals_eager(device: torch.device) -> None:
     got = torch.compile(update, fullgraph=True)(*states[1], x)
     assert torch.equal(got, want)
     for a, b in zip(*states, strict=True):
-        assert torch.equal(a, b) and not torch.equal(a, codebook)
+        assert torch.equal(a, b)
+        assert not torch.equal(a, codebook)
 
 
 def test_export_of_the_eval_path(device: torch.device) -> None:
@@ -163,8 +164,10 @@ def test_fake_tensors_carry_shapes(device: torch.device) -> None:
     with FakeTensorMode():
         x = torch.empty(2, 8, 5, 3, device=device, dtype=torch.bfloat16)
         out = vq.vector_quantize(x, torch.empty(11, 8, device=device), channel_dim=1)
-    assert out.quantized.shape == x.shape and out.quantized.dtype == torch.bfloat16
-    assert out.indices.shape == (2, 5, 3) and out.counts.shape == (11,)
+    assert out.quantized.shape == x.shape
+    assert out.quantized.dtype == torch.bfloat16
+    assert out.indices.shape == (2, 5, 3)
+    assert out.counts.shape == (11,)
     assert out.loss.dtype == torch.float32
 
 
@@ -185,7 +188,8 @@ def test_inference_mode_and_no_grad(device: torch.device) -> None:
     for context in (torch.no_grad, torch.inference_mode):
         with context():
             got = vq.vector_quantize(x, codebook)
-        assert torch.equal(got.quantized, want.quantized) and not got.quantized.requires_grad
+        assert torch.equal(got.quantized, want.quantized)
+        assert not got.quantized.requires_grad
 
 
 def test_operators_run_from_other_threads(device: torch.device) -> None:

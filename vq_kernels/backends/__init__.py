@@ -63,7 +63,7 @@ def available_backends() -> dict[str, str | None]:
     return {name: get_backend(name).unavailable_reason() for name in [*_MODULES, *_registered]}
 
 
-class use_backend:  # noqa: N801 - used like torch.set_grad_enabled, as a function or in a with statement
+class use_backend:
     """Ask for one backend for all following calls of this process, or inside a ``with`` block.
 
     ``use_backend(None)`` returns to automatic choice. An explicit ``backend=`` argument of an
