@@ -1,0 +1,66 @@
+"""Multi-head attention over a sequence, whole or one position at a time with a key/value cache."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class KeyValueCache:
+    """The keys and values of the positions seen so far, with room for ``capacity`` of them."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self._stored: Tensor | None = None  # [2, B, heads, capacity, d], made when dtype and sizes are known
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds ``[B, heads, n, d]`` and gives views of all keys and values so far."""
+        if self._stored is None:
+            batch, heads, _, width = key.shape
+            self._stored = key.new_empty(2, batch, heads, self.capacity, width)
+        start, self.length = self.length, self.length + key.shape[2]
+        self._stored[0, :, :, start : self.length] = key
+        self._stored[1, :, :, start : self.length] = value
+        return self._stored[0, :, :, : self.length], self._stored[1, :, :, : self.length]
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    heads: int,
+    causal: bool,
+    dropout: float = 0.0,
+    cache: KeyValueCache | None = None,
+) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v for each head, ``[B, N, C]`` to ``[B, N, C]``, never storing N x N.
+
+    ``causal``: position t attends to positions up to and including t. With a ``cache`` the inputs are the one
+    next position, N = 1, which attends to all that the cache holds and to itself.
+    """
+    q, k, v = (
+        x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (query, key, value)
+    )  # [B, h, N, d]
+    if cache is not None:
+        k, v = cache.append(k, v)
+        causal = False  # nothing later is in the cache
+    attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
+    return attended.transpose(1, 2).flatten(2)
+
+
+def token_rows(map_features: Tensor) -> Tensor:
+    """``[B, C, *S]`` as a sequence ``[B, N, C]`` in raster order."""
+    return map_features.flatten(2).transpose(1, 2)
+
+
+def token_map(tokens: Tensor, sizes: torch.Size | tuple[int, ...]) -> Tensor:
+    """The inverse: ``[B, N, C]`` as ``[B, C, *sizes]``."""
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *sizes)
+
+
+def upsample_to(features: Tensor, sizes: torch.Size | tuple[int, ...]) -> Tensor:
+    """``[B, C, *U]`` to ``[B, C, *sizes]`` by nearest neighbour: a cell copies the coarse one above it."""
+    return F.interpolate(features, size=tuple(sizes), mode="nearest-exact")

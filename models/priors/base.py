@@ -1,0 +1,190 @@
+"""What every prior over code maps shares: the checks, the log-likelihood and the sampling loop.
+
+A prior factorises the probability of a map of codes in raster order (van den Oord et al., 2016),
+
+    p(codes | label, upper) = prod_t p(codes_t | codes_<t, label, upper),
+
+where ``upper`` is the code map of the level above in a hierarchical VQ-VAE.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from models.pretrained import Pretrained
+from models.priors.filters import check_filters, draw, filter_logits
+
+Decoder = Callable[[Tensor | None], Tensor]
+"""The logits ``[B, K]`` of the next code, given the code just drawn: int64 ``[B]``, None at the start."""
+
+
+class AutoregressivePrior(Pretrained, ABC):
+    """Base of the priors. A subclass gives ``_logits`` (all positions at once) and ``_decoder`` (one by one).
+
+    Codes are int64 maps ``[B, *S]``. With ``num_classes`` every call needs ``labels``, int64 ``[B]``; with
+    ``upper_codebook_size`` it needs ``upper``, an int64 map ``[B, *U]`` with as many axes as the codes.
+    """
+
+    map_axes: tuple[int, ...] = (1, 2)
+
+    def __init__(self, codebook_size: int, num_classes: int | None, upper_codebook_size: int | None) -> None:
+        super().__init__()
+        check_positive(codebook_size=codebook_size)
+        for name, value in (("num_classes", num_classes), ("upper_codebook_size", upper_codebook_size)):
+            if value is not None:
+                check_positive(**{name: value})
+        self.codebook_size = codebook_size
+        self.num_classes = num_classes
+        self.upper_codebook_size = upper_codebook_size
+
+    @abstractmethod
+    def _logits(self, codes: Tensor, labels: Tensor | None, upper: Tensor | None) -> Tensor:
+        """Logits ``[B, K, *S]`` of checked codes ``[B, *S]``."""
+
+    @abstractmethod
+    def _decoder(self, shape: tuple[int, ...], labels: Tensor | None, upper: Tensor | None) -> Decoder:
+        """A decoder with empty caches for maps of ``shape`` = (B, *S)."""
+
+    def logits(self, codes: Tensor, labels: Tensor | None = None, upper: Tensor | None = None) -> Tensor:
+        """Logits ``[B, K, *S]``: those at a position depend on earlier codes only, in raster order."""
+        self._check_codes("codes", codes, self.codebook_size)
+        self._check_conditions(tuple(codes.shape), labels, upper)
+        return self._logits(codes, labels, upper)
+
+    def log_prob(self, codes: Tensor, labels: Tensor | None = None, upper: Tensor | None = None) -> Tensor:
+        """log p(codes | labels, upper) in nats, summed over the positions: float32 ``[B]``."""
+        logits = self.logits(codes, labels, upper).float()
+        return -F.cross_entropy(logits, codes, reduction="none").flatten(1).sum(dim=1)
+
+    def forward(self, codes: Tensor, labels: Tensor | None = None, upper: Tensor | None = None) -> Tensor:
+        """:meth:`log_prob`, so that wrappers that hook ``forward`` (DDP, ``torch.compile``) train a prior."""
+        return self.log_prob(codes, labels, upper)
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        labels: Tensor | None = None,
+        upper: Tensor | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draws codes of ``shape`` = (B, *S), int64, one position after the other.
+
+        Caches hold what earlier positions computed, so a position costs the network once at that position
+        and not over the map. Dropout is off; the training flags are as before afterwards. ``generator`` lives
+        on the model's device; the same one gives the same codes.
+        """
+        shape = self._check_shape(shape)
+        self._check_conditions(shape, labels, upper)
+        check_filters(temperature, top_k, top_p)
+        device = self.device
+        if generator is not None and generator.device.type != device.type:
+            raise ValueError(f"generator is on {generator.device}; it must be on the model's device {device}")
+        codes = torch.empty(math.prod(shape[1:]), shape[0], dtype=torch.int64, device=device)
+        with _evaluating(self), torch.inference_mode(), parametrize.cached():
+            next_logits = self._decoder(shape, labels, upper)
+            previous = None
+            for position in range(len(codes)):
+                logits = filter_logits(next_logits(previous), temperature, top_k, top_p)
+                previous = codes[position].copy_(draw(logits, generator))
+        return codes.T.reshape(shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    def _check_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        sizes = tuple(shape)
+        if any(isinstance(size, bool) or not isinstance(size, int) for size in sizes):
+            raise TypeError(f"shape must be integers (B, *S), got {shape!r}")
+        if len(sizes) - 1 not in self.map_axes or min(sizes[1:]) < 1 or sizes[0] < 0:
+            raise ValueError(f"shape must be (B, *S) with {self._axes()} positive sizes in S, got {sizes}")
+        return sizes
+
+    def _check_codes(self, name: str, codes: Tensor, codebook_size: int) -> None:
+        if not isinstance(codes, Tensor) or codes.dtype != torch.int64:
+            got = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
+            raise TypeError(f"{name} must be an int64 tensor, got {got}")
+        if codes.ndim - 1 not in self.map_axes or 0 in codes.shape[1:]:
+            raise ValueError(
+                f"{name} must be [B, *S] with {self._axes()} axes in S, none empty, got {tuple(codes.shape)}"
+            )
+        self._check_values(name, codes, codebook_size)
+
+    def _check_conditions(self, shape: tuple[int, ...], labels: Tensor | None, upper: Tensor | None) -> None:
+        if (labels is None) != (self.num_classes is None):
+            given = "missing" if labels is None else "given"
+            raise ValueError(
+                f"labels are {given}, but the prior was built with num_classes={self.num_classes}"
+            )
+        if (upper is None) != (self.upper_codebook_size is None):
+            given = "missing" if upper is None else "given"
+            raise ValueError(
+                f"upper is {given}; the prior was built with upper_codebook_size={self.upper_codebook_size}"
+            )
+        if labels is not None and self.num_classes is not None:
+            if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+                got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+                raise TypeError(f"labels must be an int64 tensor, got {got}")
+            if labels.shape != shape[:1]:
+                raise ValueError(f"labels must be [{shape[0]}], one for each map, got {tuple(labels.shape)}")
+            self._check_values("labels", labels, self.num_classes)
+        if upper is not None and self.upper_codebook_size is not None:
+            self._check_codes("upper", upper, self.upper_codebook_size)
+            if upper.ndim != len(shape) or upper.shape[0] != shape[0]:
+                raise ValueError(
+                    f"upper must be [{shape[0]}, *U] with {len(shape) - 1} axes in U like the codes, "
+                    f"got {tuple(upper.shape)}"
+                )
+
+    def _check_values(self, name: str, values: Tensor, count: int) -> None:
+        if values.device != self.device:
+            raise ValueError(f"{name} are on {values.device}, the prior is on {self.device}")
+        # Reading a value back from a GPU would make the host wait; there the embedding kernel asserts.
+        if values.device.type == "cpu" and not torch.compiler.is_compiling() and values.numel():
+            low, high = (int(bound) for bound in values.aminmax())
+            if low < 0 or high >= count:
+                raise ValueError(f"{name} must be in [0, {count}), got values from {low} to {high}")
+
+    def _axes(self) -> str:
+        return " or ".join(str(axes) for axes in self.map_axes)
+
+
+def check_positive(**arguments: int) -> None:
+    """Raises TypeError or ValueError for the first argument that is not a positive integer."""
+    for name, value in arguments.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an integer, got {value!r}")
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_dropout(dropout: float) -> None:
+    """Raises TypeError or ValueError unless ``dropout`` is a number in [0, 1)."""
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float):
+        raise TypeError(f"dropout must be a number, got {dropout!r}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every submodule has the flag it had, frozen parts included."""
+    flags = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in flags:
+            part.training = training

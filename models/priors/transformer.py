@@ -1,0 +1,182 @@
+"""A decoder-only Transformer over the raster order of a code map (Vaswani et al., 2017; pre-norm)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.pretrained import constructor_arguments
+from models.priors.attention import KeyValueCache, attend, token_map, token_rows, upsample_to
+from models.priors.base import AutoregressivePrior, Decoder, check_dropout, check_positive
+
+
+class Block(nn.Module):
+    """x + Attention(LayerNorm(x)), then x + MLP(LayerNorm(x)), on ``[B, N, width]``."""
+
+    def __init__(self, width: int, heads: int, dropout: float, causal: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.causal = causal
+        self.attention_norm = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, 4 * width)
+        self.contract = nn.Linear(4 * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        query, key, value = self.query_key_value(self.attention_norm(x)).chunk(3, dim=-1)
+        dropout = self.dropout.p if self.training else 0.0
+        attended = attend(
+            query, key, value, heads=self.heads, causal=self.causal, dropout=dropout, cache=cache
+        )
+        x = x + self.dropout(self.project(attended))
+        return x + self.dropout(self.contract(F.gelu(self.expand(self.mlp_norm(x)))))
+
+
+class TransformerPrior(AutoregressivePrior):
+    """Transformer prior for code maps with one, two or three axes.
+
+    Step t reads the code before it (at the start: the start token of the class), the learnt position of the
+    code to predict, and, with an upper level, what two-way attention over the whole upper map says about the
+    cell above that position. A position is the sum of one learnt vector for each axis, so maps smaller than
+    ``shape`` work with the same weights.
+
+    Args:
+        codebook_size: K, codes are in [0, K).
+        width: of the residual stream; the hidden layer of an MLP is 4 times that.
+        shape: the largest map, ``(L,)``, ``(H, W)`` or ``(T, H, W)``; it fixes the number of axes.
+        layers, heads, dropout: of the decoder; ``heads`` divides ``width``.
+        num_classes: one start token for each class; None for no labels.
+        upper_codebook_size: codes of the level above; None for no upper level.
+        upper_layers: Transformer blocks over the upper map.
+
+    The output layer starts at zero, so an untrained prior is the uniform distribution.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int,
+        width: int = 512,
+        *,
+        shape: Sequence[int],
+        layers: int = 8,
+        heads: int = 8,
+        dropout: float = 0.1,
+        num_classes: int | None = None,
+        upper_codebook_size: int | None = None,
+        upper_layers: int = 2,
+    ) -> None:
+        arguments = constructor_arguments(locals())
+        super().__init__(codebook_size, num_classes, upper_codebook_size)
+        check_positive(width=width, layers=layers, heads=heads, upper_layers=upper_layers)
+        check_dropout(dropout)
+        if width % heads:
+            raise ValueError(f"heads must divide width={width}, got {heads}")
+        if not 1 <= len(shape) <= 3:
+            raise ValueError(f"shape must be the 1 to 3 sizes of the largest map, got {tuple(shape)}")
+        for axis, size in enumerate(shape):
+            check_positive(**{f"shape[{axis}]": size})
+        self.config = arguments
+        self.shape = tuple(shape)
+        self.map_axes = (len(shape),)
+
+        self.code = nn.Embedding(codebook_size, width)
+        self.start = nn.Embedding(num_classes or 1, width)
+        self.positions = nn.ParameterList(nn.Parameter(torch.empty(size, width)) for size in shape)
+        self.blocks = nn.ModuleList(Block(width, heads, dropout, causal=True) for _ in range(layers))
+        if upper_codebook_size is not None:
+            self.upper_code = nn.Embedding(upper_codebook_size, width)
+            self.upper_blocks = nn.ModuleList(
+                Block(width, heads, dropout, causal=False) for _ in range(upper_layers)
+            )
+            self.upper_norm = nn.LayerNorm(width)
+            self.upper_project = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, codebook_size)
+        self._initialise(layers, upper_layers)
+
+    def _initialise(self, layers: int, upper_layers: int) -> None:
+        """As GPT-2: normal of 0.02, residual branches scaled down by the square root of their number."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+        for name, module in self.named_modules():
+            if isinstance(module, Block):
+                depth = upper_layers if name.startswith("upper") else layers
+                for branch in (module.project, module.contract):
+                    nn.init.normal_(branch.weight, std=0.02 / math.sqrt(2 * depth))
+        for position in self.positions:
+            nn.init.normal_(position, std=0.02)
+        nn.init.zeros_(self.head.weight)
+
+    def _logits(self, codes: Tensor, labels: Tensor | None, upper: Tensor | None) -> Tensor:
+        context = self._context(tuple(codes.shape), upper)  # [B or 1, N, width]
+        before = torch.cat(
+            [self._start_token(len(codes), labels), self.code(codes.flatten(1)[:, :-1])], dim=1
+        )
+        x = self.dropout(before + context)
+        for block in self.blocks:
+            x = block(x)
+        return token_map(self.head(self.norm(x)), codes.shape[1:])
+
+    def _decoder(self, shape: tuple[int, ...], labels: Tensor | None, upper: Tensor | None) -> Decoder:
+        context = self._context(shape, upper)
+        start = self._start_token(shape[0], labels)
+        caches = [KeyValueCache(context.shape[1]) for _ in self.blocks]
+        steps = iter(range(context.shape[1]))
+
+        def next_logits(previous: Tensor | None) -> Tensor:
+            position = next(steps)
+            before = start if previous is None else self.code(previous[:, None])
+            x = before + context[:, position : position + 1]  # [B, 1, width]
+            for block, cache in zip(self.blocks, caches, strict=True):
+                x = block(x, cache)
+            logits: Tensor = self.head(self.norm(x[:, 0]))
+            return logits
+
+        return next_logits
+
+    def _start_token(self, batch: int, labels: Tensor | None) -> Tensor:
+        if labels is None:
+            labels = torch.zeros(batch, dtype=torch.int64, device=self.device)
+        token: Tensor = self.start(labels[:, None])  # [B, 1, width]
+        return token
+
+    def _context(self, shape: tuple[int, ...], upper: Tensor | None) -> Tensor:
+        """What step t knows besides codes: its position, the upper level there. ``[B or 1, N, width]``."""
+        sizes = shape[1:]
+        if any(size > largest for size, largest in zip(sizes, self.shape, strict=True)):
+            raise ValueError(f"codes have the map shape {sizes}; the prior was built for up to {self.shape}")
+        axes = [position[:size] for position, size in zip(self.positions, sizes, strict=True)]
+        context = _grid_sum(axes)  # [1, width, *S]
+        if upper is not None:
+            # An upper cell stands at the mean of the positions that it covers.
+            coarse = [
+                F.adaptive_avg_pool1d(axis.T, size).T
+                for axis, size in zip(axes, upper.shape[1:], strict=True)
+            ]
+            x = self.upper_code(upper.flatten(1)) + token_rows(_grid_sum(coarse))
+            for block in self.upper_blocks:
+                x = block(x)
+            x = token_map(self.upper_project(self.upper_norm(x)), upper.shape[1:])
+            context = context + upsample_to(x, sizes)
+        return token_rows(context)
+
+
+def _grid_sum(axes: list[Tensor]) -> Tensor:
+    """Sum of one vector for each axis, ``[S_i, width]`` each, at every cell: ``[1, width, *S]``."""
+    total = torch.zeros((), device=axes[0].device, dtype=axes[0].dtype)
+    for index, axis in enumerate(axes):
+        shape = [1] * len(axes)
+        shape[index] = len(axis)
+        total = total + axis.T.reshape(1, axis.shape[1], *shape)
+    return total
