@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import platform
 import re
@@ -96,10 +97,10 @@ def read_switches(environ: Mapping[str, str]) -> Switches:
 
 
 def run_tool(command: list[str], environ: Mapping[str, str], what: str) -> str:
-    """Run a build tool, pass its output on, and raise :class:`ToolFailure` if it fails."""
+    """Run a build tool and raise :class:`ToolFailure` if it fails; errors and warnings are always shown."""
     done = subprocess.run(command, env=dict(environ), text=True, capture_output=True, errors="replace")
     output = done.stdout + done.stderr
-    print(output, flush=True)
+    logging.log(logging.WARNING if done.returncode or "warning:" in output else logging.INFO, "%s", output)
     if done.returncode:
         raise ToolFailure(f"{what} failed: `{' '.join(command)}` exited with {done.returncode}", output)
     return output

@@ -1,0 +1,452 @@
+"""The build: switches, what it finds, what it does when a tool fails, what it leaves behind."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+NO_GPU: list[tuple[int, int]] = []
+
+
+def load_setup() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("vq_setup", ROOT / "setup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+build = load_setup()
+
+
+def program(path: Path, script: str) -> str:
+    """An executable shell script."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def fake_nvcc(path: Path, release: str = "13.0", script: str = "exit 1") -> str:
+    """Answers ``--version`` like nvcc and does ``script`` otherwise."""
+    version = f'echo "Cuda compilation tools, release {release}, V{release}.88"'
+    return program(path, f'if [ "$1" = --version ]; then {version}; exit 0; fi\n{script}')
+
+
+def tiny_source(folder: Path, answer: int = 1) -> Path:
+    """The real CMakeLists.txt with a module of one function, which compiles in seconds."""
+    (folder / "csrc" / "cpu").mkdir(parents=True)
+    shutil.copy(ROOT / "CMakeLists.txt", folder)
+    (folder / "csrc" / "bindings.cpp").write_text(
+        "#include <pybind11/pybind11.h>\n"
+        f'PYBIND11_MODULE(_C, m) {{ m.def("answer", [] {{ return {answer}; }}); }}\n'
+    )
+    return folder
+
+
+def answer_of(folder: Path) -> int:
+    """What the module in a build folder answers, asked in a fresh interpreter."""
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import _C; print(_C.answer())"
+    return int(subprocess.check_output([sys.executable, "-c", code, str(folder)], text=True))
+
+
+def copy_checkout(target: Path) -> Path:
+    """The files of this checkout that a build or an sdist needs."""
+    ignore = shutil.ignore_patterns("__pycache__", "*.so", "_build_info.json")
+    for name in ("vq_kernels", "csrc"):
+        shutil.copytree(ROOT / name, target / name, ignore=ignore)
+    for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "MANIFEST.in", "LICENSE", "README.md"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, target)
+    return target
+
+
+def run_setup(folder: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    env = {k: v for k, v in os.environ.items() if k not in ("VQ_BUILD", "VQ_CUDA", "VQ_CUDA_ARCHS", "CXX")}
+    command = [sys.executable, "setup.py", *arguments]
+    return subprocess.run(command, cwd=folder, env=env | environ, text=True, capture_output=True, timeout=250)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "visible_gpus", lambda: NO_GPU)
+
+
+@pytest.fixture
+def needs_compiler() -> None:
+    if build.find_cxx(os.environ) is None:
+        pytest.skip("no C++ compiler on this machine")
+    for tool in ("pybind11", "cmake", "ninja"):
+        if importlib.util.find_spec(tool) is None and shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+
+
+# Switches and what is found
+
+
+def test_switches_default_to_auto() -> None:
+    assert build.read_switches({}) == ("auto", "auto", ())
+
+
+def test_switches_are_read() -> None:
+    environ = {"VQ_BUILD": "require", "VQ_CUDA": "1", "VQ_CUDA_ARCHS": "80-real;90a-real, 100f"}
+    assert build.read_switches(environ) == ("require", "1", ("80-real", "90a-real", "100f"))
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"VQ_BUILD": "no"}, "VQ_BUILD='no': accepted are auto, require, skip"),
+        ({"VQ_CUDA": "yes"}, "VQ_CUDA='yes': accepted are auto, 1, 0"),
+        ({"VQ_CUDA_ARCHS": "80;hopper"}, "VQ_CUDA_ARCHS: 'hopper'"),
+        ({"VQ_BUILD": "skip", "VQ_CUDA": "1"}, "VQ_CUDA=1 contradicts VQ_BUILD=skip"),
+    ],
+)
+def test_wrong_switches_are_refused(environ: dict[str, str], message: str) -> None:
+    with pytest.raises(build.PlatformError, match=re.escape(message)):
+        build.read_switches(environ)
+
+
+def test_missing_cxx_is_named() -> None:
+    with pytest.raises(build.PlatformError, match=r"CXX='/no/such/g\+\+'.*VQ_BUILD=skip"):
+        build.find_cxx({"CXX": "/no/such/g++", "PATH": "/bin"})
+
+
+def test_nvcc_is_found_in_the_documented_order(tmp_path: Path) -> None:
+    site = tmp_path / "site-packages"
+    pip = fake_nvcc(site / "nvidia" / "cu13" / "bin" / "nvcc", "13.0")
+    on_path = fake_nvcc(tmp_path / "path" / "nvcc", "12.8")
+    home = fake_nvcc(tmp_path / "home" / "bin" / "nvcc", "12.9")
+    explicit = fake_nvcc(tmp_path / "cudacxx", "12.4")
+    environ = {"CUDACXX": explicit, "CUDA_HOME": str(tmp_path / "home"), "PATH": str(tmp_path / "path")}
+    assert build.find_nvcc(environ, str(site)) == (explicit, (12, 4, 88), None)
+    del environ["CUDACXX"]
+    assert build.find_nvcc(environ, str(site)) == (home, (12, 9, 88), None)
+    del environ["CUDA_HOME"]
+    assert build.find_nvcc(environ, str(site)).path == on_path
+    if not Path("/usr/local/cuda/bin/nvcc").exists():
+        found = build.find_nvcc({"PATH": ""}, str(site))
+        assert found == (pip, (13, 0, 88), str(site / "nvidia" / "cu13" / "lib"))
+
+
+def test_pip_toolkit_brings_its_library_path(tmp_path: Path) -> None:
+    nvcc = fake_nvcc(tmp_path / "nvidia" / "cu13" / "bin" / "nvcc")
+    found = build.find_nvcc({"CUDACXX": nvcc, "PATH": ""}, str(tmp_path))
+    assert found.library_path == str(tmp_path / "nvidia" / "cu13" / "lib")
+
+
+@pytest.mark.parametrize(
+    ("nvcc", "gpus", "targets"),
+    [
+        ((13, 0), [(9, 0)], ("90a-real",)),
+        ((13, 0), [(8, 0), (8, 9)], ("80-real", "89-real")),
+        ((12, 4), [], ("80-real", "86-real", "89-real", "90a-real", "80-virtual")),
+        (
+            (13, 0),
+            [],
+            ("80-real", "86-real", "89-real", "90a-real", "100f-real", "120f-real", "80-virtual"),
+        ),
+    ],
+    ids=["hopper", "ampere-and-ada", "portable-12.4", "portable-13.0"],
+)
+def test_cuda_targets(nvcc: tuple[int, int], gpus: list[tuple[int, int]], targets: tuple[str, ...]) -> None:
+    assert build.cuda_targets(nvcc, gpus) == targets
+
+
+@pytest.mark.parametrize(
+    ("cuda", "nvcc", "gpus", "reason"),
+    [
+        ("0", (13, 0), NO_GPU, "VQ_CUDA=0"),
+        ("auto", None, NO_GPU, "no nvcc found"),
+        ("auto", (11, 8), NO_GPU, "nvcc 11.8 (/nvcc) is older than 12.0"),
+        ("auto", (13, 0), [(7, 0)], "compute capability 7.0 is older than 7.5"),
+    ],
+)
+def test_reason_for_leaving_cuda_out(
+    cuda: str, nvcc: tuple[int, ...] | None, gpus: list[tuple[int, int]], reason: str
+) -> None:
+    tool = build.Nvcc("/nvcc", nvcc, None) if nvcc else None
+    targets, said = build.plan_cuda(build.Switches("auto", cuda, ()), tool, gpus)
+    assert targets == ()
+    assert reason in said
+
+
+def test_cuda_that_was_asked_for_and_is_not_to_be_had_is_an_error() -> None:
+    with pytest.raises(build.PlatformError, match=r"VQ_CUDA=1, but no nvcc found.*VQ_CUDA=0"):
+        build.plan_cuda(build.Switches("auto", "1", ()), None, NO_GPU)
+
+
+# What happens when a tool is missing or fails
+
+
+def test_no_compiler_gives_pure_python_one_warning_and_the_reason(tmp_path: Path) -> None:
+    folder = copy_checkout(tmp_path / "checkout")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = run_setup(folder, "-q", "build_ext", "--inplace", PATH=str(empty))
+    assert done.returncode == 0, done.stderr
+    text = done.stdout + done.stderr
+    assert text.count("no C++ compiler found") == 1
+    assert not list((folder / "vq_kernels").glob("_C*"))
+    info = json.loads((folder / "vq_kernels" / "_build_info.json").read_text())
+    assert info["native"] == {"built": False, "reason": "no C++ compiler found (c++, g++, clang++)"}
+    code = "from vq_kernels.build_info import why_not_built; print(why_not_built('native'))"
+    shown = subprocess.check_output([sys.executable, "-c", code], cwd=folder, text=True)
+    assert "no C++ compiler found" in shown
+
+
+def test_no_compiler_is_an_error_where_the_module_is_required() -> None:
+    switches = build.Switches("require", "auto", ())
+    with pytest.raises(build.PlatformError, match=r"no C\+\+ compiler found.*VQ_BUILD=skip"):
+        build.build_native(ROOT, switches, {"PATH": ""})
+
+
+@pytest.mark.usefixtures("needs_compiler", "no_gpu")
+def test_failing_compiler_is_an_error_that_names_it_and_the_switch(tmp_path: Path) -> None:
+    cxx = program(tmp_path / "bin" / "g++", "echo this compiler is broken >&2; exit 1")
+    source = tiny_source(tmp_path / "source")
+    environ = dict(os.environ) | {"CXX": cxx}
+    with pytest.raises(build.CompileError, match=rf"C\+\+.*{re.escape(cxx)}.*VQ_BUILD=skip"):
+        build.build_native(source, build.Switches("auto", "0", ()), environ)
+
+
+@pytest.fixture(scope="module")
+def tiny_build(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
+    """Source, build folder and info of a build whose nvcc fails on a machine without a GPU."""
+    source = tiny_source(tmp_path_factory.mktemp("tiny") / "source")
+    nvcc = fake_nvcc(source.parent / "nvcc")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(build, "visible_gpus", lambda: NO_GPU)
+    environ = dict(os.environ) | {"CUDACXX": nvcc}
+    folder, info = build.build_native(source, build.Switches("auto", "auto", ()), environ)
+    patch.undo()
+    return source, folder, info
+
+
+@pytest.mark.xdist_group("build")
+@pytest.mark.usefixtures("needs_compiler")
+def test_failing_nvcc_without_gpu_gives_cpu_only_and_the_reason(
+    request: pytest.FixtureRequest,
+) -> None:
+    source, folder, info = request.getfixturevalue("tiny_build")
+    assert info["native"]["built"]
+    assert not info["cuda"]["built"]
+    assert str(source.parent / "nvcc") in info["cuda"]["reason"]
+    assert "no GPU is visible" in info["cuda"]["reason"]
+    assert answer_of(folder) == 1
+
+
+@pytest.mark.xdist_group("build")
+@pytest.mark.usefixtures("needs_compiler")
+def test_failing_nvcc_with_a_gpu_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "visible_gpus", lambda: [(9, 0)])
+    nvcc = fake_nvcc(tmp_path / "nvcc")
+    environ = dict(os.environ) | {"CUDACXX": nvcc}
+    source = tiny_source(tmp_path / "source")
+    with pytest.raises(build.CompileError, match=rf"nvcc.*{re.escape(nvcc)}.*VQ_CUDA=0"):
+        build.build_native(source, build.Switches("auto", "auto", ()), environ)
+
+
+@pytest.mark.xdist_group("build")
+@pytest.mark.usefixtures("needs_compiler", "no_gpu")
+def test_source_that_does_not_compile_is_an_error(request: pytest.FixtureRequest) -> None:
+    """In the folder of the last build: the error of a new file is not hidden by what was built before."""
+    source, _, _ = request.getfixturevalue("tiny_build")
+    broken = source / "csrc" / "cpu" / "broken.cpp"
+    broken.write_text("int broken( {\n")
+    try:
+        with pytest.raises(build.CompileError, match=r"C\+\+ compilation.*VQ_BUILD=skip"):
+            build.build_native(source, build.Switches("auto", "0", ()), os.environ)
+    finally:
+        broken.unlink()
+
+
+@pytest.mark.xdist_group("build")
+@pytest.mark.usefixtures("needs_compiler", "no_gpu")
+def test_copied_checkout_builds_its_own_sources(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """CMake's cache in the copied build folder still names the original checkout."""
+    source, _, _ = request.getfixturevalue("tiny_build")
+    copy = tmp_path / "copy"
+    shutil.copytree(source, copy)
+    bindings = copy / "csrc" / "bindings.cpp"
+    bindings.write_text(bindings.read_text().replace("return 1", "return 2"))
+    folder, _ = build.build_native(copy, build.Switches("auto", "0", ()), os.environ)
+    assert folder.is_relative_to(copy)
+    assert answer_of(folder) == 2
+
+
+def test_stale_module_is_deleted(tmp_path: Path) -> None:
+    folder = copy_checkout(tmp_path / "checkout")
+    stale = folder / "vq_kernels" / f"_C{SUFFIX}"
+    stale.write_bytes(b"left by an earlier build")
+    done = run_setup(folder, "-q", "build_ext", "--inplace", VQ_BUILD="skip")
+    assert done.returncode == 0, done.stderr
+    assert not stale.exists()
+    info = json.loads((folder / "vq_kernels" / "_build_info.json").read_text())
+    assert info["native"]["reason"] == "VQ_BUILD=skip"
+
+
+def test_deleted_python_file_does_not_live_on_in_a_wheel(tmp_path: Path) -> None:
+    folder = copy_checkout(tmp_path / "checkout")
+    left = folder / "build" / "lib" / "vq_kernels" / "deleted.py"
+    left.parent.mkdir(parents=True)
+    left.write_text("")
+    done = run_setup(folder, "-q", "build", "--build-lib", "build/lib", VQ_BUILD="skip")
+    assert done.returncode == 0, done.stderr
+    assert not left.exists()
+    assert (left.parent / "__init__.py").exists()
+
+
+def test_sdist_holds_what_a_build_needs(tmp_path: Path) -> None:
+    folder = copy_checkout(tmp_path / "checkout")
+    (folder / "vq_kernels" / "_build_info.json").write_text("{}")
+    done = run_setup(folder, "-q", "sdist", "-d", str(tmp_path / "dist"))
+    assert done.returncode == 0, done.stderr
+    (archive,) = (tmp_path / "dist").iterdir()
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    sources = {str(p.relative_to(folder)) for p in (folder / "csrc").rglob("*") if p.is_file()}
+    needed = sources | {"setup.py", "pyproject.toml", "CMakeLists.txt", "LICENSE", "vq_kernels/__init__.py"}
+    assert needed <= names
+    assert "vq_kernels/_build_info.json" not in names
+    assert not [name for name in names if name.endswith((".so", ".pyc")) or name.startswith("models")]
+
+
+# What is installed here
+
+
+@pytest.fixture
+def info() -> dict[str, Any]:
+    from vq_kernels.build_info import read_build_info
+
+    found = read_build_info()
+    if found is None:
+        pytest.skip("this checkout was never built")
+    return found
+
+
+@pytest.fixture
+def objects(info: dict[str, Any]) -> list[Path]:
+    """Object files of the sources of one instruction set."""
+    if not info["native"]["built"]:
+        pytest.skip(f"no native module: {info['native']['reason']}")
+    kind = "cuda" if info["cuda"]["built"] else "cpu"
+    folders = (ROOT / "build").glob(f"cmake-*-{sys.implementation.cache_tag}-{kind}")
+    found = [
+        o for f in folders for o in f.glob("CMakeFiles/vq_cpu_*.dir/**/*.o") if "_portable" not in str(o)
+    ]
+    if not found:
+        pytest.skip("the module was not built in this checkout")
+    if shutil.which("nm") is None:
+        pytest.skip("nm is not installed")
+    return found
+
+
+def test_build_info_says_how_it_was_built(info: dict[str, Any]) -> None:
+    import vq_kernels
+
+    assert info["version"] == vq_kernels.__version__
+    for part in ("native", "cuda"):
+        assert info[part]["built"] is (info[part]["reason"] is None)
+    if info["native"]["built"]:
+        assert "-ffp-contract=off" in info["native"]["flags"]
+        assert "fast-math" not in info["native"]["flags"]
+    if info["cuda"]["built"]:
+        assert info["cuda"]["targets"]
+        assert "--fmad=false" in info["cuda"]["flags"]
+
+
+def weak_definitions(file: Path) -> list[str]:
+    """Functions and data that the linker may merge with those of the same name in other objects."""
+    lines = subprocess.check_output(["nm", "-C", "--defined-only", str(file)], text=True).splitlines()
+    return [line for line in lines if re.match(r"[0-9a-f]+ [WVu] ", line)]
+
+
+def test_no_weak_symbols_in_instruction_set_objects(objects: list[Path]) -> None:
+    """An inline function compiled for AVX-512 could be the copy that the linker keeps for every CPU."""
+    leaks = {file.name: weak for file in objects if (weak := weak_definitions(file))}
+    assert not leaks
+
+
+@pytest.mark.usefixtures("needs_compiler")
+def test_weak_symbols_would_be_seen(tmp_path: Path) -> None:
+    source = tmp_path / "leak.cpp"
+    source.write_text(
+        "template <class T> __attribute__((noinline)) T f(T x) { return x + 1; }\nint g() { return f(1); }\n"
+    )
+    cxx = build.find_cxx(os.environ)
+    subprocess.check_call([cxx, "-c", str(source), "-o", str(tmp_path / "leak.o")])
+    assert weak_definitions(tmp_path / "leak.o")
+
+
+def native_module(info: dict[str, Any]) -> Path:
+    if not info["native"]["built"]:
+        pytest.skip(f"no native module: {info['native']['reason']}")
+    spec = importlib.util.find_spec("vq_kernels._C")
+    assert spec is not None, "the build info says that the native module was built"
+    assert spec.origin is not None
+    return Path(spec.origin)
+
+
+def test_native_module_needs_no_torch_and_no_driver(info: dict[str, Any]) -> None:
+    module = native_module(info)
+    if shutil.which("readelf") is None:
+        pytest.skip("readelf is not installed")
+    text = subprocess.check_output(["readelf", "-d", str(module)], text=True)
+    needed = re.findall(r"NEEDED.*\[(.*)\]", text)
+    assert needed
+    assert not [name for name in needed if re.search("torch|c10|cuda|cudart", name)]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_one_openmp_runtime(info: dict[str, Any]) -> None:
+    """Two OpenMP runtimes in a process fight for the cores; ours must be the one that torch brought."""
+    native_module(info)
+    code = (
+        "import torch, vq_kernels._C\n"
+        "maps = open('/proc/self/maps').read().split()\n"
+        "print(len({p for p in maps if 'libgomp' in p or 'libomp' in p or 'libiomp' in p}))"
+    )
+    printed = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
+    assert int(printed) == 1
+
+
+def test_info_reports_backends_and_build(capsys: pytest.CaptureFixture[str], info: dict[str, Any]) -> None:
+    from vq_kernels.info import main
+
+    assert main(["--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["backends"]["reference"] is None
+    assert report["build"] == info
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    for name, reason in report["backends"].items():
+        assert re.search(rf"^ +{name} +{'works' if reason is None else 'no: '}", text, re.M)
+        assert reason is None or reason in text
+
+
+def test_info_shows_the_reason_of_a_skipped_build(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vq_kernels import info as module
+
+    part = {"built": False, "reason": "no C++ compiler found (c++, g++, clang++)"}
+    record = {"version": "0", "commit": None, "python": "3", "native": part, "cuda": part}
+    monkeypatch.setattr(module, "read_build_info", lambda: record)
+    assert module.main([]) == 0
+    assert "native module      not built: no C++ compiler found" in capsys.readouterr().out
