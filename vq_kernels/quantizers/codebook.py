@@ -1,0 +1,213 @@
+"""How the codebooks learn: exponential moving averages, k-means initialisation, revival of dead codes.
+
+Everything happens on the device with static shapes; under ``torch.distributed`` every rank computes
+the same from summed statistics and shared random numbers.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..functional import ema_update_
+from .distributed import reduce_statistics
+from .kmeans import kmeans
+from .layout import Rows
+from .sampling import DrawnRows, draw_rows
+from .state import CodebookState
+
+
+class Codebook(CodebookState):
+    """Codebooks ``[H, K, D]`` and their learning; see :class:`FusedVectorQuantizer` for the arguments.
+
+    With ``manual_ema_update`` buffers that are not part of checkpoints gather the statistics and,
+    for revival, a uniform sample of the rows since the last :meth:`apply_gathered_`.
+    """
+
+    gathered_counts: Tensor
+    gathered_sums: Tensor
+    gathered_rows: Tensor
+    gathered_usable: Tensor
+    gathered_total: Tensor
+
+    def __init__(
+        self,
+        num_codebooks: int,
+        codebook_size: int,
+        dim: int,
+        *,
+        learnable: bool,
+        unit_length: bool,
+        kmeans_init: bool,
+        kmeans_iters: int,
+        ema_update: bool,
+        manual_ema_update: bool,
+        decay: float,
+        eps: float,
+        threshold_ema_dead_code: float,
+        precision: str,
+        backend: str | None,
+    ) -> None:
+        super().__init__(
+            num_codebooks,
+            codebook_size,
+            dim,
+            learnable=learnable,
+            unit_length=unit_length,
+            kmeans_init=kmeans_init,
+        )
+        self.kmeans_iters = kmeans_iters
+        self.ema_update = ema_update
+        self.manual_ema_update = manual_ema_update
+        self.decay = decay
+        self.eps = eps
+        self.threshold_ema_dead_code = threshold_ema_dead_code
+        self.precision = precision
+        self.backend = backend
+        if manual_ema_update:
+            shape = (num_codebooks, codebook_size)
+            for name, buffer in {
+                "gathered_counts": torch.zeros(shape, dtype=torch.int64),
+                "gathered_sums": torch.zeros(*shape, dim),
+                "gathered_rows": torch.zeros(*shape, dim),
+                "gathered_usable": torch.zeros(shape, dtype=torch.bool),
+                "gathered_total": torch.zeros((), dtype=torch.int64),
+            }.items():
+                self.register_buffer(name, buffer, persistent=False)
+
+    @property
+    def revives(self) -> bool:
+        return self.threshold_ema_dead_code > 0
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether a training batch changes anything here besides through gradients."""
+        return self.ema_update or self.revives
+
+    @property
+    def changes_in_forward(self) -> bool:
+        """Whether a training batch changes ``embed`` in place while its graph may still be needed."""
+        return self.needs_statistics and not self.manual_ema_update
+
+    @torch.no_grad()
+    def initialize_(self, rows: Rows, synchronized: bool) -> None:
+        """k-means over the batch; if it holds no row the codes stay as they are and the next one is tried.
+
+        A mean without rows counts as one row, like a fresh code: with none it would drop to zero at
+        the first EMA step.
+        """
+        clusters = [
+            kmeans(
+                view,
+                rows.mask,
+                self.embed.shape[1],
+                iterations=self.kmeans_iters,
+                metric="cosine" if self.unit_length else "l2",
+                precision=self.precision,
+                channel_dim=rows.channel_dim,
+                backend=self.backend,
+                synchronized=synchronized,
+            )
+            for view in rows.views
+        ]
+        means = torch.stack([c.means for c in clusters])  # [H, K, D]
+        sizes = torch.stack([c.counts for c in clusters]).clamp(min=1)  # [H, K]
+        found = torch.stack([c.total for c in clusters]).amin() > 0  # []
+        self.embed.copy_(torch.where(found, means, self.embed))
+        self.cluster_size.copy_(torch.where(found, sizes, self.cluster_size))
+        self.embed_avg.copy_(torch.where(found, means * sizes[..., None], self.embed_avg))
+        self.initted.logical_or_(found)
+        # The one question the host asks the device in the life of a layer. A compiler cannot ask:
+        # there the first batch must hold a row.
+        self.needs_init = False if torch.compiler.is_compiling() else not bool(found)
+
+    @torch.no_grad()
+    def learn_(self, counts: Tensor, sums: Tensor, rows: Rows, synchronized: bool) -> Tensor:
+        """Take in a batch's counts ``[H, K]`` and sums ``[H, K, D]``; returns the counts of all ranks."""
+        drawn = self._draw(rows, synchronized) if self.revives else None
+        if self.manual_ema_update:
+            self._gather_(counts, sums, drawn)
+            return counts
+        if synchronized:
+            counts, sums = reduce_statistics(counts, sums)
+        self._average_(counts, sums)
+        if drawn is not None:
+            self._revive_(drawn.rows, drawn.usable)
+        return counts
+
+    @torch.no_grad()
+    def apply_gathered_(self, synchronized: bool) -> Tensor:
+        """One step from everything gathered since the last; returns its counts ``[H, K]`` of all ranks."""
+        counts, sums = self.gathered_counts, self.gathered_sums
+        if synchronized:
+            counts, sums = reduce_statistics(counts, sums)
+        self._average_(counts, sums)
+        if self.revives:
+            self._revive_(self.gathered_rows, self.gathered_usable)
+        counts = counts.clone()
+        for buffer in (self.gathered_counts, self.gathered_sums, self.gathered_usable, self.gathered_total):
+            buffer.zero_()
+        return counts
+
+    def _average_(self, counts: Tensor, sums: Tensor) -> None:
+        """One EMA step; none if no row was counted."""
+        sums = sums.to(self.embed_avg.dtype)
+        if self.ema_update:
+            for h in range(self.embed.shape[0]):
+                ema_update_(
+                    self.embed[h],
+                    self.cluster_size[h],
+                    self.embed_avg[h],
+                    counts[h],
+                    sums[h],
+                    decay=self.decay,
+                    eps=self.eps,
+                    normalize=self.unit_length,
+                    backend=self.backend,
+                )
+            return
+        # Codes trained by gradient stay, but revival needs to know how often they are taken.
+        weight = (1.0 - self.decay) * (counts.sum(-1, keepdim=True) > 0).float()  # [H, 1]
+        self.cluster_size.lerp_(counts.float(), weight)
+        self.embed_avg.lerp_(sums, weight[..., None])
+
+    def _revive_(self, rows: Tensor, usable: Tensor) -> None:
+        """Codes whose size fell below the threshold become the given rows ``[H, K, D]``, with that size.
+
+        After the EMA step, which would overwrite them. A code whose row is not usable ``[H, K]`` waits.
+        """
+        threshold = self.threshold_ema_dead_code
+        if self.unit_length:
+            rows = F.normalize(rows, dim=-1, eps=1e-6)
+        dead = (self.cluster_size < threshold) & usable  # [H, K]
+        self.embed.copy_(torch.where(dead[..., None], rows, self.embed))
+        self.embed_avg.copy_(torch.where(dead[..., None], rows * threshold, self.embed_avg))
+        self.cluster_size.copy_(torch.where(dead, threshold, self.cluster_size))
+
+    def _draw(self, rows: Rows, synchronized: bool) -> DrawnRows:
+        """A random row of the batch for each code of each codebook: fields ``[H, K, ...]``."""
+        drawn = [
+            draw_rows(
+                view,
+                rows.mask,
+                self.embed.shape[1],
+                channel_dim=rows.channel_dim,
+                synchronized=synchronized,
+            )
+            for view in rows.views
+        ]
+        return DrawnRows(*(torch.stack(field) for field in zip(*drawn, strict=True)))
+
+    def _gather_(self, counts: Tensor, sums: Tensor, drawn: DrawnRows | None) -> None:
+        """Add a micro-batch; each code's sampled row stays uniform over all rows gathered so far."""
+        self.gathered_counts.add_(counts)
+        self.gathered_sums.add_(sums)
+        if drawn is None:
+            return
+        new = drawn.total[0]  # []
+        self.gathered_total.add_(new)
+        replace = drawn.uniforms * self.gathered_total < new  # [H, K]
+        replace = drawn.usable & (replace | ~self.gathered_usable)
+        self.gathered_rows.copy_(torch.where(replace[..., None], drawn.rows, self.gathered_rows))
+        self.gathered_usable.logical_or_(replace)
