@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
-from vq_kernels.quantizers import FusedVectorQuantizer
+from torch import Tensor, nn
 
 from models.blocks import CONV, Decoder, Encoder, check_input
 from models.likelihoods import make_likelihood
 from models.outputs import AutoencoderOutput
 from models.pretrained import Pretrained, constructor_arguments
+from vq_kernels.quantizers import FusedVectorQuantizer
 
 
 class VQVAE(Pretrained):
@@ -36,6 +35,8 @@ class VQVAE(Pretrained):
         decay, eps: of the moving averages.
         kmeans_init: start from k-means of the first batch. dead_code_threshold: codes whose averaged
             count falls below it restart at random vectors of the batch.
+        manual_ema_update: the averages move when :func:`update_ema` is called, not in forward; for
+            gradients accumulated over several batches.
         likelihood, variance: see :mod:`models.likelihoods`.
         relu_skip: for converted checkpoints, see :class:`models.blocks.ResidualBlock`.
     """
@@ -58,6 +59,7 @@ class VQVAE(Pretrained):
         eps: float = 1e-5,
         kmeans_init: bool = False,
         dead_code_threshold: float = 0.0,
+        manual_ema_update: bool = False,
         likelihood: str = "mse",
         variance: float = 1.0,
         relu_skip: bool = False,
@@ -67,13 +69,23 @@ class VQVAE(Pretrained):
         self.config = config
         self.in_channels, self.ndim = in_channels, ndim
         self.downscale, self.codebook_size = downscale, codebook_size
+        self.total_downscale = downscale
         self.likelihood = make_likelihood(likelihood, in_channels, variance)
         self.encoder = Encoder(
             in_channels, hidden, residual_layers, residual_hidden, downscale, ndim, relu_skip
         )
         self.to_embedding = CONV[ndim](hidden, embedding_dim, 1)
         self.quantizer = make_quantizer(
-            embedding_dim, codebook_size, codebook, alpha, beta, decay, eps, kmeans_init, dead_code_threshold
+            embedding_dim,
+            codebook_size,
+            codebook=codebook,
+            alpha=alpha,
+            beta=beta,
+            decay=decay,
+            eps=eps,
+            kmeans_init=kmeans_init,
+            dead_code_threshold=dead_code_threshold,
+            manual_ema_update=manual_ema_update,
         )
         self.decoder = Decoder(
             embedding_dim,
@@ -130,6 +142,7 @@ class VQVAE(Pretrained):
 def make_quantizer(
     dim: int,
     codebook_size: int,
+    *,
     codebook: str,
     alpha: float,
     beta: float,
@@ -137,7 +150,8 @@ def make_quantizer(
     eps: float,
     kmeans_init: bool,
     dead_code_threshold: float,
-) -> Any:
+    manual_ema_update: bool,
+) -> FusedVectorQuantizer:
     """A channel-first ``FusedVectorQuantizer`` with the papers' two ways to learn the codebook."""
     if codebook not in ("ema", "gradient"):
         raise ValueError(f"codebook must be 'ema' or 'gradient', got {codebook!r}")
@@ -148,11 +162,24 @@ def make_quantizer(
         decay=decay,
         eps=eps,
         commitment_weight=beta,
-        codebook_weight=alpha,
+        codebook_weight=alpha if learnt else None,
         learnable_codebook=learnt,
-        ema_update=not learnt,
+        manual_ema_update=manual_ema_update and not learnt,
         kmeans_init=kmeans_init,
         threshold_ema_dead_code=dead_code_threshold,
         rotation_trick=False,
         channel_last=False,
     )
+
+
+def quantizers(model: nn.Module) -> list[FusedVectorQuantizer]:
+    """The quantizers of a model, top level first; empty for a VAE."""
+    found = [part for part in model.modules() if isinstance(part, FusedVectorQuantizer)]
+    return found[::-1]
+
+
+def update_ema(model: Pretrained) -> None:
+    """Apply what the batches since the last call gathered, if ``model`` has ``manual_ema_update``."""
+    if model.config.get("manual_ema_update") and model.config["codebook"] == "ema":
+        for quantizer in quantizers(model):
+            quantizer.update_ema()

@@ -13,7 +13,7 @@ from models.blocks import CONV, CONV_TRANSPOSED, Decoder, Encoder, check_input, 
 from models.likelihoods import make_likelihood
 from models.outputs import AutoencoderOutput
 from models.pretrained import Pretrained, constructor_arguments
-from models.vqvae import make_quantizer
+from models.vqvae import make_quantizer, quantizers
 
 
 class VQVAE2(Pretrained):
@@ -50,6 +50,7 @@ class VQVAE2(Pretrained):
         eps: float = 1e-5,
         kmeans_init: bool = False,
         dead_code_threshold: float = 0.0,
+        manual_ema_update: bool = False,
         likelihood: str = "mse",
         variance: float = 1.0,
     ) -> None:
@@ -60,6 +61,7 @@ class VQVAE2(Pretrained):
             raise ValueError(f"downscales must name two or more levels, got {list(downscales)}")
         self.in_channels, self.ndim = in_channels, ndim
         self.downscales, self.codebook_size = tuple(downscales), codebook_size
+        self.total_downscale = math.prod(downscales)
         levels = len(downscales)
         dim, shape = embedding_dim, (hidden, residual_layers, residual_hidden)
         self.likelihood = make_likelihood(likelihood, in_channels, variance)
@@ -73,7 +75,16 @@ class VQVAE2(Pretrained):
         )
         self.quantizers = nn.ModuleList(
             make_quantizer(
-                dim, codebook_size, codebook, alpha, beta, decay, eps, kmeans_init, dead_code_threshold
+                dim,
+                codebook_size,
+                codebook=codebook,
+                alpha=alpha,
+                beta=beta,
+                decay=decay,
+                eps=eps,
+                kmeans_init=kmeans_init,
+                dead_code_threshold=dead_code_threshold,
+                manual_ema_update=manual_ema_update,
             )
             for _ in range(levels)
         )
@@ -118,7 +129,7 @@ class VQVAE2(Pretrained):
 
     def _quantize(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
         """Quantized maps, indices, latent losses and commitment errors, each top first."""
-        check_input(x, self.in_channels, self.ndim, math.prod(self.downscales))
+        check_input(x, self.in_channels, self.ndim, self.total_downscale)
         features = []
         for encoder in self.encoders:
             x = encoder(x)
@@ -140,14 +151,13 @@ class VQVAE2(Pretrained):
     def _look_up(self, codes: Sequence[Tensor]) -> list[Tensor]:
         if len(codes) != len(self.quantizers):
             raise ValueError(f"codes must hold {len(self.quantizers)} levels, top first, got {len(codes)}")
-        bottom_up = reversed(list(self.quantizers))
-        pairs = zip(bottom_up, codes, strict=True)
+        pairs = zip(quantizers(self), codes, strict=True)
         return [quantizer.get_output_from_indices(indices) for quantizer, indices in pairs]
 
     def _decode(self, quantized: Sequence[Tensor]) -> Tensor:
         """Parameters of p(x | z) from the quantized maps, top first."""
         *upper, bottom = quantized
-        above = zip(reversed(list(self.upsamplers)), upper, strict=True)
+        above = zip(list(self.upsamplers)[::-1], upper, strict=True)
         parameters: Tensor = self.decoder(torch.cat([up(code) for up, code in above] + [bottom], dim=1))
         return parameters
 

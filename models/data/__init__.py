@@ -1,0 +1,18 @@
+"""Images and labels from anywhere, in one form: see :func:`load_data`."""
+
+from models.data.images import ImageSplit, to_float, to_uint8
+from models.data.load import ImageData, load_data
+from models.data.loader import BatchLoader
+from models.data.options import DataConfig
+from models.data.sources import DataError
+
+__all__ = [
+    "BatchLoader",
+    "DataConfig",
+    "DataError",
+    "ImageData",
+    "ImageSplit",
+    "load_data",
+    "to_float",
+    "to_uint8",
+]

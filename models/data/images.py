@@ -1,0 +1,153 @@
+"""One split of images: decoded, resized, cropped, and cached as uint8 when it fits."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.data.sources import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+SPLITS = ("train", "validation", "test")
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 levels to the models' value range: ``x / 255 - 0.5``."""
+    return images.float() / 255 - 0.5
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """The models' value range back to uint8 levels, clamped."""
+    return ((x + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+class ImageSplit:
+    """``len(split)`` images; ``split.batch(rows)`` gives ``[B, C, H, W]`` uint8, ``split.labels`` ``[N]``.
+
+    Images are decoded once and kept when ``cached``, else decoded batch by batch.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        image_column: str,
+        labels: Tensor | None,
+        size: tuple[int, int],
+        channels: int,
+        resize: bool,
+        cache: bool,
+    ) -> None:
+        self.labels = labels
+        self.size, self.channels, self.resize = size, channels, resize
+        self._encoded = dataset.with_format(None).select_columns([image_column])
+        self._column = image_column
+        self._pixels: Tensor | None = None
+        if cache:
+            self._pixels = torch.empty(len(dataset), channels, *size, dtype=torch.uint8)
+            for start in range(0, len(dataset), 4096):
+                rows = range(start, min(start + 4096, len(dataset)))
+                self._pixels[start : rows.stop] = self._decode(rows)
+        else:
+            self._check_headers()
+
+    @property
+    def cached(self) -> bool:
+        return self._pixels is not None
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    def batch(self, rows: Sequence[int] | Tensor) -> Tensor:
+        """Images of the given rows: ``[B, C, H, W]`` uint8."""
+        if self._pixels is not None:
+            return self._pixels[torch.as_tensor(rows, dtype=torch.int64)]
+        return self._decode([int(row) for row in rows])
+
+    def batch_labels(self, rows: Sequence[int] | Tensor) -> Tensor:
+        """Labels of the given rows, -1 where there are none: ``[B]`` int64."""
+        index = torch.as_tensor(rows, dtype=torch.int64)
+        return torch.full((len(index),), -1) if self.labels is None else self.labels[index]
+
+    def _decode(self, rows: Iterable[int]) -> Tensor:
+        index = list(rows)
+        records = self._encoded[index][self._column]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            arrays = list(pool.map(self._pixels_of, records, index))
+        stacked = torch.from_numpy(np.stack(arrays))  # [B, H, W] or [B, H, W, C]
+        return stacked.unsqueeze(1) if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2).contiguous()
+
+    def _pixels_of(self, record: dict[str, Any], row: int) -> NDArray[np.uint8]:
+        image = open_image(record, row)
+        wanted = "L" if self.channels == 1 else "RGB"
+        try:
+            image = image if image.mode == wanted else image.convert(wanted)
+            image.load()
+        except (OSError, ValueError, SyntaxError) as error:
+            raise unreadable(record, row, error) from error
+        height, width = self.size
+        if (image.height, image.width) != (height, width):
+            if not self.resize:
+                raise DataError(
+                    f"{image_name(record, row)} is {image.height}x{image.width}, the first image is "
+                    f"{height}x{width}; give a size (--size) to resize and crop all of them"
+                )
+            image = resize_and_crop(image, height, width)
+        return np.asarray(image)
+
+    def _check_headers(self) -> None:
+        """Open every file once, so that a bad one is found before training starts."""
+        for start in range(0, len(self), 1024):
+            rows = range(start, min(start + 1024, len(self)))
+            for row, record in zip(rows, self._encoded[list(rows)][self._column], strict=True):
+                image = open_image(record, row)
+                if not self.resize and (image.height, image.width) != self.size:
+                    raise DataError(
+                        f"{image_name(record, row)} is {image.height}x{image.width}, the first image is "
+                        f"{self.size[0]}x{self.size[1]}; give a size (--size) to resize and crop all of them"
+                    )
+
+
+def resize_and_crop(image: Image, height: int, width: int) -> Image:
+    """Scale the image until it just covers ``height`` x ``width`` (Lanczos), then crop its centre."""
+    from PIL.Image import Resampling
+
+    scale = max(height / image.height, width / image.width)
+    scaled = image.resize(
+        (max(width, round(image.width * scale)), max(height, round(image.height * scale))), Resampling.LANCZOS
+    )
+    left, top = (scaled.width - width) // 2, (scaled.height - height) // 2
+    return scaled.crop((left, top, left + width, top + height))
+
+
+def open_image(record: dict[str, Any], row: int) -> Image:
+    """The image of one record, header read; DataError naming the file if it cannot be opened."""
+    from PIL import Image as pillow
+
+    try:
+        if record["bytes"] is not None:
+            return pillow.open(io.BytesIO(record["bytes"]))
+        with open(record["path"], "rb") as file:
+            return pillow.open(io.BytesIO(file.read()))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise unreadable(record, row, error) from error
+
+
+def unreadable(record: dict[str, Any], row: int, error: Exception) -> DataError:
+    return DataError(
+        f"{image_name(record, row)} cannot be read as an image ({error}); replace or remove the file"
+    )
+
+
+def image_name(record: dict[str, Any], row: int) -> str:
+    return str(record["path"] or f"image {row} of the data set")

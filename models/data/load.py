@@ -1,0 +1,193 @@
+"""From a source to three splits of equal form: columns, labels, sizes and variance in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from models.data.images import SPLITS, ImageSplit, open_image, to_float
+from models.data.options import DataConfig
+from models.data.sources import DataError, open_source
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+LABEL_COLUMNS = ("label", "labels", "status", "fine_label", "class", "target")
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """The three splits and what is true of all of them.
+
+    variance: of the training pixels in the models' value range, what squared errors are normalised by.
+    class_names: name of each label; empty for data without labels.
+    """
+
+    name: str
+    train: ImageSplit
+    validation: ImageSplit
+    test: ImageSplit
+    size: tuple[int, int]
+    channels: int
+    variance: float
+    class_names: tuple[str, ...]
+
+    def split(self, name: str) -> ImageSplit:
+        if name not in SPLITS:
+            raise DataError(f"split must be one of {', '.join(SPLITS)}, got {name!r}")
+        found: ImageSplit = getattr(self, name)
+        return found
+
+    def label_of(self, name: str) -> int:
+        """The label called ``name``; DataError listing the names there are."""
+        if name not in self.class_names:
+            known = ", ".join(self.class_names) or "none, the data have no labels"
+            raise DataError(f"{self.name} has no class {name!r}; its classes are: {known}")
+        return self.class_names.index(name)
+
+
+def load_data(config: DataConfig) -> ImageData:
+    """Open, check, decode and split. Raises DataError before anything is trained."""
+    splits = _three_splits(open_source(config.data, config.cache_dir), config)
+    image_column = _image_column(splits["train"], config)
+    label_column = _label_column(splits["train"], config)
+    splits = {name: _undecoded(split, image_column) for name, split in splits.items()}
+    labels, class_names = _labels(splits, label_column)
+    first = open_image(splits["train"][0][image_column], 0)
+    size = parse_size(config.size) if config.size else (first.height, first.width)
+    channels = config.channels or (1 if first.mode in ("1", "L", "I", "I;16", "F") else 3)
+    if channels not in (1, 3):
+        raise DataError(f"channels must be 1 or 3, got {channels}")
+    total = sum(len(split) for split in splits.values()) * channels * size[0] * size[1]
+    ready = {
+        name: ImageSplit(
+            split,
+            image_column,
+            labels[name],
+            size,
+            channels,
+            resize=config.size is not None,
+            cache=total <= config.cache_gb * 2**30,
+        )
+        for name, split in splits.items()
+    }
+    variance = _variance(ready["train"])
+    return ImageData(
+        config.data, **ready, size=size, channels=channels, variance=variance, class_names=class_names
+    )
+
+
+def parse_size(size: str) -> tuple[int, int]:
+    """``"64"`` or ``"48x64"`` to (height, width)."""
+    parts = str(size).lower().split("x")
+    if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise DataError(f"size must be a number such as 64, or HEIGHTxWIDTH, got {size!r}")
+    return int(parts[0]), int(parts[-1])
+
+
+def _three_splits(found: dict[str, Dataset], config: DataConfig) -> dict[str, Dataset]:
+    """Rename, and cut a missing validation or test split from the training split, always the same way."""
+    for name in ("validation", "test"):
+        if not 0 < getattr(config, name) < 0.5:
+            raise DataError(f"{name} must be between 0 and 0.5, got {getattr(config, name)}")
+    splits = {
+        "validation" if name in ("val", "valid", "dev") else name: split for name, split in found.items()
+    }
+    if "train" not in splits:
+        raise DataError(f"{config.data} has the splits {', '.join(found)}; one must be called train")
+    order = torch.randperm(
+        len(splits["train"]), generator=torch.Generator().manual_seed(config.split_seed)
+    ).tolist()
+    missing = [name for name in ("test", "validation") if name not in splits]
+    shares = {name: round(getattr(config, name) * len(order)) for name in missing}
+    if any(share < 1 for share in shares.values()) or sum(shares.values()) >= len(order):
+        raise DataError(f"{config.data} has only {len(order)} training images, too few to split")
+    train = splits["train"]
+    for name, share in shares.items():
+        taken, order = order[:share], order[share:]
+        splits[name] = train.select(sorted(taken))
+    splits["train"] = train.select(sorted(order)) if missing else train
+    limited = {name: splits[name] for name in SPLITS}
+    if config.limit is not None:
+        limited = {
+            name: split.select(range(min(config.limit, len(split)))) for name, split in limited.items()
+        }
+    return limited
+
+
+def _image_column(dataset: Dataset, config: DataConfig) -> str:
+    import datasets
+
+    columns = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
+    listing = ", ".join(dataset.column_names)
+    if config.image_column is not None:
+        if config.image_column not in columns:
+            raise DataError(
+                f"{config.data} has no image column {config.image_column!r}; its columns are {listing}, "
+                f"of which {', '.join(columns) or 'none'} hold images"
+            )
+        return config.image_column
+    if not columns:
+        raise DataError(f"{config.data} has no image column; its columns are {listing}")
+    if len(columns) > 1:
+        raise DataError(
+            f"{config.data} has several image columns ({', '.join(columns)}); choose one with --image-column"
+        )
+    return columns[0]
+
+
+def _label_column(dataset: Dataset, config: DataConfig) -> str | None:
+    if config.label_column is not None:
+        if config.label_column not in dataset.column_names:
+            raise DataError(
+                f"{config.data} has no column {config.label_column!r} for labels; "
+                f"its columns are {', '.join(dataset.column_names)}"
+            )
+        return config.label_column
+    return next((name for name in LABEL_COLUMNS if name in dataset.column_names), None)
+
+
+def _undecoded(dataset: Dataset, image_column: str) -> Dataset:
+    import datasets
+
+    return dataset.cast_column(image_column, datasets.Image(decode=False))
+
+
+def _labels(
+    splits: dict[str, Dataset], column: str | None
+) -> tuple[dict[str, Tensor | None], tuple[str, ...]]:
+    """Label numbers of each split and the class names, from names, numbers or strings in ``column``."""
+    import datasets
+
+    if column is None:
+        return dict.fromkeys(splits), ()
+    kind: Any = splits["train"].features[column]
+    values = {name: list(split[column]) for name, split in splits.items()}
+    if isinstance(kind, datasets.ClassLabel):
+        names = tuple(kind.names)
+        numbers = values
+    else:
+        known = sorted(set(values["train"]))
+        names = tuple(str(value) for value in known)
+        position = {value: index for index, value in enumerate(known)}
+        unknown = {v for split in values.values() for v in split} - set(known)
+        if unknown:
+            raise DataError(f"label {min(unknown)!r} of column {column!r} occurs in no training image")
+        numbers = {name: [position[value] for value in split] for name, split in values.items()}
+    for name, split in numbers.items():
+        for row, number in enumerate(split):
+            if not 0 <= number < len(names):
+                raise DataError(
+                    f"image {row} of split {name} has label {number}; column {column!r} "
+                    f"has {len(names)} classes, numbered from 0"
+                )
+    return {name: torch.tensor(split, dtype=torch.int64) for name, split in numbers.items()}, names
+
+
+def _variance(split: ImageSplit, sample: int = 10_000) -> float:
+    """Variance of the pixels of evenly spaced training images."""
+    rows = torch.linspace(0, len(split) - 1, min(sample, len(split))).long()
+    return max(float(to_float(split.batch(rows)).var(correction=0)), 1e-8)

@@ -1,0 +1,106 @@
+"""Batches in a seeded order, resumable at any batch, split evenly over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+Batch = tuple[Tensor, Tensor]  # images [B, C, H, W] uint8, labels [B] int64 (-1 for none)
+
+
+class Split(Protocol):
+    """What a loader reads: an ImageSplit or a CodeSplit; ``cached`` if reading a batch costs nothing."""
+
+    @property
+    def cached(self) -> bool: ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: Sequence[int] | Tensor) -> Any: ...
+
+    def batch_labels(self, rows: Sequence[int] | Tensor) -> Tensor: ...
+
+
+class BatchLoader:
+    """Iterates over batches ``(split.batch(rows), split.batch_labels(rows))``; each iteration is one epoch.
+
+    The order of an epoch depends on (seed, epoch) alone. ``state_dict`` holds epoch and position, so
+    that a loader restored in the middle of an epoch goes on with the next batch. With ``world`` processes
+    process ``rank`` takes every world-th image and all take equally many; only with ``shuffle`` are the
+    few that would make the last batch smaller left out. One batch is prepared ahead when images are
+    decoded on the way.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.split, self.batch_size, self.shuffle, self.seed = split, batch_size, shuffle, seed
+        self.rank, self.world = rank, world
+        self.epoch, self.position = -1, 0
+        self._resume = False
+        if len(self) == 0:
+            raise ValueError(
+                f"batch_size is {batch_size} on each of {world} processes, but there are only "
+                f"{len(split)} images; choose a smaller batch_size"
+            )
+
+    def __len__(self) -> int:
+        """Batches in an epoch of this process."""
+        if self.shuffle:
+            return len(self.split) // self.world // self.batch_size
+        return -(-len(self._order()) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+        if not self._resume:
+            self.epoch, self.position = self.epoch + 1, 0
+        self._resume = False
+        order = self._order()
+        batches = [
+            order[index * self.batch_size : (index + 1) * self.batch_size]
+            for index in range(self.position, len(self))
+        ]
+        for batch in self._load(batches):
+            self.position += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch, self.position = state["epoch"], state["position"]
+        self._resume = self.position < len(self)
+
+    def _order(self) -> Tensor:
+        if not self.shuffle:
+            return torch.arange(self.rank, len(self.split), self.world)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return torch.randperm(len(self.split), generator=generator)[self.rank :: self.world]
+
+    def _load(self, batches: list[Tensor]) -> Iterator[tuple[Any, Tensor]]:
+        if self.split.cached:
+            yield from (self._read(rows) for rows in batches)
+            return
+        with ThreadPoolExecutor(1) as ahead:
+            coming = ahead.submit(self._read, batches[0]) if batches else None
+            for following in [*batches[1:], None]:
+                if coming is None:
+                    return
+                batch = coming.result()
+                coming = None if following is None else ahead.submit(self._read, following)
+                yield batch
+
+    def _read(self, rows: Tensor) -> tuple[Any, Tensor]:
+        return self.split.batch(rows), self.split.batch_labels(rows)

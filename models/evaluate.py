@@ -1,0 +1,172 @@
+"""Quality of a trained model on a split: reconstruction, use of codes, bits per dimension, rFID."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from models.build import check_size
+from models.data import BatchLoader, ImageData, to_float
+from models.metrics import ReconstructionMeter
+from models.vae import VAE
+from models.vqvae import quantizers
+
+if TYPE_CHECKING:
+    from models.outputs import Autoencoder, CodeModel
+    from models.priors.base import AutoregressivePrior
+
+
+@torch.no_grad()
+def evaluate(
+    model: Autoencoder,
+    data: ImageData,
+    *,
+    split: str = "test",
+    priors: Sequence[AutoregressivePrior] = (),
+    batch_size: int = 100,
+    device: str = "cpu",
+    fid_weights: str | None = None,
+    seed: int = 0,
+) -> dict[str, float | str]:
+    """Every figure of one model on one split, by name.
+
+    mse, nmse, psnr, ssim, and perplexity and usage of each level as in :mod:`models.metrics`. Then bits
+    per dimension (a dimension is one channel of one pixel, of 256 levels):
+
+    - VQ-VAEs: ``bits_decoder`` of -log p(x | codes), ``bits_codes_uniform`` for codes that are all
+      equally likely, and, with ``priors`` (one a level, top first), ``bits_codes_prior``; their sums
+      ``bits_per_dim_uniform`` and ``bits_per_dim`` are upper bounds on -log p(x).
+    - VAE: ``bits_decoder`` and ``bits_kl``, whose sum ``bits_per_dim`` is the negative ELBO (one sample
+      of the latent for each image; ``seed`` fixes it).
+
+    ``rfid`` is the Frechet distance in the features of ``fid_weights``, or the reason why it is missing.
+    """
+    check_size(model, data)
+    model = model.to(device).eval()
+    for prior in priors:
+        prior.to(device).eval()
+    meter = ReconstructionMeter([layer.codebook_size for layer in quantizers(model)])
+    fid = RFID(fid_weights, device)
+    nats: dict[str, float] = {}
+    torch.manual_seed(seed)
+    for images, labels in BatchLoader(data.split(split), batch_size):
+        x = to_float(images.to(device))
+        if isinstance(model, VAE):
+            codes: tuple[Tensor, ...] = ()
+            reconstruction = model.reconstruct(x)
+            log_likelihood, negative_kl = model.elbo(x)
+            parts = {"decoder": -log_likelihood, "kl": -negative_kl}
+        else:
+            codes = model.encode(x)
+            reconstruction = model.decode_codes(codes)
+            parts = _code_nats(model, x, codes, labels.to(device), priors)
+        meter.update(x, reconstruction, codes)
+        fid.update(images.to(device), reconstruction)
+        for name, values in parts.items():
+            nats[name] = nats.get(name, 0.0) + float(values.double().sum())
+    result: dict[str, float | str] = dict(meter.compute(data.variance))
+    result |= bits_per_dim(nats, meter.elements)
+    result["rfid"] = fid.compute()
+    return result
+
+
+def bits_per_dim(nats: dict[str, float], elements: int) -> dict[str, float]:
+    """Terms in nats over a whole split to bits per dimension, with their sums."""
+    bits = {name: total / (elements * math.log(2)) for name, total in nats.items()}
+    result = {f"bits_{name}": value for name, value in bits.items()}
+    if "codes_uniform" in bits:
+        result["bits_per_dim_uniform"] = bits["decoder"] + bits["codes_uniform"]
+    latent = bits.get("codes_prior", bits.get("kl"))
+    if latent is not None:
+        result["bits_per_dim"] = bits["decoder"] + latent
+    return result
+
+
+def _code_nats(
+    model: CodeModel,
+    x: Tensor,
+    codes: Sequence[Tensor],
+    labels: Tensor,
+    priors: Sequence[AutoregressivePrior],
+) -> dict[str, Tensor]:
+    """-log p(x | codes), and -log p(codes) under the uniform prior and the given ones: ``[B]`` each."""
+    positions = sum(level[0].numel() for level in codes)
+    parts = {
+        "decoder": -model.decoder_log_prob(x, codes).flatten(1).sum(1),
+        "codes_uniform": torch.full((len(x),), positions * math.log(model.codebook_size)),
+    }
+    if priors:
+        parts["codes_prior"] = -code_log_prob(priors, codes, labels)
+    return parts
+
+
+def code_log_prob(priors: Sequence[AutoregressivePrior], codes: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """log p(codes | labels), the sum over levels, in nats: ``[B]``. ValueError unless one prior a level."""
+    if len(priors) != len(codes):
+        raise ValueError(f"there are {len(priors)} priors for {len(codes)} levels of codes")
+    total, upper = torch.zeros(len(labels), device=labels.device), None
+    for prior, level in zip(priors, codes, strict=True):
+        given = labels if prior.num_classes is not None else None
+        total = total + prior.log_prob(level, given, upper)
+        upper = level
+    return total
+
+
+class RFID:
+    """Frechet distance between images and reconstructions in the features of a TorchScript network.
+
+    The network takes uint8 ``[B, 3, H, W]`` and returns ``[B, F]``, like the exported Inception-v3 that
+    published values use. It is not part of this project, so without its file there is no value.
+    """
+
+    def __init__(self, weights: str | None, device: str) -> None:
+        self.metric: Any = None
+        if weights is None:
+            return
+        if not Path(weights).is_file():
+            raise ValueError(f"fid weights {weights!r} do not exist; give a TorchScript feature network")
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        network = torch.jit.load(weights, map_location=device)
+        self.metric = FrechetInceptionDistance(feature=_Features(network)).to(device)
+
+    def update(self, images: Tensor, reconstruction: Tensor) -> None:
+        """images uint8 ``[B, C, H, W]``, reconstruction in the models' range."""
+        if self.metric is None:
+            return
+        from models.data import to_uint8
+
+        for pictures, real in ((images, True), (to_uint8(reconstruction), False)):
+            self.metric.update(pictures.expand(-1, 3, -1, -1), real=real)
+
+    def compute(self) -> float | str:
+        if self.metric is None:
+            return "not computed: no feature network was given (--fid-weights)"
+        return float(self.metric.compute())
+
+
+class _Features(torch.nn.Module):
+    """A feature network that says how many features it gives, as torchmetrics asks."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        probe = torch.zeros(1, 3, 299, 299, dtype=torch.uint8, device=next(network.parameters()).device)
+        self.num_features = int(network(probe).shape[1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.network(images)
+        return features
+
+
+def as_table(result: dict[str, float | str]) -> str:
+    """The figures as lines of a Markdown table."""
+    lines = ["| figure | value |", "|---|---|"]
+    for name, value in result.items():
+        lines.append(f"| {name} | {value:.5g} |" if isinstance(value, float) else f"| {name} | {value} |")
+    return "\n".join(lines)

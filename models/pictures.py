@@ -1,0 +1,82 @@
+"""Grids of images and curves, written as PNG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from models.data.images import to_uint8
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def grid(images: Tensor, columns: int, gap: int = 1) -> Tensor:
+    """uint8 or model-range images ``[N, C, H, W]`` in rows of ``columns``: uint8 ``[C, H', W']``."""
+    pixels = images if images.dtype == torch.uint8 else to_uint8(images)
+    count, channels, height, width = pixels.shape
+    rows = math.ceil(count / columns)
+    canvas = torch.full((channels, rows * (height + gap) - gap, columns * (width + gap) - gap), 255,
+                        dtype=torch.uint8)  # fmt: skip
+    for index, image in enumerate(pixels.cpu()):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        canvas[:, top : top + height, left : left + width] = image
+    return canvas
+
+
+def side_by_side(x: Tensor, reconstruction: Tensor, columns: int = 8) -> Tensor:
+    """Pairs of original and reconstruction, ``columns`` pairs a row: uint8 ``[C, H', W']``."""
+    pairs = torch.stack([x.cpu(), reconstruction.detach().float().cpu()], dim=1).flatten(0, 1)
+    return grid(pairs, 2 * columns)
+
+
+def save_image(image: Tensor, path: Path, smallest: int = 600) -> Path:
+    """Write uint8 ``[C, H, W]``, enlarged by a whole factor until its width is at least ``smallest``."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    factor = max(1, math.ceil(smallest / image.shape[2]))
+    large = image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    array = large.squeeze(0).numpy() if image.shape[0] == 1 else large.permute(1, 2, 0).numpy()
+    Image.fromarray(array).save(path)
+    return path
+
+
+def new_figure(panels: int, width: float = 4.5, height: float = 3.5) -> tuple[Figure, list[Axes]]:
+    """A figure with ``panels`` axes side by side, without a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * panels, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    return figure, list(axes)
+
+
+def save_curves(
+    path: Path,
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    x_label: str = "step",
+    **axis: Any,
+) -> Path:
+    """One panel for each quantity, one line for each (label: (x, y)); empty panels are left out."""
+    filled = {name: lines for name, lines in panels.items() if lines}
+    if not filled:
+        raise ValueError(f"nothing to draw in {path}")
+    figure, axes = new_figure(len(filled))
+    for axes_of_panel, (name, lines) in zip(axes, filled.items(), strict=True):
+        for label, (x, y) in lines.items():
+            axes_of_panel.plot(x, y, label=label, marker="o" if len(x) < 3 else None)
+        axes_of_panel.set(title=name, xlabel=x_label, **axis)
+        axes_of_panel.grid(alpha=0.3)
+        if len(lines) > 1:
+            axes_of_panel.legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    return path

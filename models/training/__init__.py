@@ -1,0 +1,1 @@
+"""Training with Lightning: :func:`train` for autoencoders, :func:`train_prior` for priors."""

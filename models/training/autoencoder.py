@@ -1,0 +1,76 @@
+"""Training an autoencoder from settings to a folder of results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning.pytorch import seed_everything
+
+from models.build import build_model
+from models.config import TrainConfig
+from models.data import BatchLoader, ImageData, load_data
+from models.pictures import save_curves
+from models.training.callbacks import ReconstructionPictures
+from models.training.history import read_history
+from models.training.loop import fit, load_best, prepare_folder, processes, total_steps, training_loader
+from models.training.modules import AutoencoderModule
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
+
+    from models.outputs import Autoencoder
+
+
+def train(
+    config: TrainConfig, data: ImageData | None = None, *, resume: bool = False, overwrite: bool = False
+) -> Autoencoder:
+    """Train and return the model with the lowest validation loss, on the CPU in eval mode.
+
+    ``RUNS/NAME`` then holds ``config.yaml``, ``model/`` (for ``from_pretrained``), ``checkpoints/`` (best
+    and last), ``logs/`` (CSV), ``tensorboard/``, ``reconstructions/`` and ``curves.png``. With ``resume``
+    the run goes on from its last checkpoint as if it had not been interrupted. Raises DataError or
+    ValueError before training starts.
+    """
+    data = load_data(config) if data is None else data
+    seed_everything(config.seed, verbose=False)
+    model = build_model(config, data)
+    rank, world, _ = processes()
+    loader = training_loader(data.train, config, world, rank)
+    validation = BatchLoader(data.validation, config.batch_size, rank=rank, world=world)
+    checkpoint = prepare_folder(config, resume, overwrite)
+    module = AutoencoderModule(model, config, total_steps(config, len(loader)), data.variance)
+    pictures: list[Callback] = []
+    if config.pictures_every:
+        images = data.validation.batch(range(min(64, len(data.validation))))
+        folder = config.folder / "reconstructions"
+        pictures = [ReconstructionPictures(images, folder, config.pictures_every)]
+    best = fit(module, loader, validation, config, checkpoint, pictures)
+    load_best(module, best)
+    model = model.cpu().eval()
+    if rank == 0:
+        model.save_pretrained(config.folder / "model")
+        save_training_curves(config.folder)
+    return model
+
+
+def save_training_curves(folder: Path) -> Path:
+    """``curves.png`` in the run's folder: losses, and how the codes are used, over the steps."""
+    history = read_history(folder)
+    panels = {
+        "loss": ("loss",),
+        "reconstruction loss": ("reconstruction",),
+        "latent loss": ("commitment", "kl"),
+        "SSIM": ("ssim",),
+        "perplexity": ("perplexity",),
+        "usage": ("usage",),
+    }
+    drawn = {
+        title: {
+            name.replace("/", " "): series
+            for name, series in sorted(history.items())
+            if name.split("/")[1].startswith(starts)
+        }
+        for title, starts in panels.items()
+    }
+    return save_curves(folder / "curves.png", drawn)

@@ -1,0 +1,135 @@
+"""The part that training an autoencoder and training a prior share: the Trainer and its folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
+
+from models.config import LoopConfig
+from models.data.loader import BatchLoader, Split
+from models.training.callbacks import AtomicCheckpointIO
+from models.training.modules import SeededModule
+
+BEST, LAST = "best.ckpt", "last.ckpt"
+
+
+def prepare_folder(config: LoopConfig, resume: bool, overwrite: bool) -> Path | None:
+    """Make the run's folder and write its configuration. Returns the checkpoint to go on from, if any.
+
+    Raises ValueError if the run exists and neither ``resume`` nor ``overwrite`` was asked for.
+    """
+    folder, last = config.folder, config.folder / "checkpoints" / LAST
+    if int(os.environ.get("RANK", "0")) > 0:
+        return last if resume and last.is_file() else None
+    if overwrite and (folder / "config.yaml").is_file():
+        shutil.rmtree(folder)
+    if (folder / "config.yaml").is_file() and not resume:
+        raise ValueError(
+            f"{folder} holds an earlier run; go on with it (--resume), replace it (--overwrite) or choose "
+            f"another name (--name)"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save(folder / "config.yaml")
+    return last if resume and last.is_file() else None
+
+
+def processes() -> tuple[int, int, int]:
+    """(rank, processes in all, processes on this machine) as torchrun set them; (0, 1, 1) without it."""
+    environment = os.environ
+    world = int(environment.get("WORLD_SIZE", "1"))
+    return int(environment.get("RANK", "0")), world, int(environment.get("LOCAL_WORLD_SIZE", str(world)))
+
+
+def training_loader(split: Split, config: LoopConfig, world: int, rank: int) -> BatchLoader:
+    return BatchLoader(split, config.batch_size, shuffle=True, seed=config.seed, world=world, rank=rank)
+
+
+def total_steps(config: LoopConfig, batches: int) -> int:
+    """Optimizer steps of the whole run with ``batches`` batches an epoch."""
+    by_epochs = config.epochs * -(-batches // config.accumulate)
+    return by_epochs if config.steps is None else min(config.steps, by_epochs)
+
+
+def fit(
+    module: SeededModule,
+    train: BatchLoader,
+    validation: BatchLoader,
+    config: LoopConfig,
+    checkpoint: Path | None,
+    callbacks: list[Callback],
+) -> Path:
+    """Train and validate every epoch. Returns the checkpoint with the lowest validation loss."""
+    trainer = make_trainer(config, callbacks)
+    with warnings.catch_warnings():
+        # Lightning knows DataLoaders; BatchLoader needs no workers and no other sampler.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*may not be saved.*|.*exists and is not empty.*")
+        warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging.*")
+        trainer.fit(module, train, validation, ckpt_path=checkpoint, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    trainer.save_checkpoint(config.folder / "checkpoints" / LAST)
+    return config.folder / "checkpoints" / BEST
+
+
+def make_trainer(config: LoopConfig, callbacks: list[Callback]) -> pl.Trainer:
+    """The Trainer for ``config``: loggers, checkpoints, early stopping, precision, devices."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    folder = config.folder
+    _, world, local = processes()
+    devices = config.devices or local
+    kept = [
+        ModelCheckpoint(
+            folder / "checkpoints",
+            filename=BEST.removesuffix(".ckpt"),
+            monitor="validation/loss",
+            enable_version_counter=False,
+        ),
+        ModelCheckpoint(
+            folder / "checkpoints",
+            filename=LAST.removesuffix(".ckpt"),
+            every_n_train_steps=config.checkpoint_every,
+            enable_version_counter=False,
+        ),
+    ]
+    stopping = [EarlyStopping("validation/loss", patience=config.patience)] if config.patience else []
+    bar = [TQDMProgressBar(refresh_rate=config.log_every)] if config.progress else []
+    parallel = max(world, devices) > 1
+    strategy: Any = DDPStrategy(broadcast_buffers=False) if parallel else "auto"
+    return pl.Trainer(
+        max_epochs=config.epochs,
+        max_steps=-1 if config.steps is None else config.steps,
+        accelerator=config.accelerator,
+        devices=devices,
+        num_nodes=max(1, world // local),
+        strategy=strategy,
+        plugins=[AtomicCheckpointIO()],
+        precision=config.precision,  # type: ignore[arg-type]  # checked by Lightning
+        accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=config.clip,
+        log_every_n_steps=config.log_every,
+        logger=[CSVLogger(folder, name="logs"), TensorBoardLogger(str(folder), name="tensorboard")],
+        callbacks=[*kept, *stopping, *bar, *callbacks],
+        enable_progress_bar=config.progress,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        default_root_dir=str(folder),
+    )
+
+
+def load_best(module: SeededModule, checkpoint: Path) -> None:
+    """Put the weights of the best checkpoint into the module's model."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    module.load_state_dict(state)

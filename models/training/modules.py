@@ -1,0 +1,148 @@
+"""Lightning modules: what one step does, what is logged, how the learning rate moves."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+
+from models.config import LoopConfig, PriorConfig, TrainConfig
+from models.data import to_float
+from models.data.codes import CodeBatch
+from models.data.loader import Batch
+from models.metrics import ReconstructionMeter, level_names
+from models.vqvae import quantizers, update_ema
+
+if TYPE_CHECKING:
+    from models.outputs import Autoencoder
+    from models.priors.base import AutoregressivePrior
+
+
+class SeededModule(pl.LightningModule):
+    """Adam, the schedule, and noise that depends on (seed, process, batch number) alone.
+
+    As a step's noise does not depend on what ran before it, a resumed run draws what the uninterrupted
+    one would have drawn.
+    """
+
+    def __init__(self, model: nn.Module, config: LoopConfig, total_steps: int) -> None:
+        super().__init__()
+        self.model, self.config, self.total_steps = model, config, total_steps
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        torch.manual_seed((self.config.seed * 65_537 + self.global_rank) * 1_000_000_007 + number)
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        torch.manual_seed(batch_idx)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = torch.optim.Adam(self.model.parameters(), lr=self.config.lr)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _lr_factor(self, step: int) -> float:
+        rise = min(1.0, (step + 1) / (self.config.warmup + 1))
+        if self.config.schedule == "constant":
+            return rise
+        return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, self.total_steps))))
+
+    def log_step(self, values: dict[str, Tensor]) -> None:
+        """Log a training step's values and the learning rate, every ``log_every`` steps."""
+        if (self.trainer.global_step + 1) % self.config.log_every:  # when Lightning writes a row
+            return
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log_dict({f"train/{name}": value for name, value in values.items()} | {"train/lr": rate})
+
+
+class AutoencoderModule(SeededModule):
+    """A VAE, VQ-VAE or VQ-VAE-2 on batches of (uint8 images, labels)."""
+
+    config: TrainConfig
+    model: Autoencoder
+
+    def __init__(self, model: Autoencoder, config: TrainConfig, total_steps: int, variance: float) -> None:
+        super().__init__(model, config, total_steps)
+        self.variance = variance
+        self.meter = self._new_meter()
+        self.validation_sums: dict[str, Tensor] = {}
+        self.validation_images = 0
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        output = self.model(to_float(batch[0]))
+        values = {"loss": output.loss.detach(), **output.terms}
+        layers = quantizers(self.model)
+        for name, layer in zip(level_names(len(layers)), layers, strict=True):
+            values[f"perplexity{name}"] = layer.perplexity
+            values[f"usage{name}"] = layer.usage
+        self.log_step(values)
+        # The bar reads a value back from the device, so not at every step.
+        if batch_idx % self.config.log_every == 0:
+            self.log("loss", output.loss.detach(), prog_bar=True, logger=False)
+        loss: Tensor = output.loss
+        return loss
+
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        super().optimizer_step(*arguments, **named)
+        update_ema(self.model)
+
+    def on_validation_epoch_start(self) -> None:
+        self.meter = self._new_meter()
+        self.validation_sums, self.validation_images = {}, 0
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        x = to_float(batch[0])
+        output = self.model(x)
+        self.meter.update(x, output.reconstruction, output.codes)
+        for name, value in {"loss": output.loss.detach(), **output.terms}.items():
+            self.validation_sums[name] = self.validation_sums.get(name, 0.0) + value * len(x)
+        self.validation_images += len(x)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log means over this process's images, averaged over the processes."""
+        values = {name: float(total) / self.validation_images for name, total in self.validation_sums.items()}
+        values |= self.meter.compute(self.variance)
+        named = {f"validation/{name}": value for name, value in values.items()}
+        self.log_dict(named, sync_dist=self.trainer.world_size > 1)
+
+    def _new_meter(self) -> ReconstructionMeter:
+        return ReconstructionMeter([layer.codebook_size for layer in quantizers(self.model)])
+
+
+class PriorModule(SeededModule):
+    """One autoregressive prior for each level, trained together on batches of (codes, labels)."""
+
+    config: PriorConfig
+    model: nn.ModuleList
+
+    def __init__(self, priors: list[AutoregressivePrior], config: PriorConfig, total_steps: int) -> None:
+        super().__init__(nn.ModuleList(priors), config, total_steps)
+
+    def training_step(self, batch: CodeBatch, batch_idx: int) -> Tensor:
+        losses = self._losses(batch)
+        total = torch.stack(list(losses.values())).sum()
+        self.log_step({"loss": total.detach()} | {name: loss.detach() for name, loss in losses.items()})
+        if batch_idx % self.config.log_every == 0:
+            self.log("loss", total.detach(), prog_bar=True, logger=False)
+        return total
+
+    def validation_step(self, batch: CodeBatch, batch_idx: int) -> None:
+        losses = self._losses(batch)
+        values = {"loss": torch.stack(list(losses.values())).sum(), **losses}
+        named = {f"validation/{name}": value for name, value in values.items()}
+        self.log_dict(named, batch_size=len(batch[1]), sync_dist=self.trainer.world_size > 1)
+
+    def _losses(self, batch: CodeBatch) -> dict[str, Tensor]:
+        """Nats a code of each level, the mean over the batch."""
+        codes, labels = batch
+        losses, upper = {}, None
+        names = level_names(len(codes))
+        for name, prior, level in zip(names, self.model, codes, strict=True):
+            given = labels if prior.num_classes is not None else None
+            losses[f"nats_per_code{name}"] = -prior(level, given, upper).mean() / level[0].numel()
+            upper = level
+        return losses

@@ -1,0 +1,73 @@
+"""Training the priors of a code store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import seed_everything
+
+from models.config import PriorConfig
+from models.data.codes import CodeStore
+from models.data.loader import BatchLoader
+from models.pictures import save_curves
+from models.training.history import read_history
+from models.training.loop import fit, load_best, prepare_folder, processes, total_steps, training_loader
+from models.training.modules import PriorModule
+
+if TYPE_CHECKING:
+    from models.data.codes import CodeDescription
+    from models.priors.base import AutoregressivePrior
+
+
+def train_prior(
+    config: PriorConfig, store: CodeStore | None = None, *, resume: bool = False, overwrite: bool = False
+) -> list[AutoregressivePrior]:
+    """Train one prior a level and return those with the lowest validation loss, top first, in eval mode.
+
+    ``RUNS/NAME`` then holds what :func:`models.training.autoencoder.train` leaves, with ``level0/`` (top),
+    ``level1/``, ... for ``from_pretrained``. Raises DataError or ValueError before training starts.
+    """
+    store = CodeStore(config.codes) if store is None else store
+    seed_everything(config.seed, verbose=False)
+    priors = build_priors(config, store.description)
+    rank, world, _ = processes()
+    loader = training_loader(store.split("train"), config, world, rank)
+    validation = BatchLoader(store.split("validation"), config.batch_size, rank=rank, world=world)
+    checkpoint = prepare_folder(config, resume, overwrite)
+    module = PriorModule(priors, config, total_steps(config, len(loader)))
+    load_best(module, fit(module, loader, validation, config, checkpoint, []))
+    priors = [prior.cpu().eval() for prior in priors]
+    if rank == 0:
+        for level, prior in enumerate(priors):
+            prior.save_pretrained(config.folder / f"level{level}")
+        history = read_history(config.folder)
+        lines = {name.replace("/", " "): series for name, series in history.items() if "nats" in name}
+        save_curves(config.folder / "curves.png", {"nats per code": lines})
+    return priors
+
+
+def build_priors(config: PriorConfig, description: CodeDescription) -> list[AutoregressivePrior]:
+    """Priors of every level, top first; each lower one is conditioned on the level above it."""
+    from models import PixelCNN, PixelSNAIL, TransformerPrior
+
+    if config.prior not in ("transformer", "pixelcnn", "pixelsnail"):
+        raise ValueError(f"prior must be transformer, pixelcnn or pixelsnail, got {config.prior!r}")
+    classes = len(description.class_names) if config.conditional and description.class_names else None
+    priors: list[AutoregressivePrior] = []
+    for level, shape in enumerate(description.shapes):
+        size = description.codebook_size
+        conditions: dict[str, Any] = {"num_classes": classes, "upper_codebook_size": size if level else None}
+        if config.prior == "transformer":
+            prior: AutoregressivePrior = TransformerPrior(
+                size, config.width, shape=shape, layers=config.layers, heads=config.heads,
+                dropout=config.dropout, **conditions)  # fmt: skip
+        elif config.prior == "pixelcnn":
+            prior = PixelCNN(
+                size, channels=config.width, layers=config.layers, dropout=config.dropout, **conditions
+            )
+        else:
+            prior = PixelSNAIL(
+                size, channels=config.width, blocks=config.layers, heads=config.heads,
+                dropout=config.dropout, **conditions)  # fmt: skip
+        priors.append(prior)
+    return priors
