@@ -50,22 +50,20 @@ def _checkout_commit() -> str | None:
 
 
 def _cpu(native_works: bool) -> dict[str, Any]:
-    """The processor; instruction sets ``found`` by the system and ``used`` by the native kernels."""
+    """The processor: instruction sets ``found`` by the system, and those of the native ``kernels``."""
     cpuinfo = Path("/proc/cpuinfo")
     fields: dict[str, str] = {}
     for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())
     flags = (fields.get("flags") or fields.get("Features") or "").split()
-    features = (
-        getattr(importlib.import_module("vq_kernels._C"), "cpu_features", None) if native_works else None
-    )
+    features = importlib.import_module("vq_kernels._C").cpu_features if native_works else None
     return {
         "model": fields.get("model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "found": [name for name in _INSTRUCTION_SETS if name in flags],
-        "used": features() if features else None,
+        "kernels": features() if features else None,
     }
 
 
@@ -135,10 +133,8 @@ def _lines(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     cpu, cuda = report["cpu"], report["cuda"]
     yield "  CPU", f"{cpu['model']}, {cpu['cores']} cores, torch uses {cpu['torch_threads']}"
     yield "  instruction sets", ", ".join(cpu["found"]) or "unknown"
-    if cpu["used"] is not None:
-        used = cpu["used"]
-        on = [k for k, v in used.items() if v is True] if isinstance(used, dict) else used
-        yield "  used by kernels", on if isinstance(on, str) else ", ".join(on) or "portable"
+    if (kernels := cpu["kernels"]) is not None:
+        yield "  kernels use", f"{kernels['used']} (compiled: {', '.join(kernels['compiled'])})"
     yield "  CUDA", f"torch runtime {cuda['torch_runtime'] or 'none'}, driver {cuda['driver'] or 'none'}"
     for gpu in cuda["gpus"]:
         yield "  GPU", f"{gpu['name']}, compute capability {gpu['capability']}, {gpu['memory_gib']} GiB"
