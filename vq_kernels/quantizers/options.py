@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from ..backends import get_backend
 from ..functional import PRECISIONS
 
@@ -56,7 +58,7 @@ def reject_unsupported(given: Mapping[str, object], known: dict[str, tuple[objec
         if name not in known:
             raise TypeError(f"{where} got an unknown argument {name!r} = {value!r}; see its documentation")
         default, remedy = known[name]
-        if value is not default and value != default:
+        if isinstance(value, Tensor) or (value is not default and value != default):
             raise TypeError(f"{where} does not support {name} = {value!r}; accepted: {default!r}. {remedy}")
 
 

@@ -37,19 +37,21 @@ def draw_rows(
     # [] int64
     count = mask.sum() if mask is not None else torch.full((), rows_here, dtype=torch.int64, device=x.device)
     if synchronized:
-        counts, uniforms = share_randomness(count, 2 * number + 1)  # [world], [2 n + 1]
+        counts, uniforms = share_randomness(count, 2 * number + 2)  # [world], [2 n + 2]
         ends = counts.cumsum(0)  # [world]
         total = ends[-1]
         offset = ends[torch.distributed.get_rank()] - count
     else:
-        uniforms = torch.rand(2 * number + 1, dtype=torch.float64, device=x.device)
+        uniforms = torch.rand(2 * number + 2, dtype=torch.float64, device=x.device)
         total, offset = count, torch.zeros_like(count)
     # Each caller's place gets another stratum each time: the rows of a batch are often in order.
     place = torch.arange(number, device=x.device)  # [n]
-    stratum = (place * _spread(number) + (uniforms[-1] * number).long()) % number  # [n]
+    stratum = (place * _spread(number) + (uniforms[-2] * number).long()) % number  # [n]
     start = stratum * total // number  # [n]
     size = (stratum + 1) * total // number - start  # [n]
     chosen = start + (uniforms[:number] * size).long()  # [n], a row number among all ranks
+    # Turned by a random amount: strata differ in size by one, which would favour some rows.
+    chosen = (chosen + (uniforms[-1] * total).long()) % total.clamp(min=1)
     drawn = size > 0  # [n]
     if repeat:
         chosen = torch.where(drawn, chosen, (uniforms[:number] * total).long())

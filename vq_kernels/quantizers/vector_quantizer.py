@@ -190,8 +190,11 @@ class FusedVectorQuantizer(CodebookAccess):
         learns = self.training and not (self.freeze_codebook if freeze_codebook is None else freeze_codebook)
 
         inner, inner_channel_dim = x, channel_dim
+        if mask is not None and (self.has_projections or self.use_cosine_sim):
+            # Padding may hold anything: through a product even a zero gradient would make NaN of NaN.
+            inner = torch.where(mask.unsqueeze(channel_dim), x, 0.0)
         if self.has_projections:
-            inner, inner_channel_dim = self.project_in(x.movedim(channel_dim, -1)), -1
+            inner, inner_channel_dim = self.project_in(inner.movedim(channel_dim, -1)), -1
         rows = split_heads(inner, mask, inner_channel_dim, self.heads, self.separate_codebook_per_head)
         if self.use_cosine_sim:
             rows = rows.to_unit_length()
