@@ -9,13 +9,17 @@ from .functional import (
     nearest_code,
     vector_quantize,
 )
+from .quantizers import FusedVectorQuantizer, QuantizerOutput, convert_state_dict
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "FusedVectorQuantizer",
+    "QuantizerOutput",
     "VectorQuantized",
     "available_backends",
     "code_statistics",
+    "convert_state_dict",
     "ema_update_",
     "gather_codes",
     "nearest_code",
