@@ -8,6 +8,11 @@ TESTS ?= tests
 # Two test processes on one thread each do not fight for the cores.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
+# Without a GPU the CUDA kernels are compiled to see that they compile: one target is enough.
+ifeq ($(VQ_CUDA_ARCHS)$(shell nvidia-smi -L 2>/dev/null),)
+  export VQ_CUDA_ARCHS := 90a-real
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help venv install build test lint format demo bench info gpu-check gpu-bench clean
 

@@ -155,11 +155,11 @@ def test_pip_toolkit_brings_its_library_path(tmp_path: Path) -> None:
     [
         ((13, 0), [(9, 0)], ("90a-real",)),
         ((13, 0), [(8, 0), (8, 9)], ("80-real", "89-real")),
-        ((12, 4), [], ("80-real", "86-real", "89-real", "90a-real", "80-virtual")),
+        ((12, 4), [], ("80-real", "90a-real", "80-virtual")),
         (
             (13, 0),
             [],
-            ("80-real", "86-real", "89-real", "90a-real", "100f-real", "120f-real", "80-virtual"),
+            ("80-real", "90a-real", "100f-real", "120f-real", "80-virtual"),
         ),
     ],
     ids=["hopper", "ampere-and-ada", "portable-12.4", "portable-13.0"],
