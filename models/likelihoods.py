@@ -4,7 +4,7 @@ Data are levels k = 0, ..., 255 held as ``x = k / 255 - 0.5``. A likelihood turn
 ``[B, parameters * C, *S]`` into a training loss per element, the mean image, and the log-probability of
 each level, which sums to one over the 256 levels and is what bits per dimension are computed from.
 
-- ``mse``: Gaussian of one fixed variance; the loss is the squared error over that variance.
+- ``mse``: Gaussian of fixed variance; the loss is the squared error over that variance.
 - ``gaussian``: Gaussian whose variance, one a channel, is learnt (sigma-VAE, arXiv:2006.13202).
 - ``logistic``: discretised logistic with a mean and a scale for each element (arXiv:1701.05517).
 - ``categorical``: 256-way softmax for each element (arXiv:1601.06759).
@@ -45,7 +45,8 @@ class Gaussian(nn.Module):
 
     ``log_prob`` integrates the density over each level's cell (the outer two reach to infinity), in
     float64. The loss is ``(x - mean)^2 / variance`` for a fixed variance and the negative log-density,
-    in nats, for a learnt one.
+    in nats, for a learnt one. The fixed variance only scales the loss: :meth:`calibrate` gives
+    ``log_prob`` the variance that is most likely for a trained decoder, its mean squared error.
     """
 
     parameters_per_channel = 1
@@ -59,14 +60,19 @@ class Gaussian(nn.Module):
             self.log_variance = nn.Parameter(start)
         else:
             self.register_buffer("log_variance", start)
-        self.learnt = learnt
+        self.learnt, self.variance = learnt, variance
+
+    def calibrate(self, squared_error: Tensor) -> None:
+        """Set a fixed variance to the mean squared error of each channel, ``[C]``, on held-out data."""
+        if not self.learnt:
+            self.log_variance.copy_(squared_error.clamp(min=1e-10).log())
 
     def loss(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Mean over elements: ``[]``."""
+        if not self.learnt:
+            return (x - parameters).square().mean() / self.variance
         log_variance = _per_channel(self.log_variance, x)
         scaled = (x - parameters).square() * torch.exp(-log_variance)
-        if not self.learnt:
-            return scaled.mean()
         return 0.5 * (scaled + log_variance + math.log(2 * math.pi)).mean()
 
     def mean(self, parameters: Tensor) -> Tensor:

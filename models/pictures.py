@@ -48,15 +48,18 @@ def save_image(image: Tensor, path: Path, smallest: int = 600) -> Path:
     return path
 
 
-def new_figure(panels: int, width: float = 4.5, height: float = 3.5) -> tuple[Figure, list[Axes]]:
-    """A figure with ``panels`` axes side by side, without a display."""
+def new_figure(panels: int, width: float = 4.2, height: float = 3.0) -> tuple[Figure, list[Axes]]:
+    """A figure with ``panels`` axes, at most three in a row, drawn without a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * panels, height), layout="constrained")
+    columns, rows = min(panels, 3), math.ceil(panels / 3)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    return figure, list(axes)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for unused in axes[panels:]:
+        unused.remove()
+    return figure, list(axes[:panels])
 
 
 def save_curves(

@@ -119,6 +119,10 @@ class VQVAE(Pretrained):
         """Mean image ``[B, C, *S]`` of one code map ``[B, *S / downscale]`` in a sequence of length one."""
         return self.likelihood.mean(self._decode(codes))
 
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Mean image of the codes of ``x``."""
+        return self.decode_codes(self.encode(x))
+
     def decoder_log_prob(self, x: Tensor, codes: Sequence[Tensor]) -> Tensor:
         """log p(x | codes) of every element in nats: x's shape."""
         return self.likelihood.log_prob(self._decode(codes), x)

@@ -118,6 +118,10 @@ class VQVAE2(Pretrained):
         """Mean image ``[B, C, *S]`` of the code maps of all levels, top first."""
         return self.likelihood.mean(self._decode(self._look_up(codes)))
 
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Mean image of the codes of ``x``."""
+        return self.decode_codes(self.encode(x))
+
     def decoder_log_prob(self, x: Tensor, codes: Sequence[Tensor]) -> Tensor:
         """log p(x | codes) of every element in nats: x's shape."""
         return self.likelihood.log_prob(self._decode(self._look_up(codes)), x)

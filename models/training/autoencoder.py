@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from lightning.pytorch import seed_everything
 
 from models.build import build_model
 from models.config import TrainConfig
-from models.data import BatchLoader, ImageData, load_data
+from models.data import BatchLoader, ImageData, ImageSplit, load_data, to_float
+from models.likelihoods import Gaussian
 from models.pictures import save_curves
 from models.training.callbacks import ReconstructionPictures
 from models.training.history import read_history
@@ -48,10 +51,23 @@ def train(
     best = fit(module, loader, validation, config, checkpoint, pictures)
     load_best(module, best)
     model = model.cpu().eval()
+    calibrate(model, data.validation, config.batch_size)
     if rank == 0:
         model.save_pretrained(config.folder / "model")
         save_training_curves(config.folder)
     return model
+
+
+@torch.no_grad()
+def calibrate(model: Autoencoder, split: ImageSplit, batch_size: int) -> None:
+    """Give a likelihood of fixed variance the squared error on ``split``, see ``Gaussian.calibrate``."""
+    if not isinstance(model.likelihood, Gaussian):
+        return
+    total = torch.zeros(model.in_channels, dtype=torch.float64)
+    for images, _ in BatchLoader(split, batch_size):
+        x = to_float(images)
+        total += (model.reconstruct(x) - x).double().square().sum((0, 2, 3))
+    model.likelihood.calibrate((total / (len(split) * math.prod(split.size))).float())
 
 
 def save_training_curves(folder: Path) -> Path:

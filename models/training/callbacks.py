@@ -1,4 +1,4 @@
-"""Pictures during training, and checkpoints that a kill cannot leave half written."""
+"""Progress, pictures during training, and checkpoints that a kill cannot leave half written."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
+from tqdm import tqdm
 
 from models.data import to_float
 from models.pictures import save_image, side_by_side
@@ -24,6 +26,38 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         unfinished = f"{path}.unfinished"
         super().save_checkpoint(checkpoint, unfinished, storage_options)
         os.replace(unfinished, path)
+
+
+class RunBar(ProgressBar):
+    """One progress bar for the whole run, in optimizer steps, with epoch, training and validation loss."""
+
+    def __init__(self, total_steps: int) -> None:
+        super().__init__()
+        self.total_steps = total_steps
+        self.bar: tqdm[Any] | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        off = not trainer.is_global_zero
+        self.bar = tqdm(
+            total=self.total_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True, disable=off
+        )
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(trainer.global_step - self.bar.n)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.bar is not None:
+            values = {
+                "epoch": f"{trainer.current_epoch + 1}/{trainer.max_epochs}",
+                "loss": f"{float(trainer.callback_metrics.get('train/loss', float('nan'))):.4g}",
+                "validation": f"{float(trainer.callback_metrics['validation/loss']):.4g}",
+            }
+            self.bar.set_postfix(values, refresh=False)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.bar is not None:
+            self.bar.close()
 
 
 class ReconstructionPictures(pl.Callback):

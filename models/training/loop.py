@@ -11,13 +11,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from models.config import LoopConfig
 from models.data.loader import BatchLoader, Split
-from models.training.callbacks import AtomicCheckpointIO
+from models.training.callbacks import AtomicCheckpointIO, RunBar
 from models.training.modules import SeededModule
 
 BEST, LAST = "best.ckpt", "last.ckpt"
@@ -69,7 +69,7 @@ def fit(
     callbacks: list[Callback],
 ) -> Path:
     """Train and validate every epoch. Returns the checkpoint with the lowest validation loss."""
-    trainer = make_trainer(config, callbacks)
+    trainer = make_trainer(config, module.total_steps, callbacks)
     with warnings.catch_warnings():
         # Lightning knows DataLoaders; BatchLoader needs no workers and no other sampler.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -78,12 +78,15 @@ def fit(
         trainer.fit(module, train, validation, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    trainer.save_checkpoint(config.folder / "checkpoints" / LAST)
+    trainer.save_checkpoint(config.folder / "checkpoints" / LAST, weights_only=False)
     return config.folder / "checkpoints" / BEST
 
 
-def make_trainer(config: LoopConfig, callbacks: list[Callback]) -> pl.Trainer:
-    """The Trainer for ``config``: loggers, checkpoints, early stopping, precision, devices."""
+def make_trainer(config: LoopConfig, steps: int, callbacks: list[Callback]) -> pl.Trainer:
+    """The Trainer for ``config``: loggers, checkpoints, early stopping, precision and devices.
+
+    ``steps``: of the whole run, for the progress bar.
+    """
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
     folder = config.folder
@@ -104,7 +107,7 @@ def make_trainer(config: LoopConfig, callbacks: list[Callback]) -> pl.Trainer:
         ),
     ]
     stopping = [EarlyStopping("validation/loss", patience=config.patience)] if config.patience else []
-    bar = [TQDMProgressBar(refresh_rate=config.log_every)] if config.progress else []
+    bar = [RunBar(steps)] if config.progress else []
     parallel = max(world, devices) > 1
     strategy: Any = DDPStrategy(broadcast_buffers=False) if parallel else "auto"
     return pl.Trainer(

@@ -80,9 +80,6 @@ class AutoencoderModule(SeededModule):
             values[f"perplexity{name}"] = layer.perplexity
             values[f"usage{name}"] = layer.usage
         self.log_step(values)
-        # The bar reads a value back from the device, so not at every step.
-        if batch_idx % self.config.log_every == 0:
-            self.log("loss", output.loss.detach(), prog_bar=True, logger=False)
         loss: Tensor = output.loss
         return loss
 
@@ -126,8 +123,6 @@ class PriorModule(SeededModule):
         losses = self._losses(batch)
         total = torch.stack(list(losses.values())).sum()
         self.log_step({"loss": total.detach()} | {name: loss.detach() for name, loss in losses.items()})
-        if batch_idx % self.config.log_every == 0:
-            self.log("loss", total.detach(), prog_bar=True, logger=False)
         return total
 
     def validation_step(self, batch: CodeBatch, batch_idx: int) -> None:
