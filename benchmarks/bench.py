@@ -1,0 +1,125 @@
+"""``make bench``: the representative set on this machine's CPU, in one table, in under five minutes.
+
+Time, ratio to every peer (``*`` the best), share of the machine's roof, peak memory beyond inputs and
+outputs; written to ``benchmarks/results/<machine>-<date>.json``. ``METHOD.md`` says how it is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+import torch
+
+from . import machine
+from .compare import LAYER_PEER, Options, compare_layer, compare_search, measure_everything
+from .measure import Budget
+from .memory import Probe, measure_probes, sweep, sweep_lines
+from .report import Row, mark_best, table
+from .roofline import Roofs, measure_roofs
+from .work import Case
+
+SEARCHES = (
+    Case(65536, 8, 128),
+    Case(65536, 64, 512),
+    Case(16384, 64, 8192),
+    Case(16384, 256, 8192),
+    Case(16384, 256, 8192, "trained"),
+)
+LAYERS = (Case(65536, 64, 512),)
+BUDGET = Budget(seconds=1.5, sample_s=0.01, min_pairs=5, max_pairs=25)
+
+
+def targets(work: str, case: Case, flags: list[str]) -> dict[str, float]:
+    """The ratios that DESIGN asks for on this CPU, by peer; empty where it asks for none."""
+    if work == "step":
+        return {LAYER_PEER: 8.0, f"{LAYER_PEER} compiled": 3.0}
+    if work == "search" and case.d <= 64 and "avx512f" in flags:
+        return {"faiss-cpu": 2.0, "torch.cdist": 6.0}
+    if work == "search" and case.d >= 256 and "amx_bf16" in flags:
+        return {"faiss-cpu": 3.0}
+    return {}
+
+
+def collect_rows(only: str, backend: str | None, flags: list[str], compiled: bool = True) -> list[Row]:
+    """Every row whose title contains ``only``; says on stderr what is being measured."""
+
+    def without_compiled(who: str) -> str | None:
+        return "left out by --no-compile" if "compiled" in who else None
+
+    rows: list[Row] = []
+    work = [("search", c) for c in SEARCHES] + [(w, c) for c in LAYERS for w in ("forward", "step")]
+    for name, case in work:
+        if only not in f"{name} {case.shape}":
+            continue
+        print(f"measuring {name} {case.shape}", file=sys.stderr, flush=True)
+        leave_out = measure_everything if compiled else without_compiled
+        options = Options("cpu", backend, BUDGET, targets(name, case, flags), leave_out)
+        rows += compare_search(case, options) if name == "search" else compare_layer(case, name, options)
+    mark_best(rows)
+    return rows
+
+
+def add_memory(rows: list[Row], backend: str | None) -> None:
+    """Peak memory of every measured row whose contender has a process of its own to run in."""
+    measured = [r for r in rows if r.spread is not None and "1 thread" not in r.who]
+    probes = [Probe(r.work, r.who, r.case.n, r.case.d, r.case.k, backend=backend) for r in measured]
+    for row, peak in zip(measured, measure_probes(probes) if probes else (), strict=True):
+        row.peak = peak
+
+
+def results_json(
+    rows: list[Row], roofs: Roofs, memory: list[dict[str, Any]], started: float
+) -> dict[str, Any]:
+    """Everything measured, with machine, versions, commit and date."""
+    return {
+        **machine.describe("cpu"),
+        "roofs": roofs.as_json(),
+        "rows": [row.as_json() for row in rows],
+        "memory_over_k": memory,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print the table, write the results file."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "--only", default="", help="only work whose title contains this, such as 'step' or 'D=256'"
+    )
+    parser.add_argument("--backend", help="a backend's name instead of automatic choice")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile's contenders out")
+    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    parser.add_argument("--no-write", action="store_true", help="write no results file")
+    options = parser.parse_args(arguments)
+    started = time.perf_counter()
+    description = machine.describe("cpu")
+    cpu = description["machine"]["cpu"]
+    print(f"{cpu['model']}, {description['threads']} threads, torch {description['versions']['torch']}")
+    roofs = measure_roofs("cpu")
+    print(
+        f"roofs: float32 {roofs.float32 / 1e9:.0f} GFLOP/s, bfloat16 {roofs.bfloat16 / 1e9:.0f} GFLOP/s, "
+        f"copy {roofs.memory / 1e9:.1f} GB/s"
+    )
+    rows = collect_rows(options.only, options.backend, cpu["found"], compiled=not options.no_compile)
+    for row in rows:
+        row.add_shares(roofs, ("float32", "bfloat16") if row.is_ours else ("float32",))
+    memory: list[dict[str, Any]] = []
+    if not options.no_memory:
+        print("measuring memory", file=sys.stderr, flush=True)
+        add_memory(rows, options.backend)
+        memory = sweep("cpu", options.backend)
+    print("\n" + table(rows))
+    if memory:
+        print("\n" + "\n".join(sweep_lines(memory)))
+    results = results_json(rows, roofs, memory, started)
+    print(f"\n{results['seconds']:.0f} s, {torch.get_num_threads()} threads")
+    if not options.no_write:
+        print(f"written to {machine.write_results(results).relative_to(machine.ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

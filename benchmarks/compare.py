@@ -1,0 +1,155 @@
+"""Measure one piece of work against every peer: agreement first, then pairs in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import nn
+
+from . import layers
+from .agreement import BFLOAT16, TF32, check_against_float64, check_indices
+from .measure import DEFAULT_BUDGET, Budget, Call, Timer, measure_alone, measure_pairs, timer_for
+from .peers import Peer, our_search, search_peers
+from .report import Row
+from .work import Case, make_inputs
+
+LAYER_PEER = "vector-quantize-pytorch"
+# How far the indices of our own lower precisions may be from exact, as rounding of the factors.
+PRECISION_UNITS = {"high": 2.0**-17, "fast": BFLOAT16}
+
+
+def measure_everything(who: str) -> str | None:
+    """Leave nothing out."""
+    return None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compare. ``leave_out`` gives the reason not to measure a contender, or None."""
+
+    device: str = "cpu"
+    backend: str | None = None
+    budget: Budget = DEFAULT_BUDGET
+    targets: dict[str, float] = field(default_factory=dict)
+    leave_out: Callable[[str], str | None] = measure_everything
+
+    @property
+    def timer(self) -> Timer:
+        return timer_for(self.device)
+
+
+class Comparison:
+    """Rows of one piece of work; the first is ours, and all others are timed in pairs with it."""
+
+    def __init__(self, work: str, case: Case, who: str, ours: Call, options: Options) -> None:
+        self._ours, self._options = ours, options
+        spread = measure_alone(ours, timer=options.timer, budget=options.budget)
+        self.rows = [Row(work, case, who, spread=spread)]
+
+    def add(self, who: str, prepare: Callable[[], tuple[Call, int]], reason: str | None = None) -> None:
+        """Time a contender, or record why not.
+
+        ``prepare`` returns the call and the number of rows in which it differs, after checking that
+        these are ties. Running out of memory is a reason; disagreement raises.
+        """
+        first, options = self.rows[0], self._options
+        row = Row(first.work, first.case, who, target=options.targets.get(who))
+        self.rows.append(row)
+        row.reason = reason or options.leave_out(who)
+        if row.reason is not None:
+            return
+        try:
+            call, row.differing_rows = prepare()
+            pairs = measure_pairs(self._ours, call, timer=options.timer, budget=options.budget)
+        except torch.OutOfMemoryError as error:
+            row.reason = f"out of memory: {error}".splitlines()[0]
+            torch.cuda.empty_cache()
+            return
+        row.spread, row.ratio, row.pairs = pairs.peer_s, pairs.ratio, len(pairs.ours)
+        if first.pairs == 0:
+            first.spread, first.pairs = pairs.ours_s, len(pairs.ours)
+
+
+def one_thread(call: Call) -> Call:
+    """The same call on one CPU thread."""
+
+    def run() -> object:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return call()
+        finally:
+            torch.set_num_threads(threads)
+
+    return run
+
+
+def compare_search(case: Case, options: Options) -> list[Row]:
+    """Our exact search first, then its other precisions, one thread, and every peer.
+
+    Raises:
+        agreement.Disagreement: before anything is timed, if results differ by more than ties.
+    """
+    x, codebook = make_inputs(case, options.device)
+    exact = our_search(x, codebook, backend=options.backend)
+    indices = exact()
+    check_against_float64(x, codebook, indices)
+    comparison = Comparison("search", case, "vq_kernels exact", exact, options)
+
+    def lower(precision: str, unit: float) -> tuple[Call, int]:
+        search = our_search(x, codebook, precision=precision, backend=options.backend)
+        return search, check_indices(x, codebook, indices, search(), input_unit=unit)
+
+    def of_peer(peer: Peer) -> tuple[Call, int]:
+        search = peer.prepare(x, codebook)
+        units = (peer.input_unit, peer.output_unit)
+        differing = check_indices(x, codebook, indices, search(), input_unit=units[0], output_unit=units[1])
+        return search, differing
+
+    for precision, unit in PRECISION_UNITS.items():
+        bound = max(unit, TF32) if precision == "fast" else unit
+        comparison.add(f"vq_kernels {precision}", partial(lower, precision, bound))
+    if options.device == "cpu" and torch.get_num_threads() > 1:
+        comparison.add("vq_kernels exact, 1 thread", lambda: (one_thread(exact), 0))
+    for peer in search_peers(options.device, case.dtype):
+        comparison.add(peer.name, partial(of_peer, peer), peer.reason)
+    torch.compiler.reset()
+    return comparison.rows
+
+
+def compare_layer(case: Case, work: str, options: Options) -> list[Row]:
+    """Our layer against vector-quantize-pytorch's, each eager and compiled, all from one state.
+
+    ``work`` is ``"forward"`` (inference) or ``"step"`` (forward, backward and EMA update).
+
+    Raises:
+        agreement.Disagreement: before anything is timed, if the layers differ beyond rounding.
+    """
+    train = work == "step"
+    make = layers.training_step if train else layers.forward_only
+    x = make_inputs(case, options.device)[0][None]
+
+    def our_call(compiled: bool = False) -> Call:
+        layer: nn.Module = layers.our_layer(case, options.device, options.backend)
+        if compiled:
+            layer.compile(fullgraph=True, dynamic=False)
+        return make(layer, x.clone().requires_grad_(train))
+
+    def their_call(compiled: bool) -> tuple[Call, int]:
+        ours = layers.our_layer(case, options.device, options.backend)
+        theirs = layers.their_layer(case, options.device)
+        differing = layers.check_layers(ours, theirs, x, train=train)
+        if compiled:
+            theirs.compile(dynamic=False)
+        return make(theirs, x.clone().requires_grad_(train)), differing
+
+    comparison = Comparison(work, case, "vq_kernels", our_call(), options)
+    comparison.add("vq_kernels compiled", lambda: (our_call(compiled=True), 0))
+    reason = layers.peer_reason()
+    comparison.add(LAYER_PEER, lambda: their_call(compiled=False), reason)
+    comparison.add(f"{LAYER_PEER} compiled", lambda: their_call(compiled=True), reason)
+    torch.compiler.reset()
+    return comparison.rows

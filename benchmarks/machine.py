@@ -1,0 +1,98 @@
+"""What a result must say about where it was taken: machine, versions, commit and date."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vq_kernels import info
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+_PACKAGES = (
+    *("torch", "triton", "numpy", "vector-quantize-pytorch", "faiss-cpu"),
+    *("flash-kmeans", "flashlib", "cuvs-cu12", "cuvs-cu13"),
+)
+
+
+def package_version(name: str) -> str | None:
+    """Version of an installed distribution, None if it is not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def machine_name(device: str = "cpu") -> str:
+    """A name for result files, made of the model of the GPU or CPU: ``nvidia-h200``; never a host name."""
+    if device == "cuda":
+        return _slug(torch.cuda.get_device_name())
+    cpu = info.collect()["cpu"]
+    units = [u for u, flag in (("avx512", "avx512f"), ("amx", "amx_bf16")) if flag in cpu["found"]]
+    return _slug(" ".join([cpu["model"], *units, f"{cpu['cores']} cores"]))
+
+
+def _slug(text: str) -> str:
+    text = re.sub(r"\((r|tm)\)", "", text.lower())
+    return re.sub(r"[^a-z0-9]+", "-", text).strip("-")
+
+
+def describe(device: str = "cpu") -> dict[str, Any]:
+    """Machine, versions, commit and date, as every results file carries them."""
+    report = info.collect()
+    versions: dict[str, str | None] = {"vq_kernels": report["version"], "python": report["python"]}
+    versions.update((name, package_version(name)) for name in _PACKAGES)
+    if device == "cuda":
+        versions["cuda"] = torch.version.cuda
+    commit, modified = _checkout()
+    return {
+        "machine": {
+            "name": machine_name(device),
+            "cpu": report["cpu"],
+            "cuda": report["cuda"] if device == "cuda" else None,
+            "platform": report["platform"],
+        },
+        "threads": torch.get_num_threads(),
+        "backends": report["backends"],
+        "versions": versions,
+        "commit": commit or report["commit"],
+        "modified": modified,
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+def _checkout() -> tuple[str | None, bool | None]:
+    """Commit of this checkout and whether source files differ from it; (None, None) outside git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, text=True, capture_output=True, check=True, timeout=30).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "vq_kernels", "csrc", "benchmarks", "CMakeLists.txt")
+        return git("rev-parse", "HEAD"), bool(changed)
+    except (OSError, subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        return None, None
+
+
+def write_results(results: dict[str, Any], *, device: str = "cpu", suffix: str = "") -> Path:
+    """Write ``<machine>-<date><suffix>.json`` under ``results/`` and return its path.
+
+    Raises:
+        ValueError: one of machine, versions, commit and date is missing.
+    """
+    for key in ("machine", "versions", "commit", "date"):
+        if key not in results:
+            raise ValueError(f"results lack {key!r}; accepted: what describe() returns, plus figures")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{results['machine']['name']}-{results['date'][:10]}{suffix}.json"
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    return path

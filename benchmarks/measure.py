@@ -1,0 +1,177 @@
+"""Timing: two calls measured in turn, and the median of the ratios of the pairs.
+
+A machine's speed drifts (frequency, neighbours, temperature), so two medians taken one after the
+other compare two moments. Here each pair is measured back to back, in alternating order, and the
+ratio is formed inside the pair.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+
+Call = Callable[[], object]
+
+
+class Spread(NamedTuple):
+    """Median and quartiles of some samples."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Spread:
+        """Spread of at least one sample; quartiles by linear interpolation."""
+        if len(samples) == 1:
+            return cls(samples[0], samples[0], samples[0])
+        low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
+        return cls(median, low, high)
+
+
+class Timer(Protocol):
+    """How a device's time is read."""
+
+    def now(self) -> float:
+        """Host seconds, for budgets."""
+
+    def sample(self, call: Call, repeats: int) -> float:
+        """Seconds per call over ``repeats`` calls in a row."""
+
+
+class WallTimer:
+    """Host time, for calls that return when their work is done."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+
+    def now(self) -> float:
+        return self._clock()
+
+    def sample(self, call: Call, repeats: int) -> float:
+        start = self._clock()
+        for _ in range(repeats):
+            call()
+        return (self._clock() - start) / repeats
+
+
+class CudaTimer:
+    """Device time between two events on the current stream."""
+
+    def now(self) -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def sample(self, call: Call, repeats: int) -> float:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        start.record()
+        for _ in range(repeats):
+            call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / repeats
+
+
+def timer_for(device: str) -> Timer:
+    """The timer of a device type."""
+    return CudaTimer() if device == "cuda" else WallTimer()
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Seconds per call of both sides, pair by pair."""
+
+    ours: tuple[float, ...]
+    peer: tuple[float, ...]
+
+    @property
+    def ratio(self) -> Spread:
+        """How many times the peer's time is ours: above 1, we are faster."""
+        return Spread.of([p / o for o, p in zip(self.ours, self.peer, strict=True)])
+
+    @property
+    def ours_s(self) -> Spread:
+        return Spread.of(self.ours)
+
+    @property
+    def peer_s(self) -> Spread:
+        return Spread.of(self.peer)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to measure: samples of at least ``sample_s``, pairs until ``seconds`` are used."""
+
+    seconds: float = 2.0
+    sample_s: float = 0.01
+    min_pairs: int = 5
+    max_pairs: int = 25
+
+
+DEFAULT_BUDGET = Budget()
+# Before a sample of a short call, one untimed call brings its own data and threads back: the other
+# side has just had the caches, and its thread pool may still be spinning.
+_SETTLE_BELOW_S = 0.25
+
+
+def measure_pairs(ours: Call, peer: Call, *, timer: Timer, budget: Budget = DEFAULT_BUDGET) -> Pairs:
+    """Measure both calls in turn, which side goes first alternating from pair to pair.
+
+    Both are called twice beforehand: once to compile and allocate, once to choose how many calls make
+    a sample.
+    """
+    sides = (ours, peer)
+    repeats, settles = [], []
+    for call in sides:
+        call()
+        once = max(timer.sample(call, 1), 1e-9)
+        repeats.append(max(1, min(1000, round(budget.sample_s / once))))
+        settles.append(once < _SETTLE_BELOW_S)
+    samples: tuple[list[float], list[float]] = ([], [])
+    start = timer.now()
+    with paused_collector():
+        while len(samples[0]) < budget.max_pairs:
+            if len(samples[0]) >= budget.min_pairs and timer.now() - start > budget.seconds:
+                break
+            order = (0, 1) if len(samples[0]) % 2 == 0 else (1, 0)
+            for side in order:
+                if settles[side]:
+                    sides[side]()
+                samples[side].append(timer.sample(sides[side], repeats[side]))
+    return Pairs(tuple(samples[0]), tuple(samples[1]))
+
+
+def measure_alone(call: Call, *, timer: Timer, budget: Budget = DEFAULT_BUDGET) -> Spread:
+    """Seconds per call of one side, for roofs and curves."""
+    call()
+    once = max(timer.sample(call, 1), 1e-9)
+    repeats = max(1, min(1000, round(budget.sample_s / once)))
+    samples: list[float] = []
+    start = timer.now()
+    with paused_collector():
+        while len(samples) < budget.max_pairs:
+            if len(samples) >= budget.min_pairs and timer.now() - start > budget.seconds:
+                break
+            samples.append(timer.sample(call, repeats))
+    return Spread.of(samples)
+
+
+@contextmanager
+def paused_collector() -> Iterator[None]:
+    """No cyclic garbage collection inside: it would land in one side's sample."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -1,0 +1,119 @@
+"""What this machine can do at best, measured in the same run as everything else.
+
+``python -m benchmarks.roofline`` prints the roofs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from .measure import Budget, measure_alone, timer_for
+from .work import Case
+
+# Instructions per (row, code) pair that a running minimum with a tile number costs at least on sm_90
+# (min, compare, select and their share of the rest), counted in compiled kernels; see METHOD.md.
+EPILOGUE_INSTRUCTIONS = 3.6
+_BUDGET = Budget(seconds=0.6, sample_s=0.02, min_pairs=3, max_pairs=15)
+
+
+@dataclass(frozen=True)
+class Roofs:
+    """Peak rates: FLOP/s of matrix products and bytes/s of a copy; None where the unit is missing.
+
+    ``epilogue`` is (row, code) pairs per second that the plain cores can reduce to a minimum (GPU).
+    """
+
+    float32: float
+    bfloat16: float
+    memory: float
+    tf32: float | None = None
+    epilogue: float | None = None
+
+    def as_json(self) -> dict[str, float | None]:
+        return asdict(self)
+
+
+def matmul_rate(dtype: torch.dtype, size: int, device: str = "cpu") -> float:
+    """FLOP/s of a square matrix product of torch, in the best of its repetitions."""
+    a = torch.randn(size, size, device=device).to(dtype)
+    b = torch.randn(size, size, device=device).to(dtype)
+    out = torch.empty(size, size, device=device, dtype=dtype)
+    spread = measure_alone(lambda: torch.mm(a, b, out=out), timer=timer_for(device), budget=_BUDGET)
+    return 2.0 * size**3 / spread.low
+
+
+def copy_rate(size_bytes: int, device: str = "cpu") -> float:
+    """Bytes/s read plus written by a copy of ``size_bytes``."""
+    source = torch.ones(size_bytes // 4, device=device)
+    target = torch.empty_like(source)
+    spread = measure_alone(lambda: target.copy_(source), timer=timer_for(device), budget=_BUDGET)
+    return 2.0 * size_bytes / spread.low
+
+
+def measure_roofs(device: str = "cpu") -> Roofs:
+    """Roofs of this machine with the current number of threads."""
+    if device == "cuda":
+        return _measure_cuda_roofs()
+    return Roofs(
+        float32=max(matmul_rate(torch.float32, size) for size in (1024, 2048)),
+        bfloat16=max(matmul_rate(torch.bfloat16, size) for size in (1024, 2048, 4096)),
+        memory=copy_rate(2**29),  # beyond any last-level cache that is ours alone
+    )
+
+
+def _measure_cuda_roofs() -> Roofs:
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        float32 = max(matmul_rate(torch.float32, size, "cuda") for size in (4096, 8192))
+        torch.set_float32_matmul_precision("high")
+        tf32 = max(matmul_rate(torch.float32, size, "cuda") for size in (4096, 8192))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    bfloat16 = max(matmul_rate(torch.bfloat16, size, "cuda") for size in (4096, 8192, 16384))
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    clock_hz = 1e6 * _sm_clock_mhz()
+    lanes = 128 * properties.multi_processor_count
+    return Roofs(float32, bfloat16, copy_rate(2**30, "cuda"), tf32, lanes * clock_hz / EPILOGUE_INSTRUCTIONS)
+
+
+def _sm_clock_mhz() -> float:
+    """Highest clock of the multiprocessors, from the driver."""
+    import subprocess
+
+    command = ["nvidia-smi", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits"]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0])
+
+
+def lowest_time(case: Case, roofs: Roofs, *, work: str, unit: str = "float32") -> tuple[float, str]:
+    """Least seconds that ``work`` could take here, and which roof says so.
+
+    Args:
+        work: ``"search"``, ``"forward"`` or ``"step"`` (forward, backward and EMA).
+        unit: the arithmetic unit whose roof counts: ``"float32"``, ``"tf32"``, ``"bfloat16"``, or
+            ``"bfloat16 x3"`` for three products.
+    """
+    passes = 3 if unit.endswith(" x3") else 1
+    rate = getattr(roofs, unit.removesuffix(" x3"))
+    if rate is None:
+        raise ValueError(f"unit is {unit!r}, which was not measured on this machine")
+    traffic = {"search": case.search_bytes, "forward": case.forward_bytes, "step": case.step_bytes}[work]
+    times = {unit: passes * case.search_flops / rate, "memory": traffic / roofs.memory}
+    if roofs.epilogue is not None and unit != "float32":
+        times["epilogue"] = case.n * case.k / roofs.epilogue
+    roof = max(times, key=lambda name: times[name])
+    return times[roof], roof
+
+
+def main() -> None:
+    """Print the roofs of the CPU, and of the GPU where there is one."""
+    for device in ("cpu", *(("cuda",) if torch.cuda.is_available() else ())):
+        for name, rate in measure_roofs(device).as_json().items():
+            if rate is not None:
+                print(f"{device:5} {name:9} {rate / 1e9:12.1f} G/s")
+
+
+if __name__ == "__main__":
+    main()
