@@ -1,0 +1,197 @@
+#include "cpu/codebook.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "cpu/exact.h"
+
+namespace {
+
+constexpr int CODES_A_TASK = 64;
+
+bool is_finite(const float* e, int64_t dim) {
+  float zero = 0.0f;
+  for (int64_t d = 0; d < dim; ++d) zero += e[d] * 0.0f;  // NaN from NaN or infinity
+  return zero == 0.0f;
+}
+
+uint64_t hash(const float* e, int64_t dim) {
+  uint64_t h = 0x9e3779b97f4a7c15u;
+  for (int64_t d = 0; d < dim; ++d) {
+    uint32_t u;
+    memcpy(&u, e + d, 4);
+    h = (h ^ u) * 0x9fb21c651e98df25u;
+    h ^= h >> 32;
+  }
+  return h;
+}
+
+}  // namespace
+
+const float* codes_as_float(const VqCodes* codes, const VqKernels* kernels, int threads,
+                            Buffer<float>& storage) {
+  if (codes->dtype == VQ_F32) return static_cast<const float*>(codes->data);
+  if (!storage.resize(codes->k * codes->d)) return nullptr;
+  const VqRows rows = {const_cast<void*>(codes->data), 1, codes->k, codes->d, 0, codes->d, 1, codes->dtype};
+  const int64_t tasks = divide_up(codes->k, CODES_A_TASK);
+  parallel_for(threads_for(threads, codes->k * codes->d), tasks, [&](int64_t t) {
+    const int64_t first = t * CODES_A_TASK;
+    const int64_t n = codes->k - first < CODES_A_TASK ? codes->k - first : CODES_A_TASK;
+    kernels->load_rows(&rows, first, int(n), storage + first * codes->d);
+  });
+  return storage;
+}
+
+bool Codebook::prepare(const VqCodes* given, int metric, const VqKernels* kernels, int threads) {
+  k = given->k;
+  d = given->d;
+  l2 = metric == VQ_L2;
+  panel_count = divide_up(k, kernels->panel);
+  codes = codes_as_float(given, kernels, threads, converted_);
+  if (!codes || !usable.resize(k) || !centre.resize(d) || !hashes_.resize(k) ||
+      !bias.resize(panel_count * kernels->panel) || !panels.resize(panel_count * kernels->panel * d))
+    return false;
+  const int team = threads_for(threads, k * d);
+  find_usable(team);
+  if (!drop_copies()) return false;
+  find_centre(team);
+  pack(kernels->panel, team);
+  return true;
+}
+
+void Codebook::find_usable(int threads) {
+  parallel_for(threads, divide_up(k, CODES_A_TASK), [&](int64_t t) {
+    for (int64_t j = t * CODES_A_TASK; j < k && j < (t + 1) * CODES_A_TASK; ++j) {
+      usable[j] = is_finite(codes + j * d, d);
+      hashes_[j] = hash(codes + j * d, d);
+    }
+  });
+}
+
+// A copy of an earlier code never wins, for the lowest index does: unusable, so that a codebook with
+// many equal codes (all zero before initialisation) is not ambiguous everywhere.
+bool Codebook::drop_copies() {
+  int64_t slots = 16;
+  while (slots < 2 * k) slots *= 2;
+  Buffer<int64_t> table;
+  if (!table.resize(slots)) return false;
+  for (int64_t s = 0; s < slots; ++s) table[s] = -1;
+  for (int64_t j = 0; j < k; ++j) {
+    if (!usable[j]) continue;
+    int64_t s = int64_t(hashes_[j] & uint64_t(slots - 1));
+    for (; table[s] >= 0; s = (s + 1) & (slots - 1)) {
+      const int64_t earlier = table[s];
+      if (hashes_[earlier] == hashes_[j] && memcmp(codes + earlier * d, codes + j * d, size_t(d) * 4) == 0) {
+        usable[j] = 0;
+        break;
+      }
+    }
+    if (usable[j]) table[s] = j;
+  }
+  return true;
+}
+
+// The mean of the usable codes. Subtracting the same vector from rows and codes changes no argmin and
+// makes the products, and with them the bound, small where all values share a large offset.
+void Codebook::find_centre(int threads) {
+  constexpr int WIDTH = 16;
+  const int64_t tasks = divide_up(d, WIDTH);
+  int64_t count = 0;
+  for (int64_t j = 0; j < k; ++j) count += usable[j];
+  parallel_for(threads, tasks, [&](int64_t t) {
+    const int64_t first = t * WIDTH;
+    const int width = int(d - first < WIDTH ? d - first : WIDTH);
+    double sum[WIDTH] = {};
+    for (int64_t j = 0; j < k; ++j) {
+      if (!usable[j]) continue;
+      for (int i = 0; i < width; ++i) sum[i] += codes[j * d + first + i];
+    }
+    for (int i = 0; i < width; ++i) centre[first + i] = count ? float(sum[i] / double(count)) : 0.0f;
+  });
+}
+
+void Codebook::pack(int panel, int threads) {
+  constexpr int PANELS_A_TASK = 16;
+  double norm2 = 0.0, greatest = 0.0;
+  parallel_for(threads, divide_up(panel_count, PANELS_A_TASK), [&](int64_t t) {
+    double task_norm2 = 0.0, task_greatest = 0.0;
+    const int64_t last = (t + 1) * PANELS_A_TASK * panel;
+    for (int64_t j = t * PANELS_A_TASK * panel; j < last && j < panel_count * panel; ++j) {
+      float* out = panels + j / panel * d * panel + j % panel;
+      if (j >= k || !usable[j]) {
+        for (int64_t i = 0; i < d; ++i) out[i * panel] = 0.0f;
+        bias[j] = -INFINITY;
+        continue;
+      }
+      double square = 0.0, packed_square = 0.0;
+      for (int64_t i = 0; i < d; ++i) {
+        const float e = codes[j * d + i];
+        const float packed = l2 ? e - centre[i] : e;
+        const double exact = double(e) - (l2 ? double(centre[i]) : 0.0);
+        out[i * panel] = packed;
+        square += exact * exact;
+        packed_square += double(packed) * double(packed);
+      }
+      bias[j] = l2 ? float(-0.5 * square) : 0.0f;
+      // Overflow makes these infinite, the bound with them, and every row goes to the exact scan.
+      if (packed_square > task_norm2) task_norm2 = packed_square;
+      if (l2 && 0.5 * square > task_greatest) task_greatest = 0.5 * square;
+    }
+#pragma omp critical(vq_codebook_largest)
+    {
+      if (task_norm2 > norm2) norm2 = task_norm2;
+      if (task_greatest > greatest) greatest = task_greatest;
+    }
+  });
+  largest_norm = sqrt(norm2);
+  largest_bias = greatest;
+}
+
+bool Codebook::need_squares() {
+  bool ok = true;
+#pragma omp critical(vq_codebook_squares)
+  {
+    if (l2 && !squares_tried_) {
+      squares_tried_ = true;
+      if (squares_high.resize(k) && squares_low.resize(k)) {
+        for (int64_t j = 0; j < k; ++j) {
+          const ExactSum sum = half_square(codes + j * d, d);
+          squares_high[j] = sum.high;
+          squares_low[j] = sum.low;
+        }
+      }
+    }
+    ok = !l2 || squares_low.get() != nullptr;
+  }
+  return ok;
+}
+
+// Write x' and e' for row and code minus the centre c, x^ and e^ for their float32 roundings, u = 2^-24
+// and b = |e'|^2/2. The real score is t = x'.e' - b (minus a term common to all codes). Computed is
+// t^ = fl(-b^ + sum_d x^_d e^_d):
+//   rounding of the sums, any order (Higham 2002, section 3.1)  gamma_{d+1} (|x^| |e^| + b^)
+//   x^ for x' and e^ for e'                                     2 u (1 + u) |x^| |e^|
+//   b^ for b                                                    u b
+//   subnormal products and sums                                 (d + 2) 2^-149
+// with sum_d |x^_d| |e^_d| <= |x^| |e^| (Cauchy-Schwarz). In all less than
+//   gamma (|x^| max|e^| + max b) + offset,   gamma = n u / (1 - n u),  n = d + 8,
+// where the four roundings to spare, the factor 1.01 and the offsets cover the evaluation of |x^| (its
+// sum of squares is computed in float32) and of this formula in float32, and the 2^-53 terms of the
+// float64 parts. The index is certain if the best score leads by more than twice the bound.
+namespace {
+double bound_scale = 1.0;
+}
+
+extern "C" void vq_cpu_scale_bound(double factor) { bound_scale = factor; }
+
+Bound bound(const Codebook& codebook) {
+  const double n = double(codebook.d) + 8.0, u = 0x1p-24;
+  const double gamma = n * u < 0.005 ? n * u / (1.0 - n * u) : INFINITY;
+  Bound result;
+  result.gamma = float(bound_scale * 1.01 * gamma);
+  result.norm = float(1.01 * codebook.largest_norm);
+  result.bias = float(codebook.largest_bias);
+  result.norm_offset = float(sqrt(n) * 0x1p-70);
+  result.offset = float(bound_scale * n * 0x1p-140);
+  return result;
+}

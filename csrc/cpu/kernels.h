@@ -1,0 +1,70 @@
+// The inner loops, one table for each instruction set. The drivers (search.cpp, gather.cpp, ...) are
+// compiled for any CPU and call through the table of the instruction set in use.
+#pragma once
+
+#include <stdint.h>
+
+#include "cpu/vq_cpu.h"
+
+// One sweep of a tile of rows over consecutive panels of codes. Lanes are rows: x is [d][tile], so
+// that the argmin needs no exchange between lanes; panels are [panels][d][panel].
+struct VqSweep {
+  const float* x;
+  const float* panels;
+  const float* bias;  // [panels * panel]: -|e|^2/2, or -inf for a code that cannot be chosen
+  int64_t d, panel_count;
+  int32_t first_code;
+  int vectors;  // of the tile, in use
+  // score = x.e + bias, the largest wins
+  float* best;    // [tile]
+  float* second;  // [tile]
+  int32_t* index;  // [tile]
+  // For collect: the codes with a score of at least threshold, at most `capacity` a row. A count
+  // above the capacity says that the list is incomplete.
+  const float* threshold;  // [tile]
+  int32_t* candidates;     // [tile][capacity]
+  int32_t* counts;         // [tile]
+  int32_t capacity;
+};
+
+enum { VQ_EXACT_LANES = 8 };
+
+struct VqKernels {
+  int lanes, vectors, panel;  // rows of a vector, vectors of a tile, codes of a panel
+
+  // Rows first .. first + n - 1 as float32 [n][d], and back.
+  void (*load_rows)(const VqRows* x, int64_t first, int n, float* out);
+  void (*store_rows)(const VqRows* out, int64_t first, int n, const float* rows);
+  // packed [d][tile] = rows - centre (null: 0), zero beyond n; norm2 [tile] = sum of squares.
+  void (*pack_tile)(const VqRows* x, int64_t first, int n, const float* centre, float* packed, float* norm2);
+
+  void (*sweep)(const VqSweep*);
+  void (*collect)(const VqSweep*);
+
+  // The exact scores (exact_body.h) of `VQ_EXACT_LANES` rows x [d][lanes] with all k codes, and the
+  // index of the smallest. squares_high and _low [k]: the sum over e^2/2, null for 0.
+  void (*exact_scan)(const double* x, const float* codes, const uint8_t* usable, const double* squares_high,
+                     const double* squares_low, int64_t k, int64_t d, int64_t* index);
+
+  // out rows = codes[index]; returns the sum of (code - x)^2. Leading dimensions in floats.
+  double (*quantize_rows)(const float* x, int64_t ldx, const float* codes, const int64_t* index, int n,
+                          int64_t d, float* out, int64_t ldo);
+  // sums [k][d] += rows, in order, for rows with low <= index < high.
+  void (*add_rows)(const float* x, int64_t ldx, const int64_t* index, int n, int64_t d, int64_t low,
+                   int64_t high, double* sums);
+  void (*backward_rows)(const float* grad, int64_t ldg, const float* x, int64_t ldx, const float* codes,
+                        const int64_t* index, int n, int64_t d, float pull, int use_pull, int gradient,
+                        float* out, int64_t ldo);
+  void (*ema_row)(float* code, float* average, const float* sum, int64_t d, float weight, float size,
+                  int normalize);
+};
+
+const VqKernels* vq_kernels_in_use();
+
+extern const VqKernels vq_kernels_portable;
+#ifdef VQ_HAVE_AVX2
+extern const VqKernels vq_kernels_avx2;
+#endif
+#ifdef VQ_HAVE_AVX512
+extern const VqKernels vq_kernels_avx512;
+#endif

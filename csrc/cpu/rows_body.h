@@ -1,0 +1,275 @@
+// Rows in and out of memory, and the work on one row, over V (one of simd_*.h, included before).
+#pragma once
+
+#include <math.h>
+
+#include "cpu/kernels.h"
+
+namespace {
+
+constexpr int ROWS_TILE = V::W * V::VECTORS;
+
+template <class T>
+inline T* row_start(const VqRows* x, int64_t row) {
+  return static_cast<T*>(x->data) + (row / x->m) * x->stride_b + (row % x->m) * x->stride_m;
+}
+
+// Rows row .. row + W - 1 exist, lie in one b, and neighbours are adjacent in memory.
+inline bool lanes_are_adjacent(const VqRows* x, int64_t row, int n) {
+  return n >= V::W && x->stride_m == 1 && row / x->m == (row + V::W - 1) / x->m;
+}
+
+template <class T>
+void load_rows_as(const VqRows* x, int64_t first, int n, float* out) {
+  const int64_t dim = x->d, step = x->stride_d;
+  int i = 0;
+  while (i < n) {
+    const T* p = row_start<const T>(x, first + i);
+    float* o = out + i * dim;
+    int64_t d = 0;
+    if (step == 1) {
+      for (; d + V::W <= dim; d += V::W) V::store(o + d, V::load(p + d));
+      if (d < dim) V::store_n(o + d, V::load_n(p + d, int(dim - d)), int(dim - d));
+      ++i;
+    } else if (lanes_are_adjacent(x, first + i, n - i)) {
+      for (; d + V::W <= dim; d += V::W) {
+        V::F square[V::W];
+        for (int c = 0; c < V::W; ++c) square[c] = V::load(p + (d + c) * step);
+        V::transpose(square);
+        for (int r = 0; r < V::W; ++r) V::store(o + r * dim + d, square[r]);
+      }
+      for (; d < dim; ++d)
+        for (int r = 0; r < V::W; ++r) o[r * dim + d] = to_float(p[d * step + r]);
+      i += V::W;
+    } else {
+      for (; d < dim; ++d) o[d] = to_float(p[d * step]);
+      ++i;
+    }
+  }
+}
+
+template <class T>
+void store_rows_as(const VqRows* out, int64_t first, int n, const float* rows) {
+  const int64_t dim = out->d, step = out->stride_d;
+  int i = 0;
+  while (i < n) {
+    T* p = row_start<T>(out, first + i);
+    const float* o = rows + i * dim;
+    int64_t d = 0;
+    if (step == 1) {
+      for (; d + V::W <= dim; d += V::W) V::store(p + d, V::load(o + d));
+      if (d < dim) V::store_n(p + d, V::load_n(o + d, int(dim - d)), int(dim - d));
+      ++i;
+    } else if (lanes_are_adjacent(out, first + i, n - i)) {
+      for (; d + V::W <= dim; d += V::W) {
+        V::F square[V::W];
+        for (int r = 0; r < V::W; ++r) square[r] = V::load(o + r * dim + d);
+        V::transpose(square);
+        for (int c = 0; c < V::W; ++c) V::store(p + (d + c) * step, square[c]);
+      }
+      for (; d < dim; ++d)
+        for (int r = 0; r < V::W; ++r) from_float(o[r * dim + d], p + d * step + r);
+      i += V::W;
+    } else {
+      for (; d < dim; ++d) from_float(o[d], p + d * step);
+      ++i;
+    }
+  }
+}
+
+// One vector of rows into its lanes of the packed tile.
+template <class T>
+void pack_vector(const VqRows* x, int64_t first, int n, const float* centre, float* packed, float* norm2) {
+  const int64_t dim = x->d, step = x->stride_d;
+  V::F sum = V::set(0.0f);
+  if (lanes_are_adjacent(x, first, n)) {
+    const T* p = row_start<const T>(x, first);
+    for (int64_t d = 0; d < dim; ++d) {
+      V::F v = V::load(p + d * step);
+      if (centre) v = V::sub(v, V::set(centre[d]));
+      V::store(packed + d * ROWS_TILE, v);
+      sum = V::fma(v, v, sum);
+    }
+    V::store(norm2, sum);
+    return;
+  }
+  const T* p[V::W];
+  const int lanes = n < V::W ? n : V::W;
+  for (int r = 0; r < lanes; ++r) p[r] = row_start<const T>(x, first + r);
+  for (int64_t d = 0; d < dim; d += V::W) {
+    const int width = dim - d < V::W ? int(dim - d) : V::W;
+    V::F square[V::W];
+    if (step == 1 && width == V::W) {
+      for (int r = 0; r < V::W; ++r) square[r] = r < lanes ? V::load(p[r] + d) : V::set(0.0f);
+    } else if (step == 1) {
+      for (int r = 0; r < V::W; ++r) square[r] = r < lanes ? V::load_n(p[r] + d, width) : V::set(0.0f);
+    } else {
+      float part[V::W][V::W] = {};
+      for (int r = 0; r < lanes; ++r)
+        for (int c = 0; c < width; ++c) part[r][c] = to_float(p[r][(d + c) * step]);
+      for (int r = 0; r < V::W; ++r) square[r] = V::load(part[r]);
+    }
+    V::transpose(square);
+    for (int c = 0; c < width; ++c) {
+      V::F v = square[c];
+      if (centre) v = V::sub(v, V::set(centre[d + c]));
+      V::store(packed + (d + c) * ROWS_TILE, v);
+      sum = V::fma(v, v, sum);
+    }
+  }
+  V::store(norm2, sum);
+}
+
+template <class T>
+void pack_tile_as(const VqRows* x, int64_t first, int n, const float* centre, float* packed, float* norm2) {
+  for (int v = 0; v * V::W < n; ++v)
+    pack_vector<T>(x, first + v * V::W, n - v * V::W, centre, packed + v * V::W, norm2 + v * V::W);
+}
+
+void load_rows(const VqRows* x, int64_t first, int n, float* out) {
+  if (x->dtype == VQ_BF16) return load_rows_as<Bf16>(x, first, n, out);
+  if (x->dtype == VQ_F16) return load_rows_as<F16>(x, first, n, out);
+  load_rows_as<float>(x, first, n, out);
+}
+
+void store_rows(const VqRows* out, int64_t first, int n, const float* rows) {
+  if (out->dtype == VQ_BF16) return store_rows_as<Bf16>(out, first, n, rows);
+  if (out->dtype == VQ_F16) return store_rows_as<F16>(out, first, n, rows);
+  store_rows_as<float>(out, first, n, rows);
+}
+
+void pack_tile(const VqRows* x, int64_t first, int n, const float* centre, float* packed, float* norm2) {
+  if (x->dtype == VQ_BF16) return pack_tile_as<Bf16>(x, first, n, centre, packed, norm2);
+  if (x->dtype == VQ_F16) return pack_tile_as<F16>(x, first, n, centre, packed, norm2);
+  pack_tile_as<float>(x, first, n, centre, packed, norm2);
+}
+
+// step(d, n) for every vector of a row, n < W in the last one only.
+template <class Step>
+inline __attribute__((always_inline)) void over_row(int64_t dim, Step step) {
+  int64_t d = 0;
+  for (; d + V::W <= dim; d += V::W) step(d, V::W);
+  if (d < dim) step(d, int(dim - d));
+}
+
+inline V::F get(const float* p, int n) { return n == V::W ? V::load(p) : V::load_n(p, n); }
+inline void put(float* p, V::F v, int n) { n == V::W ? V::store(p, v) : V::store_n(p, v, n); }
+
+double quantize_rows(const float* x, int64_t ldx, const float* codes, const int64_t* index, int n, int64_t dim,
+                     float* out, int64_t ldo) {
+  double total = 0.0;
+  for (int i = 0; i < n; ++i, x += ldx, out += ldo) {
+    const float* e = codes + index[i] * dim;
+    V::F error = V::set(0.0f);
+    over_row(dim, [&](int64_t d, int w) {
+      const V::F code = get(e + d, w);
+      const V::F difference = V::sub(code, get(x + d, w));
+      put(out + d, code, w);
+      error = V::fma(difference, difference, error);
+    });
+    total += double(V::sum(error));
+  }
+  return total;
+}
+
+void add_rows(const float* x, int64_t ldx, const int64_t* index, int n, int64_t dim, int64_t low, int64_t high,
+              double* sums) {
+  for (int i = 0; i < n; ++i, x += ldx) {
+    if (index[i] < low || index[i] >= high) continue;
+    double* sum = sums + index[i] * dim;
+    int64_t d = 0;
+    for (; d + V::W <= dim; d += V::W) V::add_to(sum + d, V::load(x + d));
+    for (; d < dim; ++d) sum[d] += double(x[d]);
+  }
+}
+
+// The transpose of the rotation that takes u = x/|x| to q = e/|e|, scaled by |e|/|x|:
+// ratio * (g - 2 (g.w) w + 2 (g.q) u) with w = (u + q) / |u + q| (arXiv:2410.06424, section 4.2).
+struct Rotation {
+  V::F ratio, x_norm, e_norm, through_w, through_u;
+
+  Rotation(const float* g, const float* x, const float* e, int64_t dim) {
+    V::F xx = V::set(0.0f), ee = V::set(0.0f);
+    over_row(dim, [&](int64_t d, int w) {
+      const V::F a = get(x + d, w), b = get(e + d, w);
+      xx = V::fma(a, a, xx);
+      ee = V::fma(b, b, ee);
+    });
+    const float x_length = fmaxf(sqrtf(V::sum(xx)), 1e-6f), e_length = sqrtf(V::sum(ee));
+    x_norm = V::set(x_length);
+    e_norm = V::set(fmaxf(e_length, 1e-6f));
+    V::F ww = V::set(0.0f), gw = V::set(0.0f), gq = V::set(0.0f);
+    over_row(dim, [&](int64_t d, int w) {
+      const V::F q = V::div(get(e + d, w), e_norm);
+      const V::F sum = V::add(V::div(get(x + d, w), x_norm), q);
+      const V::F gradient = get(g + d, w);
+      ww = V::fma(sum, sum, ww);
+      gw = V::fma(gradient, sum, gw);
+      gq = V::fma(gradient, q, gq);
+    });
+    const float w_norm = fmaxf(sqrtf(V::sum(ww)), 1e-6f);
+    ratio = V::set(e_length / x_length);
+    through_w = V::set(-2.0f * V::sum(gw) / w_norm / w_norm);
+    through_u = V::set(2.0f * V::sum(gq));
+  }
+
+  V::F apply(V::F g, V::F x, V::F e) const {
+    // Divisions, not products with a reciprocal: opposite x and e must give u + q = 0 where they can.
+    const V::F u = V::div(x, x_norm);
+    const V::F sum = V::add(u, V::div(e, e_norm));
+    return V::mul(ratio, V::fma(through_u, u, V::fma(through_w, sum, g)));
+  }
+};
+
+void backward_rows(const float* grad, int64_t ldg, const float* x, int64_t ldx, const float* codes,
+                   const int64_t* index, int n, int64_t dim, float pull, int use_pull, int gradient, float* out,
+                   int64_t ldo) {
+  const V::F strength = V::set(pull);
+  for (int i = 0; i < n; ++i, x += ldx, out += ldo) {
+    const float* g = grad ? grad + i * ldg : nullptr;
+    if (index[i] < 0) {
+      over_row(dim, [&](int64_t d, int w) { put(out + d, V::set(0.0f), w); });
+      continue;
+    }
+    const float* e = codes + index[i] * dim;
+    if (g && gradient == VQ_ROTATION_TRICK) {
+      const Rotation rotation(g, x, e, dim);
+      over_row(dim, [&](int64_t d, int w) {
+        const V::F a = get(x + d, w), b = get(e + d, w);
+        V::F v = rotation.apply(get(g + d, w), a, b);
+        if (use_pull) v = V::fma(strength, V::sub(a, b), v);
+        put(out + d, v, w);
+      });
+    } else {
+      over_row(dim, [&](int64_t d, int w) {
+        V::F v = g ? get(g + d, w) : V::set(0.0f);
+        if (use_pull) v = V::fma(strength, V::sub(get(x + d, w), get(e + d, w)), v);
+        put(out + d, v, w);
+      });
+    }
+  }
+}
+
+// a + weight (b - a), written as torch.lerp writes it.
+inline V::F lerp(V::F a, V::F b, float weight) {
+  const V::F difference = V::sub(b, a);
+  if (weight < 0.5f) return V::add(a, V::mul(V::set(weight), difference));
+  return V::sub(b, V::mul(difference, V::set(1.0f - weight)));
+}
+
+void ema_row(float* code, float* average, const float* sum, int64_t dim, float weight, float size,
+             int normalize) {
+  V::F norm = V::set(0.0f);
+  over_row(dim, [&](int64_t d, int w) {
+    const V::F mean = lerp(get(average + d, w), get(sum + d, w), weight);
+    put(average + d, mean, w);
+    const V::F e = V::div(mean, V::set(size));
+    put(code + d, e, w);
+    norm = V::fma(e, e, norm);
+  });
+  if (!normalize) return;
+  const V::F length = V::set(fmaxf(sqrtf(V::sum(norm)), 1e-6f));
+  over_row(dim, [&](int64_t d, int w) { put(code + d, V::div(get(code + d, w), length), w); });
+}
+
+}  // namespace

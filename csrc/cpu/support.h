@@ -1,0 +1,66 @@
+// Memory, the floating point environment and the number of threads for the drivers.
+#pragma once
+
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
+// Uninitialised memory on cache lines of its own.
+template <class T>
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { free(data_); }
+
+  // False if there is no memory. Earlier contents are lost.
+  bool resize(int64_t n) {
+    free(data_);
+    const size_t bytes = (size_t(n) * sizeof(T) + 127) / 64 * 64;
+    data_ = static_cast<T*>(aligned_alloc(64, bytes));
+    return data_ != nullptr;
+  }
+  T* get() const { return data_; }
+  operator T*() const { return data_; }
+
+ private:
+  T* data_ = nullptr;
+};
+
+// Round to nearest with subnormals, whatever the caller's thread has set (torch.set_flush_denormal).
+class DefaultRounding {
+#if defined(__SSE__)
+ public:
+  DefaultRounding() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+  ~DefaultRounding() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#endif
+};
+
+// Waking a thread costs some microseconds: no more threads than `work` (elements touched or products)
+// pays for.
+inline int threads_for(int threads, int64_t work) {
+  const int64_t useful = 1 + work / 65536;
+  return int(threads < 1 ? 1 : useful < threads ? useful : threads);
+}
+
+// work(t) for every task, in any order, on up to `threads` threads.
+template <class Work>
+void parallel_for(int threads, int64_t tasks, Work work) {
+  const int team = int(tasks < threads ? (tasks < 1 ? 1 : tasks) : threads);
+#pragma omp parallel num_threads(team) if (team > 1)
+  {
+    const DefaultRounding rounding;
+#pragma omp for schedule(dynamic)
+    for (int64_t t = 0; t < tasks; ++t) work(t);
+  }
+}
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }

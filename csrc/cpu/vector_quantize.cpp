@@ -1,0 +1,100 @@
+// Search, gather, squared error and slots for the statistics, block by block while the rows are cached.
+#include <math.h>
+
+#include "cpu/rows.h"
+#include "cpu/search.h"
+#include "cpu/statistics.h"
+
+namespace {
+
+struct Step {
+  const VqKernels* kernels;
+  const Codebook* codebook;
+  const uint8_t* mask;
+  int64_t* indices;
+  int64_t* slots;  // null without statistics
+};
+
+// Writes the quantized rows first .. first + n - 1, whose codes are in indices, and returns their
+// squared error. Leaves -1 in indices for masked rows.
+double quantize_tile(const Step& step, RowTile& from, RowTile& to, int64_t first, int n,
+                     const uint8_t* nonfinite) {
+  int64_t ldx, ldo;
+  const int64_t d = step.codebook->d;
+  const float* x = from.read(first, n, &ldx);
+  float* out = to.write(first, n, &ldo);
+  int64_t* index = step.indices + first;
+  double error = 0.0;
+  for (int i = 0; i < n;) {
+    // Runs of ordinary rows together, masked and non-finite ones alone.
+    const bool masked = step.mask && !step.mask[first + i];
+    int run = i;
+    while (run < n && !(step.mask && !step.mask[first + run]) && !nonfinite[run]) ++run;
+    if (run > i) {
+      error += step.kernels->quantize_rows(x + i * ldx, ldx, step.codebook->codes, index + i, run - i, d,
+                                           out + i * ldo, ldo);
+      if (step.slots)
+        for (int r = i; r < run; ++r) step.slots[first + r] = index[r];
+      i = run;
+      continue;
+    }
+    for (int64_t c = 0; c < d; ++c) out[i * ldo + c] = masked ? 0.0f : NAN;
+    if (step.slots) step.slots[first + i] = -1;
+    if (masked)
+      index[i] = -1;
+    else
+      error = NAN;
+    ++i;
+  }
+  to.done(first, n);
+  return error;
+}
+
+}  // namespace
+
+extern "C" int vq_cpu_vector_quantize(const VqRows* x, const VqCodes* codes, const uint8_t* mask, int metric,
+                                      int precision, int threads, const VqRows* out, int64_t* indices,
+                                      float* mse, int64_t* valid_rows, int64_t* counts, float* sums) {
+  const VqKernels* kernels = vq_kernels_in_use();
+  const DefaultRounding rounding;
+  Codebook codebook;
+  if (!codebook.prepare(codes, metric, kernels, threads)) return VQ_OUT_OF_MEMORY;
+  const Search search(kernels, &codebook, x, precision);
+  const int64_t rows = search.rows();
+  Buffer<double> errors;  // one a block: summed in order, whatever thread had it
+  Buffer<int64_t> slots;
+  if (!errors.resize(search.blocks()) || (counts && !slots.resize(rows))) return VQ_OUT_OF_MEMORY;
+  const Step step = {kernels, &codebook, mask, indices, counts ? slots.get() : nullptr};
+  const int team = threads_for(threads, rows * codes->k);
+  bool ok = true;
+#pragma omp parallel num_threads(team) if (team > 1) reduction(&& : ok)
+  {
+    const DefaultRounding team_rounding;
+    SearchScratch scratch;
+    RowTile from, to;
+    Buffer<uint8_t> nonfinite;
+    ok = scratch.resize(search) && nonfinite.resize(search.block_rows) && from.open(kernels, x) &&
+         to.open(kernels, out);
+#pragma omp for schedule(dynamic)
+    for (int64_t block = 0; block < search.blocks(); ++block) {
+      const int64_t start = block * search.block_rows;
+      const int64_t end = start + search.block_rows < rows ? start + search.block_rows : rows;
+      ok = ok && scratch.search(search, start, int(end - start), indices + start, nonfinite);
+      double error = 0.0;
+      for (int64_t first = start; ok && first < end; first += ROWS_A_TILE)
+        error += quantize_tile(step, from, to, first, tile_rows(first, end), nonfinite + (first - start));
+      errors[block] = error;
+    }
+  }
+  if (!ok) return VQ_OUT_OF_MEMORY;
+  double error = 0.0;
+  for (int64_t block = 0; block < search.blocks(); ++block) error += errors[block];
+  int64_t valid = rows;
+  if (mask) {
+    valid = 0;
+    for (int64_t r = 0; r < rows; ++r) valid += mask[r] != 0;
+  }
+  *valid_rows = valid;
+  *mse = float(error / double(valid * x->d > 0 ? valid * x->d : 1));
+  return counts ? count_and_sum(kernels, x, slots, codes->k, threads, counts, sums) : int(VQ_OK);
+}

@@ -1,0 +1,87 @@
+"""The choice of the instruction set."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from native_support import ISAS
+
+from vq_kernels.backends import native
+
+
+@pytest.fixture(autouse=True)
+def _available() -> None:
+    if (reason := native.unavailable_reason()) is not None:
+        pytest.skip(reason)
+
+
+def test_features_name_what_the_machine_has_and_what_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VQ_ISA", raising=False)
+    features = native.cpu_features()
+    usable = [isa for isa in ISAS if isa in features["machine"] and isa in features["compiled"]]
+    assert "portable" in usable
+    assert features["used"] == usable[-1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/cpuinfo")
+def test_features_agree_with_the_system() -> None:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    flags = next((line.split() for line in lines if line.startswith("flags")), None)
+    if flags is None:
+        pytest.skip("/proc/cpuinfo has no flags line")
+    machine = native.cpu_features()["machine"]
+    assert ("avx2" in machine) == {"avx2", "fma", "f16c"}.issubset(flags)
+    assert ("avx512" in machine) == {"avx512f", "avx512bw", "avx512dq", "avx512vl"}.issubset(flags)
+
+
+def test_the_environment_is_followed_from_call_to_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VQ_ISA", raising=False)
+    best = native.cpu_features()["used"]
+    monkeypatch.setenv("VQ_ISA", "portable")
+    assert native.cpu_features()["used"] == "portable"
+    monkeypatch.delenv("VQ_ISA")
+    assert native.cpu_features()["used"] == best
+
+
+def test_an_unknown_instruction_set_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VQ_ISA", "sse9")
+    with pytest.raises(ValueError, match="VQ_ISA is 'sse9'; accepted here: portable"):
+        native.nearest_code(torch.zeros(1, 2, 3), torch.zeros(4, 3), "l2", "exact")
+    # and stays one until the variable changes
+    with pytest.raises(ValueError, match="sse9"):
+        native.cpu_features()
+
+
+def test_an_instruction_set_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = native.cpu_features()
+    missing = [i for i in ISAS if i not in features["machine"] or i not in features["compiled"]]
+    if not missing:
+        pytest.skip("this machine and this build have every instruction set")
+    monkeypatch.setenv("VQ_ISA", missing[0])
+    with pytest.raises(ValueError, match=f"VQ_ISA is '{missing[0]}', but"):
+        native.cpu_features()
+
+
+@pytest.mark.parametrize(
+    ("x", "codebook", "word"),
+    [
+        (torch.zeros(1, 1, 2, dtype=torch.float64), None, "float64"),
+        (torch.zeros(1, 1, 2), torch.zeros(1, 2, dtype=torch.float64), "codebook is torch.float64"),
+        (torch.zeros(1, 1, 2, device="meta"), None, "meta"),
+    ],
+    ids=["float64_x", "float64_codebook", "other_device"],
+)
+def test_what_is_not_served_is_named(x: torch.Tensor, codebook: torch.Tensor | None, word: str) -> None:
+    reason = native.unsupported_reason(x, codebook)
+    assert reason is not None
+    assert word in reason
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["f32", "bf16", "f16"])
+def test_what_is_served(dtype: torch.dtype) -> None:
+    x = torch.zeros(1, 1, 2, dtype=dtype)
+    assert native.unsupported_reason(x, torch.zeros(1, 2)) is None
+    assert native.unsupported_reason(x, torch.zeros(1, 2, dtype=dtype)) is None

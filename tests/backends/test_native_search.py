@@ -1,0 +1,205 @@
+"""Native search with every instruction set: against the reference, rational truth and the worst rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from native_support import ISAS, use_isa
+from support import rational_argmin
+from torch import Tensor
+
+from vq_kernels.backends import native, reference
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    return use_isa(request.param, monkeypatch)
+
+
+@pytest.fixture
+def scale_bound() -> Iterator[Callable[[float], None]]:
+    from vq_kernels import _C
+
+    yield _C._scale_bound
+    _C._scale_bound(1.0)
+
+
+# around the sizes of vectors, tiles, panels and blocks: 4, 8, 16, 24, 48 rows; 4, 8, 16 codes
+SHAPES = [
+    (1, 1, 1, 1),
+    (1, 1, 64, 300),
+    (1, 47, 2, 3),
+    (1, 63, 8, 128),
+    (3, 123, 17, 65),
+    (2, 49, 100, 31),
+    (1, 1134, 40, 1000),
+    (5, 16, 256, 129),
+    (1, 97, 520, 70),
+]
+LAYOUTS: dict[str, Callable[[int, int, int], Tensor]] = {
+    "channel_last": lambda b, m, d: torch.randn(b, m, d),
+    "channel_first": lambda b, m, d: torch.randn(b, d, m).transpose(1, 2),
+    "every_other": lambda b, m, d: torch.randn(b, m, d, 2)[..., 1],
+    "unaligned": lambda b, m, d: torch.randn(b * m * d + 1)[1:].view(b, m, d),
+}
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+def test_equals_the_reference(
+    isa: str, shape: tuple[int, int, int, int], layout: str, dtype: str, metric: str
+) -> None:
+    b, m, d, k = shape
+    x = LAYOUTS[layout](b, m, d)
+    x = x if dtype == "f32" else torch.empty_strided(x.shape, x.stride(), dtype=DTYPES[dtype]).copy_(x)
+    codebook = torch.randn(k, d)
+    for codes in (codebook, codebook.to(x.dtype)):
+        want = reference.nearest_code(x, codes, metric, "exact")
+        assert torch.equal(native.nearest_code(x, codes, metric, "exact"), want)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e6, -1e30], ids=["centred", "1e3", "1e6", "minus_1e30"])
+@pytest.mark.parametrize("scale", [1e-43, 1e-30, 1.0, 1e15, 3e37], ids=lambda s: f"scale_{s:g}")
+def test_any_magnitude(isa: str, scale: float, offset: float) -> None:
+    x = (torch.randn(1, 70, 9) * scale + offset * scale).clamp(-3e38, 3e38)
+    codebook = (torch.randn(90, 9) * scale + offset * scale).clamp(-3e38, 3e38)
+    want = rational_argmin(x[0, :12], codebook)
+    assert torch.equal(native.nearest_code(x, codebook, "l2", "exact")[0, :12], want)
+    assert torch.equal(
+        native.nearest_code(x, codebook, "l2", "exact"), reference.nearest_code(x, codebook, "l2", "exact")
+    )
+
+
+def _all_roundings_the_same_way(d: int) -> tuple[Tensor, Tensor]:
+    """Two codes whose scores a float32 sum in order gets wrong by almost as much as any sum can.
+
+    After a first product of just over 1, products of code 0 are just under half a unit in the last
+    place and are lost, those of code 1 just over half a unit and count as a whole one. Code 0 is the
+    best by a larger first product, and loses.
+    """
+    half_ulp, start = 2.0**-24, 1 + 2.0**-10
+    row = torch.full((d,), 2.0**-12)
+    row[0] = 1.0
+    codebook = torch.stack([row * 0.998, row * 1.002])
+    codebook[0, 0] = start + 0.2 * (d - 1) * half_ulp
+    codebook[1, 0] = start
+    return row, codebook
+
+
+def test_the_worst_rounding_is_covered_and_no_less_would_do(
+    monkeypatch: pytest.MonkeyPatch, scale_bound: Callable[[float], None]
+) -> None:
+    use_isa("avx512", monkeypatch)
+    row, codebook = _all_roundings_the_same_way(500)
+    assert rational_argmin(row[None], codebook, "cosine") == 0
+    x = row.expand(1, 20, -1).contiguous()
+    assert (native.nearest_code(x, codebook, "cosine", "exact") == 0).all()
+    scale_bound(0.8)
+    assert (native.nearest_code(x, codebook, "cosine", "exact") == 1).all()
+
+
+def _a_hair_apart() -> tuple[Tensor, Tensor]:
+    """Each row lies between two codes, off the middle by about the error of a float32 score."""
+    d, pairs = 48, 60
+    centre = torch.randn(pairs, d) * 3
+    step = torch.randn(pairs, d)
+    codebook = torch.stack([centre + step, centre - step], 1).reshape(-1, d)
+    shift = torch.logspace(-9, -3, pairs)[:, None] * torch.randn(pairs, 1).sign()
+    return ((codebook[::2] + codebook[1::2]) / 2 + shift * step)[None], codebook
+
+
+def test_scores_a_hair_apart(isa: str, scale_bound: Callable[[float], None]) -> None:
+    x, codebook = _a_hair_apart()
+    want = reference.nearest_code(x, codebook, "l2", "exact")
+    assert torch.equal(want[0, :20], rational_argmin(x[0, :20], codebook))
+    assert torch.equal(native.nearest_code(x, codebook, "l2", "exact"), want)
+    scale_bound(0.0)
+    assert not torch.equal(native.nearest_code(x, codebook, "l2", "exact"), want)
+
+
+def test_more_candidates_than_fit_the_list(isa: str) -> None:
+    """A hundred codes within the bound of each other: all codes are scored exactly."""
+    codebook = torch.randn(1, 24).repeat(100, 1)
+    for j in range(100):
+        codebook[j, j % 24] *= 1 + (j // 24 + 1) * 2.0**-23
+    codebook = torch.cat([torch.randn(40, 24), codebook])
+    x = codebook[40:75] + 0.01 * torch.randn(35, 24)
+    want = rational_argmin(x[:8], codebook)
+    got = native.nearest_code(x[None], codebook, "l2", "exact")[0]
+    assert torch.equal(got[:8], want)
+    assert torch.equal(got, reference.nearest_code(x[None], codebook, "l2", "exact")[0])
+
+
+def test_copies_of_a_code_leave_the_first(isa: str) -> None:
+    codebook = torch.randn(300, 6)[torch.randint(0, 20, (300,))]
+    x = torch.randn(1, 100, 6)
+    got = native.nearest_code(x, codebook, "l2", "exact")
+    assert torch.equal(got, reference.nearest_code(x, codebook, "l2", "exact"))
+    assert torch.equal(got, (codebook[got][:, :, None] == codebook).all(-1).int().argmax(-1))
+
+
+def test_negative_zero_ties_with_zero(isa: str) -> None:
+    codebook = torch.tensor([[1.0, 1.0], [-0.0, 0.0], [0.0, 0.0], [0.0, -0.0]])
+    assert native.nearest_code(torch.zeros(1, 3, 2), codebook, "l2", "exact").tolist() == [[1, 1, 1]]
+
+
+@pytest.mark.parametrize("precision", ["exact", "high", "fast"])
+def test_a_row_does_not_depend_on_its_batch(isa: str, precision: str) -> None:
+    x = torch.randn(1, 130, 24)
+    codebook = torch.randn(700, 24)
+    together = native.nearest_code(x, codebook, "l2", precision)
+    order = torch.randperm(130)
+    assert torch.equal(native.nearest_code(x[:, order], codebook, "l2", precision), together[:, order])
+    for row in (0, 15, 16, 47, 48, 129):
+        alone = native.nearest_code(x[:, row : row + 1], codebook, "l2", precision)
+        assert torch.equal(alone, together[:, row : row + 1])
+
+
+@pytest.mark.parametrize("precision", ["high", "fast"])
+def test_lower_precisions_survive_overflow_and_bad_rows(isa: str, precision: str) -> None:
+    x, codebook = torch.randn(1, 9, 5), torch.randn(30, 5)
+    x[0, 1], x[0, 2, 0], x[0, 3, 1] = 1e38, torch.nan, torch.inf
+    got = native.nearest_code(x, codebook, "l2", precision)[0]
+    assert got[2] == got[3] == 0
+    assert got[1] == rational_argmin(x[0, 1:2], codebook)[0]
+
+
+def test_flushed_subnormals_change_nothing(isa: str) -> None:
+    x, codebook = 1e-41 * torch.randn(1, 80, 7), 1e-41 * torch.randn(50, 7)
+    want = native.nearest_code(x, codebook, "l2", "exact")
+    assert want.unique().numel() > 5
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this machine cannot flush subnormals")
+    try:
+        assert torch.equal(native.nearest_code(x, codebook, "l2", "exact"), want)
+        assert (torch.tensor(1e-41) * 1.0).item() == 0.0
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_many_codes_in_blocks(isa: str) -> None:
+    """More codes and rows than one block holds, one code for each row planted near it."""
+    d, k, n = 72, 5000, 1500
+    codebook = torch.randn(k, d)
+    planted = torch.randint(0, k, (n,))
+    x = codebook[planted] + 0.05 * torch.randn(n, d)
+    assert torch.equal(native.nearest_code(x[None], codebook, "l2", "exact")[0], planted)
+
+
+def test_threads_change_nothing(isa: str) -> None:
+    x, codebook = torch.randn(2, 700, 16), torch.randn(300, 16)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(native.nearest_code(x, codebook, "l2", "exact"))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
