@@ -14,17 +14,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from models.config import PriorConfig, TrainConfig
-from models.data import ImageData, ImageSplit, load_data, to_float, to_uint8
+from models.data import ImageData, load_data, to_float
 from models.data.codes import CodeStore
 from models.encode import encode
 from models.evaluate import evaluate
+from models.judge import Judge
 from models.pictures import grid, save_image, side_by_side
 from models.sample import decode, sample_codes
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from sklearn.svm import SVC
     from torch import Tensor
 
     from models.priors.base import AutoregressivePrior
@@ -53,9 +51,8 @@ def main() -> None:
     samples, labels = sample_digits(model, store, priors, len(data.class_names))
     first = samples.unflatten(0, (-1, SAMPLES_PER_CLASS))[:, :16].flatten(0, 1)
     sheet = save_image(grid(first, 16), folder / "samples.png")
-    judge = digit_classifier(data.train)
-    agreement = float((judge.predict(pixels(to_uint8(samples))) == labels.numpy()).mean())
-    accuracy = float(judge.score(pixels(data.test.batch(range(len(data.test)))), data.test.labels))
+    judge = Judge(data.train)
+    agreement, accuracy = judge.agreement(samples, labels), judge.accuracy(data.test)
 
     print(f"\nOn {len(data.test)} held-out digits:")
     for text, name in (
@@ -106,19 +103,6 @@ def sample_digits(
         priors, store.description.shapes, labels, temperature=TEMPERATURE, generator=generator
     )
     return decode(model, codes), labels
-
-
-def digit_classifier(split: ImageSplit) -> SVC:
-    """A support vector machine on the raw pixels of the training digits."""
-    from sklearn.svm import SVC
-
-    return SVC(C=10, gamma=0.02).fit(pixels(split.batch(range(len(split)))), split.labels)
-
-
-def pixels(images: Tensor) -> NDArray[np.float32]:
-    """uint8 ``[N, C, H, W]`` to ``[N, C * H * W]`` in 0..1."""
-    flat: NDArray[np.float32] = images.flatten(1).float().div(255).numpy()
-    return flat
 
 
 if __name__ == "__main__":

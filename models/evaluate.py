@@ -35,7 +35,8 @@ def evaluate(
 ) -> dict[str, float | str]:
     """Every figure of one model on one split, by name.
 
-    mse, nmse, psnr, ssim, and perplexity and usage of each level as in :mod:`models.metrics`. Then bits
+    mse, nmse, psnr, ssim, and perplexity and usage of each level as in :mod:`models.metrics`; commitment,
+    the squared error between encodings and codes, summed over the levels. Then bits
     per dimension (a dimension is one channel of one pixel, of 256 levels):
 
     - VQ-VAEs: ``bits_decoder`` of -log p(x | codes), ``bits_codes_uniform`` for codes that are all
@@ -53,23 +54,26 @@ def evaluate(
     meter = ReconstructionMeter([layer.codebook_size for layer in quantizers(model)])
     fid = RFID(fid_weights, device)
     nats: dict[str, float] = {}
+    commitment = 0.0
     torch.manual_seed(seed)
     for images, labels in BatchLoader(data.split(split), batch_size):
         x = to_float(images.to(device))
+        output = model(x)
+        reconstruction, codes = output.reconstruction, output.codes
         if isinstance(model, VAE):
-            codes: tuple[Tensor, ...] = ()
-            reconstruction = model.reconstruct(x)
+            reconstruction = model.reconstruct(x)  # of the mean latent, without noise
             log_likelihood, negative_kl = model.elbo(x)
             parts = {"decoder": -log_likelihood, "kl": -negative_kl}
         else:
-            codes = model.encode(x)
-            reconstruction = model.decode_codes(codes)
+            commitment += float(output.terms["commitment"]) * len(x)
             parts = _code_nats(model, x, codes, labels.to(device), priors)
         meter.update(x, reconstruction, codes)
         fid.update(images.to(device), reconstruction)
         for name, values in parts.items():
             nats[name] = nats.get(name, 0.0) + float(values.double().sum())
     result: dict[str, float | str] = dict(meter.compute(data.variance))
+    if not isinstance(model, VAE):
+        result["commitment"] = commitment / meter.images
     result |= bits_per_dim(nats, meter.elements)
     result["rfid"] = fid.compute()
     return result

@@ -1,0 +1,40 @@
+"""``encode``: codes and labels of every image into a memory-mapped Arrow store."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from models.cli.options import add_model_flags, as_code_model, open_run
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "encode",
+        help="write the codes of a data set",
+        description="Write codes and labels of every split; run again after an interruption to go on.",
+    )
+    add_model_flags(parser)
+    parser.add_argument("--out", help="folder of the store (RUN/codes)")
+    parser.add_argument("--shard-size", type=int, default=16_384, help="images in a file (16384)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from models.encode import encode
+
+    _, model, data = open_run(arguments)
+    folder = Path(arguments.out or Path(arguments.run_folder) / "codes")
+    store = encode(
+        as_code_model(model),
+        data,
+        folder,
+        source=str(Path(arguments.run_folder) / "model"),
+        batch_size=arguments.batch_size,
+        shard_size=arguments.shard_size,
+        device=arguments.device,
+        progress=True,
+    )
+    sizes = ", ".join(f"{len(split)} {name}" for name, split in store.splits.items())
+    print(f"codes of {sizes} images in {folder}")

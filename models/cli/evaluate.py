@@ -1,0 +1,40 @@
+"""``evaluate``: every figure of a trained run, as a table and as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from models.cli.options import add_model_flags, open_priors, open_run
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("evaluate", help="measure a trained run", description=__doc__)
+    add_model_flags(parser)
+    parser.add_argument("--split", default="test", help="train, validation or test (test)")
+    parser.add_argument("--prior", help="folder of a train-prior run, for bits per dimension")
+    parser.add_argument("--fid-weights", help="TorchScript feature network, for rFID")
+    parser.add_argument("--out", help="JSON file (RUN/evaluation-SPLIT.json)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from models.evaluate import as_table, evaluate
+
+    _, model, data = open_run(arguments)
+    priors = open_priors(arguments.prior, arguments.device) if arguments.prior else []
+    result = evaluate(
+        model,
+        data,
+        split=arguments.split,
+        priors=priors,
+        batch_size=arguments.batch_size,
+        device=arguments.device,
+        fid_weights=arguments.fid_weights,
+    )
+    path = Path(arguments.out or Path(arguments.run_folder) / f"evaluation-{arguments.split}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(as_table(result) + f"\n\nwritten to {path}")

@@ -1,0 +1,46 @@
+"""``reconstruct``: originals beside reconstructions, and every reconstruction as a file if asked for."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from models.cli.options import add_model_flags, open_run
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("reconstruct", help="write reconstructions", description=__doc__)
+    add_model_flags(parser)
+    parser.add_argument("--split", default="test", help="train, validation or test (test)")
+    parser.add_argument("--count", type=int, default=64, help="images in the picture (64)")
+    parser.add_argument(
+        "--images", action="store_true", help="also write each reconstruction of the split as PNG"
+    )
+    parser.add_argument("--out", help="folder (RUN/reconstruct-SPLIT)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from models.build import check_size
+    from models.data import BatchLoader, to_float, to_uint8
+    from models.pictures import save_image, side_by_side
+
+    _, model, data = open_run(arguments)
+    check_size(model, data)
+    split = data.split(arguments.split)
+    folder = Path(arguments.out or Path(arguments.run_folder) / f"reconstruct-{arguments.split}")
+    with torch.no_grad():
+        x = to_float(split.batch(range(min(arguments.count, len(split)))).to(arguments.device))
+        path = save_image(side_by_side(x, model.reconstruct(x)), folder / "side_by_side.png")
+        print(f"originals beside reconstructions in {path}")
+        if not arguments.images:
+            return
+        number = 0
+        for images, _ in BatchLoader(split, arguments.batch_size):
+            for image in to_uint8(model.reconstruct(to_float(images.to(arguments.device)))).cpu():
+                save_image(image, folder / "images" / f"{number:06d}.png", smallest=1)
+                number += 1
+    print(f"{number} reconstructions in {folder / 'images'}")

@@ -1,0 +1,48 @@
+"""``reproduce``: one of the published studies, small on digits or at paper scale on real data."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from models.studies.base import SCALES, StudyOptions
+from models.studies.names import STUDIES, load_study
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("reproduce", help="redo a published study", description=__doc__)
+    studies = parser.add_subparsers(title="studies", metavar="STUDY", required=True)
+    for name, summary in STUDIES.items():
+        study = studies.add_parser(name, help=summary, description=summary)
+        study.add_argument(
+            "--data", help="digits, a folder or a hub id (digits; at paper scale the study's own)"
+        )
+        study.add_argument(
+            "--scale", choices=SCALES, default="small", help="small: minutes on two cores (small)"
+        )
+        study.add_argument("--runs", default="runs", help="folder of all runs (runs)")
+        study.add_argument("--seeds", type=int, help="runs to average over, where the study does")
+        study.add_argument("--limit", type=int, help="use at most this many images of each split")
+        study.add_argument("--size", help="resize and crop images to this")
+        study.add_argument("--label-column", help="column of the labels")
+        study.add_argument("--epochs", type=int, help="epochs of every model, instead of the scale's")
+        study.add_argument("--accelerator", default="auto", help="auto, cpu or gpu (auto)")
+        study.add_argument("--no-progress", action="store_true", help="no progress bars")
+        study.set_defaults(run=run, study=name)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    options = StudyOptions(
+        data=arguments.data,
+        scale=arguments.scale,
+        runs=arguments.runs,
+        seeds=arguments.seeds,
+        limit=arguments.limit,
+        size=arguments.size,
+        label_column=arguments.label_column,
+        epochs=arguments.epochs,
+        accelerator=arguments.accelerator,
+        progress=not arguments.no_progress,
+    )
+    folder = load_study(arguments.study)(options)
+    print(f"tables and figures in {folder}")

@@ -1,0 +1,78 @@
+"""``sample``: new images from priors and decoder, as a picture, with their codes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from models.cli.options import as_code_model, open_priors
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("sample", help="draw new images", description=__doc__)
+    parser.add_argument("prior_folder", metavar="PRIOR", help="folder of a train-prior run")
+    parser.add_argument("--classes", help="names of classes, separated by commas (all)")
+    parser.add_argument("--count", type=int, default=10, help="samples of each class, or in all (10)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="divides the logits (1.0)")
+    parser.add_argument("--top-k", type=int, help="draw among the k likeliest codes only")
+    parser.add_argument(
+        "--top-p", type=float, help="draw among the likeliest codes of this total probability"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
+    parser.add_argument("--model", help="folder of the decoder (that of the model which wrote the codes)")
+    parser.add_argument("--out", help="folder (PRIOR/samples)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    import numpy as np
+    import torch
+
+    from models.config import PriorConfig
+    from models.data.codes import CodeDescription
+    from models.pictures import grid, save_image
+    from models.pretrained import load_pretrained
+    from models.sample import decode, sample_codes
+
+    if arguments.count < 1:
+        raise ValueError(f"count must be at least 1, got {arguments.count}")
+    priors = open_priors(arguments.prior_folder, arguments.device)
+    config = PriorConfig.load(Path(arguments.prior_folder) / "config.yaml")
+    description = CodeDescription.load(Path(config.codes))
+    loaded: Any = load_pretrained(arguments.model or description.model, arguments.device)
+    model = as_code_model(loaded)
+    classes = chosen_classes(arguments.classes, description.class_names, priors[0].num_classes)
+    labels = torch.tensor(classes, device=arguments.device).repeat_interleave(arguments.count)
+    codes = sample_codes(
+        priors,
+        description.shapes,
+        labels,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        generator=torch.Generator(arguments.device).manual_seed(arguments.seed),
+    )
+    folder = Path(arguments.out or Path(arguments.prior_folder) / "samples")
+    columns = arguments.count if priors[0].num_classes else min(arguments.count, 16)
+    picture = save_image(grid(decode(model, codes), columns), folder / "samples.png")
+    arrays: dict[str, Any] = {f"level{number}": level.cpu().numpy() for number, level in enumerate(codes)}
+    np.savez(folder / "codes.npz", labels=labels.cpu().numpy(), **arrays)
+    print(f"{len(labels)} samples in {picture}, their codes in {folder / 'codes.npz'}")
+
+
+def chosen_classes(names: str | None, known: tuple[str, ...], num_classes: int | None) -> list[int]:
+    """Label numbers of the classes asked for; ValueError naming the classes there are."""
+    if num_classes is None:
+        if names:
+            raise ValueError(
+                f"classes are {names!r}, but this prior was trained without labels (--conditional)"
+            )
+        return [0]
+    if not names:
+        return list(range(num_classes))
+    for name in names.split(","):
+        if name not in known:
+            raise ValueError(f"unknown class {name!r}; the classes are: {', '.join(known)}")
+    return [known.index(name) for name in names.split(",")]

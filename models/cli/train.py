@@ -1,0 +1,28 @@
+"""``train``: a VAE, VQ-VAE or VQ-VAE-2."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from models.cli.options import add_config_flags, add_run_flags, run_config
+from models.config import TrainConfig
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train an autoencoder",
+        description="On several devices: torchrun --nproc-per-node N -m models train ...",
+    )
+    add_run_flags(parser)
+    add_config_flags(parser, TrainConfig)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from models.training.autoencoder import train
+
+    config = run_config(arguments, TrainConfig)
+    train(config, resume=arguments.resume, overwrite=arguments.overwrite)
+    print(f"model in {config.folder / 'model'}, curves in {config.folder / 'curves.png'}")

@@ -1,0 +1,26 @@
+"""``train-prior``: one autoregressive prior for each level of a store of codes."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from models.cli.options import add_config_flags, add_run_flags, run_config
+from models.config import PriorConfig
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser("train-prior", help="train priors over codes", description=__doc__)
+    add_run_flags(parser)
+    add_config_flags(parser, PriorConfig)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from models.training.prior import train_prior
+
+    config = run_config(arguments, PriorConfig)
+    if not config.codes:
+        raise ValueError("codes is not given; name the folder that `encode` wrote (--codes runs/NAME/codes)")
+    train_prior(config, resume=arguments.resume, overwrite=arguments.overwrite)
+    print(f"priors in {config.folder}, curves in {config.folder / 'curves.png'}")

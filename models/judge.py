@@ -1,0 +1,45 @@
+"""A classifier trained on real images, to say whether samples show the class asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from models.data import ImageSplit, to_uint8
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Judge:
+    """A support vector machine with a radial kernel on raw pixels of at most ``limit`` training images."""
+
+    def __init__(self, split: ImageSplit, limit: int = 10_000) -> None:
+        from sklearn.svm import SVC
+
+        rows = range(min(limit, len(split)))
+        self.machine = SVC(C=10).fit(_pixels(split.batch(rows)), split.batch_labels(rows).numpy())
+
+    def accuracy(self, split: ImageSplit) -> float:
+        """Share of real images of ``split`` whose label it finds."""
+        rows = range(len(split))
+        return self.agreement_of_pixels(split.batch(rows), split.batch_labels(rows))
+
+    def agreement(self, samples: Tensor, labels: Tensor) -> float:
+        """Share of samples ``[N, C, H, W]`` in the models' range that it takes for the label asked for."""
+        return self.agreement_of_pixels(to_uint8(samples), labels)
+
+    def agreement_of_pixels(self, images: Tensor, labels: Tensor) -> float:
+        return float((self.classes(images) == labels).float().mean())
+
+    def classes(self, images: Tensor) -> Tensor:
+        """Labels of uint8 images: ``[N]`` int64."""
+        return torch.from_numpy(self.machine.predict(_pixels(images)))
+
+
+def _pixels(images: Tensor) -> NDArray[np.float32]:
+    flat: NDArray[np.float32] = images.flatten(1).float().div(255).cpu().numpy()
+    return flat

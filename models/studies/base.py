@@ -1,0 +1,152 @@
+"""What the studies share: options, trained runs that are kept, tables."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.config import PriorConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from models.data import ImageData
+    from models.data.codes import CodeStore
+    from models.outputs import Autoencoder, CodeModel
+    from models.priors.base import AutoregressivePrior
+    from models.training.history import Series
+
+SCALES = ("small", "paper")
+Row = Mapping[str, str | float | int]
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """What `reproduce` takes; ``None`` means: as the scale has it."""
+
+    data: str | None = None
+    scale: str = "small"
+    runs: str = "runs"
+    seeds: int | None = None
+    limit: int | None = None
+    size: str | None = None
+    label_column: str | None = None
+    epochs: int | None = None
+    accelerator: str = "auto"
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A trained autoencoder with its settings and logged values."""
+
+    config: TrainConfig
+    model: Autoencoder
+    history: dict[str, Series]
+
+
+class Runner:
+    """Trains what a study asks for under ``RUNS/reproduce-STUDY-SCALE`` and writes its tables there.
+
+    A run that is already there with the same settings is loaded, so an interrupted study goes on where
+    it stopped.
+    """
+
+    def __init__(self, study: str, options: StudyOptions, settings: Mapping[str, Mapping[str, Any]]) -> None:
+        from models.data import load_data
+
+        if options.scale not in settings:
+            raise ValueError(f"scale must be one of {', '.join(settings)}, got {options.scale!r}")
+        self.options = options
+        self.folder = Path(options.runs) / f"reproduce-{study}-{options.scale}"
+        given = {name: getattr(options, name) for name in ("data", "limit", "size", "label_column", "epochs")}
+        own = {name: value for name, value in given.items() if value is not None}
+        shared = {"runs": str(self.folder), "accelerator": options.accelerator, "progress": options.progress}
+        self.config = TrainConfig(**{**settings[options.scale], **shared, **own})
+        self.data: ImageData = load_data(self.config)
+
+    def train(self, name: str, **changes: Any) -> TrainedRun:
+        """The run ``name`` with ``changes`` to the study's settings."""
+        from models.pretrained import load_pretrained
+        from models.training.autoencoder import train
+        from models.training.history import read_history
+
+        config = self.config.replace(name=name, **changes)
+        if self._is_done(config, "model"):
+            loaded: Any = load_pretrained(config.folder / "model")
+        else:
+            self._say(f"training {name}")
+            loaded = train(config, self.data, overwrite=True)
+        return TrainedRun(config, loaded, read_history(config.folder))
+
+    def train_priors(
+        self, run: TrainedRun, name: str, **settings: Any
+    ) -> tuple[CodeStore, list[AutoregressivePrior]]:
+        """Priors over the codes of ``run``, top level first, and the store of codes."""
+        from models.cli.options import open_priors
+        from models.encode import encode
+        from models.training.prior import train_prior
+
+        model: CodeModel = as_vq(run.model)
+        codes = run.config.folder / "codes"
+        config = PriorConfig(
+            name=name,
+            runs=str(self.folder),
+            codes=str(codes),
+            accelerator=self.options.accelerator,
+            progress=self.options.progress,
+            **settings,
+        )
+        if self._is_done(config, "level0"):
+            return encode(model, self.data, codes, source=str(run.config.folder / "model")), open_priors(
+                config.folder, "cpu"
+            )
+        shutil.rmtree(codes, ignore_errors=True)
+        store = encode(model, self.data, codes, source=str(run.config.folder / "model"))
+        self._say(f"training {name}")
+        return store, train_prior(config, store, overwrite=True)
+
+    def write_table(self, name: str, rows: Sequence[Row], note: str = "") -> None:
+        """``NAME.md`` and ``NAME.csv`` in the study's folder; also printed."""
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / f"{name}.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+        lines += ["| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |" for row in rows]
+        text = "\n".join(lines)
+        (self.folder / f"{name}.md").write_text(f"{text}\n" + (f"\n{note}\n" if note else ""))
+        print(f"\n{name}\n{text}\n{note}", flush=True)
+
+    def _is_done(self, config: TrainConfig | PriorConfig, part: str) -> bool:
+        file = config.folder / "config.yaml"
+        same = file.is_file() and type(config).load(file).replace(progress=config.progress) == config
+        return same and (config.folder / part / "model.safetensors").is_file()
+
+    def _say(self, text: str) -> None:
+        if self.options.progress:
+            print(text, flush=True)
+
+
+def as_vq(model: Autoencoder) -> CodeModel:
+    """TypeError for a VAE, which has no codes."""
+    from models.vae import VAE
+
+    if isinstance(model, VAE):
+        raise TypeError("a VAE has no codes")
+    return model
+
+
+def mean_std(values: Sequence[float]) -> str:
+    """``0.0793 (0.0027)``: mean and sample standard deviation."""
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.4f} ({spread:.4f})"
+
+
+def _cell(value: str | float | int) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,86 @@
+"""VAE against VQ-VAE over batch sizes.
+
+Published on CIFAR-10 (hidden 128, residual 32, D=64, K=512, EMA, learning rate 5e-4, 40 epochs, batches of
+16 to 256): SSIM about 0.78 against above 0.96; VQ-VAE reconstruction loss 0.051 (batch 16) to 0.055 (256).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from models.evaluate import evaluate
+from models.pictures import save_curves
+from models.studies.base import Row, Runner, StudyOptions, TrainedRun
+from models.studies.figures import compare_reconstructions
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "small": {
+        "data": "digits",
+        "epochs": 15,
+        "lr": 1e-3,
+        "hidden": 32,
+        "embedding_dim": 16,
+        "codebook_size": 64,
+        "downscale": 2,
+        "decay": 0.95,
+        "kmeans_init": True,
+        "dead_code_threshold": 1.0,
+        "latent_dim": 16,
+    },
+    "paper": {"data": "uoft-cs/cifar10", "epochs": 40, "lr": 5e-4, "downscale": 4, "latent_dim": 128},
+}
+BATCH_SIZES = {"small": (16, 32, 64), "paper": (16, 32, 64, 128, 256)}
+# The VAE of the study minimises squared error and KL; a learnt variance balances the two by itself.
+MODELS: dict[str, dict[str, Any]] = {
+    "vae": {"model": "vae", "likelihood": "gaussian", "beta": 1.0},
+    "vqvae": {"model": "vqvae", "likelihood": "mse", "beta": 0.25},
+}
+
+
+def run(options: StudyOptions) -> Path:
+    """Train each model with each batch size; write the table, SSIM and loss curves, and pictures."""
+    runner = Runner("cifar-vae-vqvae", options, SETTINGS)
+    runs: dict[tuple[str, int], TrainedRun] = {}
+    rows: list[Row] = []
+    for model, settings in MODELS.items():
+        for batch_size in BATCH_SIZES[options.scale]:
+            trained = runner.train(f"{model}-batch{batch_size}", batch_size=batch_size, **settings)
+            runs[model, batch_size] = trained
+            found = evaluate(trained.model, runner.data)
+            figures = {name: found[name] for name in ("ssim", "nmse", "mse", "psnr")}
+            rows.append({"model": model, "batch size": batch_size, **figures})
+    runner.write_table(
+        "ssim",
+        rows,
+        f"Test split of {runner.data.name}; nmse is the squared error over the variance of the data. "
+        f"Published on CIFAR-10: SSIM about 0.78 (VAE) and above 0.96 (VQ-VAE), VQ-VAE reconstruction loss "
+        f"0.051 (batch 16) to 0.055 (batch 256).",
+    )
+    for quantity, title in (("ssim", "SSIM"), ("nmse", "normalised squared error")):
+        panels = {
+            f"{title}, {model}": {
+                f"batch {batch_size}": _by_epoch(runs[model, batch_size], quantity)
+                for batch_size in BATCH_SIZES[options.scale]
+            }
+            for model in MODELS
+        }
+        save_curves(runner.folder / f"{quantity}.png", panels, x_label="epoch")
+    losses = {
+        f"loss, {model}": {
+            f"batch {batch_size}": _by_epoch(runs[model, batch_size], "loss")
+            for batch_size in BATCH_SIZES[options.scale]
+        }
+        for model in MODELS
+    }
+    save_curves(runner.folder / "loss.png", losses, x_label="epoch")
+    largest = BATCH_SIZES[options.scale][-1]
+    shown = {model: runs[model, largest].model for model in MODELS}
+    compare_reconstructions(runner.folder / "reconstructions.png", runner.data, shown)
+    return runner.folder
+
+
+def _by_epoch(trained: TrainedRun, name: str) -> tuple[list[float], list[float]]:
+    """The validation values against epochs, so that batch sizes share an axis."""
+    values = trained.history[f"validation/{name}"][1]
+    return [float(epoch) for epoch in range(1, len(values) + 1)], values

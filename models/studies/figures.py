@@ -1,0 +1,119 @@
+"""Figures that more than one study draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.data import BatchLoader, ImageData, to_float
+from models.pictures import new_figure
+from models.vqvae import quantizers
+
+if TYPE_CHECKING:
+    from models.outputs import Autoencoder, CodeModel
+
+
+def reconstructions_over_epochs(path: Path, runs: Mapping[str, Path], shown: int = 6) -> Path:
+    """The pictures that training saved at evenly spaced epochs: a column a run, epochs downwards."""
+    from PIL import Image
+
+    pictures = {
+        label: sorted((folder / "reconstructions").glob("epoch_*.png")) for label, folder in runs.items()
+    }
+    rows = min(shown, *(len(files) for files in pictures.values()))
+    figure, _ = new_figure(1)
+    figure.clear()
+    figure.set_size_inches(5 * len(pictures), 2.6 * rows)
+    axes = figure.subplots(rows, len(pictures), squeeze=False)
+    for column, (label, files) in enumerate(pictures.items()):
+        chosen = np.linspace(0, len(files) - 1, rows).round().astype(int)
+        for row, index in enumerate(chosen):
+            with Image.open(files[index]) as image:
+                strip = image.crop((0, 0, image.width, min(image.height, image.width // 3)))
+                axes[row][column].imshow(np.asarray(strip), cmap="gray")
+            axes[row][column].set_title(
+                f"{label}, epoch {int(files[index].stem.split('_')[1])}", fontsize="small"
+            )
+            axes[row][column].set_axis_off()
+    figure.savefig(path, dpi=110)
+    return path
+
+
+@torch.no_grad()
+def code_vectors(model: CodeModel, data: ImageData, split: str, limit: int = 2000) -> tuple[Tensor, Tensor]:
+    """The quantized vectors of every level of ``limit`` images, flattened, and the labels."""
+    part = data.split(split)
+    vectors, labels = [], []
+    for images, batch_labels in BatchLoader(part, 100):
+        levels = zip(quantizers(model), model.encode(to_float(images)), strict=True)
+        flat = [layer.get_output_from_indices(codes).flatten(1) for layer, codes in levels]
+        vectors.append(torch.cat(flat, dim=1))
+        labels.append(batch_labels)
+        if sum(map(len, labels)) >= limit:
+            break
+    return torch.cat(vectors)[:limit], torch.cat(labels)[:limit]
+
+
+def tsne_by_label(path: Path, features: Mapping[str, Tensor], labels: Tensor, names: Sequence[str]) -> Path:
+    """t-SNE of each set of features ``[N, F]``, one panel each, coloured by label."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    figure, axes = new_figure(len(features), width=4.6, height=4.4)
+    for axis, (title, vectors) in zip(axes, features.items(), strict=True):
+        reduced = PCA(min(50, *vectors.shape), random_state=0).fit_transform(vectors.numpy())
+        perplexity = min(30, (len(vectors) - 1) // 3)
+        points: NDArray[np.float32] = TSNE(perplexity=perplexity, random_state=0).fit_transform(reduced)
+        shown = names or ("all",)
+        for number, name in enumerate(shown):
+            mine = labels.numpy() == number if names else np.ones(len(labels), dtype=bool)
+            axis.scatter(points[mine, 0], points[mine, 1], s=8, label=name, color=f"C{number}")
+        axis.set(title=f"t-SNE of {title}", xticks=[], yticks=[])
+        axis.legend(fontsize="x-small", markerscale=1.5)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def stacked_bars(path: Path, parts: Mapping[str, Mapping[str, float]], ylabel: str) -> Path:
+    """One bar for each name, stacked from its named parts."""
+    figure, (axis,) = new_figure(1, width=1.5 + 1.3 * len(parts), height=4)
+    kinds = list(dict.fromkeys(kind for values in parts.values() for kind in values))
+    bottom = np.zeros(len(parts))
+    for kind in kinds:
+        heights = np.array([values.get(kind, 0.0) for values in parts.values()])
+        axis.bar(list(parts), heights, bottom=bottom, label=kind)
+        bottom += heights
+    for position, total in enumerate(bottom):
+        axis.text(position, total, f"{total:.2f}", ha="center", va="bottom")
+    axis.set(ylabel=ylabel)
+    axis.tick_params(axis="x", labelrotation=20)
+    axis.legend()
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def compare_reconstructions(
+    path: Path, data: ImageData, models: Mapping[str, Autoencoder], count: int = 12
+) -> Path:
+    """A row of held-out originals, then a row for each model."""
+    figure, _ = new_figure(1)
+    figure.clear()
+    x = to_float(data.test.batch(range(count)))
+    rows = {"original": x} | {
+        label: model.cpu().eval().reconstruct(x).detach() for label, model in models.items()
+    }
+    figure.set_size_inches(count, 1.2 * len(rows))
+    axes = figure.subplots(len(rows), count, squeeze=False)
+    for row, (label, images) in enumerate(rows.items()):
+        for column, image in enumerate(images.clamp(-0.5, 0.5).add(0.5).permute(0, 2, 3, 1)):
+            axes[row][column].imshow(image.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
+            axes[row][column].set_axis_off()
+        axes[row][0].set_title(label, loc="left", fontsize="small")
+    figure.savefig(path, dpi=110)
+    return path

@@ -1,0 +1,117 @@
+"""VQ-VAE against VQ-VAE-2.
+
+Published on KaoKore (100 epochs, batch 64, learning rate 1e-4, test set, three runs): commitment 0.0793
+(0.0027) against 0.0025 (0.0035), reconstruction 0.0056 (0.0001) against 0.0005 (0.0008).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.evaluate import evaluate
+from models.pictures import grid, save_curves, save_image
+from models.sample import decode, sample_codes
+from models.studies.base import Runner, StudyOptions, TrainedRun, as_vq, mean_std
+from models.studies.figures import code_vectors, reconstructions_over_epochs, tsne_by_label
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "small": {
+        "data": "digits",
+        "epochs": 25,
+        "batch_size": 64,
+        "lr": 2e-3,
+        "hidden": 32,
+        "embedding_dim": 16,
+        "codebook_size": 64,
+        "downscale": 2,
+        "downscales": (2, 2),
+        "decay": 0.95,
+        "kmeans_init": True,
+        "dead_code_threshold": 1.0,
+    },
+    "paper": {
+        "data": "../shared/data/kaokore",
+        "size": "256",
+        "epochs": 100,
+        "batch_size": 64,
+        "lr": 1e-4,
+        "downscale": 4,
+        "downscales": (4, 2),
+    },
+}
+PRIORS: dict[str, dict[str, Any]] = {
+    "small": {
+        "prior": "transformer",
+        "width": 64,
+        "epochs": 30,
+        "lr": 2e-3,
+        "dropout": 0.3,
+        "schedule": "cosine",
+    },
+    "paper": {"prior": "pixelsnail", "width": 256, "layers": 5, "heads": 8, "epochs": 420, "batch_size": 32},
+}
+FIGURES = ("commitment", "mse", "ssim", "perplexity", "usage")
+PUBLISHED = {
+    "vqvae": {"commitment": "0.0793 (0.0027)", "mse": "0.0056 (0.0001)"},
+    "vqvae2": {"commitment": "0.0025 (0.0035)", "mse": "0.0005 (0.0008)"},
+}
+
+
+def run(options: StudyOptions) -> Path:
+    """Train both models ``seeds`` (3) times; write the table, the figures and samples."""
+    runner = Runner("kaokore-vqvae2", options, SETTINGS)
+    seeds = range(options.seeds or 3)
+    runs = {
+        model: [runner.train(f"{model}-seed{seed}", model=model, seed=seed) for seed in seeds]
+        for model in ("vqvae", "vqvae2")
+    }
+    runner.write_table(
+        "losses",
+        [_row(runner, model, trained) for model, trained in runs.items()],
+        f"Mean (standard deviation) over {len(seeds)} runs on the test split of {runner.data.name}; the "
+        f"published figures are for KaoKore.",
+    )
+    lines = {
+        name: {
+            f"{model} {split}": trained[0].history[f"{split}/{name}"]
+            for model, trained in runs.items()
+            for split in ("train", "validation")
+        }
+        for name in ("loss", "reconstruction", "commitment")
+    }
+    save_curves(runner.folder / "curves.png", lines, yscale="log")
+    first = {model: trained[0] for model, trained in runs.items()}
+    folders = {model: trained.config.folder for model, trained in first.items()}
+    reconstructions_over_epochs(runner.folder / "reconstructions.png", folders)
+    _tsne(runner, first)
+    _samples(runner, first["vqvae2"])
+    return runner.folder
+
+
+def _row(runner: Runner, model: str, runs: list[TrainedRun]) -> dict[str, str]:
+    found = [evaluate(trained.model, runner.data) for trained in runs]
+    row = {"model": model}
+    for name in FIGURES:
+        for key in [key for key in found[0] if key == name or key.startswith(f"{name}_")]:
+            row[key] = mean_std([float(result[key]) for result in found])
+    return row | {f"published {name}": value for name, value in PUBLISHED[model].items()}
+
+
+def _tsne(runner: Runner, runs: dict[str, TrainedRun]) -> None:
+    features, labels = {}, torch.empty(0)
+    for model, trained in runs.items():
+        features[f"{model} codes"], labels = code_vectors(as_vq(trained.model), runner.data, "test")
+    tsne_by_label(runner.folder / "tsne.png", features, labels, runner.data.class_names)
+
+
+def _samples(runner: Runner, trained: TrainedRun) -> None:
+    """Top codes of a class, bottom codes given them, images: one row a class."""
+    store, priors = runner.train_priors(trained, "vqvae2-priors", **PRIORS[runner.options.scale])
+    classes = max(1, len(runner.data.class_names))
+    labels = torch.arange(classes).repeat_interleave(12)
+    generator = torch.Generator().manual_seed(0)
+    codes = sample_codes(priors, store.description.shapes, labels, temperature=0.9, generator=generator)
+    save_image(grid(decode(as_vq(trained.model), codes), 12), runner.folder / "samples.png")

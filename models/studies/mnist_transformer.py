@@ -1,0 +1,125 @@
+"""VQ-VAE with a Transformer prior over codebook sizes, code dimensions and sequence lengths.
+
+Settings as published for MNIST, Fashion-MNIST and CelebA: downscale 4, K=128, D=8, alpha=2, beta=0.1, 12
+epochs, learning rate 3e-3; prior of width 64, 3 layers, dropout 0.1, learning rate 1.5e-3, 10 epochs;
+sampling with top-k 8 and temperature 2. One start token a class makes samples diverse.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.evaluate import evaluate
+from models.judge import Judge
+from models.pictures import grid, save_curves, save_image
+from models.sample import decode, sample_codes
+from models.studies.base import Row, Runner, StudyOptions, as_vq
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "small": {
+        "data": "digits",
+        "epochs": 40,
+        "batch_size": 64,
+        "lr": 2e-3,
+        "hidden": 32,
+        "embedding_dim": 8,
+        "codebook_size": 32,
+        "downscale": 2,
+    },
+    "paper": {
+        "data": "ylecun/mnist",
+        "epochs": 12,
+        "batch_size": 128,
+        "lr": 3e-3,
+        "embedding_dim": 8,
+        "codebook_size": 128,
+        "downscale": 4,
+    },
+}
+SHARED: dict[str, Any] = {
+    "codebook": "gradient",
+    "alpha": 2.0,
+    "beta": 0.1,
+    "kmeans_init": True,
+    "dead_code_threshold": 1.0,
+}
+PRIORS: dict[str, dict[str, Any]] = {
+    "small": {"width": 64, "layers": 3, "dropout": 0.2, "lr": 2e-3, "epochs": 25, "schedule": "cosine"},
+    "paper": {"width": 64, "layers": 3, "dropout": 0.1, "lr": 1.5e-3, "epochs": 10},
+}
+# One setting is changed at a time.
+VARIANTS: dict[str, dict[str, tuple[int, ...]]] = {
+    "small": {"codebook_size": (16, 64), "embedding_dim": (2, 32), "downscale": (4,)},
+    "paper": {"codebook_size": (32, 64, 256, 512), "embedding_dim": (2, 4, 16, 64), "downscale": (2, 8)},
+}
+SAMPLING = {"published (temperature 2, top-k 8)": (2.0, 8), "temperature 1": (1.0, None)}
+PER_CLASS = 20
+
+
+def run(options: StudyOptions) -> Path:
+    """Train every variant with an unconditional and a class-conditional prior; write table and samples."""
+    runner = Runner("mnist-transformer", options, SETTINGS)
+    base = {name: getattr(runner.config, name) for name in VARIANTS[options.scale]}
+    variants = [base] + [
+        base | {name: value} for name, values in VARIANTS[options.scale].items() for value in values
+    ]
+    fitting = [v for v in variants if all(size % v["downscale"] == 0 for size in runner.data.size)]
+    judge = Judge(runner.data.train) if runner.data.class_names else None
+    rows: list[Row] = []
+    curves: dict[str, dict[str, Any]] = {"unconditional": {}, "conditional": {}}
+    for variant in fitting:
+        rows.append(_variant(runner, variant, judge, curves))
+    note = (
+        f"Test split of {runner.data.name}. Agreement: share of class-conditional samples that a classifier"
+    )
+    accuracy = f" (accuracy on real images {judge.accuracy(runner.data.test):.3f})" if judge else ""
+    left_out = [f"downscale {v['downscale']}" for v in variants if v not in fitting]
+    skipped = f" Left out, as the image size is not a multiple: {', '.join(left_out)}." if left_out else ""
+    runner.write_table("variants", rows, f"{note}{accuracy} takes for the class asked for.{skipped}")
+    save_curves(
+        runner.folder / "priors.png", {f"nats per code, {kind}": lines for kind, lines in curves.items()}
+    )
+    return runner.folder
+
+
+def _variant(
+    runner: Runner, variant: dict[str, int], judge: Judge | None, curves: dict[str, dict[str, Any]]
+) -> Row:
+    """Train one VQ-VAE and its two priors; one row of the table, and a picture of samples of each prior."""
+    from models.training.history import read_history
+
+    name = "-".join(f"{key}{value}" for key, value in variant.items())
+    trained = runner.train(name, **(SHARED | variant))
+    model = as_vq(trained.model)
+    row: dict[str, str | float | int] = dict(variant)
+    for kind in ("unconditional", "conditional"):
+        settings = PRIORS[runner.options.scale] | {"conditional": kind == "conditional"}
+        store, priors = runner.train_priors(trained, f"{name}-{kind}", **settings)
+        found = evaluate(trained.model, runner.data, priors=priors)
+        if kind == "unconditional":
+            row["sequence length"] = sum(level[0] * level[1] for level in store.description.shapes)
+            row |= {key: found[key] for key in ("mse", "ssim", "perplexity")}
+        row[f"bits/dim {kind}"] = found["bits_per_dim"]
+        history = read_history(runner.folder / f"{name}-{kind}")
+        curves[kind][name] = history["validation/nats_per_code"]
+        classes = max(1, len(runner.data.class_names))
+        labels = torch.arange(classes).repeat_interleave(PER_CLASS)
+        for title, (temperature, top_k) in SAMPLING.items():
+            generator = torch.Generator().manual_seed(0)
+            codes = sample_codes(
+                priors,
+                store.description.shapes,
+                labels,
+                temperature=temperature,
+                top_k=top_k,
+                generator=generator,
+            )
+            images = decode(model, codes)
+            file = f"samples-{name}-{kind}-temperature{temperature:g}.png"
+            save_image(grid(images, PER_CLASS), runner.folder / file)
+            if judge is not None and kind == "conditional":
+                row[f"agreement, {title}"] = judge.agreement(images, labels)
+    return row
