@@ -42,7 +42,7 @@ def attend(
     next position, N = 1, which attends to all that the cache holds and to itself.
     """
     q, k, v = (
-        x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (query, key, value)
+        x.reshape(*x.shape[:2], heads, x.shape[2] // heads).transpose(1, 2) for x in (query, key, value)
     )  # [B, h, N, d]
     if cache is not None:
         k, v = cache.append(k, v)

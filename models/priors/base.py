@@ -37,10 +37,10 @@ class AutoregressivePrior(Pretrained, ABC):
 
     def __init__(self, codebook_size: int, num_classes: int | None, upper_codebook_size: int | None) -> None:
         super().__init__()
-        check_positive(codebook_size=codebook_size)
+        check_at_least(1, codebook_size=codebook_size)
         for name, value in (("num_classes", num_classes), ("upper_codebook_size", upper_codebook_size)):
             if value is not None:
-                check_positive(**{name: value})
+                check_at_least(1, **{name: value})
         self.codebook_size = codebook_size
         self.num_classes = num_classes
         self.upper_codebook_size = upper_codebook_size
@@ -125,9 +125,7 @@ class AutoregressivePrior(Pretrained, ABC):
     def _check_conditions(self, shape: tuple[int, ...], labels: Tensor | None, upper: Tensor | None) -> None:
         if (labels is None) != (self.num_classes is None):
             given = "missing" if labels is None else "given"
-            raise ValueError(
-                f"labels are {given}, but the prior was built with num_classes={self.num_classes}"
-            )
+            raise ValueError(f"labels are {given}; the prior was built with num_classes={self.num_classes}")
         if (upper is None) != (self.upper_codebook_size is None):
             given = "missing" if upper is None else "given"
             raise ValueError(
@@ -161,13 +159,13 @@ class AutoregressivePrior(Pretrained, ABC):
         return " or ".join(str(axes) for axes in self.map_axes)
 
 
-def check_positive(**arguments: int) -> None:
-    """Raises TypeError or ValueError for the first argument that is not a positive integer."""
+def check_at_least(lowest: int, **arguments: int) -> None:
+    """Raises TypeError or ValueError for the first argument that is not an integer of at least ``lowest``."""
     for name, value in arguments.items():
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} must be an integer, got {value!r}")
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        if value < lowest:
+            raise ValueError(f"{name} must be at least {lowest}, got {value}")
 
 
 def check_dropout(dropout: float) -> None:

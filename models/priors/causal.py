@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.priors.base import check_positive
+from models.priors.base import check_at_least
 
 
 class RowsConv(nn.Conv2d):
@@ -51,6 +51,15 @@ def shift_down(x: Tensor) -> Tensor:
 def shift_right(x: Tensor) -> Tensor:
     """Each column of ``[B, C, H, W]`` moves one right; the first becomes zero."""
     return F.pad(x, (1, -1, 0, 0))
+
+
+def shift_raster(x: Tensor) -> Tensor:
+    """Each position of ``[B, C, H, W]`` gets what was before it in raster order; the first becomes zero.
+
+    Unlike with :func:`shift_right` the first column gets the end of the row above. A network of causal
+    convolutions alone cannot bring that code there: the last position of a row does not know its own code.
+    """
+    return F.pad(x.flatten(2), (1, -1)).reshape(x.shape)
 
 
 class RowsCache:
@@ -107,7 +116,7 @@ def compute(weight: Tensor) -> Tensor:
 
 def check_kernel(**arguments: int) -> None:
     """Raises TypeError or ValueError for the first kernel size that is not odd and at least 3."""
-    check_positive(**arguments)
+    check_at_least(1, **arguments)
     for name, size in arguments.items():
         if size < 3 or size % 2 == 0:
             raise ValueError(f"{name} must be odd and at least 3, got {size}")

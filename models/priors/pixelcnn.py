@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.pretrained import constructor_arguments
-from models.priors.base import Decoder, check_dropout, check_positive
+from models.priors.base import Decoder, check_at_least, check_dropout
 from models.priors.causal import (
     LeftCache,
     LeftConv,
@@ -83,8 +83,8 @@ class PixelCNN(GridPrior):
     Args:
         codebook_size: K, codes are in [0, K).
         channels: of both stacks.
-        layers: gated layers. With r = ``first_kernel_size // 2 + (layers - 1) * (kernel_size // 2)`` they see r
-            codes to each side in the rows above, and r + 1 upwards and to the left.
+        layers: gated layers. With r = ``first_kernel_size // 2 + (layers - 1) * (kernel_size // 2)`` each
+            position sees r + 1 codes to its left, r + 1 rows up, and in these at least r to either side.
         kernel_size, first_kernel_size: odd, at least 3.
         dropout: on the gated features of the horizontal stack.
         num_classes: adds a bias of the class to every gate; None for no labels.
@@ -109,7 +109,7 @@ class PixelCNN(GridPrior):
     ) -> None:
         arguments = constructor_arguments(locals())
         super().__init__(codebook_size, num_classes, upper_codebook_size)
-        check_positive(channels=channels, layers=layers, upper_blocks=upper_blocks)
+        check_at_least(1, channels=channels, layers=layers, upper_blocks=upper_blocks)
         check_kernel(kernel_size=kernel_size, first_kernel_size=first_kernel_size)
         check_dropout(dropout)
         self.config = arguments

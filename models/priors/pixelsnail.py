@@ -12,8 +12,8 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from models.pretrained import constructor_arguments
 from models.priors.attention import KeyValueCache, token_map, token_rows
-from models.priors.base import Decoder, check_dropout, check_positive
-from models.priors.causal import LeftCache, LeftConv, RowsCache, RowsConv, check_kernel, shift_right
+from models.priors.base import Decoder, check_at_least, check_dropout
+from models.priors.causal import LeftCache, LeftConv, RowsCache, RowsConv, check_kernel, shift_raster
 from models.priors.grid import GridPrior, UpperStack
 from models.priors.snail_blocks import (
     CausalAttention,
@@ -44,7 +44,8 @@ class PixelSNAIL(GridPrior):
     """PixelSNAIL prior for code maps ``[B, H, W]`` of any size, or sequences ``[B, L]``.
 
     The defaults are those in use for the upper level of VQ-VAE-2 at 32 x 32; for the lower one, at 64 x 64,
-    take ``attention=False`` and ``upper_codebook_size``.
+    take ``attention=False`` and ``upper_codebook_size``. Attention sees every earlier code; without it,
+    a position sees the n-th row above up to ``n * (kernel_size // 2)`` columns to its right.
 
     Args:
         codebook_size: K, codes are in [0, K).
@@ -81,9 +82,9 @@ class PixelSNAIL(GridPrior):
     ) -> None:
         arguments = constructor_arguments(locals())
         super().__init__(codebook_size, num_classes, upper_codebook_size)
-        check_positive(channels=channels, blocks=blocks, res_blocks=res_blocks, res_channels=res_channels)
-        check_positive(heads=heads, upper_blocks=upper_blocks, upper_channels=upper_channels)
-        check_positive(**{"out_res_blocks + 1": out_res_blocks + 1})
+        check_at_least(1, channels=channels, blocks=blocks, res_blocks=res_blocks, res_channels=res_channels)
+        check_at_least(1, heads=heads, upper_blocks=upper_blocks, upper_channels=upper_channels)
+        check_at_least(0, out_res_blocks=out_res_blocks)
         check_kernel(kernel_size=kernel_size)
         check_dropout(dropout)
         if attention and channels % (2 * heads):
@@ -120,7 +121,7 @@ class PixelSNAIL(GridPrior):
     def _grid_logits(self, codes: Tensor, labels: Tensor | None, upper: Tensor | None) -> Tensor:
         batch, height, width = codes.shape
         x = self.code(codes).movedim(-1, 1)  # [B, C, H, W]
-        x = self.above(x) + self.left(shift_right(x))
+        x = self.above(x) + self.left(shift_raster(x))
         background = self._background(batch, height, width).flatten(1, 2)
         for block in self.blocks:
             x = block(x, background, labels, upper)
@@ -192,7 +193,6 @@ class _CachedPixelSNAIL:
             self.row[:, column - 1] = code  # column 0 ends the row above: -1 is its last
         if column == 0:
             self._start_row(row)
-            code = self.nothing
         x = self.left.step(column, code, self.from_above[:, column])
         background = self.background[:, position : position + 1]
         for residuals, mix, attended in self.blocks:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.pretrained import constructor_arguments
 from models.priors.attention import KeyValueCache, attend, token_map, token_rows, upsample_to
-from models.priors.base import AutoregressivePrior, Decoder, check_dropout, check_positive
+from models.priors.base import AutoregressivePrior, Decoder, check_at_least, check_dropout
 
 
 class Block(nn.Module):
@@ -74,14 +74,14 @@ class TransformerPrior(AutoregressivePrior):
     ) -> None:
         arguments = constructor_arguments(locals())
         super().__init__(codebook_size, num_classes, upper_codebook_size)
-        check_positive(width=width, layers=layers, heads=heads, upper_layers=upper_layers)
+        check_at_least(1, width=width, layers=layers, heads=heads, upper_layers=upper_layers)
         check_dropout(dropout)
         if width % heads:
             raise ValueError(f"heads must divide width={width}, got {heads}")
         if not 1 <= len(shape) <= 3:
             raise ValueError(f"shape must be the 1 to 3 sizes of the largest map, got {tuple(shape)}")
         for axis, size in enumerate(shape):
-            check_positive(**{f"shape[{axis}]": size})
+            check_at_least(1, **{f"shape[{axis}]": size})
         self.config = arguments
         self.shape = tuple(shape)
         self.map_axes = (len(shape),)
@@ -96,26 +96,27 @@ class TransformerPrior(AutoregressivePrior):
                 Block(width, heads, dropout, causal=False) for _ in range(upper_layers)
             )
             self.upper_norm = nn.LayerNorm(width)
-            self.upper_project = nn.Linear(width, width)
+            self.upper_out = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, codebook_size)
         self._initialise(layers, upper_layers)
 
     def _initialise(self, layers: int, upper_layers: int) -> None:
-        """As GPT-2: normal of 0.02, residual branches scaled down by the square root of their number."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
+        """Variance 1 for embeddings, 1 / fan-in for matrices, and less the more residual branches there are.
+
+        The standard deviation of 0.02 that GPT-2 uses is right at its width of 768; at the narrow widths of
+        priors it learns in about twice as many steps.
+        """
         for name, module in self.named_modules():
-            if isinstance(module, Block):
-                depth = upper_layers if name.startswith("upper") else layers
-                for branch in (module.project, module.contract):
-                    nn.init.normal_(branch.weight, std=0.02 / math.sqrt(2 * depth))
+            if isinstance(module, nn.Linear):
+                branches = 2 * (upper_layers if name.startswith("upper") else layers)
+                on_residual = name.endswith(("project", "contract"))
+                variance = 1 / (module.in_features * (branches if on_residual else 1))
+                nn.init.normal_(module.weight, std=math.sqrt(variance))
+                nn.init.zeros_(module.bias)
         for position in self.positions:
-            nn.init.normal_(position, std=0.02)
+            nn.init.normal_(position)
         nn.init.zeros_(self.head.weight)
 
     def _logits(self, codes: Tensor, labels: Tensor | None, upper: Tensor | None) -> Tensor:
@@ -167,7 +168,7 @@ class TransformerPrior(AutoregressivePrior):
             x = self.upper_code(upper.flatten(1)) + token_rows(_grid_sum(coarse))
             for block in self.upper_blocks:
                 x = block(x)
-            x = token_map(self.upper_project(self.upper_norm(x)), upper.shape[1:])
+            x = token_map(self.upper_out(self.upper_norm(x)), upper.shape[1:])
             context = context + upsample_to(x, sizes)
         return token_rows(context)
 
