@@ -191,6 +191,14 @@ def test_half_precision_inputs_give_no_nan(dtype: torch.dtype, scale: float, cos
     assert all(v.isfinite().all() for v in layer.state_dict().values())
 
 
+def test_cosine_of_large_float16_rows_is_that_of_their_float32_values() -> None:
+    # Their norm overflows float16, and what is divided by infinity has no direction.
+    layer = FusedVectorQuantizer(64, 64, use_cosine_sim=True).eval()
+    layer.codebook = torch.eye(64)
+    x = (torch.rand(50, 64) + 2 * torch.eye(64)[torch.randint(64, (50,))]).mul(2e4).half()
+    assert torch.equal(layer(x).indices, x.argmax(1))
+
+
 def test_indices_and_codes_agree_in_train_mode() -> None:
     # Issues 44, 71, 224: both belong to the codebook before the update.
     layer = FusedVectorQuantizer(4, 8)
