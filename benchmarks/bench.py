@@ -56,7 +56,7 @@ def collect_rows(only: str, backend: str | None, flags: list[str], compiled: boo
             continue
         print(f"measuring {name} {case.shape}", file=sys.stderr, flush=True)
         leave_out = measure_everything if compiled else without_compiled
-        options = Options("cpu", backend, BUDGET, targets(name, case, flags), leave_out)
+        options = Options("cpu", backend, BUDGET, targets=targets(name, case, flags), leave_out=leave_out)
         rows += compare_search(case, options) if name == "search" else compare_layer(case, name, options)
     mark_best(rows)
     return rows

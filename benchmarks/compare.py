@@ -10,15 +10,16 @@ import torch
 from torch import nn
 
 from . import layers
-from .agreement import BFLOAT16, TF32, check_against_float64, check_indices
+from .agreement import BFLOAT16, TF32, Disagreement, check_against_float64, check_indices
+from .launches import captured, device_activities
 from .measure import DEFAULT_BUDGET, Budget, Call, Timer, measure_alone, measure_pairs, timer_for
-from .peers import Peer, our_search, search_peers
+from .peers import Peer, Search, our_search, search_peers
 from .report import Row
 from .work import Case, make_inputs
 
 LAYER_PEER = "vector-quantize-pytorch"
 # How far the indices of our own lower precisions may be from exact, as rounding of the factors.
-PRECISION_UNITS = {"high": 2.0**-17, "fast": BFLOAT16}
+PRECISION_UNITS = {"exact": 0.0, "high": 2.0**-17, "fast": max(BFLOAT16, TF32)}
 
 
 def measure_everything(who: str) -> str | None:
@@ -34,6 +35,7 @@ class Options:
     backend: str | None = None
     budget: Budget = DEFAULT_BUDGET
     targets: dict[str, float] = field(default_factory=dict)
+    also: tuple[str, ...] = ()  # more backends of ours to measure beside the chosen one
     leave_out: Callable[[str], str | None] = measure_everything
 
     @property
@@ -53,7 +55,8 @@ class Comparison:
         """Time a contender, or record why not.
 
         ``prepare`` returns the call and the number of rows in which it differs, after checking that
-        these are ties. Running out of memory is a reason; disagreement raises.
+        these are ties. For a peer, failing or disagreeing is a reason; for ours it raises. Running out
+        of memory is a reason for both.
         """
         first, options = self.rows[0], self._options
         row = Row(first.work, first.case, who, target=options.targets.get(who))
@@ -67,6 +70,11 @@ class Comparison:
         except torch.OutOfMemoryError as error:
             row.reason = f"out of memory: {error}".splitlines()[0]
             torch.cuda.empty_cache()
+            return
+        except Exception as error:
+            if row.is_ours:
+                raise
+            row.reason = f"{type(error).__name__}: {error}".splitlines()[0]
             return
         row.spread, row.ratio, row.pairs = pairs.peer_s, pairs.ratio, len(pairs.ours)
         if first.pairs == 0:
@@ -87,33 +95,39 @@ def one_thread(call: Call) -> Call:
     return run
 
 
-def compare_search(case: Case, options: Options) -> list[Row]:
-    """Our exact search first, then its other precisions, one thread, and every peer.
+def compare_search(case: Case, options: Options, first: str = "exact") -> list[Row]:
+    """Our search at precision ``first``, then its other precisions and backends, and every peer.
 
     Raises:
-        agreement.Disagreement: before anything is timed, if results differ by more than ties.
+        agreement.Disagreement: before anything is timed, if our results differ by more than ties.
     """
     x, codebook = make_inputs(case, options.device)
-    exact = our_search(x, codebook, backend=options.backend)
-    indices = exact()
-    check_against_float64(x, codebook, indices)
-    comparison = Comparison("search", case, "vq_kernels exact", exact, options)
+    exact = our_search(x, codebook, backend=options.backend)()
+    check_against_float64(x, codebook, exact)
 
-    def lower(precision: str, unit: float) -> tuple[Call, int]:
-        search = our_search(x, codebook, precision=precision, backend=options.backend)
-        return search, check_indices(x, codebook, indices, search(), input_unit=unit)
+    def checked(search: Search, input_unit: float, output_unit: float = 0.0) -> tuple[Call, int]:
+        units = {"input_unit": input_unit, "output_unit": output_unit}
+        return search, check_indices(x, codebook, exact, search(), ours_is_exact=True, **units)
+
+    def ours(precision: str, backend: str | None) -> tuple[Call, int]:
+        search = our_search(x, codebook, precision=precision, backend=backend)
+        if precision == "exact" and not torch.equal(search(), exact):
+            raise Disagreement(f"exact results of backend {backend} are not those of {options.backend}")
+        return checked(search, PRECISION_UNITS[precision])
 
     def of_peer(peer: Peer) -> tuple[Call, int]:
-        search = peer.prepare(x, codebook)
-        units = (peer.input_unit, peer.output_unit)
-        differing = check_indices(x, codebook, indices, search(), input_unit=units[0], output_unit=units[1])
-        return search, differing
+        return checked(peer.prepare(x, codebook), peer.input_unit, peer.output_unit)
 
-    for precision, unit in PRECISION_UNITS.items():
-        bound = max(unit, TF32) if precision == "fast" else unit
-        comparison.add(f"vq_kernels {precision}", partial(lower, precision, bound))
+    call, differing = ours(first, options.backend)
+    comparison = Comparison("search", case, f"vq_kernels {first}", call, options)
+    comparison.rows[0].differing_rows = differing
+    for precision in PRECISION_UNITS:
+        if precision != first:
+            comparison.add(f"vq_kernels {precision}", partial(ours, precision, options.backend))
+        for backend in options.also:
+            comparison.add(f"vq_kernels {precision}, {backend}", partial(ours, precision, backend))
     if options.device == "cpu" and torch.get_num_threads() > 1:
-        comparison.add("vq_kernels exact, 1 thread", lambda: (one_thread(exact), 0))
+        comparison.add(f"vq_kernels {first}, 1 thread", lambda: (one_thread(call), differing))
     for peer in search_peers(options.device, case.dtype):
         comparison.add(peer.name, partial(of_peer, peer), peer.reason)
     torch.compiler.reset()
@@ -147,6 +161,10 @@ def compare_layer(case: Case, work: str, options: Options) -> list[Row]:
         return make(theirs, x.clone().requires_grad_(train)), differing
 
     comparison = Comparison(work, case, "vq_kernels", our_call(), options)
+    if options.device == "cuda":
+        if train:
+            comparison.rows[0].launches = len(device_activities(our_call()))
+        comparison.add("vq_kernels CUDA graph", lambda: (captured(our_call()), 0))
     comparison.add("vq_kernels compiled", lambda: (our_call(compiled=True), 0))
     reason = layers.peer_reason()
     comparison.add(LAYER_PEER, lambda: their_call(compiled=False), reason)

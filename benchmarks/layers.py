@@ -70,11 +70,12 @@ def training_step(layer: nn.Module, x: Tensor) -> Run:
     """Forward with EMA update, then backward from the quantized rows and the loss; x gets ``.grad``."""
     layer.train()
     grad = make_gradient(x)
+    of_loss = torch.ones((), device=x.device)  # made once: its kernel is not the layer's
 
     def run() -> tuple[Tensor, Tensor, Tensor]:
         x.grad = None
         quantized, indices, loss = layer(x)[:3]
-        torch.autograd.backward((quantized, loss), (grad, None))
+        torch.autograd.backward((quantized, loss), (grad, of_loss.expand(loss.shape)))
         return quantized, indices, loss
 
     return run

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vq_kernels import info
+from vq_kernels import available_backends, info
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -38,6 +38,11 @@ def machine_name(device: str = "cpu") -> str:
     cpu = info.collect()["cpu"]
     units = [u for u, flag in (("avx512", "avx512f"), ("amx", "amx_bf16")) if flag in cpu["found"]]
     return _slug(" ".join([cpu["model"], *units, f"{cpu['cores']} cores"]))
+
+
+def backend_works(name: str) -> bool:
+    """Whether a backend of ours is there and works on this machine."""
+    return available_backends().get(name, "unknown") is None
 
 
 def _slug(text: str) -> str:
@@ -83,7 +88,7 @@ def _checkout() -> tuple[str | None, bool | None]:
         return None, None
 
 
-def write_results(results: dict[str, Any], *, device: str = "cpu", suffix: str = "") -> Path:
+def write_results(results: dict[str, Any], *, suffix: str = "") -> Path:
     """Write ``<machine>-<date><suffix>.json`` under ``results/`` and return its path.
 
     Raises:

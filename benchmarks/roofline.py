@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import asdict, dataclass
 
 import torch
@@ -73,18 +74,20 @@ def _measure_cuda_roofs() -> Roofs:
     finally:
         torch.set_float32_matmul_precision(before)
     bfloat16 = max(matmul_rate(torch.bfloat16, size, "cuda") for size in (4096, 8192, 16384))
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    clock_hz = 1e6 * _sm_clock_mhz()
-    lanes = 128 * properties.multi_processor_count
-    return Roofs(float32, bfloat16, copy_rate(2**30, "cuda"), tf32, lanes * clock_hz / EPILOGUE_INSTRUCTIONS)
+    lanes = 128 * torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
+    clock = _sm_clock()
+    epilogue = None if clock is None else lanes * clock / EPILOGUE_INSTRUCTIONS
+    return Roofs(float32, bfloat16, copy_rate(2**30, "cuda"), tf32, epilogue)
 
 
-def _sm_clock_mhz() -> float:
-    """Highest clock of the multiprocessors, from the driver."""
-    import subprocess
-
+def _sm_clock() -> float | None:
+    """Highest clock of the multiprocessors in Hz, from the driver's tool; None where that is missing."""
     command = ["nvidia-smi", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits"]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0])
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+        return 1e6 * float(shown.splitlines()[0])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
 
 
 def lowest_time(case: Case, roofs: Roofs, *, work: str, unit: str = "float32") -> tuple[float, str]:

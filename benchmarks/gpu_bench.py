@@ -1,0 +1,217 @@
+"""``make gpu-bench``: everything on one CUDA GPU, within nine minutes, in one table and one JSON file.
+
+Order: roofs, the layer's training step, searches, memory over K, curves. Whatever would begin after
+its time is listed as not measured, with that reason; a failure of ours is listed, the rest goes on,
+and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from . import machine, scaling
+from .compare import LAYER_PEER, Options, compare_layer, compare_search
+from .layers import forward_only, our_layer, training_step
+from .measure import Budget
+from .memory import SWEEP_D, SWEEP_K, Probe, peak_beyond_outputs, sweep_lines
+from .peers import our_search
+from .report import Row, mark_best, table
+from .roofline import Roofs, measure_roofs
+from .work import Case, make_inputs
+
+SECONDS = 510.0  # of the nine minutes, with room for start, memory and writing
+PEERS_UNTIL = 0.85  # share of the time after which no further peer is begun
+COMPILED_UNTIL = 0.6  # the same for what compiles for long
+BUDGET = Budget(seconds=0.4, sample_s=0.01, min_pairs=5, max_pairs=25)
+SWEEP_N = 2**16
+
+STEPS = (Case(2**20, 64, 512), Case(2**20, 64, 512, dtype=torch.bfloat16))
+FAST = (
+    Case(2**20, 64, 512, dtype=torch.bfloat16),
+    Case(2**20, 64, 8192, dtype=torch.bfloat16),
+    Case(2**18, 128, 8192, dtype=torch.bfloat16),
+    Case(2**18, 256, 16384, dtype=torch.bfloat16),
+)
+EXACT = (
+    Case(2**20, 64, 512),
+    Case(2**20, 64, 8192),
+    Case(2**20, 64, 8192, "trained"),
+    Case(2**18, 256, 16384),
+    Case(2**20, 8, 128),
+)
+TRITON_PEERS = ("flash-kmeans", "flashlib triton")
+
+
+class Deadline:
+    """What may still begin."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._start, self._seconds = clock, clock(), seconds
+
+    @property
+    def used(self) -> float:
+        """Share of the time used up."""
+        return (self._clock() - self._start) / self._seconds
+
+    def leave_out(self, who: str) -> str | None:
+        """The reason not to begin with a contender, or None."""
+        limit = COMPILED_UNTIL if "compiled" in who or "cute" in who else PEERS_UNTIL
+        if who.startswith("vq_kernels") and "compiled" not in who:
+            limit = 1.0
+        return None if self.used < limit else "no time left within the nine minutes"
+
+
+def targets(work: str, case: Case) -> dict[str, float]:
+    """The ratios that DESIGN asks for on an H200, by contender; shown on every GPU."""
+    if work == "step":
+        return {LAYER_PEER: 10.0}
+    if case.dtype == torch.float32:
+        return {"chunked matmul": 4.0, "vq_kernels high": 0.67}  # 1 / 1.5
+    return dict.fromkeys(TRITON_PEERS, 1.3)
+
+
+def units_of(row: Row) -> tuple[str, ...]:
+    """The arithmetic units whose roof a row is held against."""
+    low = row.case.dtype != torch.float32
+    if row.work != "search" or "exact" in row.who or "high" in row.who:
+        return ("bfloat16",) if low else ("float32", "bfloat16 x3")
+    if row.is_ours or not low:
+        return ("bfloat16",) if low else ("tf32", "bfloat16")
+    return ("bfloat16",)
+
+
+class GpuBench:
+    """One run: rows, failures of ours, and what else is written."""
+
+    def __init__(self, device: str, seconds: float, backend: str | None = None) -> None:
+        self.device, self.backend = device, backend
+        self.deadline = Deadline(seconds)
+        self.rows: list[Row] = []
+        self.failures: list[dict[str, str]] = []
+
+    def guarded(self, what: str, action: Callable[[], Any]) -> Any:
+        """Run a part; a failure is printed and recorded, and the other parts still run."""
+        print(f"[{self.deadline.used:4.0%}] {what}", file=sys.stderr, flush=True)
+        if self.deadline.used >= 1.0:
+            self.failures.append({"what": what, "error": "no time left within the nine minutes"})
+            return None
+        try:
+            return action()
+        except Exception as error:
+            traceback.print_exc()
+            message = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.failures.append({"what": what, "error": message})
+            return None
+
+    def options(self, work: str, case: Case) -> Options:
+        """Every working backend of ours takes part in searches, and the chosen one in layers."""
+        also: tuple[str, ...] = ()
+        if work == "search" and self.backend is None:
+            works = [name for name in ("triton", "cuda") if machine.backend_works(name)]
+            also = tuple(works[1:])
+        return Options(
+            self.device,
+            self.backend,
+            BUDGET,
+            targets=targets(work, case),
+            also=also,
+            leave_out=self.deadline.leave_out,
+        )
+
+    def layer(self, case: Case, work: str) -> None:
+        rows = compare_layer(case, work, self.options(work, case))
+        rows[0].peak = self._layer_peak(case, work)
+        self.rows += rows
+
+    def search(self, case: Case, first: str) -> None:
+        rows = compare_search(case, self.options("search", case), first)
+        x, codebook = make_inputs(case, self.device)
+        for row in rows:
+            precision = row.who.removeprefix("vq_kernels ")
+            if precision in ("exact", "high", "fast"):
+                search = our_search(x, codebook, precision=precision, backend=self.backend)
+                row.peak = peak_beyond_outputs(search, self.device)
+        self.rows += rows
+
+    def _layer_peak(self, case: Case, work: str) -> int:
+        train = work == "step"
+        x = make_inputs(case, self.device)[0][None].requires_grad_(train)
+        layer = our_layer(case, self.device, self.backend)
+        run = (training_step if train else forward_only)(layer, x)
+        run()
+        x.grad = None
+        return peak_beyond_outputs(lambda: (*run(), x.grad), self.device)
+
+    def memory(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        for k in SWEEP_K:
+            probe = Probe("search", "vq_kernels exact", SWEEP_N, SWEEP_D, k, self.device, self.backend)
+            call = probe.make_call()
+            call()
+            rows.append(
+                {"n": probe.n, "d": probe.d, "k": k, "peak_bytes": peak_beyond_outputs(call, self.device)}
+            )
+            rows[-1] |= {"n_k_bytes": 4 * probe.n * k, "linear_bytes": 4 * (probe.n + k * probe.d)}
+        return rows
+
+    def everything(self, steps: tuple[Case, ...], fast: tuple[Case, ...], exact: tuple[Case, ...]) -> None:
+        """Rows of all parts, most telling first."""
+        for case in steps[:1]:
+            self.guarded(f"step {case.shape}", partial(self.layer, case, "step"))
+        for cases, first in ((fast, "fast"), (exact, "exact")):
+            for case in cases:
+                self.guarded(f"search {case.shape}", partial(self.search, case, first))
+        for case in steps:
+            for work in ("forward", "step") if case != steps[0] else ("forward",):
+                self.guarded(f"{work} {case.shape}", partial(self.layer, case, work))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 when everything of ours was measured, 1 when something failed, 2 without a CUDA GPU."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_bench", description=__doc__)
+    parser.add_argument("--backend", help="a backend's name instead of automatic choice")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="time to use, default %(default)s")
+    parser.add_argument("--no-write", action="store_true", help="write no results file")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        print("gpu-bench needs a CUDA GPU, and torch sees none on this machine.", file=sys.stderr)
+        return 2
+    bench = GpuBench("cuda", options.seconds, options.backend)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")
+    roofs: Roofs | None = bench.guarded("roofs", lambda: measure_roofs("cuda"))
+    bench.everything(STEPS, FAST, EXACT)
+    memory = bench.guarded("memory over K", bench.memory) or []
+    curves = bench.guarded("curves", lambda: scaling.measure("cuda", seconds=40.0)) or []
+    mark_best(bench.rows)
+    for row in bench.rows:
+        if roofs is not None:
+            row.add_shares(roofs, units_of(row))
+    print("\n" + table(bench.rows) + "\n")
+    print("\n".join(sweep_lines(memory)))
+    for failure in bench.failures:
+        print(f"FAILED {failure['what']}: {failure['error']}")
+    results = {
+        **machine.describe("cuda"),
+        "roofs": None if roofs is None else roofs.as_json(),
+        "rows": [row.as_json() for row in bench.rows],
+        "memory_over_k": memory,
+        "scaling": curves,
+        "failures": bench.failures,
+        "seconds_used": round(bench.deadline.used * options.seconds, 1),
+    }
+    if not options.no_write:
+        path = machine.write_results(results)
+        print(f"written to {path.relative_to(machine.ROOT)}")
+    return 1 if bench.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
