@@ -1,0 +1,133 @@
+"""What the kernels share: constants, row addressing, powers of two, and the reductions' combine functions."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Bias of a code that must never win (padding, non-finite, out of range): finite, so that it stays
+# comparable after the multiplication by a row's power of two, and above every real score.
+EXCLUDED = tl.constexpr(2.0**100)
+FLOAT32_MAX = tl.constexpr(3.4028234663852886e38)
+
+# What the search stores instead of a code's index.
+MASKED = tl.constexpr(-1)
+AMBIGUOUS = tl.constexpr(-2)
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, decided when this module was imported."""
+    return not isinstance(row_offset, triton.runtime.JITFunction)
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU; 2 in the interpreter, so that loops over programs are exercised."""
+    if device.type != "cuda":
+        return 2
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+@functools.cache
+def architecture(device: torch.device) -> int:
+    """Compute capability as 10 * major + minor; 0 in the interpreter."""
+    if device.type != "cuda":
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def strides(x: Tensor) -> tuple[int, int, int]:
+    """Element strides of a ``[B, M, D]`` view."""
+    b, m, d = x.stride()
+    return b, m, d
+
+
+@triton.jit
+def row_offset(rows, M, stride_b, stride_m):
+    """Element offset of rows b * M + m, int64."""
+    b = rows // M
+    return b * stride_b + (rows - b * M) * stride_m
+
+
+@triton.jit
+def zero(target, size, BLOCK: tl.constexpr):
+    """Zero int64 memory, the programs sharing it."""
+    per_program = tl.cdiv(size, tl.num_programs(0))
+    for start in range(0, per_program, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        at = tl.program_id(0).to(tl.int64) * per_program + i
+        tl.store(target + at, tl.zeros((BLOCK,), tl.int64), mask=(i < per_program) & (at < size))
+
+
+@triton.jit
+def exponent_of(v):
+    """floor(log2 v) of positive normal float32 numbers; -127 for zero and denormals."""
+    return (v.to(tl.int32, bitcast=True) >> 23) - 127
+
+
+@triton.jit
+def power_of_two(e):
+    """2^e as float32 for -126 <= e <= 127."""
+    return ((e + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def add_int(a, b):
+    return a + b
+
+
+@triton.jit
+def smaller(a, b):
+    return tl.minimum(a, b)
+
+
+@triton.jit
+def smallest_two(low_a, high_a, low_b, high_b):
+    """Combine function on (smallest, second smallest)."""
+    return tl.minimum(low_a, low_b), tl.minimum(tl.maximum(low_a, low_b), tl.minimum(high_a, high_b))
+
+
+@triton.jit
+def nearest(value_a, index_a, value_b, index_b):
+    """Combine function on (value, index): the lower index of equal values."""
+    take_b = (value_b < value_a) | ((value_b == value_a) & (index_b < index_a))
+    return tl.where(take_b, value_b, value_a), tl.where(take_b, index_b, index_a)
+
+
+@triton.jit
+def nearest_and_second(value_a, index_a, second_a, value_b, index_b, second_b):
+    """Combine function on (value, index, second smallest value)."""
+    value, index = nearest(value_a, index_a, value_b, index_b)
+    low, second = smallest_two(value_a, second_a, value_b, second_b)
+    return value, index, second
+
+
+@triton.jit
+def nearest_exact(value_a, rest_a, index_a, value_b, rest_b, index_b):
+    """Combine function on exact scores value + rest (float64 pairs) and their index."""
+    equal = (value_b == value_a) & (rest_b == rest_a)
+    take_b = (value_b < value_a) | ((value_b == value_a) & (rest_b < rest_a)) | (equal & (index_b < index_a))
+    return (
+        tl.where(take_b, value_b, value_a),
+        tl.where(take_b, rest_b, rest_a),
+        tl.where(take_b, index_b, index_a),
+    )
+
+
+@triton.jit
+def accumulate(high, low, term):
+    """Knuth's TwoSum: high + term = sum + error exactly. Compile with fusion of multiply and add off."""
+    total = high + term
+    b = total - high
+    return total, low + ((high - (total - b)) + (term - b))
+
+
+def row_tile(dim: int) -> tuple[int, int]:
+    """(chunk of D, rows) of the kernels that stream over rows: about 4096 elements a program."""
+    chunk = min(triton.next_power_of_2(dim), 128)
+    return chunk, max(16, min(128, 4096 // chunk))

@@ -1,0 +1,128 @@
+"""``ema_update_``: lerp, Laplace smoothing and normalisation in one pass over the codebook.
+
+The smoothing needs the total of all cluster sizes, which are updated in place. A small codebook is
+one program's work, in one launch; a large one takes two, the sizes and their total first.
+Memory traffic: 16 K D bytes.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Elements of the codebook up to which one program does everything (a few iterations of its loop).
+ONE_PROGRAM = 1 << 15
+_TILE = 8192
+_SIZES = 1024
+
+
+@triton.jit
+def lerp(a, b, weight):
+    """a towards b by weight, exact at both ends, as torch.lerp."""
+    return tl.where(weight < 0.5, a + weight * (b - a), b - (b - a) * (1.0 - weight))
+
+
+@triton.jit
+def new_total(cluster_size, counts, weight, K, BLOCK: tl.constexpr, STORE: tl.constexpr):
+    """(sum of the new cluster sizes, sum of the counts); STORE also updates the sizes in place."""
+    total = tl.zeros((BLOCK,), tl.float32)
+    counted = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, K, BLOCK):
+        k = start + tl.arange(0, BLOCK)
+        count = tl.load(counts + k, mask=k < K, other=0).to(tl.float32)
+        size = lerp(tl.load(cluster_size + k, mask=k < K, other=0.0), count, weight)
+        total += tl.where(k < K, size, 0.0)
+        counted += count
+    if STORE:
+        changed = tl.sum(counted) > 0
+        for start in range(0, K, BLOCK):
+            k = start + tl.arange(0, BLOCK)
+            count = tl.load(counts + k, mask=k < K, other=0).to(tl.float32)
+            size = lerp(tl.load(cluster_size + k, mask=k < K, other=0.0), count, weight)
+            if changed:
+                tl.store(cluster_size + k, size, mask=k < K)
+    return tl.sum(total), tl.sum(counted)
+
+
+@triton.jit
+def sizes_kernel(cluster_size, counts, totals, weight, K, BLOCK: tl.constexpr):
+    total, counted = new_total(cluster_size, counts, weight, K, BLOCK, True)
+    tl.store(totals, total)
+    tl.store(totals + 1, counted)
+
+
+@triton.jit
+def ema_kernel(
+    codebook, cluster_size, embed_avg, counts, sums, totals, weight, eps, K,
+    D: tl.constexpr, PADDED_D: tl.constexpr, CODES: tl.constexpr, SIZES: tl.constexpr,
+    ALONE: tl.constexpr, NORMALIZE: tl.constexpr,
+):  # fmt: skip
+    if ALONE:
+        total, counted = new_total(cluster_size, counts, weight, K, SIZES, False)
+        tl.debug_barrier()
+    else:
+        total = tl.load(totals)
+        counted = tl.load(totals + 1)
+    if counted > 0:
+        d = tl.arange(0, PADDED_D)
+        for tile in range(tl.program_id(0) * CODES, K, tl.num_programs(0) * CODES):
+            k = tile + tl.arange(0, CODES)
+            size = tl.load(cluster_size + k, mask=k < K, other=0.0)
+            if ALONE:
+                size = lerp(size, tl.load(counts + k, mask=k < K, other=0).to(tl.float32), weight)
+                tl.store(cluster_size + k, size, mask=k < K)
+            smoothed = (size + eps) / (total + K * eps) * total
+            at = k.to(tl.int64)[:, None] * D + d[None, :]
+            inside = (k < K)[:, None] & (d < D)[None, :]
+            average = lerp(
+                tl.load(embed_avg + at, mask=inside, other=0.0), tl.load(sums + at, mask=inside, other=0.0), weight
+            )
+            tl.store(embed_avg + at, average, mask=inside)
+            code = average / smoothed[:, None]
+            if NORMALIZE:
+                norm = tl.sqrt(tl.sum(tl.where(inside, code * code, 0.0), 1))
+                code = code / tl.maximum(norm, 1e-6)[:, None]
+            tl.store(codebook + at, code.to(codebook.dtype.element_ty), mask=inside)
+
+
+def ema_update_(
+    codebook: Tensor,
+    cluster_size: Tensor,
+    embed_avg: Tensor,
+    counts: Tensor,
+    sums: Tensor,
+    decay: float,
+    eps: float,
+    normalize: bool,
+) -> None:
+    """``base.Backend.ema_update_``: one launch up to ``ONE_PROGRAM`` elements, else two."""
+    K, D = codebook.shape
+    if K == 0 or D == 0:
+        return
+    alone = K * D <= ONE_PROGRAM
+    padded_d = triton.next_power_of_2(D)
+    codes = max(1, _TILE // padded_d)
+    totals = torch.empty(0 if alone else 2, dtype=torch.float32, device=codebook.device)
+    weight = 1.0 - decay
+    if not alone:
+        sizes_kernel[(1,)](cluster_size, counts, totals, weight, K, BLOCK=_SIZES, num_warps=8)
+    ema_kernel[(1 if alone else -(-K // codes),)](
+        codebook,
+        cluster_size,
+        embed_avg,
+        counts,
+        sums,
+        totals,
+        weight,
+        eps,
+        K,
+        D=D,
+        PADDED_D=padded_d,
+        CODES=codes,
+        SIZES=_SIZES,
+        ALONE=alone,
+        NORMALIZE=normalize,
+        num_warps=8,
+    )
