@@ -83,7 +83,7 @@ class RowsCache:
 
 
 class LeftCache:
-    """Runs a :class:`LeftConv` position by position along one row."""
+    """Runs a :class:`LeftConv` position by position, row after row: a step reads only what its row wrote."""
 
     def __init__(self, conv: LeftConv, batch: int, width: int) -> None:
         self.taps = conv.kernel_size[1]
@@ -93,12 +93,8 @@ class LeftCache:
 
     @property
     def row(self) -> Tensor:
-        """The inputs of the row so far, ``[B, W, C]``; zero where nothing was stepped."""
+        """The inputs of the row, ``[B, W, C]``, once its last position is stepped; zero before the first."""
         return self.padded[:, self.taps - 1 :]
-
-    def clear(self) -> None:
-        """Begins another row."""
-        self.padded.zero_()
 
     def step(self, column: int, x: Tensor, rest: Tensor) -> Tensor:
         """Input ``[B, C]`` at ``column``; gives the output plus ``rest``, ``[B, C']``."""

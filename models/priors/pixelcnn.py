@@ -192,8 +192,7 @@ class _CachedPixelCNN:
         v = self.row.movedim(-1, 1)[:, :, None]  # [B, C, 1, W]
         upper = None if self.upper is None else self.upper[:, :, row : row + 1]
         self.across = []
-        for layer, rows, left in zip(self.layers, self.rows, self.left, strict=True):
-            left.clear()
+        for layer, rows in zip(self.layers, self.rows, strict=True):
             out = rows.push(v[:, :, 0].transpose(1, 2)).transpose(1, 2)[:, :, None]  # [B, 2 C, 1, W]
             v, across = layer.vertical_step(v, out, layer.context(self.labels, upper))
             self.across.append(across[:, :, 0].transpose(1, 2).contiguous())  # [B, W, 2 C]

@@ -51,13 +51,14 @@ class PixelSNAIL(GridPrior):
         codebook_size: K, codes are in [0, K).
         channels: of the main path; with attention, keys and values have half as many.
         kernel_size: odd, at least 3.
-        blocks, res_blocks, res_channels: gated residual blocks in each block, and their hidden channels.
+        blocks, res_blocks: how many blocks, and gated residual blocks in each.
+        res_channels: hidden channels of residual blocks; None for as many as ``channels``.
         attention, heads: causal attention at the end of each block; ``heads`` divides ``channels / 2``.
         out_res_blocks: 1 x 1 residual blocks before the output.
         dropout: in residual blocks and on attention weights.
         num_classes: adds a bias of the class to every gate; None for no labels.
         upper_codebook_size: codes of the level above; None for no upper level.
-        upper_blocks, upper_channels: of the residual conditioning stack.
+        upper_blocks, upper_channels: of the residual conditioning stack; None for ``channels``.
 
     The output layer starts at zero, so an untrained prior is the uniform distribution.
     """
@@ -70,7 +71,7 @@ class PixelSNAIL(GridPrior):
         kernel_size: int = 5,
         blocks: int = 4,
         res_blocks: int = 4,
-        res_channels: int = 256,
+        res_channels: int | None = None,
         attention: bool = True,
         heads: int = 8,
         out_res_blocks: int = 0,
@@ -78,10 +79,12 @@ class PixelSNAIL(GridPrior):
         num_classes: int | None = None,
         upper_codebook_size: int | None = None,
         upper_blocks: int = 3,
-        upper_channels: int = 256,
+        upper_channels: int | None = None,
     ) -> None:
         arguments = constructor_arguments(locals())
         super().__init__(codebook_size, num_classes, upper_codebook_size)
+        res_channels = channels if res_channels is None else res_channels
+        upper_channels = channels if upper_channels is None else upper_channels
         check_at_least(1, channels=channels, blocks=blocks, res_blocks=res_blocks, res_channels=res_channels)
         check_at_least(1, heads=heads, upper_blocks=upper_blocks, upper_channels=upper_channels)
         check_at_least(0, out_res_blocks=out_res_blocks)
@@ -205,7 +208,6 @@ class _CachedPixelSNAIL:
     def _start_row(self, row: int) -> None:
         upper = None if self.upper is None else self.upper[:, :, row : row + 1]
         self.from_above = self.above.push(self.row)
-        self.left.clear()
         for residuals, _, _ in self.blocks:
             for residual in residuals:
                 residual.start_row(self.labels, upper)

@@ -38,7 +38,6 @@ class CausalConvCache:
         self.from_above = self.rows.push(self.left.row)
         for part in context:
             self.from_above = self.from_above + part[:, :, 0].transpose(1, 2)
-        self.left.clear()
 
     def step(self, column: int, x: Tensor) -> Tensor:
         return self.left.step(column, x, self.from_above[:, column])
