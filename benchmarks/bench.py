@@ -25,11 +25,11 @@ SEARCHES = (
     Case(65536, 8, 128),
     Case(65536, 64, 512),
     Case(16384, 64, 8192),
-    Case(16384, 256, 8192),
-    Case(16384, 256, 8192, "trained"),
+    Case(8192, 256, 8192),
+    Case(8192, 256, 8192, "trained"),
 )
 LAYERS = (Case(65536, 64, 512),)
-BUDGET = Budget(seconds=1.5, sample_s=0.01, min_pairs=5, max_pairs=25)
+BUDGET = Budget(seconds=1.0, sample_s=0.01, min_pairs=5, max_pairs=25)
 
 
 def targets(work: str, case: Case, flags: list[str]) -> dict[str, float]:

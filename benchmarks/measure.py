@@ -119,7 +119,7 @@ class Budget:
 DEFAULT_BUDGET = Budget()
 # Before a sample of a short call, one untimed call brings its own data and threads back: the other
 # side has just had the caches, and its thread pool may still be spinning.
-_SETTLE_BELOW_S = 0.25
+_SETTLE_BELOW_S = 0.1
 
 
 def measure_pairs(ours: Call, peer: Call, *, timer: Timer, budget: Budget = DEFAULT_BUDGET) -> Pairs:

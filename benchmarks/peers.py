@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .agreement import BFLOAT16, TF32
+from .measure import timer_for
 
 Search = Callable[[], Tensor]
 
@@ -51,16 +52,40 @@ def _nearest_of_chunk(rows: Tensor, codebook_t: Tensor, half_norms: Tensor) -> T
     return torch.addmm(half_norms, rows, codebook_t, alpha=-1).argmin(-1)
 
 
-def chunk_rows(codebook: Tensor) -> int:
-    """Rows whose scores fill 4 MiB (CPU: about the L2 caches) or 256 MiB (GPU: enough to fill it)."""
-    scores = 2**28 if codebook.is_cuda else 2**22
-    return max(64, scores // (4 * len(codebook)))
+def _best_chunks(x: Tensor, codebook: Tensor) -> tuple[Tensor, ...]:
+    """x in chunks of the length that is fastest here, of those whose scores fill some round sizes.
+
+    On the CPU 1 to 16 MiB, about the L2 caches; on a GPU 64 MiB to 1 GiB.
+    """
+    key = (x.shape, codebook.shape, x.dtype, x.device.type)
+    if key not in _chunk_rows:
+        sizes = (26, 28, 30) if x.is_cuda else (20, 22, 23, 24)
+        rows = [max(16, 2**size // (codebook.element_size() * len(codebook))) for size in sizes]
+        codebook_t, half_norms, timer = codebook.t(), _half_norms(codebook), timer_for(x.device.type)
+        times = []
+        for length in rows:
+            search = _in_chunks(_nearest_of_chunk, x.split(length), codebook_t, half_norms)
+            search()
+            times.append(min(timer.sample(search, 1) for _ in range(2)))
+        _chunk_rows[key] = rows[times.index(min(times))]
+    return x.split(_chunk_rows[key])
+
+
+_chunk_rows: dict[object, int] = {}
+
+
+def _in_chunks(
+    nearest: Callable[[Tensor, Tensor, Tensor], Tensor],
+    chunks: tuple[Tensor, ...],
+    codebook_t: Tensor,
+    half_norms: Tensor,
+) -> Search:
+    return lambda: torch.cat([nearest(rows, codebook_t, half_norms) for rows in chunks])
 
 
 def chunked_matmul(x: Tensor, codebook: Tensor) -> Search:
     """Scores by matrix product, some rows at a time."""
-    chunks, codebook_t, half_norms = x.split(chunk_rows(codebook)), codebook.t(), _half_norms(codebook)
-    return lambda: torch.cat([_nearest_of_chunk(rows, codebook_t, half_norms) for rows in chunks])
+    return _in_chunks(_nearest_of_chunk, _best_chunks(x, codebook), codebook.t(), _half_norms(codebook))
 
 
 def compiled_cdist(x: Tensor, codebook: Tensor) -> Search:
@@ -71,9 +96,8 @@ def compiled_cdist(x: Tensor, codebook: Tensor) -> Search:
 
 def compiled_matmul(x: Tensor, codebook: Tensor) -> Search:
     """``torch.compile`` of one chunk of the chunked product; the loop over chunks stays outside."""
-    chunks, codebook_t, half_norms = x.split(chunk_rows(codebook)), codebook.t(), _half_norms(codebook)
     compiled = torch.compile(_nearest_of_chunk, dynamic=False)
-    return lambda: torch.cat([compiled(rows, codebook_t, half_norms) for rows in chunks])
+    return _in_chunks(compiled, _best_chunks(x, codebook), codebook.t(), _half_norms(codebook))
 
 
 # --- libraries ------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ TITLES = {
 def table(rows: list[Row]) -> str:
     """The printed table; ``*`` marks the best peer, times over ours carry their quartiles."""
     lines = [
-        f"{'':2}{'contender':<28}{'ms':>10}  {'time over ours':<22}{'share of the roof':<34}"
+        f"{'':2}{'contender':<34}{'ms':>10}  {'time over ours':<24}{'share of the roof':<30}"
         f"{'peak MiB':>9}  target"
     ]
     group: tuple[str, Case] | None = None
@@ -104,7 +104,7 @@ def table(rows: list[Row]) -> str:
 
 
 def _line(row: Row) -> str:
-    head = f"{'* ' if row.best else '  '}{row.who:<28}"
+    head = f"{'* ' if row.best else '  '}{row.who:<34}"
     if row.spread is None:
         return f"{head}  not measured: {row.reason}"
     ratio = "" if row.ratio is None else "{:.2f}x [{:.2f} {:.2f}]".format(*row.ratio)
@@ -115,4 +115,4 @@ def _line(row: Row) -> str:
         verdict = f"{row.target:g}x {'met' if row.ratio.median >= row.target else 'missed'}"
     if row.launches is not None:
         verdict = f"{verdict} {row.launches} launches".strip()
-    return f"{head}{row.spread.median * 1e3:>10.3f}  {ratio:<22}{shares:<34}{peak:>9}  {verdict}".rstrip()
+    return f"{head}{row.spread.median * 1e3:>10.3f}  {ratio:<24}{shares:<30}{peak:>9}  {verdict}".rstrip()
