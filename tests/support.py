@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -25,6 +26,22 @@ LAYOUTS: dict[str, tuple[int, Callable[[int, int, int, torch.dtype], Tensor]]] =
     ),
     "three_strided_levels": (-1, lambda b, m, d, t: torch.randn(2, 3 * b, 2, m, d).to(t)[:, ::3, 1::2]),
 }
+
+# (batch, rows, D, K); odd, and around the edges of tiles
+SIZES = [(1, 1, 1, 1), (1, 7, 3, 5), (2, 9, 8, 17), (3, 21, 33, 63), (1, 130, 16, 129)]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def is_interpreted(backend: str) -> bool:
+    """Whether the kernels of ``backend`` are interpreted here, which takes seconds, not microseconds."""
+    return os.environ.get("VQ_TEST_DEVICE", "cpu") == "cpu" and backend in ("triton", "cuda-host")
+
+
+def sizes_for(backend: str, layout: str, dtype: torch.dtype) -> list[tuple[int, int, int, int]]:
+    """All sizes, or where kernels are interpreted one for each layout and dtype, in turn."""
+    if not is_interpreted(backend):
+        return SIZES
+    return [SIZES[(list(LAYOUTS).index(layout) + 2 * DTYPES.index(dtype)) % len(SIZES)]]
 
 
 def rows_of(x: Tensor, channel_dim: int) -> Tensor:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import LAYOUTS, float64_argmin, rows_of
+from support import DTYPES, LAYOUTS, float64_argmin, is_interpreted, rows_of, sizes_for
 from torch import Tensor
 
 import vq_kernels as vq
 from vq_kernels import ops
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-SIZES = [(1, 1, 1, 1), (1, 7, 3, 5), (2, 9, 8, 17), (3, 21, 33, 63), (1, 130, 16, 129)]
-
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=["f32", "bf16", "f16"])
-sizes = pytest.mark.parametrize("size", SIZES, ids=lambda s: "x".join(map(str, s)))
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
 
 
@@ -42,17 +38,15 @@ def tolerance(dtype: torch.dtype) -> dict[str, float]:
 
 @layouts
 @dtypes
-@sizes
-def test_nearest_code(
-    layout: str, size: tuple[int, int, int, int], dtype: torch.dtype, backend: str, device: torch.device
-) -> None:
-    x, codebook, channel_dim = make(layout, size, dtype, device)
-    got = vq.nearest_code(x, codebook, channel_dim=channel_dim, backend=backend)
-    shape = list(x.shape)
-    shape.pop(channel_dim)
-    assert list(got.shape) == shape
-    assert got.dtype == torch.int64
-    assert torch.equal(got.reshape(-1), float64_argmin(rows_of(x, channel_dim), codebook))
+def test_nearest_code(layout: str, dtype: torch.dtype, backend: str, device: torch.device) -> None:
+    for size in sizes_for(backend, layout, dtype):
+        x, codebook, channel_dim = make(layout, size, dtype, device)
+        got = vq.nearest_code(x, codebook, channel_dim=channel_dim, backend=backend)
+        shape = list(x.shape)
+        shape.pop(channel_dim)
+        assert list(got.shape) == shape
+        assert got.dtype == torch.int64
+        assert torch.equal(got.reshape(-1), float64_argmin(rows_of(x, channel_dim), codebook)), size
 
 
 @dtypes
@@ -72,7 +66,7 @@ def test_gather_codes(dtype: torch.dtype, channel_dim: int, backend: str, device
 @layouts
 @dtypes
 def test_code_statistics(layout: str, dtype: torch.dtype, backend: str, device: torch.device) -> None:
-    for size in SIZES:
+    for size in sizes_for(backend, layout, dtype):
         x, _, channel_dim = make(layout, size, dtype, device)
         codebook_size = size[3]
         rows = rows_of(x, channel_dim)
@@ -141,7 +135,7 @@ def test_ema_update(size: tuple[int, int], normalize: bool, backend: str, device
 def test_vector_quantize(
     layout: str, dtype: torch.dtype, masked: bool, backend: str, device: torch.device
 ) -> None:
-    for size in SIZES:
+    for size in sizes_for(backend, layout, dtype):
         x, codebook, channel_dim = make(layout, size, dtype, device)
         rows = rows_of(x, channel_dim)
         shape = list(x.shape)
@@ -161,7 +155,11 @@ def test_vector_quantize(
         assert got.quantized.stride() == torch.empty_like(x).stride()
         assert torch.equal(got.indices.reshape(-1), torch.where(keep, index, -1))
         want = torch.where(keep[:, None], codebook[index].to(dtype), 0)
-        assert torch.equal(rows_of(got.quantized, channel_dim), want)
+        if dtype == torch.bfloat16 and is_interpreted(backend):
+            # Triton's interpreter truncates to bfloat16; a GPU rounds to nearest.
+            torch.testing.assert_close(rows_of(got.quantized, channel_dim), want, rtol=8e-3, atol=0)
+        else:
+            assert torch.equal(rows_of(got.quantized, channel_dim), want)
         error = (codebook[index].double() - rows.double()).square()[keep]
         want_loss = 0.75 * error.mean() if keep.any() else torch.zeros(())
         assert got.loss.dtype == torch.float32
@@ -189,7 +187,7 @@ def test_backward_equals_the_reference(
     layout: str, dtype: torch.dtype, gradient: str, kernel_backend: str, device: torch.device
 ) -> None:
     """The reference's own gradients are checked by gradcheck in test_gradients.py."""
-    for size in SIZES[1:4]:
+    for size in sizes_for(kernel_backend, layout, dtype):
         x, codebook, channel_dim = make(layout, size, dtype, device)
         shape = list(x.shape)
         shape.pop(channel_dim)
