@@ -22,16 +22,18 @@ SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 NO_GPU: list[tuple[int, int]] = []
 
 
-def load_setup() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("vq_setup", ROOT / "setup.py")
+def load_native_build() -> ModuleType:
+    """``native_build.py`` of this checkout, which is not installed."""
+    spec = importlib.util.spec_from_file_location("native_build", ROOT / "native_build.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
 
-build = load_setup()
+build = load_native_build()
 
 
 def program(path: Path, script: str) -> str:
@@ -70,7 +72,15 @@ def copy_checkout(target: Path) -> Path:
     ignore = shutil.ignore_patterns("__pycache__", "*.so", "_build_info.json")
     for name in ("vq_kernels", "csrc"):
         shutil.copytree(ROOT / name, target / name, ignore=ignore)
-    for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "MANIFEST.in", "LICENSE", "README.md"):
+    for name in (
+        "setup.py",
+        "native_build.py",
+        "pyproject.toml",
+        "CMakeLists.txt",
+        "MANIFEST.in",
+        "LICENSE",
+        "README.md",
+    ):
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, target)
     return target
@@ -321,132 +331,14 @@ def test_sdist_holds_what_a_build_needs(tmp_path: Path) -> None:
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
     sources = {str(p.relative_to(folder)) for p in (folder / "csrc").rglob("*") if p.is_file()}
-    needed = sources | {"setup.py", "pyproject.toml", "CMakeLists.txt", "LICENSE", "vq_kernels/__init__.py"}
+    needed = sources | {
+        "setup.py",
+        "native_build.py",
+        "pyproject.toml",
+        "CMakeLists.txt",
+        "LICENSE",
+        "vq_kernels/__init__.py",
+    }
     assert needed <= names
     assert "vq_kernels/_build_info.json" not in names
     assert not [name for name in names if name.endswith((".so", ".pyc")) or name.startswith("models")]
-
-
-# What is installed here
-
-
-@pytest.fixture
-def info() -> dict[str, Any]:
-    from vq_kernels.build_info import read_build_info
-
-    found = read_build_info()
-    if found is None:
-        pytest.skip("this checkout was never built")
-    return found
-
-
-@pytest.fixture
-def objects(info: dict[str, Any]) -> list[Path]:
-    """Object files of the sources of one instruction set."""
-    if not info["native"]["built"]:
-        pytest.skip(f"no native module: {info['native']['reason']}")
-    kind = "cuda" if info["cuda"]["built"] else "cpu"
-    folders = (ROOT / "build").glob(f"cmake-*-{sys.implementation.cache_tag}-{kind}")
-    found = [
-        o for f in folders for o in f.glob("CMakeFiles/vq_cpu_*.dir/**/*.o") if "_portable" not in str(o)
-    ]
-    if not found:
-        pytest.skip("the module was not built in this checkout")
-    if shutil.which("nm") is None:
-        pytest.skip("nm is not installed")
-    return found
-
-
-def test_build_info_says_how_it_was_built(info: dict[str, Any]) -> None:
-    import vq_kernels
-
-    assert info["version"] == vq_kernels.__version__
-    for part in ("native", "cuda"):
-        assert info[part]["built"] is (info[part]["reason"] is None)
-    if info["native"]["built"]:
-        assert "-ffp-contract=off" in info["native"]["flags"]
-        assert "fast-math" not in info["native"]["flags"]
-    if info["cuda"]["built"]:
-        assert info["cuda"]["targets"]
-        assert "--fmad=false" in info["cuda"]["flags"]
-
-
-def weak_definitions(file: Path) -> list[str]:
-    """Functions and data that the linker may merge with those of the same name in other objects."""
-    lines = subprocess.check_output(["nm", "-C", "--defined-only", str(file)], text=True).splitlines()
-    return [line for line in lines if re.match(r"[0-9a-f]+ [WVu] ", line)]
-
-
-def test_no_weak_symbols_in_instruction_set_objects(objects: list[Path]) -> None:
-    """An inline function compiled for AVX-512 could be the copy that the linker keeps for every CPU."""
-    leaks = {file.name: weak for file in objects if (weak := weak_definitions(file))}
-    assert not leaks
-
-
-@pytest.mark.usefixtures("needs_compiler")
-def test_weak_symbols_would_be_seen(tmp_path: Path) -> None:
-    source = tmp_path / "leak.cpp"
-    source.write_text(
-        "template <class T> __attribute__((noinline)) T f(T x) { return x + 1; }\nint g() { return f(1); }\n"
-    )
-    cxx = build.find_cxx(os.environ)
-    subprocess.check_call([cxx, "-c", str(source), "-o", str(tmp_path / "leak.o")])
-    assert weak_definitions(tmp_path / "leak.o")
-
-
-def native_module(info: dict[str, Any]) -> Path:
-    if not info["native"]["built"]:
-        pytest.skip(f"no native module: {info['native']['reason']}")
-    spec = importlib.util.find_spec("vq_kernels._C")
-    assert spec is not None, "the build info says that the native module was built"
-    assert spec.origin is not None
-    return Path(spec.origin)
-
-
-def test_native_module_needs_no_torch_and_no_driver(info: dict[str, Any]) -> None:
-    module = native_module(info)
-    if shutil.which("readelf") is None:
-        pytest.skip("readelf is not installed")
-    text = subprocess.check_output(["readelf", "-d", str(module)], text=True)
-    needed = re.findall(r"NEEDED.*\[(.*)\]", text)
-    assert needed
-    assert not [name for name in needed if re.search("torch|c10|cuda|cudart", name)]
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_one_openmp_runtime(info: dict[str, Any]) -> None:
-    """Two OpenMP runtimes in a process fight for the cores; ours must be the one that torch brought."""
-    native_module(info)
-    code = (
-        "import torch, vq_kernels._C\n"
-        "maps = open('/proc/self/maps').read().split()\n"
-        "print(len({p for p in maps if 'libgomp' in p or 'libomp' in p or 'libiomp' in p}))"
-    )
-    printed = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
-    assert int(printed) == 1
-
-
-def test_info_reports_backends_and_build(capsys: pytest.CaptureFixture[str], info: dict[str, Any]) -> None:
-    from vq_kernels.info import main
-
-    assert main(["--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["backends"]["reference"] is None
-    assert report["build"] == info
-    assert main([]) == 0
-    text = capsys.readouterr().out
-    for name, reason in report["backends"].items():
-        assert re.search(rf"^ +{name} +{'works' if reason is None else 'no: '}", text, re.M)
-        assert reason is None or reason in text
-
-
-def test_info_shows_the_reason_of_a_skipped_build(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from vq_kernels import info as module
-
-    part = {"built": False, "reason": "no C++ compiler found (c++, g++, clang++)"}
-    record = {"version": "0", "commit": None, "python": "3", "native": part, "cuda": part}
-    monkeypatch.setattr(module, "read_build_info", lambda: record)
-    assert module.main([]) == 0
-    assert "native module      not built: no C++ compiler found" in capsys.readouterr().out
