@@ -77,41 +77,58 @@ def power_of_two(e):
 
 
 @triton.jit
-def add_int(a, b):
-    return a + b
-
-
-@triton.jit
-def smaller(a, b):
-    return tl.minimum(a, b)
-
-
-@triton.jit
 def smallest_two(low_a, high_a, low_b, high_b):
     """Combine function on (smallest, second smallest)."""
     return tl.minimum(low_a, low_b), tl.minimum(tl.maximum(low_a, low_b), tl.minimum(high_a, high_b))
 
 
 @triton.jit
-def nearest(value_a, index_a, value_b, index_b):
-    """Combine function on (value, index): the lower index of equal values."""
-    take_b = (value_b < value_a) | ((value_b == value_a) & (index_b < index_a))
-    return tl.where(take_b, value_b, value_a), tl.where(take_b, index_b, index_a)
+def two_smallest(even, odd, INTERPRETED: tl.constexpr):
+    """(smallest, second smallest) over axis 1 of two tensors together, numbers that all differ.
+
+    Three minima or maxima for each pair of numbers. The interpreter calls a combine function once for
+    each element, which is too slow for tests; it takes the same numbers by whole-tensor operations.
+    """
+    low = tl.minimum(even, odd)
+    high = tl.maximum(even, odd)
+    if INTERPRETED:
+        smallest = tl.min(low, 1)
+        rest = tl.where(low == smallest[:, None], high, low)
+        return smallest, tl.min(rest, 1)
+    return tl.reduce((low, high), 1, smallest_two)
+
+
+@triton.jit
+def nearest_of_lanes(value, index, second):
+    """Reduce (value, index, second smallest) over axis 1; the lower index of equal values."""
+    smallest = tl.min(value, 1)
+    winner = tl.min(tl.where(value == smallest[:, None], index, 2147483647), 1)
+    others = tl.where((value == smallest[:, None]) & (index == winner[:, None]), second, value)
+    return smallest, winner, tl.min(others, 1)
 
 
 @triton.jit
 def nearest_and_second(value_a, index_a, second_a, value_b, index_b, second_b):
-    """Combine function on (value, index, second smallest value)."""
-    value, index = nearest(value_a, index_a, value_b, index_b)
+    """Merge (value, index, second smallest) of two sets of codes, the lower index of equal values."""
+    take_b = (value_b < value_a) | ((value_b == value_a) & (index_b < index_a))
     low, second = smallest_two(value_a, second_a, value_b, second_b)
-    return value, index, second
+    return low, tl.where(take_b, index_b, index_a), second
+
+
+@triton.jit
+def nearest_of_exact(value, rest, index):
+    """Reduce exact scores value + rest (float64 pairs) and their index over axis 1."""
+    smallest = tl.min(value, 1)
+    tied = value == smallest[:, None]
+    smallest_rest = tl.min(tl.where(tied, rest, float("inf")), 1)
+    tied = tied & (rest == smallest_rest[:, None])
+    return smallest, smallest_rest, tl.min(tl.where(tied, index, 2147483647), 1)
 
 
 @triton.jit
 def nearest_exact(value_a, rest_a, index_a, value_b, rest_b, index_b):
-    """Combine function on exact scores value + rest (float64 pairs) and their index."""
-    equal = (value_b == value_a) & (rest_b == rest_a)
-    take_b = (value_b < value_a) | ((value_b == value_a) & (rest_b < rest_a)) | (equal & (index_b < index_a))
+    """The smaller of two exact scores; the first, whose index is lower, of equal ones."""
+    take_b = (value_b < value_a) | ((value_b == value_a) & (rest_b < rest_a))
     return (
         tl.where(take_b, value_b, value_a),
         tl.where(take_b, rest_b, rest_a),

@@ -176,7 +176,7 @@ def search(
         DIVIDED=divided,
         HAS_MASK=mask is not None,
         RANGE=measure_range,
-        UPCAST=common.interpreted(),
+        INTERPRETED=common.interpreted(),
         MAIN=bound.main,
         MINOR=bound.minor,
         DELTA=bound.delta,
@@ -196,7 +196,7 @@ def settle_kernel(
     N, M, K, padded_k, stride_b, stride_m, stride_d,
     D: tl.constexpr, PADDED_D: tl.constexpr, CHUNK: tl.constexpr, BK: tl.constexpr,
     SPLIT: tl.constexpr, PARTS: tl.constexpr, CODE_PARTS: tl.constexpr, CENTERED: tl.constexpr,
-    L2: tl.constexpr, EXACT: tl.constexpr, SPLITS: tl.constexpr, UPCAST: tl.constexpr,
+    L2: tl.constexpr, EXACT: tl.constexpr, SPLITS: tl.constexpr, INTERPRETED: tl.constexpr,
     DELTA: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
@@ -210,7 +210,7 @@ def settle_kernel(
             value_in, index_in, second_in, bound_in, ambiguous, threshold, count, start,
             N, M, K, padded_k, stride_b, stride_m, stride_d,
             D, PADDED_D, CHUNK, BK, SPLIT, PARTS, CODE_PARTS, CENTERED, L2, EXACT, False, SPLITS,
-            UPCAST, DELTA,
+            INTERPRETED, DELTA,
         )  # fmt: skip
         tl.store(index_out + row, index, mask=there)
 
@@ -244,7 +244,7 @@ def nearest_code(x: Tensor, codebook: Tensor, metric: str, precision: str, *, bo
             stride_m=stride_m,
             stride_d=stride_d,
             D=D,
-            UPCAST=common.interpreted(),
+            INTERPRETED=common.interpreted(),
             num_warps=4,
             enable_fp_fusion=False,
             **found.settle_arguments(),

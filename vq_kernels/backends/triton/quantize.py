@@ -71,7 +71,7 @@ def write_kernel(
     D: tl.constexpr, PADDED_D: tl.constexpr, CHUNK: tl.constexpr, BK: tl.constexpr,
     SPLIT: tl.constexpr, PARTS: tl.constexpr, CODE_PARTS: tl.constexpr, CENTERED: tl.constexpr,
     L2: tl.constexpr, EXACT: tl.constexpr, HAS_MASK: tl.constexpr, SPLITS: tl.constexpr,
-    UPCAST: tl.constexpr, DELTA: tl.constexpr,
+    INTERPRETED: tl.constexpr, DELTA: tl.constexpr,
     ROW_CHUNK: tl.constexpr, BN: tl.constexpr, STATISTICS: tl.constexpr, COPIES: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
@@ -90,7 +90,7 @@ def write_kernel(
                 value_in, index_in, second_in, bound_in, ambiguous, threshold, count, start,
                 N, M, K, padded_k, stride_b, stride_m, stride_d,
                 D, PADDED_D, CHUNK, BK, SPLIT, PARTS, CODE_PARTS, CENTERED, L2, EXACT, HAS_MASK, SPLITS,
-                UPCAST, DELTA,
+                INTERPRETED, DELTA,
             )  # fmt: skip
             if HAS_MASK and SPLITS > 1:
                 tl.atomic_add(scratch + VALID, tl.sum((there & (index >= 0)).to(tl.int64)), sem="relaxed")
@@ -204,7 +204,7 @@ def vector_quantize(
         out_d=out_d,
         D=D,
         HAS_MASK=mask is not None,
-        UPCAST=common.interpreted(),
+        INTERPRETED=common.interpreted(),
         ROW_CHUNK=chunk,
         BN=rows,
         STATISTICS=statistics,

@@ -53,7 +53,7 @@ def rescore_rows(
     row, keep, limit, M, K, padded_k, stride_b, stride_m, stride_d,
     D: tl.constexpr, PADDED_D: tl.constexpr, CHUNK: tl.constexpr, BK: tl.constexpr,
     SPLIT: tl.constexpr, PARTS: tl.constexpr, CODE_PARTS: tl.constexpr, CENTERED: tl.constexpr,
-    L2: tl.constexpr, UPCAST: tl.constexpr,
+    L2: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Index of the nearest code of 16 rows; ``candidates`` is this program's scratch, ``[16, 8]``."""
     CHUNKS: tl.constexpr = PADDED_D // CHUNK
@@ -71,7 +71,7 @@ def rescore_rows(
         code_bias = tl.load(bias + tile + column)
         acc = product(
             first, second, high, low, x, offset, keep, finite, p, stride_d, center, tile,
-            D, PADDED_D, CHUNK, CHUNKS, TILE, BK, PARTS, CODE_PARTS, CENTERED, UPCAST,
+            D, PADDED_D, CHUNK, CHUNKS, TILE, BK, PARTS, CODE_PARTS, CENTERED, INTERPRETED,
         )  # fmt: skip
         score = code_bias[None, :] * t[:, None] + acc
         # Written so that a NaN on either side leaves the code in.
@@ -91,7 +91,7 @@ def rescore_rows(
     value, rest = exact_score(
         x, codebook, square_high, square_low, offset[:, None], code, few, stride_d, D, L2
     )
-    value, rest, index = tl.reduce((value, rest, code), 1, common.nearest_exact)
+    value, rest, index = common.nearest_of_exact(value, rest, code)
     if tl.max(count) > CANDIDATES:
         many = count > CANDIDATES
         best = tl.full((TILE,), float("inf"), tl.float64)
@@ -105,7 +105,7 @@ def rescore_rows(
                 tl.broadcast_to(codes[None, :], (TILE, 32)), valid, stride_d, D, L2,
             )  # fmt: skip
             indices2 = tl.broadcast_to(codes[None, :], (TILE, 32))
-            value2, rest2, indices2 = tl.reduce((value2, rest2, indices2), 1, common.nearest_exact)
+            value2, rest2, indices2 = common.nearest_of_exact(value2, rest2, indices2)
             best, best_rest, best_index = common.nearest_exact(
                 best, best_rest, best_index, value2, rest2, indices2
             )
@@ -123,7 +123,7 @@ def settle(
     D: tl.constexpr, PADDED_D: tl.constexpr, CHUNK: tl.constexpr, BK: tl.constexpr,
     SPLIT: tl.constexpr, PARTS: tl.constexpr, CODE_PARTS: tl.constexpr, CENTERED: tl.constexpr,
     L2: tl.constexpr, EXACT: tl.constexpr, HAS_MASK: tl.constexpr, SPLITS: tl.constexpr,
-    UPCAST: tl.constexpr, DELTA: tl.constexpr,
+    INTERPRETED: tl.constexpr, DELTA: tl.constexpr,
 ):  # fmt: skip
     """(row, there, index) of the 16 entries from ``start`` on: of the list of open rows, or, after a
     divided search, of the rows themselves, whose partial results are first merged in code order."""
@@ -160,7 +160,7 @@ def settle(
             exact = rescore_rows(
                 x, codebook, high, low, bias, center, extremes, square_high, square_low, candidates,
                 row, open_row, limit, M, K, padded_k, stride_b, stride_m, stride_d,
-                D, PADDED_D, CHUNK, BK, SPLIT, PARTS, CODE_PARTS, CENTERED, L2, UPCAST,
+                D, PADDED_D, CHUNK, BK, SPLIT, PARTS, CODE_PARTS, CENTERED, L2, INTERPRETED,
             )  # fmt: skip
             index = tl.where(open_row, exact, index)
     return row, there, index

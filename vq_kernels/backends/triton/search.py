@@ -32,7 +32,7 @@ def product(
     first, second, high, low, x, offset, keep, usable, p, stride_d, center, tile,
     D: tl.constexpr, PADDED_D: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, PARTS: tl.constexpr, CODE_PARTS: tl.constexpr,
-    CENTERED: tl.constexpr, UPCAST: tl.constexpr,
+    CENTERED: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Minus the products of a tile of rows with a tile of codes: ``[BN, BK]`` float32."""
     acc = tl.zeros((BN, BK), tl.float32)
@@ -45,18 +45,18 @@ def product(
             scaled, first, second = rows.split(z, p, usable, high.dtype.element_ty, PARTS)
         e_high = tl.load(high + at)
         a = first
-        if UPCAST:
+        if INTERPRETED:
             a = a.to(tl.float32)
             e_high = e_high.to(tl.float32)
         # Small products first: their rounding errors are then relative to small sums.
         if CODE_PARTS == 2:
             e_low = tl.load(low + at)
-            if UPCAST:
+            if INTERPRETED:
                 e_low = e_low.to(tl.float32)
             acc = tl.dot(a, e_low, acc, input_precision="ieee")
         if PARTS == 2:
             b = second
-            if UPCAST:
+            if INTERPRETED:
                 b = b.to(tl.float32)
             acc = tl.dot(b, e_high, acc, input_precision="ieee")
         acc = tl.dot(a, e_high, acc, input_precision="ieee")
@@ -80,7 +80,7 @@ def search_kernel(
     BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
     SPLIT: tl.constexpr, PARTS: tl.constexpr, CODE_PARTS: tl.constexpr, CENTERED: tl.constexpr,
     L2: tl.constexpr, EXACT: tl.constexpr, PACK: tl.constexpr, DIVIDED: tl.constexpr,
-    HAS_MASK: tl.constexpr, RANGE: tl.constexpr, UPCAST: tl.constexpr,
+    HAS_MASK: tl.constexpr, RANGE: tl.constexpr, INTERPRETED: tl.constexpr,
     MAIN: tl.constexpr, MINOR: tl.constexpr, DELTA: tl.constexpr, SLACK: tl.constexpr,
     BOUND_SCALE: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
@@ -132,7 +132,7 @@ def search_kernel(
         code_bias = tl.load(bias + tile + column)
         acc = product(
             first, second, high, low, x, offset, keep, finite, p, stride_d, center, tile,
-            D, PADDED_D, CHUNK, CHUNKS, BN, BK, PARTS, CODE_PARTS, CENTERED, UPCAST,
+            D, PADDED_D, CHUNK, CHUNKS, BN, BK, PARTS, CODE_PARTS, CENTERED, INTERPRETED,
         )  # fmt: skip
         score = tl.fma(
             tl.broadcast_to(code_bias[None, :], (BN, BK)), tl.broadcast_to(t[:, None], (BN, BK)), acc
@@ -143,21 +143,19 @@ def search_kernel(
             packed = tl.reshape(bits, (BN, BK // 8, 4, 2)).to(tl.float32, bitcast=True)
             if EXACT:
                 even, odd = tl.split(packed)
-                low_value, high_value = tl.reduce(
-                    (tl.minimum(even, odd), tl.maximum(even, odd)), 1, common.smallest_two
-                )
+                low_value, high_value = common.two_smallest(even, odd, INTERPRETED)
                 runner_up = tl.minimum(runner_up, tl.minimum(high_value, tl.maximum(low_value, best)))
             else:
-                low_value = tl.reduce(tl.reduce(packed, 3, common.smaller), 1, common.smaller)
+                low_value = tl.min(tl.min(packed, 3), 1)
             where = tl.where(low_value < best, tile, where)
         else:
             whole_score = tl.reshape(score, (BN, BK // 8, 4, 2))
-            low_value = tl.reduce(tl.reduce(whole_score, 3, common.smaller), 1, common.smaller)
+            low_value = tl.min(tl.min(whole_score, 3), 1)
             pair = tl.arange(0, BK // 8)[:, None] * 2 + tl.arange(0, 2)[None, :]
             matching = tl.where(
                 whole_score == low_value[:, None, :, None], pair[None, :, None, :], BK
             )
-            first_match = tl.reduce(tl.reduce(matching, 3, common.smaller), 1, common.smaller)
+            first_match = tl.min(tl.min(matching, 3), 1)
             where = tl.where(low_value < best, tile + first_match, where)
         best = tl.minimum(best, low_value)
 
@@ -167,7 +165,7 @@ def search_kernel(
         best = (bits & keep_bits).to(tl.float32, bitcast=True)
     inner = where % BK
     code = where - inner + (inner // 2) * 8 + lane[None, :] * 2 + (inner & 1)
-    value, code, runner_up = tl.reduce((best, code, runner_up), 1, common.nearest_and_second)
+    value, code, runner_up = common.nearest_of_lanes(best, code, runner_up)
     code = tl.where(code < K, code, 0)
 
     if DIVIDED:
