@@ -73,10 +73,11 @@ def test_masked_training_steps_in_one_graph_equal_eager() -> None:
     compare({"threshold_ema_dead_code": 1.5, "codebook_dim": 3}, "aot_eager", masked=True)
 
 
-def test_training_steps_compiled_by_inductor_equal_eager() -> None:
+@pytest.mark.parametrize("name", ["revival", "separate_heads_projection"])
+def test_training_steps_compiled_by_inductor_equal_eager(name: str) -> None:
     # Inductor has random numbers of its own unless told otherwise.
     with torch._inductor.config.patch(fallback_random=True):
-        compare({"threshold_ema_dead_code": 1.5}, "inductor")
+        compare(OPTIONS[name], "inductor")
 
 
 def test_a_step_is_one_graph_without_recompilation() -> None:

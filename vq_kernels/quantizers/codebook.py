@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..functional import ema_update_
+from ..functional import ema_update_, gather_codes
 from .distributed import reduce_statistics
 from .kmeans import kmeans
 from .layout import Rows
@@ -154,11 +154,18 @@ class Codebook(CodebookState):
         """One EMA step; none if no row was counted."""
         sums = sums.to(self.embed_avg.dtype)
         if self.ema_update:
-            for h in range(self.embed.shape[0]):
+            # Inductor reads past the end of a slice with an offset that a custom operator writes to
+            # (https://github.com/pytorch/pytorch/issues/192219); there, copies are written instead.
+            apart = torch.compiler.is_compiling() and len(self.embed) > 1
+            for h in range(len(self.embed)):
+                embed, size, average = self.embed[h], self.cluster_size[h], self.embed_avg[h]
+                if apart:
+                    embed, average = opaque_copy(embed), opaque_copy(average)
+                    size = opaque_copy(size[:, None])[:, 0]
                 ema_update_(
-                    self.embed[h],
-                    self.cluster_size[h],
-                    self.embed_avg[h],
+                    embed,
+                    size,
+                    average,
                     counts[h],
                     sums[h],
                     decay=self.decay,
@@ -166,6 +173,10 @@ class Codebook(CodebookState):
                     normalize=self.unit_length,
                     backend=self.backend,
                 )
+                if apart:
+                    self.embed[h] = embed
+                    self.cluster_size[h] = size
+                    self.embed_avg[h] = average
             return
         # Codes trained by gradient stay, but revival needs to know how often they are taken.
         weight = (1.0 - self.decay) * (counts.sum(-1, keepdim=True) > 0).float()  # [H, 1]
@@ -211,3 +222,12 @@ class Codebook(CodebookState):
         replace = drawn.usable & (replace | ~self.gathered_usable)
         self.gathered_rows.copy_(torch.where(replace[..., None], drawn.rows, self.gathered_rows))
         self.gathered_usable.logical_or_(replace)
+
+
+def opaque_copy(codes: Tensor) -> Tensor:
+    """A copy of ``[K, D]`` that a compiler neither drops nor makes again later.
+
+    Inductor treats ``clone`` as nothing, or repeats it in the backward graph, where the buffer has
+    already changed; it does neither with an operator that it does not know.
+    """
+    return gather_codes(codes, torch.arange(codes.shape[0], device=codes.device))

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..functional import VectorQuantized, gather_codes, vector_quantize
+from ..functional import VectorQuantized, vector_quantize
 from .access import CodebookAccess
-from .codebook import Codebook
+from .codebook import Codebook, opaque_copy
 from .distributed import is_synchronized
 from .layout import Rows, merge_heads, row_mask, split_heads
 from .options import (
@@ -247,7 +247,9 @@ class FusedVectorQuantizer(CodebookAccess):
         if not learns:
             codes = codes.detach()
         elif self._codebook.changes_in_forward and torch.is_grad_enabled():
-            codes = _snapshot(codes)
+            # The backward pass reads the codes that were searched, not the updated ones.
+            compiling = torch.compiler.is_compiling()
+            codes = torch.stack([opaque_copy(c) for c in codes]) if compiling else codes.clone()
         weight = self.codebook_weight
         if weight is None:
             weight = self.commitment_weight if self.learnable_codebook and learns else 0.0
@@ -286,13 +288,3 @@ class FusedVectorQuantizer(CodebookAccess):
             # Both gradients of one squared error; its value is to be counted once.
             loss = loss - 0.5 * loss.detach()
         return loss
-
-
-def _snapshot(codes: Tensor) -> Tensor:
-    """A copy ``[H, K, D]``: the backward pass reads the codes that were searched, not the updated ones."""
-    if not torch.compiler.is_compiling():
-        return codes.clone()
-    # Inductor drops a clone, or repeats it in the backward graph, where the buffer has already
-    # changed. It does neither with an operator that it does not know.
-    every = torch.arange(codes.shape[1], device=codes.device)
-    return torch.stack([gather_codes(c, every) for c in codes])
