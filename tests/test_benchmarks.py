@@ -273,9 +273,15 @@ def test_a_failing_peer_is_a_reason_and_ours_raises(monkeypatch):
     assert rows["wrong"].spread is None
     assert rows["right"].ratio is not None
     assert rows["absent"].reason == "not installed"
-    monkeypatch.setattr(compare, "our_search", lambda x, codebook, **_: wrong(x, codebook))
-    with pytest.raises(Disagreement):
-        compare.compare_search(SMALL, options)
+
+    for bad in ("exact", "fast"):
+
+        def one_is_wrong(x, codebook, *, precision="exact", backend=None, bad=bad):
+            return wrong(x, codebook) if precision == bad else our_search(x, codebook, precision=precision)
+
+        monkeypatch.setattr(compare, "our_search", one_is_wrong)
+        with pytest.raises(Disagreement):
+            compare.compare_search(SMALL, options)
 
 
 def test_scaling_curves_are_measured_and_drawn(tmp_path: Path, monkeypatch):
