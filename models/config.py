@@ -99,6 +99,7 @@ class TrainConfig(DataConfig, LoopConfig):
     dead_code_threshold: float = option(0.0, "restart codes whose averaged count falls below this")
     likelihood: str = option("mse", "mse, gaussian, logistic or categorical")
     latent_dim: int = option(128, "vae: dimension of the latent")
+    kl_warmup: int = option(0, "vae: steps over which the weight of the KL term rises from zero")
     channels_vae: tuple[int, ...] = option((32, 64, 128, 256), "vae: widths of the four convolutions")
     pictures_every: int = option(1, "epochs between two pictures of reconstructions; 0 for none")
 

@@ -46,6 +46,7 @@ class VAE(Pretrained):
         super().__init__()
         self.config = config
         self.in_channels, self.latent_dim, self.beta = in_channels, latent_dim, beta
+        self.kl_share = 1.0  # training raises it from 0, so that the latent is not given up at the start
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         self.likelihood = make_likelihood(likelihood, in_channels, variance)
         height, width = self.image_size
@@ -64,6 +65,7 @@ class VAE(Pretrained):
         self.encoder = nn.Sequential(*down, nn.Flatten(), nn.Linear(flat, 2 * latent_dim))
         self.from_latent = nn.Linear(latent_dim, flat)
         self.decoder = nn.Sequential(*up[:-1])
+        self.apply(initialize)
 
     def forward(self, x: Tensor) -> AutoencoderOutput:
         """x: ``[B, C, H, W]`` float in -0.5..0.5. The noise comes from torch's global generator."""
@@ -73,7 +75,8 @@ class VAE(Pretrained):
         reconstruction_loss = self.likelihood.loss(parameters, x)
         kl = kl_divergence(mean, log_variance).mean() / x[0].numel()
         terms = {"reconstruction": reconstruction_loss.detach(), "kl": kl.detach()}
-        loss = reconstruction_loss + self.beta * kl
+        share = self.kl_share if self.training else 1.0
+        loss = reconstruction_loss + self.beta * share * kl
         return AutoencoderOutput(self.likelihood.mean(parameters), loss, terms, ())
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,6 +108,26 @@ class VAE(Pretrained):
         start = F.relu(self.from_latent(z)).view(-1, *self.smallest)
         parameters: Tensor = self.decoder(start)
         return parameters
+
+
+def initialize(layer: nn.Module) -> None:
+    """He initialisation (arXiv:1502.01852): the signal keeps its size through ten layers of ReLU.
+
+    With torch's default it shrinks so far that the noise of the latent drowns it, and training gives the
+    latent up before it carries anything.
+    """
+    if isinstance(layer, nn.Linear):
+        inputs = layer.in_features
+    elif isinstance(layer, nn.Conv2d):
+        inputs = layer.in_channels * math.prod(layer.kernel_size)
+    elif isinstance(layer, nn.ConvTranspose2d):
+        # An output pixel sees only every stride-th row and column of the kernel.
+        inputs = layer.in_channels * math.prod(layer.kernel_size) // math.prod(layer.stride)
+    else:
+        return
+    nn.init.normal_(layer.weight, std=math.sqrt(2 / inputs))
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from models.cli import encode, evaluate, reconstruct, reproduce, sample, train, train_prior
+from models.cli import convert, encode, evaluate, reconstruct, reproduce, sample, train, train_prior
 
-COMMANDS = (train, train_prior, encode, reconstruct, sample, evaluate, reproduce)
+COMMANDS = (train, train_prior, encode, reconstruct, sample, evaluate, reproduce, convert)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

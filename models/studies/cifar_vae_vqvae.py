@@ -17,8 +17,8 @@ from models.studies.figures import compare_reconstructions
 SETTINGS: dict[str, dict[str, Any]] = {
     "small": {
         "data": "digits",
-        "epochs": 15,
-        "lr": 1e-3,
+        "epochs": 30,
+        "lr": 2e-3,
         "hidden": 32,
         "embedding_dim": 16,
         "codebook_size": 64,
@@ -27,8 +27,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "kmeans_init": True,
         "dead_code_threshold": 1.0,
         "latent_dim": 16,
+        "kl_warmup": 200,
     },
-    "paper": {"data": "uoft-cs/cifar10", "epochs": 40, "lr": 5e-4, "downscale": 4, "latent_dim": 128},
+    "paper": {
+        "data": "uoft-cs/cifar10",
+        "epochs": 40,
+        "lr": 5e-4,
+        "downscale": 4,
+        "latent_dim": 128,
+        "kl_warmup": 2000,
+    },
 }
 BATCH_SIZES = {"small": (16, 32, 64), "paper": (16, 32, 64, 128, 256)}
 # The VAE of the study minimises squared error and KL; a learnt variance balances the two by itself.

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 SETTINGS: dict[str, dict[str, Any]] = {
     "small": {
         "data": "digits",
-        "epochs": 30,
+        "epochs": 50,
         "batch_size": 64,
-        "lr": 1e-3,
+        "lr": 2e-3,
         "hidden": 32,
         "embedding_dim": 16,
         "codebook_size": 64,
@@ -31,6 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "kmeans_init": True,
         "dead_code_threshold": 1.0,
         "latent_dim": 16,
+        "kl_warmup": 300,
         "schedule": "cosine",
     },
     "paper": {
@@ -43,6 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "residual_hidden": 256,
         "downscale": 4,
         "latent_dim": 128,
+        "kl_warmup": 5000,
         "pictures_every": 50,
     },
 }

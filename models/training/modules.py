@@ -15,6 +15,7 @@ from models.data import to_float
 from models.data.codes import CodeBatch
 from models.data.loader import Batch
 from models.metrics import ReconstructionMeter, level_names
+from models.vae import VAE
 from models.vqvae import quantizers, update_ema
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ class AutoencoderModule(SeededModule):
         self.validation_images = 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if isinstance(self.model, VAE):
+            self.model.kl_share = min(1.0, (self.trainer.global_step + 1) / (self.config.kl_warmup + 1))
         output = self.model(to_float(batch[0]))
         values = {"loss": output.loss.detach(), **output.terms}
         layers = quantizers(self.model)
