@@ -42,21 +42,18 @@ const float* codes_as_float(const VqCodes* codes, const VqKernels* kernels, int 
   return storage;
 }
 
-bool Codebook::prepare(const VqCodes* given, int metric, const VqKernels* kernels, int threads) {
+bool Codebook::prepare(const VqCodes* given, int metric, const VqKernels* kernels, const VqTileKernels* tiles,
+                       int threads) {
   k = given->k;
   d = given->d;
   l2 = metric == VQ_L2;
-  panel_count = divide_up(k, kernels->panel);
   codes = codes_as_float(given, kernels, threads, converted_);
-  if (!codes || !usable.resize(k) || !centre.resize(d) || !hashes_.resize(k) ||
-      !bias.resize(panel_count * kernels->panel) || !panels.resize(panel_count * kernels->panel * d))
-    return false;
+  if (!codes || !usable.resize(k) || !centre.resize(d) || !hashes_.resize(k)) return false;
   const int team = threads_for(threads, k * d);
   find_usable(team);
   if (!drop_copies()) return false;
   find_centre(team);
-  pack(kernels->panel, team);
-  return true;
+  return tiles ? pack_tiles(tiles, team) : pack(kernels->panel, team);
 }
 
 void Codebook::find_usable(int threads) {
@@ -108,10 +105,15 @@ void Codebook::find_centre(int threads) {
     }
     for (int i = 0; i < width; ++i) centre[first + i] = count ? float(sum[i] / double(count)) : 0.0f;
   });
+  double square = 0.0;
+  for (int64_t i = 0; i < d; ++i) square += double(centre[i]) * double(centre[i]);
+  centre_norm = sqrt(square);
 }
 
-void Codebook::pack(int panel, int threads) {
+bool Codebook::pack(int panel, int threads) {
   constexpr int PANELS_A_TASK = 16;
+  panel_count = divide_up(k, panel);
+  if (!bias.resize(panel_count * panel) || !panels.resize(panel_count * panel * d)) return false;
   double norm2 = 0.0, greatest = 0.0;
   parallel_for(threads, divide_up(panel_count, PANELS_A_TASK), [&](int64_t t) {
     double task_norm2 = 0.0, task_greatest = 0.0;
@@ -145,23 +147,52 @@ void Codebook::pack(int panel, int threads) {
   });
   largest_norm = sqrt(norm2);
   largest_bias = greatest;
+  return true;
+}
+
+bool Codebook::pack_tiles(const VqTileKernels* tiles, int threads) {
+  tile_steps = divide_up(d, VQ_TILE_DEPTH);
+  tile_blocks = divide_up(k, VQ_TILE_CODES);
+  const int64_t size = tile_steps * VQ_TILE_DEPTH * VQ_TILE_CODES;
+  if (!tile_codes.resize(tile_blocks * size) || !tile_bias.resize(tile_blocks * VQ_TILE_CODES)) return false;
+  constexpr int BLOCKS_A_TASK = 4;
+  parallel_for(threads, divide_up(tile_blocks, BLOCKS_A_TASK), [&](int64_t t) {
+    float norm2 = 0.0f, error2 = 0.0f, greatest = 0.0f;
+    for (int64_t b = t * BLOCKS_A_TASK; b < tile_blocks && b < (t + 1) * BLOCKS_A_TASK; ++b) {
+      const int64_t first = b * VQ_TILE_CODES;
+      const int n = int(k - first < VQ_TILE_CODES ? k - first : int64_t(VQ_TILE_CODES));
+      tiles->pack_codes(codes + first * d, usable + first, row_centre(), n, d, l2, tile_codes + b * size,
+                        tile_bias + first, &norm2, &error2, &greatest);
+    }
+#pragma omp critical(vq_codebook_largest)
+    {
+      if (!(norm2 <= tile_norm2)) tile_norm2 = norm2;
+      if (!(error2 <= tile_error2)) tile_error2 = error2;
+      if (!(greatest <= tile_largest_bias)) tile_largest_bias = greatest;
+    }
+  });
+  return true;
+}
+
+bool Codebook::need_panels(const VqKernels* kernels) {
+  bool ok = true;
+#pragma omp critical(vq_codebook_panels)
+  ok = panels.get() != nullptr || pack(kernels->panel, 1);
+  return ok;
 }
 
 bool Codebook::need_squares() {
   bool ok = true;
 #pragma omp critical(vq_codebook_squares)
   {
-    if (l2 && !squares_tried_) {
-      squares_tried_ = true;
-      if (squares_high.resize(k) && squares_low.resize(k)) {
-        for (int64_t j = 0; j < k; ++j) {
-          const ExactSum sum = half_square(codes + j * d, d);
-          squares_high[j] = sum.high;
-          squares_low[j] = sum.low;
-        }
+    if (l2 && !squares_low.get()) {
+      ok = squares_high.resize(k) && squares_low.resize(k);
+      for (int64_t j = 0; ok && j < k; ++j) {
+        const ExactSum sum = half_square(codes + j * d, d);
+        squares_high[j] = sum.high;
+        squares_low[j] = sum.low;
       }
     }
-    ok = !l2 || squares_low.get() != nullptr;
   }
   return ok;
 }
@@ -180,18 +211,49 @@ bool Codebook::need_squares() {
 // float64 parts. The index is certain if the best score leads by more than twice the bound.
 namespace {
 double bound_scale = 1.0;
+
+double sum_error(double n) {
+  const double u = 0x1p-24;
+  return n * u < 0.005 ? n * u / (1.0 - n * u) : INFINITY;
 }
+}  // namespace
 
 extern "C" void vq_cpu_scale_bound(double factor) { bound_scale = factor; }
 
 Bound bound(const Codebook& codebook) {
-  const double n = double(codebook.d) + 8.0, u = 0x1p-24;
-  const double gamma = n * u < 0.005 ? n * u / (1.0 - n * u) : INFINITY;
+  const double n = double(codebook.d) + 8.0;
   Bound result;
-  result.gamma = float(bound_scale * 1.01 * gamma);
+  result.gamma = float(bound_scale * 1.01 * sum_error(n));
   result.norm = float(1.01 * codebook.largest_norm);
   result.bias = float(codebook.largest_bias);
+  result.error = 0.0f;
   result.norm_offset = float(sqrt(n) * 0x1p-70);
   result.offset = float(bound_scale * n * 0x1p-140);
   return result;
+}
+
+// In the matrix unit x^ and e^ are rounded once more, to bfloat16 x~ and e~. With f = x^ - x~ and
+// g = e^ - e~ (computed exactly and summed up in their norms, which is less than half the worst case):
+//   |x^.e^ - x~.e~| <= |f| |e^| + |x~| |g|,   |x~| <= |x^| + |f|.
+// Its products are exact; for its order of summation nothing is assumed, not even rounding to nearest:
+// twice the terms stand for truncation. It flushes subnormal products and sums: 2^-126 for each
+// operation; operands that it would flush were rounded to zero and are part of f and g.
+Bound tile_bound(const Codebook& codebook) {
+  const double n = 2.0 * double(codebook.tile_steps * VQ_TILE_DEPTH) + 16.0;
+  Bound result;
+  result.gamma = float(bound_scale * 1.01 * sum_error(n));
+  result.norm_offset = float(sqrt(n) * 0x1p-70);
+  result.norm = float(bound_scale * 1.01 * (sqrt(double(codebook.tile_norm2)) + result.norm_offset));
+  result.bias = codebook.tile_largest_bias;
+  result.error = float(bound_scale * 1.01 * (sqrt(double(codebook.tile_error2)) + result.norm_offset));
+  result.offset = float(bound_scale * n * 0x1p-120);
+  return result;
+}
+
+// sum_d (e_d/2 - x_d) e_d on the values as given, in float64: gamma_{d+4} (|e|^2/2 + |x| |e|), where
+// |e| <= |e'| + |c| and |x| <= |x'| + |c|.
+double score_bound(const Codebook& codebook, float norm2) {
+  const double n = double(codebook.d) + 8.0, offset = codebook.centre_norm + sqrt(n) * 0x1p-70;
+  const double e = 1.01 * sqrt(double(codebook.tile_norm2)) + offset, x = 1.01 * sqrt(double(norm2)) + offset;
+  return 1.01 * bound_scale * n * 0x1p-53 * (0.5 * e * e + x * e);
 }

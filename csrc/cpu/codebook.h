@@ -11,26 +11,42 @@ struct Codebook {
   int64_t panel_count = 0;
   Buffer<uint8_t> usable;  // [k]: finite, and no copy of an earlier code
   Buffer<float> centre;    // [d]
-  Buffer<float> panels;    // [panel_count][d][panel]: codes - centre
-  Buffer<float> bias;      // [panel_count * panel]
+  double centre_norm = 0.0;
+
+  // For float32 sweeps, once need_panels() was called
+  Buffer<float> panels;  // [panel_count][d][panel]: codes - centre
+  Buffer<float> bias;    // [panel_count * panel]
   double largest_norm = 0.0;  // of a packed code
   double largest_bias = 0.0;
-  Buffer<double> squares_high, squares_low;  // [k], once need_squares() was called
+
+  // For the matrix unit
+  int64_t tile_steps = 0, tile_blocks = 0;
+  Buffer<uint16_t> tile_codes;
+  Buffer<float> tile_bias;        // [tile_blocks * VQ_TILE_CODES]
+  float tile_norm2 = 0.0f;        // the largest of a code
+  float tile_error2 = 0.0f;       // of what rounding to bfloat16 took
+  float tile_largest_bias = 0.0f;
+
+  // For the exact scan, once need_squares() was called
+  Buffer<double> squares_high, squares_low;  // [k]
 
   const float* row_centre() const { return l2 ? centre.get() : nullptr; }
 
-  bool prepare(const VqCodes* given, int metric, const VqKernels* kernels, int threads);
+  // False if there is no memory. With tiles the panels are left out.
+  bool prepare(const VqCodes* given, int metric, const VqKernels* kernels, const VqTileKernels* tiles,
+               int threads);
   // Thread-safe.
+  bool need_panels(const VqKernels* kernels);
   bool need_squares();
 
  private:
   Buffer<float> converted_;
   Buffer<uint64_t> hashes_;
-  bool squares_tried_ = false;
 
   void find_usable(int threads);
   void find_centre(int threads);
-  void pack(int panel, int threads);
+  bool pack(int panel, int threads);
+  bool pack_tiles(const VqTileKernels* tiles, int threads);
   bool drop_copies();
 };
 
@@ -40,13 +56,19 @@ const float* codes_as_float(const VqCodes* codes, const VqKernels* kernels, int 
 // How far a computed score can be from the real one, and when that could swap two codes: see bound() in
 // codebook.cpp for the derivation.
 struct Bound {
-  float gamma, norm, bias, norm_offset, offset;
+  float gamma, norm, bias, error, norm_offset, offset;
 
-  // norm2: the computed sum of squares of the packed row. Infinite if a product or sum could overflow.
-  float of_row(float norm2) const {
-    const float products = (__builtin_sqrtf(norm2) + norm_offset) * norm + bias;
-    return products < 1e37f ? gamma * products + offset : __builtin_inff();
+  // norm2: the computed sum of squares of the packed row; error2: of what rounding it took, if it was
+  // rounded. Infinite if a product or sum could overflow.
+  float of_row(float norm2, float error2 = 0.0f) const {
+    const float length = __builtin_sqrtf(norm2) + norm_offset, lost = __builtin_sqrtf(error2);
+    const float products = length * norm + bias;
+    if (!(products < 1e37f)) return __builtin_inff();
+    return gamma * products + (lost + norm_offset) * norm + (length + lost) * error + offset;
   }
 };
 
+// Of a float32 sweep, of the matrix unit, and of VqTileKernels::score.
 Bound bound(const Codebook& codebook);
+Bound tile_bound(const Codebook& codebook);
+double score_bound(const Codebook& codebook, float norm2);

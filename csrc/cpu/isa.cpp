@@ -107,6 +107,10 @@ extern "C" int vq_cpu_isa_compiled(int isa) {
     case VQ_ISA_AVX512:
       return 1;
 #endif
+#if defined(VQ_HAVE_AMX) && defined(VQ_HAVE_AVX512)
+    case VQ_ISA_AMX:
+      return 1;
+#endif
     default:
       return 0;
   }
@@ -143,4 +147,11 @@ const VqKernels* vq_kernels_in_use() {
     default:
       return &vq_kernels_portable;
   }
+}
+
+const VqTileKernels* vq_tile_kernels_in_use() {
+#ifdef VQ_HAVE_AMX
+  if (vq_cpu_isa() == VQ_ISA_AMX) return &vq_kernels_amx;
+#endif
+  return nullptr;
 }

@@ -27,7 +27,7 @@ struct VqSweep {
   int32_t capacity;
 };
 
-enum { VQ_EXACT_LANES = 8 };
+enum { VQ_EXACT_LANES = 8, VQ_MOST_TILE_ROWS = 64 };
 
 struct VqKernels {
   int lanes, vectors, panel;  // rows of a vector, vectors of a tile, codes of a panel
@@ -59,7 +59,47 @@ struct VqKernels {
                   int normalize);
 };
 
+// The first pass in a matrix unit: products of bfloat16 in float32, for 16 codes by 16 rows at a time.
+// Rows come in groups of VQ_TILE_ROWS, codes in blocks of VQ_TILE_CODES, dimensions in steps of
+// VQ_TILE_DEPTH, all padded with zeros.
+enum { VQ_TILE_ROWS = 32, VQ_TILE_CODES = 32, VQ_TILE_DEPTH = 32 };
+
+struct VqTileSweep {
+  const uint16_t* x;      // one group, as pack_rows leaves it
+  const uint16_t* codes;  // blocks, as pack_codes leaves them
+  const float* bias;      // [blocks * VQ_TILE_CODES]: -|e|^2/2, or -inf for a code that cannot be chosen
+  int64_t steps, blocks;
+  int32_t first_code;
+  const float* margin;  // [rows]: codes that score less than the best by more than this are out
+  float* best;          // [rows]
+  // The codes within the margin of the best so far, in ascending order. A row with more than the
+  // capacity is given up: its count stays above the capacity.
+  int32_t* candidates;  // [rows][capacity]
+  float* scores;        // [rows][capacity]
+  int32_t* counts;      // [rows]
+  int32_t capacity;
+  float* scratch;  // VQ_TILE_SCRATCH floats
+};
+
+enum { VQ_TILE_CHUNK = 256, VQ_TILE_SCRATCH = VQ_TILE_CHUNK * VQ_TILE_ROWS * 9 / 8 };
+
+struct VqTileKernels {
+  // Rounds 32 codes (n of them there) to bfloat16 and gives their biases. Raises norm2, error2 and
+  // greatest to the largest square norm, square norm of the rounding error, and |bias| among them.
+  void (*pack_codes)(const float* codes, const uint8_t* usable, const float* centre, int n, int64_t d, int l2,
+                     uint16_t* out, float* bias, float* norm2, float* error2, float* greatest);
+  // Rounds 16 packed rows [d][pitch] into half `half` of a group; error2 [16].
+  void (*pack_rows)(const float* packed, int64_t pitch, int64_t d, int half, uint16_t* out, float* error2);
+  void (*enter)();  // before and after sweeps, on the same thread
+  void (*leave)();
+  void (*sweep)(const VqTileSweep*);
+  // The score e.e/2 - x.e (or -x.e) in float64, in any order.
+  double (*score)(const float* x, const float* e, int64_t d, int l2);
+};
+
 const VqKernels* vq_kernels_in_use();
+// Null without a matrix unit.
+const VqTileKernels* vq_tile_kernels_in_use();
 
 extern const VqKernels vq_kernels_portable;
 #ifdef VQ_HAVE_AVX2
@@ -67,4 +107,7 @@ extern const VqKernels vq_kernels_avx2;
 #endif
 #ifdef VQ_HAVE_AVX512
 extern const VqKernels vq_kernels_avx512;
+#endif
+#ifdef VQ_HAVE_AMX
+extern const VqTileKernels vq_kernels_amx;
 #endif

@@ -2,24 +2,22 @@
 
 extern "C" int vq_cpu_nearest_code(const VqRows* x, const VqCodes* codes, int metric, int precision,
                                    int threads, int64_t* indices) {
-  const VqKernels* kernels = vq_kernels_in_use();
   const DefaultRounding rounding;
-  Codebook codebook;
-  if (!codebook.prepare(codes, metric, kernels, threads)) return VQ_OUT_OF_MEMORY;
-  const Search search(kernels, &codebook, x, precision);
+  Search search(x, precision);
+  if (!search.prepare(codes, metric, threads)) return VQ_OUT_OF_MEMORY;
   const int team = threads_for(threads, search.rows() * codes->k);
   bool ok = true;
 #pragma omp parallel num_threads(team) if (team > 1) reduction(&& : ok)
   {
     const DefaultRounding team_rounding;
-    SearchScratch scratch;
+    BlockSearch block_search;
     Buffer<uint8_t> nonfinite;
-    ok = scratch.resize(search) && nonfinite.resize(search.block_rows);
+    ok = block_search.open(&search) && nonfinite.resize(search.block_rows);
 #pragma omp for schedule(dynamic)
     for (int64_t block = 0; block < search.blocks(); ++block) {
       const int64_t first = block * search.block_rows, left = search.rows() - first;
       const int n = int(left < search.block_rows ? left : search.block_rows);
-      ok = ok && scratch.search(search, first, n, indices + first, nonfinite);
+      ok = ok && block_search.run(first, n, indices + first, nonfinite);
     }
   }
   return ok ? VQ_OK : VQ_OUT_OF_MEMORY;

@@ -7,37 +7,69 @@
 
 struct Search {
   const VqKernels* kernels;
-  Codebook* codebook;
+  const VqTileKernels* tiles;  // null: float32 sweeps alone
   const VqRows* x;
   int precision;
-  int64_t block_rows;  // a multiple of the tile, from the shapes alone
+  int64_t block_rows;  // from the shapes alone
+  Codebook codebook;
 
-  Search(const VqKernels* kernels, Codebook* codebook, const VqRows* x, int precision);
+  Search(const VqRows* x, int precision);
+  // False if there is no memory.
+  bool prepare(const VqCodes* codes, int metric, int threads);
   int64_t rows() const { return x->b * x->m; }
   int64_t blocks() const { return divide_up(rows(), block_rows); }
+  int tile() const { return kernels->lanes * kernels->vectors; }
 };
 
-// What one thread needs to search a block.
-class SearchScratch {
+// One thread's search, a block at a time.
+class BlockSearch {
  public:
-  bool resize(const Search& search);
+  // False if there is no memory; so do the others.
+  bool open(Search* search);
   // index [n] of rows first .. first + n - 1, n <= block_rows. nonfinite [n] is set where a row holds NaN
-  // or infinity (its index is 0). False if there is no memory.
-  bool search(const Search& search, int64_t first, int n, int64_t* index, uint8_t* nonfinite);
+  // or infinity (its index is 0).
+  bool run(int64_t first, int n, int64_t* index, uint8_t* nonfinite);
 
  private:
-  void sweep_all(const Search& search, int n);
-  bool settle(const Search& search, int64_t first, int64_t* index);
-  void settle_candidates(const Search& search, int64_t first, const int* rows, int n, int64_t* index);
-  bool settle_by_scan(const Search& search, int64_t first, int64_t* index);
+  // search.cpp: float32, then exactly what is left open
+  bool sweep_block();
+  void sweep_codes(const float* packed, int rows, float* best, float* second, int32_t* found);
+  void certify(const Bound& limit, int i);
+  void list_unbounded(int i);
+  bool settle();
+  void gather_rows(const int* rows, int n);
+  void settle_candidates(const int* rows, int n);
+  void take_exact_best(int i, const int32_t* candidates, int n);
+  bool settle_by_scan();
+  // search_tiles.cpp: the matrix unit, then float64, then exactly
+  bool open_tiles();
+  void pack_groups();
+  bool tile_block();
+  void tile_settle(int i);
+  bool redo_rows();
 
-  Buffer<float> packed_;  // [tiles][d][tile]
-  Buffer<float> norm2_, best_, second_, bound_;  // [block_rows]
-  Buffer<int32_t> index_;                        // [block_rows]
-  Buffer<int> open_, scan_;                      // rows still undecided
-  Buffer<float> row_;                            // [d]
-  Buffer<float> compact_, threshold_;            // [d][tile], [tile]
-  Buffer<int32_t> candidates_, counts_;          // [tile][capacity], [tile]
-  Buffer<double> exact_rows_;                    // [d][VQ_EXACT_LANES]
+  Search* search_ = nullptr;
+  int64_t first_ = 0;
+  int n_ = 0;
+  int64_t* index_ = nullptr;
+  uint8_t* nonfinite_ = nullptr;
+
+  Buffer<float> packed_;         // [tiles][d][tile]; with the matrix unit one tile
+  Buffer<float> norm2_, bound_;  // [block_rows]
+  Buffer<float> best_, second_;  // [block_rows]
+  Buffer<int32_t> found_;        // [block_rows]
+  Buffer<int> open_, scan_;      // rows still undecided
   int open_count_ = 0, scan_count_ = 0;
+  Buffer<float> row_;                         // [d]
+  Buffer<float> compact_, threshold_;         // [d][tile], [tile]
+  Buffer<float> lane_best_, lane_second_;     // [tile]
+  Buffer<int32_t> lane_found_;                // [tile]
+  Buffer<int32_t> candidates_, counts_;       // [tile][capacity], [tile]
+  Buffer<double> exact_rows_;                 // [d][VQ_EXACT_LANES]
+
+  // With the matrix unit; rows rounded up to groups
+  Buffer<uint16_t> tile_rows_;
+  Buffer<float> error2_, margin_, tile_best_;
+  Buffer<float> tile_scores_, scratch_;            // [rows][capacity], [VQ_TILE_SCRATCH]
+  Buffer<int32_t> tile_candidates_, tile_counts_;  // [rows][capacity], [rows]
 };

@@ -57,29 +57,28 @@ extern "C" int vq_cpu_vector_quantize(const VqRows* x, const VqCodes* codes, con
                                       float* mse, int64_t* valid_rows, int64_t* counts, float* sums) {
   const VqKernels* kernels = vq_kernels_in_use();
   const DefaultRounding rounding;
-  Codebook codebook;
-  if (!codebook.prepare(codes, metric, kernels, threads)) return VQ_OUT_OF_MEMORY;
-  const Search search(kernels, &codebook, x, precision);
+  Search search(x, precision);
+  if (!search.prepare(codes, metric, threads)) return VQ_OUT_OF_MEMORY;
   const int64_t rows = search.rows();
   Buffer<double> errors;  // one a block: summed in order, whatever thread had it
   Buffer<int64_t> slots;
   if (!errors.resize(search.blocks()) || (counts && !slots.resize(rows))) return VQ_OUT_OF_MEMORY;
-  const Step step = {kernels, &codebook, mask, indices, counts ? slots.get() : nullptr};
+  const Step step = {kernels, &search.codebook, mask, indices, counts ? slots.get() : nullptr};
   const int team = threads_for(threads, rows * codes->k);
   bool ok = true;
 #pragma omp parallel num_threads(team) if (team > 1) reduction(&& : ok)
   {
     const DefaultRounding team_rounding;
-    SearchScratch scratch;
+    BlockSearch block_search;
     RowTile from, to;
     Buffer<uint8_t> nonfinite;
-    ok = scratch.resize(search) && nonfinite.resize(search.block_rows) && from.open(kernels, x) &&
+    ok = block_search.open(&search) && nonfinite.resize(search.block_rows) && from.open(kernels, x) &&
          to.open(kernels, out);
 #pragma omp for schedule(dynamic)
     for (int64_t block = 0; block < search.blocks(); ++block) {
       const int64_t start = block * search.block_rows;
       const int64_t end = start + search.block_rows < rows ? start + search.block_rows : rows;
-      ok = ok && scratch.search(search, start, int(end - start), indices + start, nonfinite);
+      ok = ok && block_search.run(start, int(end - start), indices + start, nonfinite);
       double error = 0.0;
       for (int64_t first = start; ok && first < end; first += ROWS_A_TILE)
         error += quantize_tile(step, from, to, first, tile_rows(first, end), nonfinite + (first - start));

@@ -91,15 +91,32 @@ def _all_roundings_the_same_way(d: int) -> tuple[Tensor, Tensor]:
     return row, codebook
 
 
+def _all_conversions_the_same_way(d: int) -> tuple[Tensor, Tensor]:
+    """The like for conversion to bfloat16: code 0 loses half a unit in every value, code 1 gains one."""
+    ulp = 2.0**-7
+    codebook = torch.stack([torch.full((d,), 1 + 0.499 * ulp), torch.full((d,), 1 + 0.501 * ulp)])
+    codebook[:, 0] = torch.tensor([1 + ulp, 1.0])
+    return torch.ones(d), codebook
+
+
+@pytest.mark.parametrize(
+    ("isa_name", "adversary", "too_tight"),
+    [("avx512", _all_roundings_the_same_way, 0.8), ("amx", _all_conversions_the_same_way, 0.9)],
+    ids=["avx512", "amx"],
+)
 def test_the_worst_rounding_is_covered_and_no_less_would_do(
-    monkeypatch: pytest.MonkeyPatch, scale_bound: Callable[[float], None]
+    isa_name: str,
+    adversary: Callable[[int], tuple[Tensor, Tensor]],
+    too_tight: float,
+    monkeypatch: pytest.MonkeyPatch,
+    scale_bound: Callable[[float], None],
 ) -> None:
-    use_isa("avx512", monkeypatch)
-    row, codebook = _all_roundings_the_same_way(500)
+    use_isa(isa_name, monkeypatch)
+    row, codebook = adversary(500)
     assert rational_argmin(row[None], codebook, "cosine") == 0
     x = row.expand(1, 20, -1).contiguous()
     assert (native.nearest_code(x, codebook, "cosine", "exact") == 0).all()
-    scale_bound(0.8)
+    scale_bound(too_tight)
     assert (native.nearest_code(x, codebook, "cosine", "exact") == 1).all()
 
 

@@ -1,0 +1,216 @@
+// The first pass in the AMX tile unit.
+//
+// A tile of 16 codes by 16 rows comes out with rows along the lanes. Each chunk of codes is looked at
+// twice: while its products are made only the best of each group of eight codes is kept, then the
+// groups that reach the row's threshold are searched for candidates. Products and the look at the
+// previous ones alternate, so that both units stay busy.
+#include <float.h>
+#include <string.h>
+
+#include "cpu/simd_avx512.h"
+
+#include "cpu/kernels.h"
+
+namespace {
+
+constexpr int ROWS = VQ_TILE_ROWS, CODES = VQ_TILE_CODES, DEPTH = VQ_TILE_DEPTH, CHUNK = VQ_TILE_CHUNK;
+constexpr int TILE = 512;  // bfloat16 values of a tile register
+constexpr int GROUP = 8;
+
+// Rounded to bfloat16, as float32; what the tile unit would flush to zero is zero already.
+inline __m512 rounded(__m512 v) {
+  const __m512i u = _mm512_castps_si512(v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  const __m512i up = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __m512 r = _mm512_castsi512_ps(_mm512_and_si512(up, _mm512_set1_epi32(int(0xffff0000u))));
+  const __mmask16 normal = _mm512_cmp_ps_mask(_mm512_abs_ps(r), _mm512_set1_ps(FLT_MIN), _CMP_GE_OQ);
+  return _mm512_maskz_mov_ps(normal, r);
+}
+
+inline __m256i upper_halves(__m512 v) {
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(v), 16));
+}
+
+inline void raise(float* most, float v) {
+  if (!(v <= *most)) *most = v;  // also to NaN, which leaves nothing certain
+}
+
+void pack_code(const float* e, const float* centre, int64_t dim, uint16_t* out, int64_t steps, __m512* norm2,
+               __m512* error2) {
+  __m512 square = _mm512_setzero_ps(), error = _mm512_setzero_ps();
+  for (int64_t step = 0; step < steps; ++step) {
+    for (int half = 0; half < 2; ++half) {
+      const int64_t d = step * DEPTH + half * V::W;
+      const int n = int(dim - d >= V::W ? V::W : dim - d > 0 ? dim - d : 0);
+      __m512 v = V::load_n(e + (n ? d : 0), n);
+      if (centre) v = _mm512_sub_ps(v, V::load_n(centre + (n ? d : 0), n));
+      const __m512 r = rounded(v), lost = _mm512_sub_ps(v, r);
+      square = _mm512_fmadd_ps(v, v, square);
+      error = _mm512_fmadd_ps(lost, lost, error);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + step * TILE + half * V::W), upper_halves(r));
+    }
+  }
+  *norm2 = square;
+  *error2 = error;
+}
+
+// [CODES / 16][steps][16 codes][DEPTH]
+void pack_codes(const float* codes, const uint8_t* usable, const float* centre, int n, int64_t dim, int l2,
+                uint16_t* out, float* bias, float* norm2, float* error2, float* greatest) {
+  const int64_t steps = (dim + DEPTH - 1) / DEPTH;
+  for (int c = 0; c < CODES; ++c) {
+    uint16_t* to = out + (c / 16) * steps * TILE + (c % 16) * DEPTH;
+    if (c >= n || !usable[c]) {
+      for (int64_t step = 0; step < steps; ++step) memset(to + step * TILE, 0, DEPTH * sizeof *to);
+      bias[c] = -__builtin_inff();
+      continue;
+    }
+    __m512 square, error;
+    pack_code(codes + c * dim, centre, dim, to, steps, &square, &error);
+    const float code_norm2 = V::sum(square);
+    bias[c] = l2 ? -0.5f * code_norm2 : 0.0f;
+    raise(norm2, code_norm2);
+    raise(error2, V::sum(error));
+    raise(greatest, l2 ? 0.5f * code_norm2 : 0.0f);
+  }
+}
+
+// [steps][2][DEPTH / 2 pairs][16 rows][2]
+void pack_rows(const float* packed, int64_t pitch, int64_t dim, int half, uint16_t* out, float* error2) {
+  const int64_t steps = (dim + DEPTH - 1) / DEPTH;
+  __m512 error = _mm512_setzero_ps();
+  for (int64_t d = 0; d < steps * DEPTH; d += 2) {
+    const __m512 a = d < dim ? V::load(packed + d * pitch) : _mm512_setzero_ps();
+    const __m512 b = d + 1 < dim ? V::load(packed + (d + 1) * pitch) : _mm512_setzero_ps();
+    const __m512 ra = rounded(a), rb = rounded(b), la = _mm512_sub_ps(a, ra), lb = _mm512_sub_ps(b, rb);
+    error = _mm512_fmadd_ps(la, la, error);
+    error = _mm512_fmadd_ps(lb, lb, error);
+    const __m512i pair = _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(ra), 16), _mm512_castps_si512(rb));
+    _mm512_storeu_si512(out + (d / DEPTH * 2 + half) * TILE + d % DEPTH * 16, pair);
+  }
+  V::store(error2, error);
+}
+
+struct TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+// Not on the stack: GCC does not see that the instruction reads all of it.
+const TileConfig TILE_CONFIG;
+
+void enter() { _tile_loadconfig(&TILE_CONFIG); }
+
+void leave() { _tile_release(); }
+
+// scores [CODES][ROWS] of one block of codes, without bias
+inline __attribute__((always_inline)) void multiply(const uint16_t* codes, const uint16_t* x, int64_t steps,
+                                                    float* scores) {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  const uint16_t* more = codes + steps * TILE;
+  for (int64_t step = 0; step < steps; ++step) {
+    _tile_loadd(4, codes + step * TILE, 64);
+    _tile_loadd(6, x + step * 2 * TILE, 64);
+    _tile_loadd(7, x + step * 2 * TILE + TILE, 64);
+    _tile_loadd(5, more + step * TILE, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, scores, ROWS * 4);
+  _tile_stored(1, scores + 16, ROWS * 4);
+  _tile_stored(2, scores + 16 * ROWS, ROWS * 4);
+  _tile_stored(3, scores + 16 * ROWS + 16, ROWS * 4);
+}
+
+// The best of each group of codes of one block, [CODES / GROUP][ROWS], and of all so far.
+inline __attribute__((always_inline)) void look(const float* scores, const float* bias, float* groups,
+                                                float* best) {
+  for (int half = 0; half < 2; ++half) {
+    __m512 most = V::load(best + half * 16);
+#pragma GCC unroll 4
+    for (int g = 0; g < CODES / GROUP; ++g) {
+      const float* s = scores + g * GROUP * ROWS + half * 16;
+      __m512 top = _mm512_add_ps(V::load(s), V::set(bias[g * GROUP]));
+#pragma GCC unroll 8
+      for (int c = 1; c < GROUP; ++c)
+        top = _mm512_max_ps(top, _mm512_add_ps(V::load(s + c * ROWS), V::set(bias[g * GROUP + c])));
+      V::store(groups + g * ROWS + half * 16, top);
+      most = _mm512_max_ps(top, most);
+    }
+    V::store(best + half * 16, most);
+  }
+}
+
+void note(const VqTileSweep* s, int row, int32_t code, float score) {
+  const int32_t n = s->counts[row];
+  if (n > s->capacity) return;
+  s->counts[row] = n + 1;
+  if (n == s->capacity) return;
+  s->candidates[int64_t(row) * s->capacity + n] = code;
+  s->scores[int64_t(row) * s->capacity + n] = score;
+}
+
+// Candidates of a chunk of `blocks` blocks whose first code has number `code`.
+void find_candidates(const VqTileSweep* s, int64_t blocks, const float* scores, const float* groups,
+                     const float* bias, int32_t code) {
+  for (int half = 0; half < 2; ++half) {
+    const int lane0 = half * 16;
+    __m512 threshold = _mm512_sub_ps(V::load(s->best + lane0), V::load(s->margin + lane0));
+    const __m512i full = _mm512_set1_epi32(s->capacity);
+    const __mmask16 over = _mm512_cmpgt_epi32_mask(V::load(s->counts + lane0), full);
+    threshold = _mm512_mask_mov_ps(threshold, over, V::set(__builtin_inff()));
+    for (int64_t g = 0; g < blocks * (CODES / GROUP); ++g) {
+      if (!_mm512_cmp_ps_mask(V::load(groups + g * ROWS + lane0), threshold, _CMP_GE_OQ)) continue;
+      for (int c = 0; c < GROUP; ++c) {
+        const int64_t j = g * GROUP + c;
+        const __m512 score = _mm512_add_ps(V::load(scores + j * ROWS + lane0), V::set(bias[j]));
+        unsigned lanes = _mm512_cmp_ps_mask(score, threshold, _CMP_GE_OQ);
+        for (; lanes; lanes &= lanes - 1) {
+          const int lane = __builtin_ctz(lanes);
+          note(s, lane0 + lane, code + int32_t(j), scores[j * ROWS + lane0 + lane] + bias[j]);
+        }
+      }
+    }
+  }
+}
+
+void sweep(const VqTileSweep* s) {
+  float* scores = s->scratch;
+  float* groups = s->scratch + CHUNK * ROWS;
+  const int64_t block_size = 2 * s->steps * TILE;
+  for (int64_t first = 0; first < s->blocks; first += CHUNK / CODES) {
+    const int64_t blocks = s->blocks - first < CHUNK / CODES ? s->blocks - first : CHUNK / CODES;
+    const uint16_t* codes = s->codes + first * block_size;
+    const float* bias = s->bias + first * CODES;
+    multiply(codes, s->x, s->steps, scores);
+    for (int64_t b = 0; b < blocks; ++b) {
+      if (b + 1 < blocks)
+        multiply(codes + (b + 1) * block_size, s->x, s->steps, scores + (b + 1) * CODES * ROWS);
+      look(scores + b * CODES * ROWS, bias + b * CODES, groups + b * (CODES / GROUP) * ROWS, s->best);
+    }
+    find_candidates(s, blocks, scores, groups, bias, s->first_code + int32_t(first * CODES));
+  }
+}
+
+double score(const float* x, const float* e, int64_t dim, int l2) {
+  const __m512d half = _mm512_set1_pd(l2 ? 0.5 : 0.0);
+  __m512d sum = _mm512_setzero_pd();
+  int64_t d = 0;
+  for (; d + 8 <= dim; d += 8) {
+    const __m512d code = _mm512_cvtps_pd(_mm256_loadu_ps(e + d)), row = _mm512_cvtps_pd(_mm256_loadu_ps(x + d));
+    sum = _mm512_fmadd_pd(_mm512_fmsub_pd(half, code, row), code, sum);
+  }
+  double total = _mm512_reduce_add_pd(sum);
+  for (; d < dim; ++d) total += ((l2 ? 0.5 * double(e[d]) : 0.0) - double(x[d])) * double(e[d]);
+  return total;
+}
+
+}  // namespace
+
+extern const VqTileKernels vq_kernels_amx = {pack_codes, pack_rows, enter, leave, sweep, score};
