@@ -69,7 +69,7 @@ def fit(
     callbacks: list[Callback],
 ) -> Path:
     """Train and validate every epoch. Returns the checkpoint with the lowest validation loss."""
-    trainer = make_trainer(config, module.total_steps, callbacks)
+    trainer = make_trainer(config, module.total_steps, callbacks, batches=len(train))
     with warnings.catch_warnings():
         # Lightning knows DataLoaders; BatchLoader needs no workers and no other sampler.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -82,11 +82,13 @@ def fit(
     return config.folder / "checkpoints" / BEST
 
 
-def make_trainer(config: LoopConfig, steps: int, callbacks: list[Callback]) -> pl.Trainer:
+def make_trainer(config: LoopConfig, steps: int, callbacks: list[Callback], batches: int) -> pl.Trainer:
     """The Trainer for ``config``: loggers, checkpoints, early stopping, precision and devices.
 
-    ``steps``: of the whole run, for the progress bar.
+    ``steps``: of the whole run, for the progress bar. ``batches``: of an epoch.
     """
+    # A run shorter than an epoch is validated at its end, so that it too has a best checkpoint.
+    within_an_epoch = steps * config.accumulate < batches
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
     folder = config.folder
@@ -122,6 +124,7 @@ def make_trainer(config: LoopConfig, steps: int, callbacks: list[Callback]) -> p
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip,
         log_every_n_steps=config.log_every,
+        val_check_interval=steps * config.accumulate if within_an_epoch else 1.0,
         logger=[CSVLogger(folder, name="logs"), TensorBoardLogger(str(folder), name="tensorboard")],
         callbacks=[*kept, *stopping, *bar, *callbacks],
         enable_progress_bar=config.progress,
