@@ -94,7 +94,7 @@ def _all_roundings_the_same_way(d: int) -> tuple[Tensor, Tensor]:
 def _all_conversions_the_same_way(d: int) -> tuple[Tensor, Tensor]:
     """The like for conversion to bfloat16: code 0 loses half a unit in every value, code 1 gains one."""
     ulp = 2.0**-7
-    codebook = torch.stack([torch.full((d,), 1 + 0.499 * ulp), torch.full((d,), 1 + 0.501 * ulp)])
+    codebook = torch.stack([torch.full((d,), 1 + 0.4995 * ulp), torch.full((d,), 1 + 0.5005 * ulp)])
     codebook[:, 0] = torch.tensor([1 + ulp, 1.0])
     return torch.ones(d), codebook
 
