@@ -1,0 +1,173 @@
+// The gradient of the fused step for x, in one pass over the rows:
+//
+//     pull = grad_loss * scale / valid_rows,   out = through(g) + pull (x - e)
+//
+// through is the identity, or the rotation trick (arXiv:2410.06424, section 4.2), whose row sums are
+// taken first; the row is then in cache. Reads g and x, writes out; e comes from the cached codebook.
+#include "common.cuh"
+
+namespace vq_cuda {
+namespace {
+
+constexpr int kBackwardThreads = 256;
+constexpr int kBackwardRows = 64;  // of a block with a warp a row; with a thread a row, its threads
+constexpr float kSmallestNorm = 1e-6f;
+
+struct BackwardArgs {
+  const void* grad;  // or null
+  RowMap grad_map;
+  const float* grad_loss;  // or null
+  const void* x;
+  RowMap x_map;
+  const void* codebook;
+  bool codebook_is_float;
+  const int64_t* indices;
+  const int64_t* valid_rows;
+  float scale;
+  bool rotation;
+  void* out;
+  RowMap out_map;
+  int64_t rows;
+  int dim;
+  bool lanes_over_rows;
+  int block_rows;
+};
+
+template <typename X, typename E>
+struct Row {
+  const X* grad;
+  const X* x;
+  const E* code;
+  X* out;
+  int64_t grad_step, x_step, out_step;
+
+  __device__ float g(int d) const { return grad == nullptr ? 0.0f : to_float(grad[d * grad_step]); }
+  __device__ float value(int d) const { return to_float(x[d * x_step]); }
+  __device__ float e(int d) const { return to_float(code[d]); }
+};
+
+// LANES threads share a row; 1 or the whole warp.
+template <int LANES>
+__device__ float row_sum(float v) {
+  return LANES == 1 ? v : warp_sum(v);
+}
+
+template <int LANES, typename X, typename E>
+__device__ void rotate_row(const Row<X, E>& row, int dim, int lane, float pull) {
+  float x_squares = 0.0f, e_squares = 0.0f;
+  for (int d = lane; d < dim; d += LANES) {
+    x_squares = fmaf(row.value(d), row.value(d), x_squares);
+    e_squares = fmaf(row.e(d), row.e(d), e_squares);
+  }
+  const float x_norm = fmaxf(sqrtf(row_sum<LANES>(x_squares)), kSmallestNorm);
+  const float e_length = sqrtf(row_sum<LANES>(e_squares));
+  const float e_norm = fmaxf(e_length, kSmallestNorm);
+  float w_squares = 0.0f, gw = 0.0f, gq = 0.0f;
+  for (int d = lane; d < dim; d += LANES) {
+    const float q = row.e(d) / e_norm, w = row.value(d) / x_norm + q;
+    w_squares = fmaf(w, w, w_squares);
+    gw = fmaf(row.g(d), w, gw);
+    gq = fmaf(row.g(d), q, gq);
+  }
+  const float w_norm = fmaxf(sqrtf(row_sum<LANES>(w_squares)), kSmallestNorm);
+  const float along_w = 2.0f * (row_sum<LANES>(gw) / w_norm) / w_norm;
+  const float along_u = 2.0f * row_sum<LANES>(gq);
+  const float rescale = e_length / x_norm;
+  for (int d = lane; d < dim; d += LANES) {
+    const float x = row.value(d), e = row.e(d), u = x / x_norm, w = u + e / e_norm;
+    const float through = rescale * (row.g(d) - along_w * w + along_u * u);
+    row.out[d * row.out_step] = from_float<X>(fmaf(pull, x - e, through));
+  }
+}
+
+template <int LANES, typename X, typename E>
+__device__ void backward_row(const BackwardArgs& a, int64_t n, int64_t index, int lane, float pull) {
+  const X* grad = a.grad == nullptr ? nullptr : static_cast<const X*>(a.grad) + a.grad_map.offset(n);
+  const Row<X, E> row{grad,
+                      static_cast<const X*>(a.x) + a.x_map.offset(n),
+                      static_cast<const E*>(a.codebook) + index * a.dim,
+                      static_cast<X*>(a.out) + a.out_map.offset(n),
+                      a.grad_map.strides.dim,
+                      a.x_map.strides.dim,
+                      a.out_map.strides.dim};
+  if (a.rotation && grad != nullptr) {
+    rotate_row<LANES>(row, a.dim, lane, pull);
+    return;
+  }
+#pragma unroll 4
+  for (int d = lane; d < a.dim; d += LANES) {
+    float result = row.g(d);
+    if (a.grad_loss != nullptr) result = fmaf(pull, row.value(d) - row.e(d), result);
+    row.out[d * row.out_step] = from_float<X>(result);
+  }
+}
+
+template <int LANES, typename X>
+__device__ void backward_rows(const BackwardArgs& a, float pull) {
+  const int tid = static_cast<int>(threadIdx.x), lane = tid % LANES;
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * a.block_rows;
+  for (int r = tid / LANES; r < a.block_rows; r += kBackwardThreads / LANES) {
+    const int64_t n = first_row + r;
+    if (n >= a.rows) break;
+    const int64_t index = a.indices[n];
+    if (index < 0) {
+      X* out = static_cast<X*>(a.out) + a.out_map.offset(n);
+      for (int d = lane; d < a.dim; d += LANES) out[d * a.out_map.strides.dim] = from_float<X>(0.0f);
+    } else if (a.codebook_is_float) {
+      backward_row<LANES, X, float>(a, n, index, lane, pull);
+    } else {
+      backward_row<LANES, X, X>(a, n, index, lane, pull);
+    }
+  }
+}
+
+template <typename X>
+__global__ void __launch_bounds__(kBackwardThreads) backward_kernel(const BackwardArgs a) {
+  float pull = 0.0f;
+  if (a.grad_loss != nullptr) {
+    const int64_t valid = *a.valid_rows > 0 ? *a.valid_rows : 1;
+    pull = *a.grad_loss * a.scale / static_cast<float>(valid);
+  }
+  if (a.lanes_over_rows) {
+    backward_rows<1, X>(a, pull);
+  } else {
+    backward_rows<kWarp, X>(a, pull);
+  }
+}
+
+}  // namespace
+}  // namespace vq_cuda
+
+extern "C" int vq_cuda_backward(const VqCudaRows* grad_quantized, const float* grad_loss, const VqCudaRows* x,
+                                const VqCudaCodes* codebook, const int64_t* indices,
+                                const int64_t* valid_rows, float scale, int rotation, const VqCudaRows* out,
+                                VqCudaStream stream) {
+  using namespace vq_cuda;
+  BackwardArgs a{};
+  a.rows = x->batches * x->rows;
+  if (a.rows == 0) return cudaSuccess;
+  const cudaError_t error = select_device(stream.device);
+  if (error != cudaSuccess) return error;
+  if (grad_quantized != nullptr) {
+    a.grad = grad_quantized->data;
+    a.grad_map = row_map(*grad_quantized);
+  }
+  a.grad_loss = grad_loss;
+  a.x = x->data;
+  a.x_map = row_map(*x);
+  a.codebook = codebook->data;
+  a.codebook_is_float = codebook->dtype == VQ_FLOAT32;
+  a.indices = indices;
+  a.valid_rows = valid_rows;
+  a.scale = scale;
+  a.rotation = rotation != 0;
+  a.out = out->data;
+  a.out_map = row_map(*out);
+  a.dim = static_cast<int>(x->dim);
+  a.lanes_over_rows = rows_are_contiguous(*x);
+  a.block_rows = a.lanes_over_rows ? kBackwardThreads : kBackwardRows;
+  return with_dtype(x->dtype, [&](auto type) {
+    return launch(backward_kernel<decltype(type)>, ceil_div(a.rows, a.block_rows), kBackwardThreads, 0,
+                  stream, false, a);
+  });
+}

@@ -1,0 +1,173 @@
+// What every kernel shares: dtypes, row addressing, reductions in a fixed order, launches.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "ptx.cuh"
+#include "vq_cuda.h"
+
+namespace vq_cuda {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr float kInfinity = __builtin_huge_valf();
+
+__device__ inline float to_float(float v) {
+  return v;
+}
+__device__ inline float to_float(__nv_bfloat16 v) {
+  return __bfloat162float(v);
+}
+__device__ inline float to_float(__half v) {
+  return __half2float(v);
+}
+
+template <typename T>
+__device__ inline T from_float(float v);
+template <>
+__device__ inline float from_float<float>(float v) {
+  return v;
+}
+template <>
+__device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float v) {
+  return __float2bfloat16_rn(v);
+}
+template <>
+__device__ inline __half from_float<__half>(float v) {
+  return __float2half_rn(v);
+}
+
+// By bits, so that no compiler option can assume it away.
+__device__ inline bool is_finite(float v) {
+  return (__float_as_uint(v) & 0x7fffffffu) < 0x7f800000u;
+}
+
+struct Strides {
+  int64_t batch, row, dim;
+};
+
+// Addressing of rows [batches, rows_per_batch, dim]; row n is (n / rows_per_batch, n % rows_per_batch).
+struct RowMap {
+  Strides strides;
+  int64_t rows_per_batch;
+
+  __device__ int64_t offset(int64_t n) const {
+    if (n < rows_per_batch) return n * strides.row;
+    if ((n | rows_per_batch) < INT64_C(0x80000000)) {
+      const unsigned batch = static_cast<unsigned>(n) / static_cast<unsigned>(rows_per_batch);
+      const unsigned row = static_cast<unsigned>(n) - batch * static_cast<unsigned>(rows_per_batch);
+      return batch * strides.batch + row * strides.row;
+    }
+    const int64_t batch = n / rows_per_batch;
+    return batch * strides.batch + (n - batch * rows_per_batch) * strides.row;
+  }
+};
+
+inline RowMap row_map(const VqCudaRows& r) {
+  return RowMap{Strides{r.stride_batch, r.stride_row, r.stride_dim}, r.rows};
+}
+
+// Whether neighbouring threads should take neighbouring rows (channel-first) and not elements of a row.
+inline bool rows_are_contiguous(const VqCudaRows& r) {
+  return r.stride_row == 1 && r.stride_dim != 1;
+}
+
+template <typename T>
+__device__ inline T warp_sum(T v) {
+  for (int step = kWarp / 2; step > 0; step /= 2) v += __shfl_xor_sync(kAllLanes, v, step);
+  return v;
+}
+
+__device__ inline float warp_max(float v) {
+  for (int step = kWarp / 2; step > 0; step /= 2) v = fmaxf(v, __shfl_xor_sync(kAllLanes, v, step));
+  return v;
+}
+
+// Sum over the block in an order that depends on THREADS alone; every thread gets it. scratch holds
+// THREADS / 32 values; a barrier stands before its first use and after its last.
+template <int THREADS, typename T>
+__device__ inline T block_sum(T v, T* scratch) {
+  v = warp_sum(v);
+  __syncthreads();
+  if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = v;
+  __syncthreads();
+  T total = scratch[0];
+  for (int w = 1; w < THREADS / kWarp; ++w) total += scratch[w];
+  __syncthreads();
+  return total;
+}
+
+template <int THREADS>
+__device__ inline float block_max(float v, float* scratch) {
+  v = warp_max(v);
+  __syncthreads();
+  if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = v;
+  __syncthreads();
+  float top = scratch[0];
+  for (int w = 1; w < THREADS / kWarp; ++w) top = fmaxf(top, scratch[w]);
+  __syncthreads();
+  return top;
+}
+
+// --- host side ---------------------------------------------------------------------------------------
+
+inline int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+inline int64_t round_up(int64_t a, int64_t b) {
+  return ceil_div(a, b) * b;
+}
+
+// Makes `device` current for this module's own runtime, which need not be the caller's.
+inline cudaError_t select_device(int device) {
+  int current = -1;
+  cudaError_t error = cudaGetDevice(&current);
+  if (error != cudaSuccess || current == device) return error;
+  return cudaSetDevice(device);
+}
+
+inline cudaError_t device_attribute(int* value, cudaDeviceAttr attribute, int device) {
+  return cudaDeviceGetAttribute(value, attribute, device);
+}
+
+// Launch of a kernel with plain C++ syntax. An error of an earlier, unrelated call is not ours to report.
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes,
+                   const VqCudaStream& stream, bool cooperative, const Arguments&... arguments) {
+  if (shared_bytes > 48 * 1024) {
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = static_cast<cudaStream_t>(stream.stream);
+  config.attrs = &attribute;
+  config.numAttrs = cooperative ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+// Calls f with a value of the C++ type of `dtype`.
+template <typename F>
+cudaError_t with_dtype(int dtype, F&& f) {
+  switch (dtype) {
+    case VQ_FLOAT32:
+      return f(float{});
+    case VQ_BFLOAT16:
+      return f(__nv_bfloat16{});
+    case VQ_FLOAT16:
+      return f(__half{});
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace vq_cuda

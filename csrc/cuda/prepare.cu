@@ -1,0 +1,138 @@
+// Once per call: the codebook centred, split into bfloat16 parts and measured, and the counters of
+// the fused step cleared, so that the search needs no other launch before it.
+//
+//     c   = mean of up to 32 codes           (l2; 0 for cosine)
+//     e'  = e - c                            float64
+//     high = bf16(e'), low = bf16(e' - high)
+//     h   = |e'|^2 / 2 + (c - s).e'          s = c if the rows are shifted too, else 0
+//
+// One warp per code, 64 codes a block. Reads K D, writes 2 K D bfloat16 (and clears 2 K D words with
+// statistics). Non-finite codes get parts 0 and h = infinity: never the smallest score.
+#include "search.cuh"
+
+namespace vq_cuda {
+namespace {
+
+constexpr int kPrepareThreads = 256;
+constexpr int kPrepareWarps = kPrepareThreads / kWarp;
+constexpr int kCentreCodes = 32;
+
+// A float32 upper bound of the square root; NaN (infinity - infinity above) becomes infinity.
+__device__ float norm_above(double squares) {
+  const float n = static_cast<float>(sqrt(squares) * (1.0 + 0x1p-20));
+  return n == n ? n : kInfinity;
+}
+
+template <typename E>
+__device__ float centre_of(const PrepareArgs& a, int d) {
+  if (!a.centre_codes) return 0.0f;
+  const E* codebook = static_cast<const E*>(a.codebook);
+  const int count = a.codes < kCentreCodes ? a.codes : kCentreCodes;
+  const int step = a.codes / count;
+  float sum = 0.0f;
+  for (int i = 0; i < count; ++i) {
+    const float e = to_float(codebook[static_cast<int64_t>(i) * step * a.dim + d]);
+    sum += is_finite(e) ? e : 0.0f;
+  }
+  const float mean = sum / static_cast<float>(count);
+  return is_finite(mean) ? mean : 0.0f;
+}
+
+__device__ void clear_statistics(const PrepareArgs& a, int code, int lane) {
+  const StatisticsArgs& s = a.statistics;
+  if (lane == 0) {
+    s.counts[code] = 0;
+    s.largest[code] = 0;
+    s.done[code] = 0;
+  }
+  for (int d = lane; d < a.dim; d += kWarp) {
+    s.accumulators[static_cast<int64_t>(code) * a.dim + d] = 0;
+    s.sums[static_cast<int64_t>(code) * a.dim + d] = 0.0f;
+  }
+}
+
+template <typename E>
+__global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const PrepareArgs a) {
+  float* centre = reinterpret_cast<float*>(dynamic_shared());  // [D]
+  float* scratch = centre + a.dim;  // [warps]
+  const int tid = static_cast<int>(threadIdx.x);
+  const int warp = tid / kWarp, lane = tid % kWarp;
+  const E* codebook = static_cast<const E*>(a.codebook);
+
+  double offset = 0.0;
+  for (int d = tid; d < a.dim; d += kPrepareThreads) {
+    const float c = centre_of<E>(a, d);
+    centre[d] = c;
+    if (blockIdx.x == 0) a.centre[d] = c;
+    if (!a.shift_rows) offset += static_cast<double>(c) * c;
+  }
+  if (blockIdx.x == 0 && tid == 0 && a.ticket != nullptr) *a.ticket = 0;
+  __syncthreads();
+
+  Extent top{0.0f, 0.0f, 0.0f, 0.0f};
+  for (int i = warp; i < kTileCodes; i += kPrepareWarps) {
+    const int code = static_cast<int>(blockIdx.x) * kTileCodes + i;
+    const bool real = code < a.codes;
+    double squares = 0.0, low_squares = 0.0, residual_squares = 0.0, bias = 0.0;
+    bool finite = true;
+    for (int d = lane; d < a.padded_dim; d += kWarp) {
+      const bool inside = real && d < a.dim;
+      const float e = inside ? to_float(codebook[static_cast<int64_t>(code) * a.dim + d]) : 0.0f;
+      finite = finite && is_finite(e);
+      const double c = inside ? centre[d] : 0.0;
+      const double v = e - c;
+      squares += v * v;
+      bias += 0.5 * v * v + (a.shift_rows ? 0.0 : c * v);
+      if (a.high == nullptr) continue;
+      const __nv_bfloat16 high = __float2bfloat16_rn(static_cast<float>(v));
+      const double rest = v - to_float(high);
+      const __nv_bfloat16 low =
+          a.low != nullptr ? __float2bfloat16_rn(static_cast<float>(rest)) : __float2bfloat16_rn(0.0f);
+      const double low_value = to_float(low);
+      low_squares += low_value * low_value;
+      residual_squares += (rest - low_value) * (rest - low_value);
+      const int64_t at = static_cast<int64_t>(code) * a.padded_dim + d;
+      a.high[at] = high;
+      if (a.low != nullptr) a.low[at] = low;
+    }
+    squares = warp_sum(squares);
+    low_squares = warp_sum(low_squares);
+    residual_squares = warp_sum(residual_squares);
+    bias = warp_sum(bias);
+    finite = __all_sync(kAllLanes, finite);
+    if (finite && real) {
+      top.code = fmaxf(top.code, norm_above(squares));
+      top.low = fmaxf(top.low, norm_above(low_squares));
+      top.residual = fmaxf(top.residual, norm_above(residual_squares));
+    } else if (a.high != nullptr) {
+      for (int d = lane; d < a.padded_dim; d += kWarp) {
+        const int64_t at = static_cast<int64_t>(code) * a.padded_dim + d;
+        a.high[at] = __float2bfloat16_rn(0.0f);
+        if (a.low != nullptr) a.low[at] = __float2bfloat16_rn(0.0f);
+      }
+    }
+    const float h = a.cosine ? 0.0f : static_cast<float>(bias);
+    if (lane == 0) a.bias[code] = real && finite ? h : kInfinity;
+    if (real && a.statistics.counts != nullptr) clear_statistics(a, code, lane);
+  }
+  top.code = block_max<kPrepareThreads>(top.code, scratch);
+  top.low = block_max<kPrepareThreads>(top.low, scratch);
+  top.residual = block_max<kPrepareThreads>(top.residual, scratch);
+  // Doubles need twice the room of the floats above: the centre is no longer read here.
+  __syncthreads();
+  offset = block_sum<kPrepareThreads>(offset, reinterpret_cast<double*>(dynamic_shared()));
+  top.offset = norm_above(offset);
+  if (tid == 0) a.extents[blockIdx.x] = top;
+}
+
+}  // namespace
+
+cudaError_t launch_prepare(const PrepareArgs& a, int codebook_dtype, const VqCudaStream& stream) {
+  const int64_t shared = (static_cast<int64_t>(a.dim) + 4 * kPrepareWarps) * sizeof(float);
+  return with_dtype(codebook_dtype, [&](auto type) {
+    return launch(prepare_kernel<decltype(type)>, a.padded_codes / kTileCodes, kPrepareThreads, shared,
+                  stream, false, a);
+  });
+}
+
+}  // namespace vq_cuda

@@ -1,0 +1,259 @@
+// nearest_code and the fused step: the choice of kernel, the workspace, and two or three launches
+// (prepare, search, and the sums of the statistics).
+#include "search.cuh"
+#include "search_mma.cuh"
+
+namespace vq_cuda {
+namespace {
+
+constexpr int kSmallDim = 8;
+
+int64_t matrix_bytes(int products, int row_tiles, int64_t dim, int64_t padded_dim) {
+  if (row_tiles == 2) {
+    return products == 3   ? matrix_shared_bytes<3, 128>(dim, padded_dim)
+           : products == 2 ? matrix_shared_bytes<2, 128>(dim, padded_dim)
+                           : matrix_shared_bytes<1, 128>(dim, padded_dim);
+  }
+  return products == 3   ? matrix_shared_bytes<3, 64>(dim, padded_dim)
+         : products == 2 ? matrix_shared_bytes<2, 64>(dim, padded_dim)
+                         : matrix_shared_bytes<1, 64>(dim, padded_dim);
+}
+
+int products_of(int x_dtype, int codebook_dtype, int precision) {
+  if (precision == VQ_FAST) return 1;
+  if (x_dtype != VQ_BFLOAT16) return 3;
+  return codebook_dtype == VQ_BFLOAT16 ? 1 : 2;
+}
+
+cudaError_t make_plan(const VqCudaRows& x, const VqCudaCodes& codebook, int precision, int device,
+                      SearchPlan* plan) {
+  if (codebook.dim <= kSmallDim) {
+    *plan = SearchPlan{SearchPlan::kSmall, 0, 0, kSmallBlockRows, 0};
+    return cudaSuccess;
+  }
+  *plan = SearchPlan{SearchPlan::kTile, 0, 0, kTileBlockRows, 0};
+  int major = 0, shared = 0;
+  cudaError_t error = device_attribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error != cudaSuccess) return error;
+  error = device_attribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error != cudaSuccess || major < 8) return error;
+  const int64_t padded_dim = round_up(codebook.dim, 16);
+  const int products = products_of(x.dtype, codebook.dtype, precision);
+  for (int row_tiles = 2; row_tiles >= (padded_dim > kChunk ? 1 : 2); --row_tiles) {
+    const int64_t bytes = matrix_bytes(products, row_tiles, codebook.dim, padded_dim);
+    if (bytes <= shared) {
+      *plan = SearchPlan{SearchPlan::kMatrix, products, row_tiles, 64 * row_tiles, bytes};
+      return cudaSuccess;
+    }
+  }
+  return cudaSuccess;
+}
+
+// Tests build with another factor, to see that a smaller bound lets wrong indices through.
+#ifndef VQ_CERTIFICATE_SCALE
+#define VQ_CERTIFICATE_SCALE 1.0f
+#endif
+
+// docs/certificate.md derives these: u = 2^-24, and 24 * 2^-23 bounds what one m16n8k16 instruction
+// loses relative to the largest partial sum, however the hardware groups and truncates its 16 terms.
+ErrorFactors error_factors(const SearchPlan& plan, int dim, int padded_dim) {
+  const float u = 0x1p-24f, instruction = 24 * 0x1p-23f;
+  ErrorFactors f{};
+  if (plan.method == SearchPlan::kMatrix) {
+    const float steps = static_cast<float>(padded_dim < kChunk ? padded_dim / 16 : kChunk / 16);
+    const float chunks = static_cast<float>(ceil_div(padded_dim, kChunk));
+    f.product = 1.05f * (steps * instruction + (chunks + 4) * u);
+    f.low = 1.05f * static_cast<float>(plan.products - 1) * steps * instruction;
+    f.bias = 4 * u;
+  } else {
+    f.product = static_cast<float>(dim + 8) * u;
+    f.bias = static_cast<float>(dim + 4) * u;  // search_small starts its sum from the bias
+  }
+  f.product *= 0.25f;  // score_error multiplies the norms by 4
+  f.all = 1.01f * VQ_CERTIFICATE_SCALE;  // 1.01 for the rounding of the bound itself
+  f.norm = 1.0f + static_cast<float>(dim + 8) * u;
+  f.norm_floor = sqrtf(static_cast<float>(padded_dim)) * 0x1p-73f;
+  f.floor = static_cast<float>(padded_dim) * 0x1p-120f;
+  return f;
+}
+
+// Cuts a block of device memory into arrays; with a null base it only counts.
+class Cutter {
+ public:
+  explicit Cutter(void* base) : base_(static_cast<unsigned char*>(base)) {}
+
+  template <typename T>
+  T* take(int64_t count) {
+    T* p = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
+    used_ += round_up(count * static_cast<int64_t>(sizeof(T)), 256);
+    return p;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  unsigned char* base_;
+  int64_t used_ = 0;
+};
+
+struct Workspace {
+  PrepareArgs prepare{};
+  SearchArgs search{};
+  int64_t bytes = 0;
+};
+
+Workspace cut_workspace(void* base, const SearchPlan& plan, const VqCudaRows& x, const VqCudaCodes& codebook,
+                        bool fused, bool statistics) {
+  Workspace w;
+  const int64_t padded_codes = round_up(codebook.count, kTileCodes);
+  const bool split = plan.method == SearchPlan::kMatrix;
+  const int64_t padded_dim = split ? round_up(codebook.dim, 16) : codebook.dim;
+  const int64_t rows = x.batches * x.rows;
+  Cutter cut(base);
+  PrepareArgs& p = w.prepare;
+  SearchArgs& s = w.search;
+  p.high = split ? cut.take<__nv_bfloat16>(padded_codes * padded_dim) : nullptr;
+  p.low = split && plan.products > 1 ? cut.take<__nv_bfloat16>(padded_codes * padded_dim) : nullptr;
+  p.bias = cut.take<float>(padded_codes);
+  p.centre = cut.take<float>(codebook.dim);
+  p.extents = cut.take<Extent>(padded_codes / kTileCodes);
+  if (fused) {
+    const int64_t blocks = ceil_div(rows, plan.block_rows) + 1;
+    s.block_squares = cut.take<double>(blocks);
+    s.block_rows = cut.take<int64_t>(blocks);
+    p.ticket = s.ticket = cut.take<unsigned>(1);
+  }
+  if (statistics) {
+    s.statistics.slots = cut.take<int32_t>(rows);
+    s.statistics.largest = cut.take<unsigned>(codebook.count);
+    s.statistics.done = cut.take<unsigned>(codebook.count);
+    s.statistics.accumulators = cut.take<unsigned long long>(codebook.count * codebook.dim);
+  }
+  w.bytes = cut.used();
+  s.high = p.high;
+  s.low = p.low;
+  s.bias = p.bias;
+  s.centre = p.centre;
+  s.extents = p.extents;
+  s.extent_count = static_cast<int>(padded_codes / kTileCodes);
+  s.padded_codes = p.padded_codes = static_cast<int>(padded_codes);
+  s.padded_dim = p.padded_dim = static_cast<int>(padded_dim);
+  return w;
+}
+
+cudaError_t launch_search(const SearchArgs& a, const SearchPlan& plan, int dtype,
+                          const VqCudaStream& stream) {
+  switch (plan.method) {
+    case SearchPlan::kSmall:
+      return launch_search_small(a, plan, dtype, stream);
+    case SearchPlan::kTile:
+      return launch_search_tile(a, plan, dtype, stream);
+    case SearchPlan::kMatrix:
+      break;
+  }
+  if (dtype == VQ_FLOAT32) return launch_search_mma_f32(a, plan, stream);
+  if (dtype == VQ_BFLOAT16) return launch_search_mma_bf16(a, plan, stream);
+  return launch_search_mma_f16(a, plan, stream);
+}
+
+cudaError_t search(const VqCudaRows& x, const VqCudaCodes& codebook, int metric, int precision,
+                   int64_t* indices, const VqCudaOutputs* outputs, void* workspace, int64_t workspace_bytes,
+                   const VqCudaStream& stream) {
+  const int64_t rows = x.batches * x.rows;
+  if (codebook.count < 1 || codebook.count > INT32_MAX - kTileCodes ||
+      codebook.dim > INT32_MAX - kTileCodes) {
+    return cudaErrorInvalidValue;
+  }
+  if (rows == 0 && outputs == nullptr) return cudaSuccess;
+  cudaError_t error = select_device(stream.device);
+  if (error != cudaSuccess) return error;
+  SearchPlan plan;
+  error = make_plan(x, codebook, precision, stream.device, &plan);
+  if (error != cudaSuccess) return error;
+  const bool fused = outputs != nullptr, statistics = fused && outputs->counts != nullptr;
+  Workspace w = cut_workspace(workspace, plan, x, codebook, fused, statistics);
+  if (workspace == nullptr || w.bytes > workspace_bytes) return cudaErrorInvalidValue;
+
+  SearchArgs& a = w.search;
+  a.x = x.data;
+  a.x_map = row_map(x);
+  a.rows = rows;
+  a.dim = static_cast<int>(codebook.dim);
+  a.codes = static_cast<int>(codebook.count);
+  a.lanes_over_rows = rows_are_contiguous(x);
+  a.codebook = codebook.data;
+  a.codebook_is_float = codebook.dtype == VQ_FLOAT32;
+  a.cosine = metric == VQ_COSINE;
+  a.certify = precision == VQ_EXACT;
+  // bfloat16 rows are not shifted: they would no longer be bfloat16.
+  const bool matrix = plan.method == SearchPlan::kMatrix;
+  a.shift_rows = !(matrix && x.dtype == VQ_BFLOAT16);
+  a.factors = error_factors(plan, a.dim, a.padded_dim);
+  a.indices = indices;
+  if (fused) {
+    a.out = outputs->out->data;
+    a.out_map = row_map(*outputs->out);
+    a.mask = outputs->mask;
+    a.mse = outputs->mse;
+    a.valid_rows = outputs->valid_rows;
+    a.statistics.counts = outputs->counts;
+    a.statistics.sums = outputs->sums;
+  }
+  PrepareArgs& p = w.prepare;
+  p.codebook = codebook.data;
+  p.dim = a.dim;
+  p.codes = a.codes;
+  p.cosine = a.cosine;
+  p.shift_rows = a.shift_rows;
+  // Exact bfloat16 codes are not shifted either, for the same reason.
+  p.centre_codes = !a.cosine && !(matrix && plan.products == 1 && codebook.dtype == VQ_BFLOAT16);
+  p.statistics = a.statistics;
+
+  error = launch_prepare(p, codebook.dtype, stream);
+  if (error != cudaSuccess) return error;
+  error = launch_search(a, plan, x.dtype, stream);
+  if (error != cudaSuccess || !statistics || rows == 0) return error;
+  return launch_sums(a.x, x.dtype, a.x_map, rows, a.dim, a.lanes_over_rows, a.statistics, stream);
+}
+
+}  // namespace
+}  // namespace vq_cuda
+
+extern "C" {
+
+int vq_cuda_search_workspace(const VqCudaRows* x, const VqCudaCodes* codebook, int precision, int fused,
+                             int statistics, int device, int64_t* bytes) {
+  vq_cuda::SearchPlan plan;
+  const cudaError_t error = vq_cuda::make_plan(*x, *codebook, precision, device, &plan);
+  if (error == cudaSuccess) {
+    *bytes = vq_cuda::cut_workspace(nullptr, plan, *x, *codebook, fused != 0, statistics != 0).bytes;
+  }
+  return error;
+}
+
+int vq_cuda_nearest_code(const VqCudaRows* x, const VqCudaCodes* codebook, int metric, int precision,
+                         int64_t* indices, void* workspace, int64_t workspace_bytes, VqCudaStream stream) {
+  return vq_cuda::search(*x, *codebook, metric, precision, indices, nullptr, workspace, workspace_bytes,
+                         stream);
+}
+
+int vq_cuda_vector_quantize(const VqCudaRows* x, const VqCudaCodes* codebook, int metric, int precision,
+                            int64_t* indices, const VqCudaOutputs* outputs, void* workspace,
+                            int64_t workspace_bytes, VqCudaStream stream) {
+  return vq_cuda::search(*x, *codebook, metric, precision, indices, outputs, workspace, workspace_bytes,
+                         stream);
+}
+
+int vq_cuda_device_capability(int device, int* major, int* minor) {
+  const cudaError_t error = vq_cuda::device_attribute(major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error != cudaSuccess) return error;
+  return vq_cuda::device_attribute(minor, cudaDevAttrComputeCapabilityMinor, device);
+}
+
+const char* vq_cuda_error_name(int error) {
+  return cudaGetErrorName(static_cast<cudaError_t>(error));
+}
+const char* vq_cuda_error_text(int error) {
+  return cudaGetErrorString(static_cast<cudaError_t>(error));
+}
+
+}  // extern "C"

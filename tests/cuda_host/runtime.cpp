@@ -1,0 +1,380 @@
+// Runs a grid on one host thread: fibers, barriers, warp exchanges, shared memory. See cuda_runtime.h.
+#include <cuda_runtime.h>
+#include <pybind11/pybind11.h>
+
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#ifndef __x86_64__
+#include <ucontext.h>
+#endif
+
+void bind_cuda(pybind11::module_& m);
+int run_faulty(const float* in, float* out, int fault);  // faulty.cu
+float cuda_host_certificate_scale = 1.0f;  // csrc/cuda/search.cu is compiled to use it
+
+namespace cuda_host {
+namespace {
+
+constexpr size_t kStackBytes = 128 * 1024;
+constexpr size_t kGuardBytes = 4096;
+constexpr unsigned char kPoison = 0xff, kGuard = 0xa5;  // 0xffffffff is a NaN and the index -1
+
+// --- switching stacks ------------------------------------------------------------------------------------
+
+#ifdef __x86_64__
+extern "C" void cuda_host_switch(void** save, void* load);
+asm(R"(
+.text
+.globl cuda_host_switch
+.type cuda_host_switch, @function
+cuda_host_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size cuda_host_switch, .-cuda_host_switch
+)");
+
+struct Context {
+  void* stack_pointer = nullptr;
+
+  void start(unsigned char* stack, void (*entry)()) {
+    auto* top = reinterpret_cast<void**>(stack + kStackBytes);
+    *--top = nullptr;  // keeps the stack aligned as after a call
+    *--top = reinterpret_cast<void*>(entry);
+    for (int i = 0; i < 6; ++i) *--top = nullptr;
+    stack_pointer = top;
+  }
+  void switch_to(Context& other) { cuda_host_switch(&stack_pointer, other.stack_pointer); }
+};
+#else
+struct Context {
+  ucontext_t context{};
+
+  void start(unsigned char* stack, void (*entry)()) {
+    getcontext(&context);
+    context.uc_stack.ss_sp = stack;
+    context.uc_stack.ss_size = kStackBytes;
+    context.uc_link = nullptr;
+    makecontext(&context, entry, 0);
+  }
+  void switch_to(Context& other) { swapcontext(&context, &other.context); }
+};
+#endif
+
+// --- blocks ------------------------------------------------------------------------------------------------
+
+enum class State { kReady, kBlockBarrier, kGridBarrier, kWarp, kDone };
+
+struct Copy {
+  void* to;
+  unsigned char bytes[16];
+};
+
+struct Fiber {
+  Context context;
+  State state = State::kReady;
+  Position position;
+  struct Block* block = nullptr;
+  unsigned number = 0;  // in the block
+  std::vector<std::vector<Copy>> copies;  // groups; the last is open
+};
+
+struct Warp {
+  unsigned mask = 0, arrived = 0, parity = 0;
+  const char* what = "";
+  Exchange slots[2];
+};
+
+struct Block {
+  std::vector<Fiber> fibers;
+  std::vector<Warp> warps;
+  std::vector<unsigned char> shared;
+  size_t shared_bytes = 0;
+  size_t at_barrier = 0, done = 0;
+};
+
+struct Machine {
+  int processors = 3, major = 9, minor = 0, shared_limit = 227 * 1024, device = 0;
+  bool reverse = false;
+  std::string error;
+  int64_t launches = 0;
+
+  Context scheduler;
+  Fiber* current = nullptr;
+  const std::function<void()>* thread = nullptr;
+  std::vector<std::unique_ptr<unsigned char[]>> stacks;
+  std::vector<std::unique_ptr<Block>> blocks;
+  size_t at_grid_barrier = 0;
+};
+
+Machine machine;
+
+void suspend(State state) {
+  machine.current->state = state;
+  machine.current->context.switch_to(machine.scheduler);
+}
+
+void fiber_main() {
+  (*machine.thread)();
+  ++machine.current->block->done;
+  suspend(State::kDone);
+}
+
+void start_block(Block& b, const Launch& launch, dim3 index, size_t first_stack) {
+  const unsigned threads = launch.block.x;
+  b.fibers.resize(threads);
+  b.warps.assign((threads + kWarpSize - 1) / kWarpSize, Warp{});
+  b.shared_bytes = launch.shared_bytes;
+  b.shared.assign(launch.shared_bytes + kGuardBytes + 128, kPoison);
+  std::fill(b.shared.begin() + static_cast<ptrdiff_t>(launch.shared_bytes) + 128, b.shared.end(), kGuard);
+  b.at_barrier = b.done = 0;
+  while (machine.stacks.size() < first_stack + threads) {
+    machine.stacks.emplace_back(new unsigned char[kStackBytes]);
+  }
+  for (unsigned i = 0; i < threads; ++i) {
+    Fiber& f = b.fibers[i];
+    f.state = State::kReady;
+    f.position = Position{dim3(i, 0, 0), index, launch.block, launch.grid};
+    f.block = &b;
+    f.number = i;
+    f.copies.assign(1, {});
+    f.context.start(machine.stacks[first_stack + i].get(), fiber_main);
+  }
+}
+
+unsigned char* aligned_shared(Block& b) {
+  auto* p = b.shared.data();
+  return p + (128 - reinterpret_cast<uintptr_t>(p) % 128) % 128;
+}
+
+void check_guard(Block& b) {
+  const unsigned char* end = aligned_shared(b) + b.shared_bytes;
+  const unsigned char* last = b.shared.data() + b.shared.size();
+  for (const unsigned char* p = b.shared.data() + b.shared_bytes + 128; p < last; ++p) {
+    if (p >= end && *p != kGuard) machine.error = "write past the end of dynamic shared memory";
+  }
+}
+
+const char* stuck_message() {
+  for (const auto& b : machine.blocks) {
+    for (const Warp& w : b->warps) {
+      if (w.arrived != 0) return "barrier divergence: a warp collective that not all its lanes reach";
+    }
+  }
+  return "barrier divergence: a barrier that not all threads of the block reach";
+}
+
+// Runs the started blocks to their end; false if they fail or cannot go on.
+bool run_blocks() {
+  size_t total = 0, done = 0;
+  for (const auto& b : machine.blocks) total += b->fibers.size();
+  while (done < total) {
+    bool progress = false;
+    done = 0;
+    for (const auto& b : machine.blocks) {
+      const size_t threads = b->fibers.size();
+      for (size_t i = 0; i < threads; ++i) {
+        Fiber& f = b->fibers[machine.reverse ? threads - 1 - i : i];
+        if (f.state != State::kReady) continue;
+        progress = true;
+        machine.current = &f;
+        machine.scheduler.switch_to(f.context);
+        if (!machine.error.empty()) return false;
+      }
+      done += b->done;
+    }
+    if (!progress && done < total) {
+      machine.error = stuck_message();
+      return false;
+    }
+  }
+  for (const auto& b : machine.blocks) check_guard(*b);
+  return machine.error.empty();
+}
+
+}  // namespace
+
+const Position& position() {
+  return machine.current->position;
+}
+unsigned lane() {
+  return machine.current->number % kWarpSize;
+}
+unsigned char* dynamic_shared() {
+  return aligned_shared(*machine.current->block);
+}
+
+void fail(const char* message) {
+  machine.error = message;
+  for (;;) suspend(State::kDone);
+}
+
+void block_barrier() {
+  Block& b = *machine.current->block;
+  if (++b.at_barrier < b.fibers.size()) {
+    suspend(State::kBlockBarrier);
+    return;
+  }
+  b.at_barrier = 0;
+  for (Fiber& f : b.fibers) {
+    if (f.state == State::kBlockBarrier) f.state = State::kReady;
+  }
+  suspend(State::kReady);  // the last to arrive gets no head start
+}
+
+void grid_barrier() {
+  size_t total = 0;
+  for (const auto& b : machine.blocks) total += b->fibers.size();
+  if (total != static_cast<size_t>(position().grid_size.x) * position().block_size.x) {
+    fail("grid barrier in a launch that is not cooperative");
+  }
+  if (++machine.at_grid_barrier < total) {
+    suspend(State::kGridBarrier);
+    return;
+  }
+  machine.at_grid_barrier = 0;
+  for (const auto& b : machine.blocks) {
+    for (Fiber& f : b->fibers) {
+      if (f.state == State::kGridBarrier) f.state = State::kReady;
+    }
+  }
+  suspend(State::kReady);
+}
+
+const Exchange& exchange(unsigned mask, const void* mine, size_t bytes, const char* what) {
+  Fiber& me = *machine.current;
+  Warp& w = me.block->warps[me.number / kWarpSize];
+  const unsigned bit = 1u << lane();
+  if ((mask & bit) == 0) fail("warp collective whose mask leaves the calling lane out");
+  if (w.arrived == 0) {
+    w.mask = mask;
+    w.what = what;
+  } else if (w.mask != mask || std::strcmp(w.what, what) != 0) {
+    fail("warp divergence: lanes of a warp in different collectives");
+  }
+  Exchange& slots = w.slots[w.parity];
+  if (bytes != 0) std::memcpy(slots[lane()], mine, bytes);
+  w.arrived |= bit;
+  if (w.arrived != w.mask) {
+    suspend(State::kWarp);
+    return slots;
+  }
+  // The other slots take the next exchange, which cannot end before all lanes have read these.
+  w.arrived = 0;
+  w.parity ^= 1;
+  for (Fiber& f : me.block->fibers) {
+    if (f.number / kWarpSize == me.number / kWarpSize && f.state == State::kWarp) f.state = State::kReady;
+  }
+  return slots;
+}
+
+void queue_copy(void* to, const void* from, size_t bytes) {
+  Copy c{};
+  c.to = to;
+  std::memcpy(c.bytes, from, bytes);
+  machine.current->copies.back().push_back(c);
+}
+
+void commit_copies() {
+  machine.current->copies.emplace_back();
+}
+
+void finish_copies(int pending) {
+  auto& groups = machine.current->copies;
+  while (groups.size() > static_cast<size_t>(pending) + 1) {
+    for (const Copy& c : groups.front()) std::memcpy(c.to, c.bytes, sizeof c.bytes);
+    groups.erase(groups.begin());
+  }
+}
+
+int run(const Launch& launch, const std::function<void()>& thread) {
+  if (launch.block.x == 0 || launch.grid.x == 0 || launch.block.x > 1024) return cudaErrorInvalidValue;
+  if (launch.shared_bytes > static_cast<size_t>(machine.shared_limit)) return cudaErrorInvalidValue;
+  ++machine.launches;
+  machine.error.clear();
+  machine.thread = &thread;
+  machine.at_grid_barrier = 0;
+  const size_t together = launch.cooperative ? launch.grid.x : 1;
+  if (launch.cooperative && together > static_cast<size_t>(machine.processors)) return cudaErrorInvalidValue;
+  machine.blocks.clear();
+  for (size_t i = 0; i < together; ++i) machine.blocks.push_back(std::make_unique<Block>());
+  for (unsigned first = 0; first < launch.grid.x; first += static_cast<unsigned>(together)) {
+    for (size_t i = 0; i < together; ++i) {
+      const unsigned ahead = first + static_cast<unsigned>(i);
+      const unsigned index = machine.reverse ? launch.grid.x - 1 - ahead : ahead;
+      start_block(*machine.blocks[i], launch, dim3(index, 0, 0), i * launch.block.x);
+    }
+    if (!run_blocks()) return cudaErrorLaunchFailure;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace cuda_host
+
+using cuda_host::machine;
+
+cudaError_t cudaGetDevice(int* device) {
+  *device = machine.device;
+  return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int device) {
+  machine.device = device;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount:
+      *value = machine.processors;
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = machine.major;
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = machine.minor;
+      return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = machine.shared_limit;
+      return cudaSuccess;
+  }
+  return cudaErrorInvalidValue;
+}
+const char* cudaGetErrorName(cudaError_t error) {
+  return error == cudaErrorLaunchFailure ? "cudaErrorLaunchFailure" : "cudaErrorInvalidValue";
+}
+const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorLaunchFailure ? machine.error.c_str() : "invalid argument";
+}
+cudaError_t cuda_host_shared_limit(int bytes) {
+  return bytes <= machine.shared_limit ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+PYBIND11_MODULE(vq_cuda_host, m) {
+  bind_cuda(m);
+  m.def("configure", [](bool reverse, int major, int shared_limit, int processors) {
+    machine.reverse = reverse;
+    machine.major = major;
+    machine.shared_limit = shared_limit;
+    machine.processors = processors;
+  });
+  m.def("launches", [] { return machine.launches; });
+  m.def("scale_certificate", [](float scale) { cuda_host_certificate_scale = scale; });
+  m.def("run_faulty", [](uintptr_t in, uintptr_t out, int fault) {
+    const int error = run_faulty(reinterpret_cast<const float*>(in), reinterpret_cast<float*>(out), fault);
+    if (error != cudaSuccess) throw std::runtime_error(machine.error);
+  });
+}
