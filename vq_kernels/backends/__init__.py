@@ -24,13 +24,8 @@ _MODULES = {
     "cuda": "vq_kernels.backends.cuda",
     "reference": "vq_kernels.backends.reference",
 }
-# Interim, until every backend has landed.
-import importlib.util  # noqa: E402
-
-_MODULES = {k: v for k, v in _MODULES.items() if importlib.util.find_spec(v) is not None}
 # The interpreter lets triton serve CPU tensors, for tests: only when asked for by name.
 _ORDER = {"cpu": ("native", "reference"), "cuda": ("triton", "cuda", "reference")}
-_ORDER = {d: tuple(n for n in o if n in _MODULES) for d, o in _ORDER.items()}
 
 _registered: dict[str, Backend] = {}
 _requested: str | None = None
