@@ -16,7 +16,7 @@ from models.likelihoods import Gaussian
 from models.pictures import save_curves
 from models.training.callbacks import ReconstructionPictures
 from models.training.history import read_history
-from models.training.loop import fit, load_best, prepare_folder, processes, total_steps, training_loader
+from models.training.loop import fit, load_best, prepare_folder, processes, training_loader
 from models.training.modules import AutoencoderModule
 
 if TYPE_CHECKING:
@@ -42,13 +42,13 @@ def train(
     loader = training_loader(data.train, config, world, rank)
     validation = BatchLoader(data.validation, config.batch_size, rank=rank, world=world)
     checkpoint = prepare_folder(config, resume, overwrite)
-    module = AutoencoderModule(model, config, total_steps(config, len(loader)), data.variance)
+    module = AutoencoderModule(model, config, loader, data.variance)
     pictures: list[Callback] = []
     if config.pictures_every:
         images = data.validation.batch(range(min(64, len(data.validation))))
         folder = config.folder / "reconstructions"
         pictures = [ReconstructionPictures(images, folder, config.pictures_every)]
-    best = fit(module, loader, validation, config, checkpoint, pictures)
+    best = fit(module, validation, config, checkpoint, pictures)
     load_best(module, best)
     model = model.cpu().eval()
     calibrate(model, data.validation, config.batch_size)

@@ -54,28 +54,21 @@ def training_loader(split: Split, config: LoopConfig, world: int, rank: int) -> 
     return BatchLoader(split, config.batch_size, shuffle=True, seed=config.seed, world=world, rank=rank)
 
 
-def total_steps(config: LoopConfig, batches: int) -> int:
-    """Optimizer steps of the whole run with ``batches`` batches an epoch."""
-    by_epochs = config.epochs * -(-batches // config.accumulate)
-    return by_epochs if config.steps is None else min(config.steps, by_epochs)
-
-
 def fit(
     module: SeededModule,
-    train: BatchLoader,
     validation: BatchLoader,
     config: LoopConfig,
     checkpoint: Path | None,
     callbacks: list[Callback],
 ) -> Path:
     """Train and validate every epoch. Returns the checkpoint with the lowest validation loss."""
-    trainer = make_trainer(config, module.total_steps, callbacks, batches=len(train))
+    trainer = make_trainer(config, module.total_steps, callbacks, batches=len(module.loader))
     with warnings.catch_warnings():
         # Lightning knows DataLoaders; BatchLoader needs no workers and no other sampler.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*may not be saved.*|.*exists and is not empty.*")
         warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging.*")
-        trainer.fit(module, train, validation, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(module, module.loader, validation, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     trainer.save_checkpoint(config.folder / "checkpoints" / LAST, weights_only=False)

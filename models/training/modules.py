@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models.config import LoopConfig, PriorConfig, TrainConfig
 from models.data import to_float
 from models.data.codes import CodeBatch
-from models.data.loader import Batch
+from models.data.loader import Batch, BatchLoader
 from models.metrics import ReconstructionMeter, level_names
 from models.vae import VAE
 from models.vqvae import quantizers, update_ema
@@ -30,9 +30,17 @@ class SeededModule(pl.LightningModule):
     one would have drawn.
     """
 
-    def __init__(self, model: nn.Module, config: LoopConfig, total_steps: int) -> None:
+    def __init__(self, model: nn.Module, config: LoopConfig, loader: BatchLoader) -> None:
         super().__init__()
-        self.model, self.config, self.total_steps = model, config, total_steps
+        self.model, self.config, self.loader = model, config, loader
+        self.total_steps = total_steps(config, len(loader))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning restores a loader in the middle of an epoch only; here it goes on from anywhere."""
+        checkpoint["loader"] = self.loader.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.loader.load_state_dict(checkpoint["loader"])
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         number = self.trainer.fit_loop.epoch_loop.total_batch_idx
@@ -66,8 +74,8 @@ class AutoencoderModule(SeededModule):
     config: TrainConfig
     model: Autoencoder
 
-    def __init__(self, model: Autoencoder, config: TrainConfig, total_steps: int, variance: float) -> None:
-        super().__init__(model, config, total_steps)
+    def __init__(self, model: Autoencoder, config: TrainConfig, loader: BatchLoader, variance: float) -> None:
+        super().__init__(model, config, loader)
         self.variance = variance
         self.meter = self._new_meter()
         self.validation_sums: dict[str, Tensor] = {}
@@ -119,8 +127,8 @@ class PriorModule(SeededModule):
     config: PriorConfig
     model: nn.ModuleList
 
-    def __init__(self, priors: list[AutoregressivePrior], config: PriorConfig, total_steps: int) -> None:
-        super().__init__(nn.ModuleList(priors), config, total_steps)
+    def __init__(self, priors: list[AutoregressivePrior], config: PriorConfig, loader: BatchLoader) -> None:
+        super().__init__(nn.ModuleList(priors), config, loader)
 
     def training_step(self, batch: CodeBatch, batch_idx: int) -> Tensor:
         losses = self._losses(batch)
@@ -144,3 +152,9 @@ class PriorModule(SeededModule):
             losses[f"nats_per_code{name}"] = -prior(level, given, upper).mean() / level[0].numel()
             upper = level
         return losses
+
+
+def total_steps(config: LoopConfig, batches: int) -> int:
+    """Optimizer steps of the whole run with ``batches`` batches an epoch."""
+    by_epochs = config.epochs * -(-batches // config.accumulate)
+    return by_epochs if config.steps is None else min(config.steps, by_epochs)

@@ -11,7 +11,7 @@ from models.data.codes import CodeStore
 from models.data.loader import BatchLoader
 from models.pictures import save_curves
 from models.training.history import read_history
-from models.training.loop import fit, load_best, prepare_folder, processes, total_steps, training_loader
+from models.training.loop import fit, load_best, prepare_folder, processes, training_loader
 from models.training.modules import PriorModule
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def train_prior(
     loader = training_loader(store.split("train"), config, world, rank)
     validation = BatchLoader(store.split("validation"), config.batch_size, rank=rank, world=world)
     checkpoint = prepare_folder(config, resume, overwrite)
-    module = PriorModule(priors, config, total_steps(config, len(loader)))
-    load_best(module, fit(module, loader, validation, config, checkpoint, []))
+    module = PriorModule(priors, config, loader)
+    load_best(module, fit(module, validation, config, checkpoint, []))
     priors = [prior.cpu().eval() for prior in priors]
     if rank == 0:
         for level, prior in enumerate(priors):
