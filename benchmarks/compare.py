@@ -13,6 +13,7 @@ from . import layers
 from .agreement import BFLOAT16, TF32, Disagreement, check_against_float64, check_indices
 from .launches import captured, device_activities
 from .measure import DEFAULT_BUDGET, Budget, Call, Timer, measure_alone, measure_pairs, timer_for
+from .memory import peak_beyond_outputs
 from .peers import Peer, Search, our_search, search_peers
 from .report import Row
 from .work import Case, make_inputs
@@ -49,7 +50,11 @@ class Comparison:
     def __init__(self, work: str, case: Case, who: str, ours: Call, options: Options) -> None:
         self._ours, self._options = ours, options
         spread = measure_alone(ours, timer=options.timer, budget=options.budget)
-        self.rows = [Row(work, case, who, spread=spread)]
+        self.rows = [Row(work, case, who, spread=spread, peak=self._peak(ours))]
+
+    def _peak(self, call: Call) -> int | None:
+        """On a GPU the allocator tells the peak in passing; on the CPU it takes a process of its own."""
+        return peak_beyond_outputs(call, "cuda") if self._options.device == "cuda" else None
 
     def add(self, who: str, prepare: Callable[[], tuple[Call, int]], reason: str | None = None) -> None:
         """Time a contender, or record why not.
@@ -67,6 +72,7 @@ class Comparison:
         try:
             call, row.differing_rows = prepare()
             pairs = measure_pairs(self._ours, call, timer=options.timer, budget=options.budget)
+            row.peak = None if "graph" in who else self._peak(call)  # a graph keeps its memory
         except torch.OutOfMemoryError as error:
             row.reason = f"out of memory: {error}".splitlines()[0]
             torch.cuda.empty_cache()

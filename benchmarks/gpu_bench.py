@@ -19,13 +19,11 @@ import torch
 
 from . import machine, scaling
 from .compare import LAYER_PEER, Options, compare_layer, compare_search
-from .layers import forward_only, our_layer, training_step
 from .measure import Budget
 from .memory import SWEEP_D, SWEEP_K, Probe, peak_beyond_outputs, sweep_lines
-from .peers import our_search
 from .report import Row, mark_best, table
 from .roofline import Roofs, measure_roofs
-from .work import Case, make_inputs
+from .work import Case
 
 SECONDS = 510.0  # of the nine minutes, with room for start, memory and writing
 PEERS_UNTIL = 0.85  # share of the time after which no further peer is begun
@@ -127,28 +125,10 @@ class GpuBench:
         )
 
     def layer(self, case: Case, work: str) -> None:
-        rows = compare_layer(case, work, self.options(work, case))
-        rows[0].peak = self._layer_peak(case, work)
-        self.rows += rows
+        self.rows += compare_layer(case, work, self.options(work, case))
 
     def search(self, case: Case, first: str) -> None:
-        rows = compare_search(case, self.options("search", case), first)
-        x, codebook = make_inputs(case, self.device)
-        for row in rows:
-            precision = row.who.removeprefix("vq_kernels ")
-            if precision in ("exact", "high", "fast"):
-                search = our_search(x, codebook, precision=precision, backend=self.backend)
-                row.peak = peak_beyond_outputs(search, self.device)
-        self.rows += rows
-
-    def _layer_peak(self, case: Case, work: str) -> int:
-        train = work == "step"
-        x = make_inputs(case, self.device)[0][None].requires_grad_(train)
-        layer = our_layer(case, self.device, self.backend)
-        run = (training_step if train else forward_only)(layer, x)
-        run()
-        x.grad = None
-        return peak_beyond_outputs(lambda: (*run(), x.grad), self.device)
+        self.rows += compare_search(case, self.options("search", case), first)
 
     def memory(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []

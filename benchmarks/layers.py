@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
     codebook: Tensor  # [K, D] after the call
 
 
-Run = Callable[[], tuple[Tensor, Tensor, Tensor]]
+Run = Callable[[], tuple[Tensor, ...]]  # quantized, indices, loss and, of a step, the gradient of x
 
 
 def peer_reason() -> str | None:
@@ -59,7 +59,7 @@ def forward_only(layer: nn.Module, x: Tensor) -> Run:
     """Inference: no gradient, no update. x ``[1, N, D]``."""
     layer.eval()
 
-    def run() -> tuple[Tensor, Tensor, Tensor]:
+    def run() -> tuple[Tensor, ...]:
         with torch.no_grad():
             return tuple(layer(x)[:3])
 
@@ -67,16 +67,18 @@ def forward_only(layer: nn.Module, x: Tensor) -> Run:
 
 
 def training_step(layer: nn.Module, x: Tensor) -> Run:
-    """Forward with EMA update, then backward from the quantized rows and the loss; x gets ``.grad``."""
+    """Forward with EMA update, then backward from the quantized rows and the loss."""
     layer.train()
     grad = make_gradient(x)
     of_loss = torch.ones((), device=x.device)  # made once: its kernel is not the layer's
 
-    def run() -> tuple[Tensor, Tensor, Tensor]:
-        x.grad = None
+    def run() -> tuple[Tensor, ...]:
         quantized, indices, loss = layer(x)[:3]
         torch.autograd.backward((quantized, loss), (grad, of_loss.expand(loss.shape)))
-        return quantized, indices, loss
+        of_x, x.grad = x.grad, None
+        if of_x is None:
+            raise Disagreement("the layer left x without a gradient")
+        return quantized, indices, loss, of_x
 
     return run
 
@@ -91,9 +93,9 @@ def make_gradient(x: Tensor) -> Tensor:
 def outcome(layer: nn.Module, x: Tensor, train: bool) -> Outcome:
     """Call the layer once on x ``[1, N, D]`` and gather everything that must agree."""
     rows = x.detach().clone().requires_grad_(train)
-    quantized, indices, loss = (training_step if train else forward_only)(layer, rows)()
+    quantized, indices, loss, *grad = (training_step if train else forward_only)(layer, rows)()
     codebook = layer._codebook.embed[0]  # type: ignore[index, union-attr]
-    return Outcome(quantized[0], indices[0], loss, None if rows.grad is None else rows.grad[0], codebook)
+    return Outcome(quantized[0], indices[0], loss, grad[0][0] if train else None, codebook)
 
 
 def check_layers(ours: nn.Module, theirs: nn.Module, x: Tensor, *, train: bool) -> int:
@@ -110,10 +112,8 @@ def check_layers(ours: nn.Module, theirs: nn.Module, x: Tensor, *, train: bool) 
     differing = check_indices(x[0].detach(), before, mine.indices, other.indices)
     same = mine.indices == other.indices
     check_close("quantized", mine.quantized[same], other.quantized[same], relative=1e-4)
-    if train:
+    if mine.grad is not None and other.grad is not None:
         check_close("loss", mine.loss, other.loss, relative=1e-4)  # in eval the peer's is 0
-        if mine.grad is None or other.grad is None:
-            raise Disagreement("a layer left x without a gradient")
         check_close("gradient of x", mine.grad[same], other.grad[same], relative=1e-3)
         touched = torch.cat([mine.indices[~same], other.indices[~same]])
         whole = torch.ones(len(before), dtype=torch.bool, device=x.device)

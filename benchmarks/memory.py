@@ -100,9 +100,7 @@ class Probe:
         x = make_inputs(case, self.device)[0][None]
         if self.work == "forward":
             return layers.forward_only(layer, x)
-        rows = x.requires_grad_()
-        step = layers.training_step(layer, rows)
-        return lambda: (*step(), rows.grad)
+        return layers.training_step(layer, x.requires_grad_())
 
     def _search(self, x: Tensor, codebook: Tensor) -> Callable[[], object]:
         from .peers import our_search, search_peers

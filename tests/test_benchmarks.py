@@ -148,10 +148,11 @@ def test_memory_probe_sees_an_n_by_k_array_and_not_the_outputs():
     case = Case(4096, 16, 4096)
     x, codebook = make_inputs(case)
     matrix = 4 * case.n * case.k
-    assert peak_beyond_outputs(cdist_argmin(x, codebook)) >= matrix
+    almost = 0.95 * matrix  # the system counts pages in batches
+    assert peak_beyond_outputs(cdist_argmin(x, codebook)) >= almost
     assert peak_beyond_outputs(our_search(x, codebook)) < matrix / 8
     assert peak_beyond_outputs(lambda: torch.ones(case.n, case.k)) < matrix / 8
-    assert peak_beyond_outputs(lambda: torch.ones(case.n, case.k)[:1].clone()) >= matrix - 2**18
+    assert peak_beyond_outputs(lambda: torch.ones(case.n, case.k)[:1].clone()) >= almost
 
 
 def test_memory_probes_run_in_a_process_of_their_own_and_report_failure():
