@@ -135,13 +135,18 @@ void fiber_main() {
   suspend(State::kDone);
 }
 
+unsigned char* aligned_shared(Block& b) {
+  auto* p = b.shared.data();
+  return p + (128 - reinterpret_cast<uintptr_t>(p) % 128) % 128;
+}
+
 void start_block(Block& b, const Launch& launch, dim3 index, size_t first_stack) {
   const unsigned threads = launch.block.x;
   b.fibers.resize(threads);
   b.warps.assign((threads + kWarpSize - 1) / kWarpSize, Warp{});
   b.shared_bytes = launch.shared_bytes;
-  b.shared.assign(launch.shared_bytes + kGuardBytes + 128, kPoison);
-  std::fill(b.shared.begin() + static_cast<ptrdiff_t>(launch.shared_bytes) + 128, b.shared.end(), kGuard);
+  b.shared.assign(launch.shared_bytes + kGuardBytes, kPoison);
+  std::fill(aligned_shared(b) + b.shared_bytes, b.shared.data() + b.shared.size(), kGuard);
   b.at_barrier = b.done = 0;
   while (machine.stacks.size() < first_stack + threads) {
     machine.stacks.emplace_back(new unsigned char[kStackBytes]);
@@ -157,16 +162,10 @@ void start_block(Block& b, const Launch& launch, dim3 index, size_t first_stack)
   }
 }
 
-unsigned char* aligned_shared(Block& b) {
-  auto* p = b.shared.data();
-  return p + (128 - reinterpret_cast<uintptr_t>(p) % 128) % 128;
-}
-
 void check_guard(Block& b) {
-  const unsigned char* end = aligned_shared(b) + b.shared_bytes;
-  const unsigned char* last = b.shared.data() + b.shared.size();
-  for (const unsigned char* p = b.shared.data() + b.shared_bytes + 128; p < last; ++p) {
-    if (p >= end && *p != kGuard) machine.error = "write past the end of dynamic shared memory";
+  const unsigned char* end = b.shared.data() + b.shared.size();
+  for (const unsigned char* p = aligned_shared(b) + b.shared_bytes; p < end; ++p) {
+    if (*p != kGuard) machine.error = "write past the end of dynamic shared memory";
   }
 }
 
