@@ -202,5 +202,9 @@ def test_training_without_gradients_updates_the_codebook() -> None:
     with torch.no_grad():
         layer(torch.randn(30, 6))
     assert not torch.equal(layer.codebook, before)
+    before = layer.codebook.clone()
     with torch.inference_mode():
+        layer(torch.randn(30, 6))
         layer.eval()(torch.randn(30, 6))
+    assert not torch.equal(layer.codebook, before)
+    layer.train()(torch.randn(30, 6, requires_grad=True)).loss.backward()

@@ -19,7 +19,7 @@ CASES: dict[str, tuple[int, tuple[int, ...], dict[str, Any]]] = {
     "one_token": (12, (29, 12), {}),
     "straight_through": (12, (3, 41, 12), {"rotation_trick": False}),
     "rotation_trick": (12, (3, 41, 12), {"rotation_trick": True}),
-    "dim_one": (1, (3, 41, 1), {}),
+    "dim_one": (1, (2, 9, 1), {}),
     "decay_eps_weight": (12, (3, 41, 12), {"decay": 0.95, "eps": 1e-3, "commitment_weight": 0.25}),
     "no_commitment": (12, (3, 41, 12), {"commitment_weight": 0.0}),
     "cosine": (12, (3, 41, 12), {"use_cosine_sim": True}),

@@ -128,6 +128,20 @@ def test_unknown_arguments_are_refused() -> None:
 CALLS: dict[str, tuple[dict[str, Any], Any, dict[str, Any], type[Exception], list[str]]] = {
     "not_a_tensor": ({}, [1.0], {}, TypeError, ["x", "list", "Tensor"]),
     "integers": ({}, torch.ones(3, 4, dtype=torch.int64), {}, TypeError, ["x", "int64", "float32"]),
+    "integers_to_project": (
+        {"codebook_dim": 2, "kmeans_init": True},
+        torch.ones(3, 4, dtype=torch.int64),
+        {},
+        TypeError,
+        ["x", "int64", "float32"],
+    ),
+    "other_device": (
+        {"kmeans_init": True},
+        torch.ones(3, 4, device="meta"),
+        {},
+        ValueError,
+        ["x", "meta", "cpu"],
+    ),
     "wrong_dim": ({}, torch.ones(3, 5), {}, ValueError, ["x", "(3, 5)", "[..., 4]"]),
     "one_dimension": ({}, torch.ones(4), {}, ValueError, ["x", "(4,)", "two dimensions"]),
     "channel_last_given_first": (

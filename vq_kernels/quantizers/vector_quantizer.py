@@ -229,6 +229,12 @@ class FusedVectorQuantizer(CodebookAccess):
     def _channel_dim(self, x: Tensor) -> int:
         if not isinstance(x, Tensor):
             raise TypeError(f"x is a {type(x).__name__}; accepted: a torch.Tensor")
+        if not x.is_floating_point():
+            raise TypeError(f"x has dtype {x.dtype}; accepted: float32, bfloat16, float16 or float64")
+        if x.device != self._codebook.embed.device:
+            raise ValueError(
+                f"x is on {x.device}; accepted: the layer's device {self._codebook.embed.device}"
+            )
         if self.accept_image_fmap:
             wanted, fits = f"[B, {self.dim}, H, W]", x.ndim == 4
         elif self.accept_3d_fmap:
