@@ -28,6 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "embedding_dim": 8,
         "codebook_size": 32,
         "downscale": 2,
+        "decay": 0.9,
     },
     "paper": {
         "data": "ylecun/mnist",
@@ -47,7 +48,7 @@ SHARED: dict[str, Any] = {
     "dead_code_threshold": 1.0,
 }
 PRIORS: dict[str, dict[str, Any]] = {
-    "small": {"width": 64, "layers": 3, "dropout": 0.2, "lr": 2e-3, "epochs": 25, "schedule": "cosine"},
+    "small": {"width": 64, "layers": 3, "dropout": 0.2, "lr": 2e-3, "epochs": 40, "schedule": "cosine"},
     "paper": {"width": 64, "layers": 3, "dropout": 0.1, "lr": 1.5e-3, "epochs": 10},
 }
 # One setting is changed at a time.

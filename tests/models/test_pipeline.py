@@ -40,9 +40,7 @@ def test_code_store_round_trip(tmp_path: Path, data, model: VQVAE2) -> None:
     assert [len(store.split(name)) for name in ("train", "validation", "test")] == [150, 150, 150]
     assert len(list((tmp_path / "train").glob("*.arrow"))) == 3
     rows = [3, 149, 70]
-    codes = (
-        CodeStore(tmp_path).train.batch(rows) if hasattr(store, "train") else store.split("train").batch(rows)
-    )
+    codes = CodeStore(tmp_path).split("train").batch(rows)
     for got, truth in zip(codes, model.encode(to_float(data.train.batch(rows))), strict=True):
         assert torch.equal(got, truth)
     assert torch.equal(store.split("train").batch_labels(rows), data.train.labels[rows])
@@ -119,7 +117,7 @@ def test_reconstruction_figures_against_their_definitions(data) -> None:
     assert found["psnr"] == pytest.approx(10 * math.log10(1 / mse))
     assert found["perplexity"] == pytest.approx(math.exp(1.5 * math.log(2)), rel=1e-5)
     assert found["usage"] == 0.75
-    assert ssim(x, x).min() == pytest.approx(1.0)
+    assert ssim(x, x).min() == pytest.approx(1.0, abs=1e-4)
     assert ssim(y, x).mean() < 0.99
     assert level_names(3) == ["_top", "_middle1", "_bottom"]
 
@@ -141,7 +139,7 @@ def test_rfid_with_a_feature_network(tmp_path: Path, data) -> None:
     model = VQVAE(1, downscale=2, **TINY)
     found = evaluate(model, data, fid_weights=str(tmp_path / "features.pt"))
     assert found["rfid"] > 0
-    with pytest.raises(ValueError, match="nowhere.pt' do not exist"):
+    with pytest.raises(ValueError, match=r"nowhere\.pt' do not exist"):
         evaluate(model, data, fid_weights="nowhere.pt")
 
 
