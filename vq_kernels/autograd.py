@@ -104,3 +104,24 @@ class VectorQuantize(torch.autograd.Function):
             pull = grad_loss * (2.0 * o.codebook_weight / dim) / valid_rows.clamp(min=1)
             grad_codebook = (pull * (counts[:, None] * codebook - sums)).to(codebook.dtype)
         return grad_x, grad_codebook, None, None
+
+
+class EagerVectorQuantize(torch.autograd.Function):
+    """:class:`VectorQuantize` in the older form, which functorch cannot transform.
+
+    For eager calls on plain tensors: PyTorch binds the signature of a Function with ``setup_context``
+    anew in every call, which costs more than the kernel on small inputs.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, codebook: Tensor, mask: Tensor | None, options: Options
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        outputs = VectorQuantize.forward(x, codebook, mask, options)
+        VectorQuantize.setup_context(ctx, (x, codebook, mask, options), outputs)
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        return VectorQuantize.backward(ctx, *grads)

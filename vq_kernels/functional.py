@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .autograd import GatherCodes, Options, VectorQuantize
+from .autograd import EagerVectorQuantize, GatherCodes, Options, VectorQuantize
 
 METRICS = ("l2", "cosine")
 PRECISIONS = ("exact", "high", "fast")
@@ -195,7 +195,8 @@ def vector_quantize(
 
     Returns:
         :class:`VectorQuantized`. The backward pass reads ``codebook`` again: pass a clone of one that
-        is updated in place in between.
+        is updated in place in between. Under ``torch.compile`` inductor may drop that clone; one made
+        by ``gather_codes(codebook, arange(K))`` stays (``FusedVectorQuantizer`` does this itself).
     """
     channel_dim = _check_x_and_codebook(x, codebook, channel_dim)
     _check_choice("metric", metric, METRICS)
@@ -225,7 +226,8 @@ def vector_quantize(
         backend,
     )
     if torch.is_grad_enabled() and (x.requires_grad or codebook.requires_grad):
-        outputs = VectorQuantize.apply(x, codebook, mask, options)
+        function = EagerVectorQuantize if ops.is_plain(x, codebook, mask) else VectorQuantize
+        outputs = function.apply(x, codebook, mask, options)
     else:
         outputs = VectorQuantize.forward(x, codebook, mask, options)
     quantized, loss, indices, counts, sums, _ = outputs

@@ -243,7 +243,7 @@ for _name, (_implementation, _fake) in _OPERATORS.items():
 # --- the eager fast path --------------------------------------------------------------------------
 
 
-def _is_plain(*tensors: Tensor | None) -> bool:
+def is_plain(*tensors: Tensor | None) -> bool:
     """Whether calling the implementation directly is the same as going through the dispatcher.
 
     It is unless something wants to see the operator: a compiler, a functorch transform (vmap,
@@ -259,7 +259,7 @@ def _is_plain(*tensors: Tensor | None) -> bool:
 
 def call(name: str, *args: object) -> object:
     """Run an operator: straight to the kernel where nothing needs to see it, else through torch.ops."""
-    if _is_plain(*(a for a in args if isinstance(a, Tensor))):
+    if is_plain(*(a for a in args if isinstance(a, Tensor))):
         with torch.no_grad():
             return _OPERATORS[name][0](*args)
     return getattr(torch.ops.vq_kernels, name)(*args)
