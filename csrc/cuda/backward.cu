@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kBackwardThreads = 256;
 constexpr int kBackwardRows = 64;  // of a block with a warp a row; with a thread a row, its threads
+constexpr int kBatch = 4;
 constexpr float kSmallestNorm = 1e-6f;
 
 struct BackwardArgs {
@@ -80,25 +81,48 @@ __device__ void rotate_row(const Row<X, E>& row, int dim, int lane, float pull) 
   }
 }
 
+template <typename X, typename E>
+__device__ Row<X, E> row_at(const BackwardArgs& a, int64_t n, int64_t index) {
+  return Row<X, E>{a.grad == nullptr ? nullptr : static_cast<const X*>(a.grad) + a.grad_map.offset(n),
+                   static_cast<const X*>(a.x) + a.x_map.offset(n),
+                   static_cast<const E*>(a.codebook) + index * a.dim,
+                   static_cast<X*>(a.out) + a.out_map.offset(n),
+                   a.grad_map.strides.dim,
+                   a.x_map.strides.dim,
+                   a.out_map.strides.dim};
+}
+
+// kBatch rows at once, so that their loads are under way together; an index of -1 gives zeros.
 template <int LANES, typename X, typename E>
-__device__ void backward_row(const BackwardArgs& a, int64_t n, int64_t index, int lane, float pull) {
-  const X* grad = a.grad == nullptr ? nullptr : static_cast<const X*>(a.grad) + a.grad_map.offset(n);
-  const Row<X, E> row{grad,
-                      static_cast<const X*>(a.x) + a.x_map.offset(n),
-                      static_cast<const E*>(a.codebook) + index * a.dim,
-                      static_cast<X*>(a.out) + a.out_map.offset(n),
-                      a.grad_map.strides.dim,
-                      a.x_map.strides.dim,
-                      a.out_map.strides.dim};
-  if (a.rotation && grad != nullptr) {
-    rotate_row<LANES>(row, a.dim, lane, pull);
-    return;
+__device__ void backward_batch(const BackwardArgs& a, const int64_t (&numbers)[kBatch],
+                               const int64_t (&indices)[kBatch], const bool (&present)[kBatch], int lane,
+                               float pull) {
+  Row<X, E> row[kBatch];
+#pragma unroll
+  for (int i = 0; i < kBatch; ++i) {
+    row[i] = row_at<X, E>(a, present[i] ? numbers[i] : 0, indices[i] < 0 ? 0 : indices[i]);
   }
-#pragma unroll 4
+  if (a.rotation && a.grad != nullptr) {
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (present[i] && indices[i] >= 0) rotate_row<LANES>(row[i], a.dim, lane, pull);
+    }
+  }
   for (int d = lane; d < a.dim; d += LANES) {
-    float result = row.g(d);
-    if (a.grad_loss != nullptr) result = fmaf(pull, row.value(d) - row.e(d), result);
-    row.out[d * row.out_step] = from_float<X>(result);
+    float g[kBatch], difference[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const bool counts = present[i] && indices[i] >= 0;
+      g[i] = counts && !a.rotation ? row[i].g(d) : 0.0f;
+      difference[i] = counts && a.grad_loss != nullptr ? row[i].value(d) - row[i].e(d) : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const bool rotated = a.rotation && a.grad != nullptr && indices[i] >= 0;
+      const float result = a.grad_loss != nullptr ? fmaf(pull, difference[i], g[i]) : g[i];
+      if (present[i] && !rotated)
+        row[i].out[d * row[i].out_step] = from_float<X>(indices[i] < 0 ? 0.0f : result);
+    }
   }
 }
 
@@ -106,23 +130,26 @@ template <int LANES, typename X>
 __device__ void backward_rows(const BackwardArgs& a, float pull) {
   const int tid = static_cast<int>(threadIdx.x), lane = tid % LANES;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * a.block_rows;
-  for (int r = tid / LANES; r < a.block_rows; r += kBackwardThreads / LANES) {
-    const int64_t n = first_row + r;
-    if (n >= a.rows) break;
-    const int64_t index = a.indices[n];
-    if (index < 0) {
-      X* out = static_cast<X*>(a.out) + a.out_map.offset(n);
-      for (int d = lane; d < a.dim; d += LANES) out[d * a.out_map.strides.dim] = from_float<X>(0.0f);
-    } else if (a.codebook_is_float) {
-      backward_row<LANES, X, float>(a, n, index, lane, pull);
+  constexpr int kStride = kBackwardThreads / LANES;  // from one of a thread's rows to the next
+  for (int r = tid / LANES; r < a.block_rows; r += kBatch * kStride) {
+    int64_t numbers[kBatch], indices[kBatch];
+    bool present[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      numbers[i] = first_row + r + i * kStride;
+      present[i] = r + i * kStride < a.block_rows && numbers[i] < a.rows;
+      indices[i] = present[i] ? a.indices[numbers[i]] : -1;
+    }
+    if (a.codebook_is_float) {
+      backward_batch<LANES, X, float>(a, numbers, indices, present, lane, pull);
     } else {
-      backward_row<LANES, X, X>(a, n, index, lane, pull);
+      backward_batch<LANES, X, X>(a, numbers, indices, present, lane, pull);
     }
   }
 }
 
 template <typename X>
-__global__ void __launch_bounds__(kBackwardThreads) backward_kernel(const BackwardArgs a) {
+__global__ void __launch_bounds__(kBackwardThreads) backward_kernel(const __grid_constant__ BackwardArgs a) {
   float pull = 0.0f;
   if (a.grad_loss != nullptr) {
     const int64_t valid = *a.valid_rows > 0 ? *a.valid_rows : 1;

@@ -82,9 +82,14 @@ __device__ inline T warp_sum(T v) {
   return v;
 }
 
+// Of values that are not negative: their bits are ordered as they are.
 __device__ inline float warp_max(float v) {
+#if __CUDA_ARCH__ >= 800
+  return __uint_as_float(__reduce_max_sync(kAllLanes, __float_as_uint(v)));
+#else
   for (int step = kWarp / 2; step > 0; step /= 2) v = fmaxf(v, __shfl_xor_sync(kAllLanes, v, step));
   return v;
+#endif
 }
 
 // Sum over the block in an order that depends on THREADS alone; every thread gets it. scratch holds

@@ -34,7 +34,7 @@ __device__ float count_of(const EmaArgs& a, int64_t code) {
                             : static_cast<float>(static_cast<const int64_t*>(a.counts)[code]);
 }
 
-__global__ void __launch_bounds__(kEmaThreads) ema_kernel(const EmaArgs a) {
+__global__ void __launch_bounds__(kEmaThreads) ema_kernel(const __grid_constant__ EmaArgs a) {
   double* scratch = reinterpret_cast<double*>(dynamic_shared());
   const int tid = static_cast<int>(threadIdx.x), warp = tid / kWarp, lane = tid % kWarp;
   const int64_t slices = (a.codes + kEmaThreads - 1) / kEmaThreads;

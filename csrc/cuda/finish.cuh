@@ -18,31 +18,45 @@ inline int64_t finish_bytes(int64_t dim) {
   return rescore > sums ? rescore : sums;
 }
 
-// Squared error and largest magnitude of row elements first, first + step, ..., which are also written.
-template <typename X, typename E>
-__device__ void emit_elements(const SearchArgs& a, int64_t n, int j, int flag, int first, int step,
-                              float& squares, float& largest) {
-  const X* x = static_cast<const X*>(a.x) + a.x_map.offset(n);
-  X* out = static_cast<X*>(a.out) + a.out_map.offset(n);
-  const E* code = static_cast<const E*>(a.codebook) + static_cast<int64_t>(j) * a.dim;
-  for (int d = first; d < a.dim; d += step) {
-    const float value = to_float(x[d * a.x_map.strides.dim]);
-    float e = flag & kNonfinite ? __uint_as_float(0x7fc00000u) : to_float(code[d]);
-    const float difference = e - value;
-    squares = fmaf(difference, difference, squares);
-    largest = fmaxf(largest, fabsf(value));
-    if (flag & kMasked) e = 0.0f;
-    out[d * a.out_map.strides.dim] = from_float<X>(e);
-  }
-}
+// Rows at once of a thread, whose loads are under way together.
+constexpr int kEmitRows = 4;
 
-template <typename X>
-__device__ void emit_row(const SearchArgs& a, int64_t n, int j, int flag, int first, int step, float& squares,
-                         float& largest) {
-  if (a.codebook_is_float) {
-    emit_elements<X, float>(a, n, j, flag, first, step, squares, largest);
-  } else {
-    emit_elements<X, X>(a, n, j, flag, first, step, squares, largest);
+// Writes elements first, first + step, ... of up to kEmitRows quantized rows: row i is row numbers[i] of
+// the batch, and is left alone if flags[i] has kOutside. Gives the rows' squared errors and largest
+// magnitudes over those elements.
+template <typename X, typename E>
+__device__ void emit_elements(const SearchArgs& a, const int64_t (&numbers)[kEmitRows],
+                              const int (&codes)[kEmitRows], const int (&flags)[kEmitRows], int first,
+                              int step, float (&squares)[kEmitRows], float (&largest)[kEmitRows]) {
+  const int dim = a.dim;
+  const int64_t x_step = a.x_map.strides.dim, out_step = a.out_map.strides.dim;
+  const X* x[kEmitRows];
+  const E* code[kEmitRows];
+  X* out[kEmitRows];
+#pragma unroll
+  for (int i = 0; i < kEmitRows; ++i) {
+    const int64_t n = flags[i] & kOutside ? 0 : numbers[i];
+    x[i] = static_cast<const X*>(a.x) + a.x_map.offset(n);
+    out[i] = static_cast<X*>(a.out) + a.out_map.offset(n);
+    code[i] = static_cast<const E*>(a.codebook) + static_cast<int64_t>(codes[i]) * dim;
+  }
+  for (int d = first; d < dim; d += step) {
+    float value[kEmitRows], e[kEmitRows];
+#pragma unroll
+    for (int i = 0; i < kEmitRows; ++i) {
+      const bool inside = (flags[i] & kOutside) == 0;
+      value[i] = inside ? to_float(x[i][d * x_step]) : 0.0f;
+      e[i] = inside ? to_float(code[i][d]) : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < kEmitRows; ++i) {
+      if (flags[i] & kOutside) continue;
+      if (flags[i] & kNonfinite) e[i] = __uint_as_float(0x7fc00000u);
+      const float difference = e[i] - value[i];
+      squares[i] = fmaf(difference, difference, squares[i]);
+      largest[i] = fmaxf(largest[i], fabsf(value[i]));
+      out[i][d * out_step] = from_float<X>(flags[i] & kMasked ? 0.0f : e[i]);
+    }
   }
 }
 
@@ -85,10 +99,11 @@ __device__ inline void reduce_error(const SearchArgs& a, double squares, int64_t
   }
 }
 
-// index and flag: [ROWS] in shared memory; scratch: finish_bytes(D) of it, free to use.
+// index and flag: [ROWS] in shared memory; scratch: finish_bytes(D) of it, free to use. Not inlined: it is
+// the last thing every kernel does, so that a call costs nothing and saves a copy of it in each.
 template <typename X, int ROWS>
-__device__ void finish(const SearchArgs& a, int64_t first_row, int* index, const int* flag,
-                       unsigned char* scratch) {
+__device__ __noinline__ void finish(const SearchArgs& a, int64_t first_row, int* index, const int* flag,
+                                    unsigned char* scratch) {
   const int tid = static_cast<int>(threadIdx.x);
   __syncthreads();
   if (a.certify) {
@@ -106,27 +121,38 @@ __device__ void finish(const SearchArgs& a, int64_t first_row, int* index, const
     }
     return;
   }
+  // Channel-first: neighbouring threads take neighbouring rows. Else a warp takes a row's elements.
   double squares = 0.0;
   int64_t rows = 0;
+  const bool by_row = a.lanes_over_rows;
   const int lane = tid % kWarp;
-  const int step = a.lanes_over_rows ? kThreads : kWarps;
-  for (int r = a.lanes_over_rows ? tid : tid / kWarp; r < ROWS; r += step) {
-    if (flag[r] & kOutside) continue;
-    float row_squares = 0.0f, largest = 0.0f;
-    bool writes = true;
-    if (a.lanes_over_rows) {
-      emit_row<X>(a, first_row + r, index[r], flag[r], 0, 1, row_squares, largest);
-    } else {
-      emit_row<X>(a, first_row + r, index[r], flag[r], lane, kWarp, row_squares, largest);
-      row_squares = warp_sum(row_squares);
-      largest = warp_max(largest);
-      writes = lane == 0;
+  const int stride = by_row ? kThreads : kWarps;  // from one of a thread's rows to the next
+  for (int first = by_row ? tid : tid / kWarp; first < ROWS; first += kEmitRows * stride) {
+    int64_t numbers[kEmitRows];
+    int codes[kEmitRows], flags[kEmitRows];
+    float row_squares[kEmitRows] = {}, largest[kEmitRows] = {};
+#pragma unroll
+    for (int i = 0; i < kEmitRows; ++i) {
+      const int r = first + i * stride;
+      numbers[i] = first_row + r;
+      codes[i] = r < ROWS ? index[r] : 0;
+      flags[i] = r < ROWS ? flag[r] : kOutside;
     }
-    if (!writes) continue;
-    count_row(a, first_row + r, index[r], flag[r], largest);
-    if (flag[r] & kMasked) continue;
-    squares += row_squares;
-    rows += 1;
+    const int start = by_row ? 0 : lane, step = by_row ? 1 : kWarp;
+    if (a.codebook_is_float) {
+      emit_elements<X, float>(a, numbers, codes, flags, start, step, row_squares, largest);
+    } else {
+      emit_elements<X, X>(a, numbers, codes, flags, start, step, row_squares, largest);
+    }
+#pragma unroll
+    for (int i = 0; i < kEmitRows; ++i) {
+      if (flags[i] & kOutside) continue;
+      if (!(flags[i] & kMasked)) squares += row_squares[i];
+      if (!by_row && a.statistics.counts != nullptr) largest[i] = warp_max(largest[i]);
+      if (!by_row && lane != 0) continue;
+      if (!(flags[i] & kMasked)) rows += 1;
+      count_row(a, numbers[i], codes[i], flags[i], largest[i]);
+    }
   }
   reduce_error(a, squares, rows, reinterpret_cast<FinishScratch*>(scratch));
 }

@@ -52,7 +52,7 @@ __device__ void clear_statistics(const PrepareArgs& a, int code, int lane) {
 }
 
 template <typename E>
-__global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const PrepareArgs a) {
+__global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_constant__ PrepareArgs a) {
   float* centre = reinterpret_cast<float*>(dynamic_shared());  // [D]
   float* scratch = centre + a.dim;  // [warps]
   const int tid = static_cast<int>(threadIdx.x);

@@ -50,7 +50,7 @@ inline int64_t matrix_shared_bytes(int64_t dim, int64_t padded_dim) {
 
 // --- loading ---------------------------------------------------------------------------------------
 
-template <typename X, int PRODUCTS>
+template <int PRODUCTS>
 __device__ inline void store_parts(const SearchArgs& a, float value, int r, int d, int pitch,
                                    __nv_bfloat16* high, __nv_bfloat16* low, int* nonfinite) {
   if (!is_finite(value)) atomicOr(nonfinite + r, 1);
@@ -71,20 +71,40 @@ __device__ inline void load_rows(const SearchArgs& a, int64_t first_row, int pit
   }
   __syncthreads();
   const int64_t present = a.rows - first_row;
-  if (a.lanes_over_rows) {
+  // Loads first, then stores: so many are under way at a time.
+  constexpr int kBatch = 8;
+  const bool by_row = a.lanes_over_rows;
+  const int dim = a.dim;
+  const int64_t x_step = a.x_map.strides.dim;
+  if (by_row) {
     const int r = tid % ROWS;
-    for (int d = tid / ROWS; d < a.padded_dim; d += kThreads / ROWS) {
-      const bool inside = r < present && d < a.dim;
-      const float value = inside ? to_float(x[rows->offset[r] + d * a.x_map.strides.dim]) : 0.0f;
-      store_parts<X, PRODUCTS>(a, value, r, d, pitch, high, low, rows->nonfinite);
+    const X* row = x + rows->offset[r];
+    for (int d0 = tid / ROWS; d0 < a.padded_dim; d0 += kBatch * (kThreads / ROWS)) {
+      float value[kBatch];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const int d = d0 + i * (kThreads / ROWS);
+        value[i] = r < present && d < dim ? to_float(row[d * x_step]) : 0.0f;
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const int d = d0 + i * (kThreads / ROWS);
+        if (d < a.padded_dim) store_parts<PRODUCTS>(a, value[i], r, d, pitch, high, low, rows->nonfinite);
+      }
     }
   } else {
-#pragma unroll 4
-    for (int r = tid / kWarp; r < ROWS; r += kWarps) {
-      for (int d = tid % kWarp; d < a.padded_dim; d += kWarp) {
-        const bool inside = r < present && d < a.dim;
-        const float value = inside ? to_float(x[rows->offset[r] + d * a.x_map.strides.dim]) : 0.0f;
-        store_parts<X, PRODUCTS>(a, value, r, d, pitch, high, low, rows->nonfinite);
+    for (int d = tid % kWarp; d < a.padded_dim; d += kWarp) {
+      for (int r0 = tid / kWarp; r0 < ROWS; r0 += kBatch * kWarps) {
+        float value[kBatch];
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) {
+          const int r = r0 + i * kWarps;
+          value[i] = r < present && d < dim ? to_float(x[rows->offset[r] + d * x_step]) : 0.0f;
+        }
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) {
+          store_parts<PRODUCTS>(a, value[i], r0 + i * kWarps, d, pitch, high, low, rows->nonfinite);
+        }
       }
     }
   }
@@ -177,7 +197,7 @@ constexpr int blocks_per_processor(bool certify, bool deep, int row_tiles) {
 
 template <typename X, int PRODUCTS, bool CERTIFY, bool DEEP, int ROW_TILES>
 __global__ void __launch_bounds__(kThreads, blocks_per_processor(CERTIFY, DEEP, ROW_TILES))
-    search_mma_kernel(const SearchArgs a) {
+    search_mma_kernel(const __grid_constant__ SearchArgs a) {
   constexpr int kRows = 16 * ROW_TILES * kWarps;
   const int pitch = a.padded_dim + 8;
   auto* rows = reinterpret_cast<MatrixRows<kRows>*>(dynamic_shared());

@@ -16,7 +16,8 @@ namespace {
 
 constexpr int kSumThreads = 256;
 constexpr int kSumWarps = kSumThreads / kWarp;
-constexpr int kSumRows = 64;  // rows a block
+constexpr int kSumBatch = 8;
+constexpr int kSumRows = kSumBatch * kSumWarps;  // rows a block
 constexpr int kSumDepth = 32;  // dimensions of a transposed tile
 
 enum NonfiniteFlag : unsigned { kSawNan = 1, kSawPlus = 2, kSawMinus = 4 };
@@ -61,6 +62,7 @@ __device__ float from_fixed(long long sum, unsigned flags, int shift) {
 
 struct SumShared {
   float tile[kSumRows][kSumDepth + 1];
+  int64_t offset[kSumRows];
   int slot[kSumRows];
   int shift[kSumRows];
   int complete[kSumRows];  // codes whose last row this block added, else -1
@@ -76,24 +78,34 @@ __global__ void __launch_bounds__(kSumThreads)
   if (tid < kSumRows) {
     const int slot = first_row + tid < rows ? s.slots[first_row + tid] : -1;
     shared->slot[tid] = slot;
+    shared->offset[tid] = slot >= 0 ? map.offset(first_row + tid) : 0;
     shared->shift[tid] = slot >= 0 ? fixed_point_shift(s.largest[slot], s.counts[slot]) : 0;
   }
   __syncthreads();
 
   if (!lanes_over_rows) {
-    for (int r = warp; r < kSumRows; r += kSumWarps) {
-      const int64_t slot = shared->slot[r];
-      if (slot < 0) continue;
-      const X* row = x + map.offset(first_row + r);
-      for (int d = lane; d < dim; d += kWarp) {
-        add_element(s, slot * dim + d, to_float(row[d * map.strides.dim]), shared->shift[r]);
+    for (int d = lane; d < dim; d += kWarp) {
+      for (int r0 = warp; r0 < kSumRows; r0 += kSumBatch * kSumWarps) {
+        float value[kSumBatch];  // loads first: they cannot pass the atomics
+#pragma unroll
+        for (int i = 0; i < kSumBatch; ++i) {
+          const int r = r0 + i * kSumWarps;
+          const bool present = shared->slot[r] >= 0;
+          value[i] = present ? to_float(x[shared->offset[r] + d * map.strides.dim]) : 0.0f;
+        }
+#pragma unroll
+        for (int i = 0; i < kSumBatch; ++i) {
+          const int r = r0 + i * kSumWarps;
+          const int64_t slot = shared->slot[r];
+          if (slot >= 0) add_element(s, slot * dim + d, value[i], shared->shift[r]);
+        }
       }
     }
   } else {
     // Neighbouring rows are neighbours in memory; neighbouring dimensions are in the accumulators.
     const int r_load = tid % kSumRows;
     const bool present = shared->slot[r_load] >= 0;
-    const X* row = x + (present ? map.offset(first_row + r_load) : 0);
+    const X* row = x + shared->offset[r_load];
     for (int d0 = 0; d0 < dim; d0 += kSumDepth) {
       for (int k = tid / kSumRows; k < kSumDepth; k += kSumThreads / kSumRows) {
         const bool inside = present && d0 + k < dim;

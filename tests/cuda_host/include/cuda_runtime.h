@@ -19,6 +19,8 @@
 #define __global__
 #define __device__
 #define __host__
+#define __noinline__
+#define __grid_constant__
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
 

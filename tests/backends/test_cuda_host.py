@@ -1,0 +1,382 @@
+"""The CUDA kernels, run on the host: kernel by kernel against the reference, on every path they have.
+
+``tests/test_ops.py`` and its neighbours run the public operations on this backend too; here are the
+things that only its author knows of: which kernel serves which size, both orders in which threads can
+run, what lies around the outputs, and whether the shim itself finds mistakes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import cuda_host
+import pytest
+import torch
+from cuda_host import machine
+from torch import Tensor
+
+from vq_kernels.backends import reference
+from vq_kernels.backends.cuda import CudaBackend
+
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+schedules = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "backward"])
+
+
+@pytest.fixture(scope="module")
+def kernels() -> CudaBackend:
+    return cuda_host.load_backend()
+
+
+def rows(b: int, m: int, d: int, dtype: torch.dtype, channel_first: bool = False) -> Tensor:
+    x = torch.randn(b, d, m) if channel_first else torch.randn(b, m, d)
+    return (x.transpose(1, 2) if channel_first else x).to(dtype)
+
+
+def surrounded(b: int, m: int, d: int, dtype: torch.dtype, channel_first: bool) -> tuple[Tensor, Tensor]:
+    """An output view of NaN in the middle of a larger tensor of ones, and that tensor."""
+    room = (
+        torch.ones(b + 2, d + 2, m + 2, dtype=dtype)
+        if channel_first
+        else torch.ones(b + 2, m + 2, d + 2, dtype=dtype)
+    )
+    view = room[1:-1, 1:-1, 1:-1].fill_(torch.nan)
+    return (view.transpose(1, 2) if channel_first else view), room
+
+
+# --- the search, on each of its kernels ---------------------------------------------------------------
+
+# name -> (dims, device): D <= 8, matrix instructions with 32 and with 16 rows a warp, and without them.
+PATHS = {
+    "small": ((1, 2, 3, 8), {}),
+    "matrix": ((9, 16, 33, 64), {}),
+    "matrix_deep": ((65, 130), {}),
+    "matrix_16_rows": ((100, 150), {"shared_limit": 65 * 1024}),
+    "tile": ((9, 70), {"major": 7}),
+    "tile_too_deep": ((300,), {"shared_limit": 48 * 1024}),
+}
+
+
+@dtypes
+@pytest.mark.parametrize("path", PATHS)
+@schedules
+def test_exact_search(path: str, dtype: torch.dtype, reverse: bool, kernels: CudaBackend) -> None:
+    dims, device = PATHS[path]
+    shapes = itertools.cycle([(1, 1, 1), (2, 67, 65), (1, 63, 130), (3, 50, 7)])
+    with machine(reverse=reverse, **device):
+        for d, (b, m, k), metric in zip(
+            2 * dims, shapes, itertools.cycle(["l2", "cosine", "l2"]), strict=False
+        ):
+            x, codebook = rows(b, m, d, dtype, channel_first=k == 65), torch.randn(k, d)
+            for codes in (codebook, codebook.to(dtype)):
+                got = kernels.nearest_code(x, codes, metric, "exact")
+                assert torch.equal(got, reference.nearest_code(x, codes, metric, "exact")), (
+                    d,
+                    b,
+                    m,
+                    k,
+                    metric,
+                )
+
+
+@dtypes
+@pytest.mark.parametrize("dim", [8, 24, 72])
+def test_near_ties_are_scored_again(dim: int, dtype: torch.dtype, kernels: CudaBackend) -> None:
+    """Midpoints of codes, equal codes and a common offset: nearly every row is ambiguous."""
+    codebook = (torch.randn(70, dim) + 100).to(dtype).float()
+    codebook[50:60] = codebook[40:50]
+    pairs = torch.randint(0, 70, (2, 90))
+    x = ((codebook[pairs[0]] + codebook[pairs[1]]) / 2).to(dtype)[None]
+    for codes in (codebook, codebook.to(dtype)):
+        got = kernels.nearest_code(x, codes, "l2", "exact")
+        assert torch.equal(got, reference.nearest_code(x, codes, "l2", "exact"))
+
+
+@pytest.mark.parametrize(("dim", "device"), [(8, {}), (64, {}), (96, {}), (40, {"major": 7})])
+@dtypes
+def test_the_certificate_is_needed_and_enough(
+    dim: int, device: dict[str, int], dtype: torch.dtype, kernels: CudaBackend
+) -> None:
+    """Near-ties at the size of the error bound: right with the bound, wrong with a hundredth of it."""
+    codebook = torch.randn(64, dim)
+    codebook[32:] = codebook[:32] + torch.randn(32, dim) * 2.0**-12
+    pairs = torch.randint(0, 32, (2000,))
+    step = torch.randn(2000, dim) * 2.0**-7
+    x = ((codebook[pairs] + codebook[pairs + 32]) / 2 + step).to(dtype)[None]
+    truth = reference.nearest_code(x, codebook, "l2", "exact")
+    wrong = {}
+    with torch.no_grad():
+        for scale in (1.0, 0.01):
+            with machine(certificate=scale, **device):
+                wrong[scale] = int((kernels.nearest_code(x, codebook, "l2", "exact") != truth).sum())
+    assert wrong[1.0] == 0
+    assert wrong[0.01] > 0
+
+
+def test_overflow_and_underflow(kernels: CudaBackend) -> None:
+    for scale in (1e-42, 1e-30, 1e-20, 1e19, 1e30, 3e37):
+        for dim in (5, 20, 70):
+            x, codebook = (
+                scale * rows(1, 40, dim, torch.float32).clamp(-3, 3),
+                scale * torch.randn(66, dim).clamp(-3, 3),
+            )
+            for metric in ("l2", "cosine"):
+                got = kernels.nearest_code(x, codebook, metric, "exact")
+                assert torch.equal(got, reference.nearest_code(x, codebook, metric, "exact")), (
+                    scale,
+                    dim,
+                    metric,
+                )
+
+
+def test_one_huge_code_does_not_hide_the_others(kernels: CudaBackend) -> None:
+    x, codebook = rows(1, 50, 20, torch.float32), torch.randn(70, 20)
+    codebook[3] = 3e38
+    codebook[4, 7] = torch.nan
+    codebook[5, 0] = -torch.inf
+    got = kernels.nearest_code(x, codebook, "l2", "exact")
+    assert torch.equal(got, reference.nearest_code(x, codebook, "l2", "exact"))
+
+
+@dtypes
+@pytest.mark.parametrize("dim", [6, 40, 100])
+@pytest.mark.parametrize("precision", ["high", "fast"])
+def test_lower_precision(precision: str, dim: int, dtype: torch.dtype, kernels: CudaBackend) -> None:
+    """No score may exceed the best by more than the unit of the products that are made."""
+    x, codebook = rows(2, 70, dim, dtype), torch.randn(129, dim)
+    x[1, 3, 0] = torch.nan
+    got = kernels.nearest_code(x, codebook, "l2", precision)
+    assert got[1, 3] == 0
+    x[1, 3, 0] = 0.0
+    scores = 0.5 * codebook.double().square().sum(1) - x.double() @ codebook.double().T  # [B, M, K]
+    excess = scores.gather(2, got[..., None])[..., 0] - scores.amin(2)
+    excess[1, 3] = 0.0
+    unit = 2.0**-15 if precision == "high" else 2.0**-7
+    assert (excess <= 2 * unit * x.double().norm(dim=2) * codebook.norm(dim=1).amax()).all()
+
+
+# --- the fused step -------------------------------------------------------------------------------------
+
+
+@dtypes
+@pytest.mark.parametrize("channel_first", [False, True], ids=["rows", "channel_first"])
+@pytest.mark.parametrize("dim", [3, 48, 70])
+@schedules
+def test_fused_step(
+    dim: int, channel_first: bool, dtype: torch.dtype, reverse: bool, kernels: CudaBackend
+) -> None:
+    b, m, k = 2, 167, 65
+    x, codebook = rows(b, m, dim, dtype, channel_first), torch.randn(k, dim)
+    x[1, 5, dim - 1] = torch.inf
+    x[0, 7, 0] = torch.nan
+    mask = torch.rand(b, m) > 0.3
+    mask[0, 7] = False
+    for codes, chosen in ((codebook, mask), (codebook.to(dtype), None)):
+        want_out = torch.empty(b, m, dim, dtype=dtype)
+        want = reference.vector_quantize(x, codes, chosen, "l2", "exact", want_out, True)
+        out, room = surrounded(b, m, dim, dtype, channel_first)
+        with machine(reverse=reverse):
+            got = kernels.vector_quantize(x, codes, chosen, "l2", "exact", out, True)
+        assert torch.equal(got.indices, want[0])
+        assert torch.equal(out.isnan(), want_out.isnan())
+        assert torch.equal(out.nan_to_num(), want_out.nan_to_num())
+        out.fill_(1.0)
+        assert (room == 1.0).all(), "something was written beside the output"
+        torch.testing.assert_close(got.mse, want[1], rtol=1e-5, atol=0, equal_nan=True)
+        assert got.valid_rows == want[2]
+        assert torch.equal(got.counts, want[3])
+        torch.testing.assert_close(got.sums, want[4], rtol=1e-6, atol=1e-6)
+
+
+def test_fused_mean_is_the_same_in_every_schedule(kernels: CudaBackend) -> None:
+    x, codebook = rows(1, 1000, 16, torch.float32), torch.randn(33, 16)
+    results = []
+    for reverse in (False, True):
+        with machine(reverse=reverse):
+            out = torch.empty_like(x)
+            results.append(kernels.vector_quantize(x, codebook, None, "l2", "exact", out, True))
+    assert torch.equal(results[0].mse, results[1].mse)
+    assert torch.equal(results[0].sums, results[1].sums)
+
+
+def test_a_training_step_is_five_launches(kernels: CudaBackend) -> None:
+    module = cuda_host.load_module()
+    x, codebook = rows(1, 300, 16, torch.float32), torch.randn(64, 16)
+    before = module.launches()
+    out = torch.empty_like(x)
+    got = kernels.vector_quantize(x, codebook, None, "l2", "exact", out, True)
+    one = torch.ones(())
+    kernels.vector_quantize_backward(
+        x, one, x, codebook, got.indices, got.valid_rows, 0.1, "rotation_trick", out
+    )
+    kernels.ema_update_(codebook, torch.ones(64), codebook.clone(), got.counts, got.sums, 0.9, 1e-5, False)
+    assert module.launches() - before == 5
+    before = module.launches()
+    kernels.nearest_code(x, codebook, "l2", "exact")
+    assert module.launches() - before == 2
+
+
+# --- statistics -------------------------------------------------------------------------------------------
+
+
+@dtypes
+@pytest.mark.parametrize("channel_first", [False, True], ids=["rows", "channel_first"])
+@schedules
+def test_statistics(channel_first: bool, dtype: torch.dtype, reverse: bool, kernels: CudaBackend) -> None:
+    for b, m, d, k in ((1, 1, 1, 1), (2, 150, 33, 7), (1, 300, 5, 300)):
+        x, indices = rows(b, m, d, dtype, channel_first), torch.randint(-1, k, (b, m))
+        with machine(reverse=reverse):
+            counts, sums = kernels.code_statistics(x, indices, k, True)
+        want_counts, want_sums = reference.code_statistics(x, indices, k, True)
+        assert torch.equal(counts, want_counts)
+        torch.testing.assert_close(sums, want_sums, rtol=1e-6, atol=1e-6)
+
+
+def test_sums_do_not_depend_on_the_order_of_rows(kernels: CudaBackend) -> None:
+    """Not promised by the contract, but so it is: the sums are integers."""
+    x, indices = rows(1, 500, 12, torch.float32), torch.randint(0, 9, (1, 500))
+    order = torch.randperm(500)
+    _, sums = kernels.code_statistics(x, indices, 9, True)
+    _, shuffled = kernels.code_statistics(x[:, order], indices[:, order], 9, True)
+    assert torch.equal(sums, shuffled)
+
+
+def test_sums_keep_small_codes_beside_huge_ones(kernels: CudaBackend) -> None:
+    """Each code has its own fixed-point scale, so 1e38 in one does not swallow 1e-38 in another."""
+    scale = torch.tensor([1e-44, 1e-38, 1e-10, 1.0, 1e20, 1e38])
+    indices = torch.arange(6).repeat(100)[None]
+    x = torch.rand(1, 600, 4) * scale[indices[0]][None, :, None]
+    _, sums = kernels.code_statistics(x, indices, 6, True)
+    _, want = reference.code_statistics(x, indices, 6, True)
+    torch.testing.assert_close(sums, want, rtol=1e-6, atol=0)
+
+
+def test_nonfinite_elements_that_are_not_skipped(kernels: CudaBackend) -> None:
+    x = torch.ones(1, 6, 4)
+    x[0, 0, 0], x[0, 1, 1], x[0, 1, 2], x[0, 2, 2], x[0, 3, 3] = (
+        torch.nan,
+        torch.inf,
+        torch.inf,
+        -torch.inf,
+        -torch.inf,
+    )
+    indices = torch.tensor([[0, 0, 0, 0, 0, 1]])
+    counts, sums = kernels.code_statistics(x, indices, 2, False)
+    assert counts.tolist() == [5, 1]
+    want = torch.tensor([[torch.nan, torch.inf, torch.nan, -torch.inf], [1.0] * 4])
+    torch.testing.assert_close(sums, want, equal_nan=True)
+
+
+# --- gather, EMA, backward ------------------------------------------------------------------------------
+
+
+@dtypes
+@pytest.mark.parametrize("channel_first", [False, True], ids=["rows", "channel_first"])
+def test_gather(channel_first: bool, dtype: torch.dtype, kernels: CudaBackend) -> None:
+    codebook, indices = torch.randn(9, 35).to(dtype), torch.randint(0, 9, (3, 100))
+    out, room = surrounded(3, 100, 35, dtype, channel_first)
+    kernels.gather_codes(codebook, indices, out)
+    assert torch.equal(out, codebook[indices])
+    out.fill_(1.0)
+    assert (room == 1.0).all()
+
+
+@pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
+@pytest.mark.parametrize("counts_dtype", [torch.int64, torch.float32], ids=["int64", "float32"])
+@pytest.mark.parametrize("decay", [0.99, 0.2, 0.0, 1.0])
+@schedules
+def test_ema(
+    decay: float, counts_dtype: torch.dtype, normalize: bool, reverse: bool, kernels: CudaBackend
+) -> None:
+    for k, d in ((1, 1), (5, 40), (600, 3)):
+        state = [torch.randn(k, d), torch.rand(k), torch.randn(k, d)]
+        counts, sums = torch.randint(0, 5, (k,)).to(counts_dtype), torch.randn(k, d)
+        counts[0] = 1
+        want = [t.clone() for t in state]
+        reference.ema_update_(*want, counts, sums, decay, 1e-5, normalize)
+        with machine(reverse=reverse):
+            kernels.ema_update_(*state, counts, sums, decay, 1e-5, normalize)
+        for got, expected in zip(state, want, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@dtypes
+@pytest.mark.parametrize("gradient", ["straight_through", "rotation_trick"])
+@pytest.mark.parametrize("channel_first", [False, True], ids=["rows", "channel_first"])
+def test_backward(channel_first: bool, gradient: str, dtype: torch.dtype, kernels: CudaBackend) -> None:
+    b, m, d, k = 2, 150, 35, 11
+    x, codebook, indices = (
+        rows(b, m, d, dtype, channel_first),
+        torch.randn(k, d),
+        torch.randint(-1, k, (b, m)),
+    )
+    x[0, 3] = 0.0
+    grads = [rows(b, m, d, dtype, not channel_first), torch.ones((), dtype=dtype).expand(b, m, d), None]
+    valid = (indices >= 0).sum()
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {}
+    for grad, loss in itertools.product(grads, (torch.tensor(2.5), None)):
+        args = (grad, loss, x, codebook, indices, valid, 0.7, gradient)
+        want = torch.empty(b, m, d, dtype=dtype)
+        reference.vector_quantize_backward(*args, want)
+        got, room = surrounded(b, m, d, dtype, channel_first)
+        kernels.vector_quantize_backward(*args, got)
+        torch.testing.assert_close(got, want, **tolerance)
+        got.fill_(1.0)
+        assert (room == 1.0).all()
+
+
+# --- errors, and the shim itself ------------------------------------------------------------------------
+
+
+def test_errors_name_the_operation(kernels: CudaBackend) -> None:
+    x, codebook, indices = (
+        rows(1, 4, 3, torch.float32),
+        torch.randn(2, 3),
+        torch.zeros(1, 4, dtype=torch.int64),
+    )
+    module = cuda_host.load_module().cuda
+    given = (x.data_ptr(), 0, 1, 4, 3, 12, 3, 1), (codebook.data_ptr(), 0, 2, 3)
+    with pytest.raises(RuntimeError, match="nearest_code: cudaErrorInvalidValue"):
+        module.nearest_code(*given, 0, 0, indices.data_ptr(), 0, 0, 0, 0)
+    with pytest.raises(TypeError, match="grad_loss"):
+        kernels.vector_quantize_backward(
+            None,
+            torch.zeros((), dtype=torch.float64),
+            x,
+            codebook,
+            indices,
+            indices.sum(),
+            1.0,
+            "straight_through",
+            x,
+        )
+
+
+@pytest.fixture
+def faulty() -> Iterator[object]:
+    data = torch.arange(64, dtype=torch.float32), torch.empty(64)
+    module = cuda_host.load_module()
+
+    def run(fault: int) -> Tensor:
+        module.run_faulty(data[0].data_ptr(), data[1].data_ptr(), fault)
+        return data[1]
+
+    return run
+
+
+@schedules
+def test_the_shim_finds_mistakes(reverse: bool, faulty) -> None:
+    want = torch.arange(63, -1, -1, dtype=torch.float32)
+    with machine(reverse=reverse):
+        assert torch.equal(faulty(0), want)
+        assert faulty(1).isnan().any(), "a missing barrier"
+        with pytest.raises(RuntimeError, match="barrier that not all threads"):
+            faulty(2)
+        with pytest.raises(RuntimeError, match="warp"):
+            faulty(3)
+        with pytest.raises(RuntimeError, match="past the end of dynamic shared memory"):
+            faulty(4)
+        assert faulty(5).isnan().sum() == 1, "shared memory that nobody wrote"
+        assert faulty(6).isnan().all(), "a copy that nobody waited for"
+        assert torch.equal(faulty(0), want), "the shim works on after an error"
