@@ -32,17 +32,22 @@ class Buffer {
   T* data_ = nullptr;
 };
 
-// Round to nearest with subnormals, whatever the caller's thread has set (torch.set_flush_denormal).
-class DefaultRounding {
+// Sets the control word of this thread's vector unit, whatever the caller has set
+// (torch.set_flush_denormal), until the end of the scope.
+template <unsigned WORD>
+class ControlWord {
 #if defined(__SSE__)
  public:
-  DefaultRounding() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
-  ~DefaultRounding() { _mm_setcsr(saved_); }
+  ControlWord() : saved_(_mm_getcsr()) { _mm_setcsr(WORD); }
+  ~ControlWord() { _mm_setcsr(saved_); }
 
  private:
   unsigned saved_;
 #endif
 };
+
+using DefaultRounding = ControlWord<0x1f80>;   // round to nearest, with subnormals
+using FlushSubnormals = ControlWord<0x9fc0>;   // round to nearest, subnormals are zero
 
 // Waking a thread costs some microseconds: no more threads than `work` (elements touched or products)
 // pays for.

@@ -174,3 +174,16 @@ def test_ema_update_of_an_empty_batch_changes_nothing(isa: str) -> None:
     native.ema_update_(*got, torch.zeros(5, dtype=torch.int64), torch.randn(5, 3), 0.5, 1e-5, False)
     for a, b in zip(got, state, strict=True):
         assert torch.equal(a, b)
+
+
+def test_ema_averages_of_dead_codes_go_to_zero_and_not_into_subnormals() -> None:
+    """Subnormal averages made the update ten times slower after some hundred steps."""
+    codebook, embed_avg = torch.ones(70, 9), torch.full((70, 9), 1.2e-38)
+    cluster_size = torch.full((70,), 1.2e-38)
+    counts, sums = torch.zeros(70, dtype=torch.int64), torch.zeros(70, 9)
+    counts[3] = 5
+    native.ema_update_(codebook, cluster_size, embed_avg, counts, sums, 0.5, 1e-5, False)
+    dead = torch.arange(70) != 3
+    assert (embed_avg[dead] == 0).all()
+    assert (cluster_size[dead] == 0).all()
+    assert codebook.isfinite().all()
