@@ -105,7 +105,9 @@ def _variant(
             row |= {key: found[key] for key in ("mse", "ssim", "perplexity")}
         row[f"bits/dim {kind}"] = found["bits_per_dim"]
         history = read_history(runner.folder / f"{name}-{kind}")
-        curves[kind][name] = history["validation/nats_per_code"]
+        used = trained.config
+        label = f"K={used.codebook_size}, D={used.embedding_dim}, {row['sequence length']} codes"
+        curves[kind][label] = history["validation/nats_per_code"]
         classes = max(1, len(runner.data.class_names))
         labels = torch.arange(classes).repeat_interleave(PER_CLASS)
         for title, (temperature, top_k) in SAMPLING.items():

@@ -62,11 +62,12 @@ def fit(
     callbacks: list[Callback],
 ) -> Path:
     """Train and validate every epoch. Returns the checkpoint with the lowest validation loss."""
-    trainer = make_trainer(config, module.total_steps, callbacks, batches=len(module.loader))
+    trainer = make_trainer(config, module, callbacks)
     with warnings.catch_warnings():
         # Lightning knows DataLoaders; BatchLoader needs no workers and no other sampler.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*may not be saved.*|.*exists and is not empty.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")  # inside Lightning
         warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging.*")
         trainer.fit(module, module.loader, validation, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:
@@ -75,13 +76,11 @@ def fit(
     return config.folder / "checkpoints" / BEST
 
 
-def make_trainer(config: LoopConfig, steps: int, callbacks: list[Callback], batches: int) -> pl.Trainer:
-    """The Trainer for ``config``: loggers, checkpoints, early stopping, precision and devices.
-
-    ``steps``: of the whole run, for the progress bar. ``batches``: of an epoch.
-    """
+def make_trainer(config: LoopConfig, module: SeededModule, callbacks: list[Callback]) -> pl.Trainer:
+    """The Trainer for ``config``: loggers, checkpoints, early stopping, precision and devices."""
+    steps = module.total_steps
     # A run shorter than an epoch is validated at its end, so that it too has a best checkpoint.
-    within_an_epoch = steps * config.accumulate < batches
+    within_an_epoch = steps * config.accumulate < len(module.loader)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
     folder = config.folder
@@ -116,7 +115,7 @@ def make_trainer(config: LoopConfig, steps: int, callbacks: list[Callback], batc
         precision=config.precision,  # type: ignore[arg-type]  # checked by Lightning
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip,
-        log_every_n_steps=config.log_every,
+        log_every_n_steps=module.log_every,
         val_check_interval=steps * config.accumulate if within_an_epoch else 1.0,
         logger=[CSVLogger(folder, name="logs"), TensorBoardLogger(str(folder), name="tensorboard")],
         callbacks=[*kept, *stopping, *bar, *callbacks],

@@ -34,6 +34,7 @@ class SeededModule(pl.LightningModule):
         super().__init__()
         self.model, self.config, self.loader = model, config, loader
         self.total_steps = total_steps(config, len(loader))
+        self.log_every = min(config.log_every, self.total_steps)  # the shortest run logs a row too
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning restores a loader in the middle of an epoch only; here it goes on from anywhere."""
@@ -62,7 +63,7 @@ class SeededModule(pl.LightningModule):
 
     def log_step(self, values: dict[str, Tensor]) -> None:
         """Log a training step's values and the learning rate, every ``log_every`` steps."""
-        if (self.trainer.global_step + 1) % self.config.log_every:  # when Lightning writes a row
+        if (self.trainer.global_step + 1) % self.log_every:  # when Lightning writes a row
             return
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log_dict({f"train/{name}": value for name, value in values.items()} | {"train/lr": rate})

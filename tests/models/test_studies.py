@@ -1,0 +1,118 @@
+"""Each study from start to end, at the smallest size that still draws every table and figure."""
+
+from __future__ import annotations
+
+import csv
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from models.cli import main
+from models.studies.base import StudyOptions, mean_std
+from models.studies.names import STUDIES, load_study
+
+pytestmark = pytest.mark.xdist_group("training")
+
+SMALLEST = {"hidden": 8, "embedding_dim": 4, "codebook_size": 8, "epochs": 2, "channels_vae": (4, 4, 4, 4)}
+QUICK_PRIOR = {"prior": "transformer", "width": 8, "layers": 1, "heads": 2, "epochs": 1}
+# What makes a study short, the files it must leave, and the rows of its first table.
+CASES: dict[str, tuple[dict[str, object], set[str], int]] = {
+    "kaokore-vqvae2": (
+        {"PRIORS": {"small": QUICK_PRIOR}},
+        {"losses.md", "losses.csv", "curves.png", "reconstructions.png", "tsne.png", "samples.png"},
+        2,
+    ),
+    "cifar-vae-vqvae": (
+        {"BATCH_SIZES": {"small": (32, 64)}},
+        {"ssim.md", "ssim.csv", "ssim.png", "nmse.png", "loss.png", "reconstructions.png"},
+        4,
+    ),
+    "celeba-sweep": (
+        {
+            "GRIDS": {"small": {"beta": (0.25,), "lr": (1e-2, 1e-3), "codebook_size": (8,)}},
+            "LONGER": {"small": 6},
+        },
+        {
+            "sweep.md",
+            "sweep.csv",
+            "best.md",
+            "best.png",
+            "over-lr.png",
+            "over-beta.png",
+            "reconstructions.png",
+        },
+        2,
+    ),
+    "mnist-transformer": (
+        {"PRIORS": {"small": QUICK_PRIOR}, "VARIANTS": {"small": {"downscale": (4, 16)}}},
+        {"variants.md", "variants.csv", "priors.png"},
+        2,
+    ),
+    "likelihood": (
+        {"PRIORS": {"small": QUICK_PRIOR}, "LIKELIHOODS": ("gaussian",)},
+        {"bits.md", "bits.csv", "bits.png", "reconstructions.png"},
+        2,
+    ),
+}
+
+
+def test_all_five_studies_are_tested() -> None:
+    assert set(CASES) == set(STUDIES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_study(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    changes, files, rows = CASES[name]
+    module = import_module("models.studies." + name.replace("-", "_"))
+    settings = module.SETTINGS["small"] | SMALLEST
+    if name == "celeba-sweep":
+        settings["steps"] = 5
+    monkeypatch.setattr(module, "SETTINGS", {"small": settings})
+    for attribute, value in changes.items():
+        monkeypatch.setattr(module, attribute, value)
+    arguments = [
+        "reproduce",
+        name,
+        "--runs",
+        str(tmp_path),
+        "--limit",
+        "150",
+        "--seeds",
+        "2",
+        "--no-progress",
+    ]
+    assert main([*arguments, "--accelerator", "cpu"]) == 0
+    folder = tmp_path / f"reproduce-{name}-small"
+    assert files <= {path.name for path in folder.iterdir()}
+    table = next(path for path in sorted(folder.glob("*.csv")) if path.stem != "best")
+    with open(table, newline="") as file:
+        assert len(list(csv.DictReader(file))) == rows
+    assert table.with_suffix(".md").read_text().startswith("| ")
+    assert "tables and figures in" in capsys.readouterr().out
+
+
+def test_finished_runs_of_a_study_are_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import models.training.autoencoder as training
+    from models.studies import celeba_sweep as module
+
+    monkeypatch.setattr(module, "SETTINGS", {"small": module.SETTINGS["small"] | SMALLEST | {"steps": 5}})
+    monkeypatch.setattr(module, "GRIDS", CASES["celeba-sweep"][0]["GRIDS"])
+    monkeypatch.setattr(module, "LONGER", {"small": 6})
+    options = StudyOptions(runs=str(tmp_path), limit=150, progress=False, accelerator="cpu")
+    load_study("celeba-sweep")(options)
+    trained = []
+    original = training.train
+    monkeypatch.setattr(training, "train", lambda *a, **k: trained.append(a[0].name) or original(*a, **k))
+    load_study("celeba-sweep")(options)
+    assert trained == []
+    monkeypatch.setattr(module, "LONGER", {"small": 7})
+    load_study("celeba-sweep")(options)
+    assert trained == ["best"]
+
+
+def test_mean_and_deviation() -> None:
+    assert mean_std([1.0, 2.0, 3.0]) == "2.0000 (1.0000)"
+    assert mean_std([0.5]) == "0.5000 (0.0000)"
