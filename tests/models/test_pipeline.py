@@ -263,3 +263,21 @@ def test_help(command: str, capsys) -> None:
         main([*command.split(), "--help"])
     assert stopped.value.code == 0
     assert "usage:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["transformer", "pixelcnn", "pixelsnail"])
+def test_priors_are_built_for_every_level(kind: str, data, model: VQVAE2) -> None:
+    from models.config import PriorConfig
+    from models.data.codes import CodeDescription
+    from models.training.prior import build_priors
+
+    shapes = model.code_shapes(data.size)
+    description = CodeDescription(shapes, 16, data.class_names, "digits", "", "")
+    priors = build_priors(PriorConfig(prior=kind, width=16, layers=2, heads=2), description)
+    assert [prior.upper_codebook_size for prior in priors] == [None, 16]
+    codes = model.encode(to_float(data.test.batch(range(3))))
+    assert code_log_prob(priors, codes, data.test.labels[:3]).shape == (3,)
+    unconditional = build_priors(PriorConfig(prior=kind, width=16, heads=2, conditional=False), description)
+    assert {prior.num_classes for prior in unconditional} == {None}
+    with pytest.raises(ValueError, match="prior must be transformer, pixelcnn or pixelsnail, got 'gpt'"):
+        build_priors(PriorConfig(prior="gpt"), description)
