@@ -94,57 +94,67 @@ __device__ Row<X, E> row_at(const BackwardArgs& a, int64_t n, int64_t index) {
 
 // kBatch rows at once, so that their loads are under way together; an index of -1 gives zeros.
 template <int LANES, typename X, typename E>
-__device__ void backward_batch(const BackwardArgs& a, const int64_t (&numbers)[kBatch],
-                               const int64_t (&indices)[kBatch], const bool (&present)[kBatch], int lane,
-                               float pull) {
-  Row<X, E> row[kBatch];
-#pragma unroll
-  for (int i = 0; i < kBatch; ++i) {
-    row[i] = row_at<X, E>(a, present[i] ? numbers[i] : 0, indices[i] < 0 ? 0 : indices[i]);
-  }
-  if (a.rotation && a.grad != nullptr) {
+__device__ void pass_through_rows(const BackwardArgs& a, int64_t first_row, int lane, float pull) {
+  constexpr int kStride = kBackwardThreads / LANES;  // from one of a thread's rows to the next
+  for (int r = static_cast<int>(threadIdx.x) / LANES; r < a.block_rows; r += kBatch * kStride) {
+    Row<X, E> row[kBatch];
+    bool present[kBatch], counts[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      if (present[i] && indices[i] >= 0) rotate_row<LANES>(row[i], a.dim, lane, pull);
+      const int64_t n = first_row + r + i * kStride;
+      present[i] = r + i * kStride < a.block_rows && n < a.rows;
+      const int64_t index = present[i] ? a.indices[n] : -1;
+      counts[i] = index >= 0;
+      row[i] = row_at<X, E>(a, present[i] ? n : 0, counts[i] ? index : 0);
     }
-  }
-  for (int d = lane; d < a.dim; d += LANES) {
-    float g[kBatch], difference[kBatch];
+    for (int d = lane; d < a.dim; d += LANES) {
+      float g[kBatch], difference[kBatch];
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const bool counts = present[i] && indices[i] >= 0;
-      g[i] = counts && !a.rotation ? row[i].g(d) : 0.0f;
-      difference[i] = counts && a.grad_loss != nullptr ? row[i].value(d) - row[i].e(d) : 0.0f;
-    }
+      for (int i = 0; i < kBatch; ++i) {
+        g[i] = counts[i] ? row[i].g(d) : 0.0f;
+        difference[i] = counts[i] && a.grad_loss != nullptr ? row[i].value(d) - row[i].e(d) : 0.0f;
+      }
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const bool rotated = a.rotation && a.grad != nullptr && indices[i] >= 0;
-      const float result = a.grad_loss != nullptr ? fmaf(pull, difference[i], g[i]) : g[i];
-      if (present[i] && !rotated)
-        row[i].out[d * row[i].out_step] = from_float<X>(indices[i] < 0 ? 0.0f : result);
+      for (int i = 0; i < kBatch; ++i) {
+        const float result = a.grad_loss != nullptr ? fmaf(pull, difference[i], g[i]) : g[i];
+        if (present[i]) row[i].out[d * row[i].out_step] = from_float<X>(counts[i] ? result : 0.0f);
+      }
     }
   }
 }
 
-template <int LANES, typename X>
-__device__ void backward_rows(const BackwardArgs& a, float pull) {
-  const int tid = static_cast<int>(threadIdx.x), lane = tid % LANES;
-  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * a.block_rows;
-  constexpr int kStride = kBackwardThreads / LANES;  // from one of a thread's rows to the next
-  for (int r = tid / LANES; r < a.block_rows; r += kBatch * kStride) {
-    int64_t numbers[kBatch], indices[kBatch];
-    bool present[kBatch];
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      numbers[i] = first_row + r + i * kStride;
-      present[i] = r + i * kStride < a.block_rows && numbers[i] < a.rows;
-      indices[i] = present[i] ? a.indices[numbers[i]] : -1;
-    }
-    if (a.codebook_is_float) {
-      backward_batch<LANES, X, float>(a, numbers, indices, present, lane, pull);
+template <int LANES, typename X, typename E>
+__device__ void rotate_rows(const BackwardArgs& a, int64_t first_row, int lane, float pull) {
+  for (int r = static_cast<int>(threadIdx.x) / LANES; r < a.block_rows; r += kBackwardThreads / LANES) {
+    const int64_t n = first_row + r;
+    if (n >= a.rows) break;
+    const int64_t index = a.indices[n];
+    const Row<X, E> row = row_at<X, E>(a, n, index < 0 ? 0 : index);
+    if (index >= 0) {
+      rotate_row<LANES>(row, a.dim, lane, pull);
     } else {
-      backward_batch<LANES, X, X>(a, numbers, indices, present, lane, pull);
+      for (int d = lane; d < a.dim; d += LANES) row.out[d * row.out_step] = from_float<X>(0.0f);
     }
+  }
+}
+
+template <int LANES, typename X, typename E>
+__device__ void backward_rows(const BackwardArgs& a, float pull) {
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * a.block_rows;
+  const int lane = static_cast<int>(threadIdx.x) % LANES;
+  if (a.rotation && a.grad != nullptr) {
+    rotate_rows<LANES, X, E>(a, first_row, lane, pull);
+  } else {
+    pass_through_rows<LANES, X, E>(a, first_row, lane, pull);
+  }
+}
+
+template <int LANES, typename X>
+__device__ void backward_codes(const BackwardArgs& a, float pull) {
+  if (a.codebook_is_float) {
+    backward_rows<LANES, X, float>(a, pull);
+  } else {
+    backward_rows<LANES, X, X>(a, pull);
   }
 }
 
@@ -156,9 +166,9 @@ __global__ void __launch_bounds__(kBackwardThreads) backward_kernel(const __grid
     pull = *a.grad_loss * a.scale / static_cast<float>(valid);
   }
   if (a.lanes_over_rows) {
-    backward_rows<1, X>(a, pull);
+    backward_codes<1, X>(a, pull);
   } else {
-    backward_rows<kWarp, X>(a, pull);
+    backward_codes<kWarp, X>(a, pull);
   }
 }
 

@@ -39,7 +39,7 @@ struct __align__(D % 4 == 0 ? 16 : 8) Code {
 };
 
 template <typename X, int D>
-__global__ void __launch_bounds__(kThreads, 6) search_small_kernel(const __grid_constant__ SearchArgs a) {
+__global__ void __launch_bounds__(kThreads, 4) search_small_kernel(const __grid_constant__ SearchArgs a) {
   unsigned char* smem = dynamic_shared();
   Code<D>* codes = reinterpret_cast<Code<D>*>(smem);  // [kCodes]
   float* bias = reinterpret_cast<float*>(codes + kCodes);  // [kCodes]

@@ -76,7 +76,7 @@ __device__ void load_chunk(const SearchArgs& a, int64_t first_row, int first_cod
 }
 
 template <typename X>
-__global__ void __launch_bounds__(kThreads, 4) search_tile_kernel(const __grid_constant__ SearchArgs a) {
+__global__ void __launch_bounds__(kThreads, 3) search_tile_kernel(const __grid_constant__ SearchArgs a) {
   TileShared* s = reinterpret_cast<TileShared*>(dynamic_shared());
   unsigned char* scratch = dynamic_shared() + sizeof(TileShared);
   const int tid = static_cast<int>(threadIdx.x);

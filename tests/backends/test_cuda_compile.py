@@ -1,0 +1,155 @@
+"""What nvcc makes of the CUDA kernels: registers, spills and matrix instructions, without a GPU.
+
+Read off the installed native module where it was built for the target; where it was not, a few of the
+sources are compiled (once per content, into ``build/cuda_compile``). Skips without a disassembler, or
+without either.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from cuda_host import KERNELS, ROOT, digest, locked, run_compiler
+
+from vq_kernels.build_info import read_build_info
+
+TARGETS = {"sm_80": "80", "sm_90a": "90a", "sm_100": "100f"}
+SOURCES = ("search_mma_f32.cu", "statistics.cu")  # compiled where nothing was built
+CACHE = ROOT / "build" / "cuda_compile"
+FLAGS = ["-std=c++17", "-O3", "--fmad=false", "--expt-relaxed-constexpr"]
+
+targets = pytest.mark.parametrize("target", TARGETS)
+pytestmark = pytest.mark.xdist_group("cuda_compile")
+
+
+class Kernel(NamedTuple):
+    name: str
+    registers: int
+    stack: int  # bytes of local memory: spills, and arrays that are not in registers
+    instructions: tuple[str, ...]
+
+
+@functools.cache
+def disassembler() -> str:
+    """cuobjdump of the toolkit, or the one that triton carries."""
+    found = shutil.which("cuobjdump")
+    spec = importlib.util.find_spec("triton")
+    if found is None and spec is not None and spec.origin is not None:
+        found = shutil.which(str(Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"))
+    if found is None:
+        pytest.skip("no cuobjdump: neither a toolkit's nor triton's")
+    return found
+
+
+def built_module(arch: str) -> list[Path]:
+    """The native module, if it was built from sources as they are now for this target."""
+    info = read_build_info()
+    modules = sorted((ROOT / "vq_kernels").glob("_C*.so"))
+    if (
+        info is None
+        or not modules
+        or not info["cuda"]["built"]
+        or f"{arch}-real" not in info["cuda"]["targets"]
+    ):
+        return []
+    newest = max(path.stat().st_mtime for path in KERNELS.iterdir())
+    return [path for path in modules if path.stat().st_mtime >= newest]
+
+
+def compiled(arch: str) -> list[Path]:
+    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    if nvcc is None:
+        pytest.skip(f"the native module has no {arch} code and there is no nvcc to compile some")
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    folder = CACHE / digest(sorted(KERNELS.iterdir()), version, *FLAGS)
+    outputs = [folder / f"{Path(name).stem}.{arch}.o" for name in SOURCES]
+    with locked(CACHE / "lock"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for source, output in zip(SOURCES, outputs, strict=True):
+            if not output.exists():
+                generate = f"-gencode=arch=compute_{arch},code=sm_{arch}"
+                part = output.with_suffix(".part")
+                run_compiler([nvcc, *FLAGS, generate, "-c", str(KERNELS / source), "-o", str(part)])
+                part.rename(output)
+    return outputs
+
+
+def dump(path: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [disassembler(), *arguments, str(path)], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        pytest.skip(f"cuobjdump cannot read {path.name}: {(done.stdout + done.stderr).strip()[:200]}")
+    return done.stdout
+
+
+@functools.cache
+def kernels(target: str) -> dict[str, Kernel]:
+    """Every kernel of ours that there is code for the target of, by its mangled name."""
+    arch = TARGETS[target]
+    found: dict[str, Kernel] = {}
+    for path in built_module(arch) or compiled(arch):
+        code: dict[str, list[str]] = {}
+        name = ""
+        for line in dump(path, "-sass", "-arch", f"sm_{arch}").splitlines():
+            if match := re.match(r"\s*Function : (\S+)", line):
+                name = match[1]
+                code[name] = []
+            elif match := re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9.]*)", line):
+                code[name].append(match[1])
+        usage = dump(path, "--dump-resource-usage", "-arch", f"sm_{arch}")
+        for name, registers, stack in re.findall(r"Function (\S+):\s*REG:(\d+) STACK:(\d+)", usage):
+            if "kernel" in name and "vq_cuda" in name and name in code:
+                found[name] = Kernel(name, int(registers), int(stack), tuple(code[name]))
+    assert found, f"no kernels for {target}"
+    return found
+
+
+def count(kernel: Kernel, *prefixes: str) -> int:
+    return sum(i.startswith(prefixes) for i in kernel.instructions)
+
+
+@targets
+def test_nothing_spills(target: str) -> None:
+    spilling = {k.name: k.stack for k in kernels(target).values() if k.stack != 0 or count(k, "LDL", "STL")}
+    assert not spilling, json.dumps(spilling, indent=1)
+
+
+@targets
+def test_registers_leave_room_for_two_blocks(target: str) -> None:
+    """Blocks have 128 or 256 threads of 65,536 registers: more than 255 or 128 would leave one block."""
+    for k in kernels(target).values():
+        threads = 128 if "search" in k.name else 256
+        assert 2 * threads * k.registers <= 65536, (k.name, k.registers)
+
+
+@targets
+def test_search_uses_the_matrix_units(target: str) -> None:
+    matrix = [k for k in kernels(target).values() if "search_mma" in k.name]
+    assert matrix
+    for k in matrix:
+        products = count(k, "HMMA.16816.F32.BF16")
+        # Per 16 dimensions, product and 16 rows: 8 column tiles; two row tiles are 16.
+        assert products >= 8, k.name
+        assert count(k, "LDSM") > 0, "fragments do not come through ldmatrix"
+        assert count(k, "LDGSTS") > 0, "the codebook does not come through cp.async"
+
+
+@targets
+def test_statistics_use_integer_atomics_only(target: str) -> None:
+    atomics = [
+        i
+        for k in kernels(target).values()
+        for i in k.instructions
+        if i.startswith(("RED", "ATOM")) and not i.startswith("REDUX")
+    ]
+    assert atomics
+    assert not [i for i in atomics if re.search(r"\.F(16|32|64)|\.BF16", i)], sorted(set(atomics))
