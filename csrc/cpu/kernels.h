@@ -81,7 +81,10 @@ struct VqTileSweep {
   float* scratch;  // VQ_TILE_SCRATCH floats
 };
 
-enum { VQ_TILE_CHUNK = 256, VQ_TILE_SCRATCH = VQ_TILE_CHUNK * VQ_TILE_ROWS * 9 / 8 };
+enum {
+  VQ_TILE_CHUNK = 128,  // codes between two searches for candidates
+  VQ_TILE_SCRATCH = (VQ_TILE_CHUNK + VQ_TILE_CODES + VQ_TILE_CHUNK / 8) * VQ_TILE_ROWS
+};
 
 struct VqTileKernels {
   // Rounds 32 codes (n of them there) to bfloat16 and gives their biases. Raises norm2, error2 and

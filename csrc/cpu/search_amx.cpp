@@ -156,45 +156,64 @@ void note(const VqTileSweep* s, int row, int32_t code, float score) {
   s->scores[int64_t(row) * s->capacity + n] = score;
 }
 
-// Candidates of a chunk of `blocks` blocks whose first code has number `code`.
-void find_candidates(const VqTileSweep* s, int64_t blocks, const float* scores, const float* groups,
-                     const float* bias, int32_t code) {
-  for (int half = 0; half < 2; ++half) {
-    const int lane0 = half * 16;
+// The scores of a chunk lie in a ring of one block more than a chunk has, so that the first products of
+// the next chunk can be made while this one is searched.
+constexpr int64_t CHUNK_BLOCKS = CHUNK / CODES, AHEAD = 1, RING = CHUNK_BLOCKS + AHEAD;
+constexpr int64_t BLOCK_SCORES = CODES * ROWS, BLOCK_GROUPS = CODES / GROUP;
+
+// Candidates in blocks first .. first + blocks - 1.
+void find_candidates(const VqTileSweep* s, int64_t first, int64_t blocks, const float* ring, const float* groups) {
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m256i column = _mm256_setr_epi32(0, ROWS, 2 * ROWS, 3 * ROWS, 4 * ROWS, 5 * ROWS, 6 * ROWS, 7 * ROWS);
+  // In the first chunks most groups hold the best of some row: a jump there would be guessed wrongly.
+  const bool rarely = s->first_code + first * CODES >= 4 * CHUNK;
+  for (int lane0 = 0; lane0 < ROWS; lane0 += 16) {
     __m512 threshold = _mm512_sub_ps(V::load(s->best + lane0), V::load(s->margin + lane0));
-    const __m512i full = _mm512_set1_epi32(s->capacity);
-    const __mmask16 over = _mm512_cmpgt_epi32_mask(V::load(s->counts + lane0), full);
+    const __mmask16 over = _mm512_cmpgt_epi32_mask(V::load(s->counts + lane0), V::set(s->capacity));
     threshold = _mm512_mask_mov_ps(threshold, over, V::set(__builtin_inff()));
-    for (int64_t g = 0; g < blocks * (CODES / GROUP); ++g) {
-      if (!_mm512_cmp_ps_mask(V::load(groups + g * ROWS + lane0), threshold, _CMP_GE_OQ)) continue;
-      for (int c = 0; c < GROUP; ++c) {
-        const int64_t j = g * GROUP + c;
-        const __m512 score = _mm512_add_ps(V::load(scores + j * ROWS + lane0), V::set(bias[j]));
-        unsigned lanes = _mm512_cmp_ps_mask(score, threshold, _CMP_GE_OQ);
-        for (; lanes; lanes &= lanes - 1) {
-          const int lane = __builtin_ctz(lanes);
-          note(s, lane0 + lane, code + int32_t(j), scores[j * ROWS + lane0 + lane] + bias[j]);
-        }
+    float thresholds[16];
+    V::store(thresholds, threshold);
+    int32_t hits[CHUNK / GROUP * 16 + 16];  // group * 16 + lane
+    int n = 0;
+    for (int g = 0; g < blocks * BLOCK_GROUPS; ++g) {
+      const __mmask16 hit = _mm512_cmp_ps_mask(V::load(groups + g * ROWS + lane0), threshold, _CMP_GE_OQ);
+      if (rarely && !hit) continue;
+      V::store(hits + n, _mm512_maskz_compress_epi32(hit, _mm512_add_epi32(lanes, V::set(g * 16))));
+      n += __builtin_popcount(hit);
+    }
+    for (int h = 0; h < n; ++h) {
+      const int g = hits[h] / 16, lane = hits[h] % 16;
+      const int64_t block = first + g / BLOCK_GROUPS, inside = g % BLOCK_GROUPS * GROUP;
+      const float* scores = ring + block % RING * BLOCK_SCORES + inside * ROWS + lane0 + lane;
+      const __m256 bias = _mm256_loadu_ps(s->bias + block * CODES + inside);
+      const __m256 score = _mm256_add_ps(_mm256_i32gather_ps(scores, column, 4), bias);
+      alignas(32) float values[GROUP];
+      _mm256_store_ps(values, score);
+      unsigned codes = _mm256_cmp_ps_mask(score, _mm256_set1_ps(thresholds[lane]), _CMP_GE_OQ);
+      for (; codes; codes &= codes - 1) {
+        const int c = __builtin_ctz(codes);
+        note(s, lane0 + lane, s->first_code + int32_t(block * CODES + inside) + c, values[c]);
       }
     }
   }
 }
 
 void sweep(const VqTileSweep* s) {
-  float* scores = s->scratch;
-  float* groups = s->scratch + CHUNK * ROWS;
+  float* ring = s->scratch;
+  float* groups = s->scratch + RING * BLOCK_SCORES;
   const int64_t block_size = 2 * s->steps * TILE;
-  for (int64_t first = 0; first < s->blocks; first += CHUNK / CODES) {
-    const int64_t blocks = s->blocks - first < CHUNK / CODES ? s->blocks - first : CHUNK / CODES;
-    const uint16_t* codes = s->codes + first * block_size;
-    const float* bias = s->bias + first * CODES;
-    multiply(codes, s->x, s->steps, scores);
-    for (int64_t b = 0; b < blocks; ++b) {
-      if (b + 1 < blocks)
-        multiply(codes + (b + 1) * block_size, s->x, s->steps, scores + (b + 1) * CODES * ROWS);
-      look(scores + b * CODES * ROWS, bias + b * CODES, groups + b * (CODES / GROUP) * ROWS, s->best);
+  for (int64_t b = 0; b < AHEAD && b < s->blocks; ++b)
+    multiply(s->codes + b * block_size, s->x, s->steps, ring + b * BLOCK_SCORES);
+  int64_t first = 0;
+  for (int64_t b = 0; b < s->blocks; ++b) {
+    const int64_t ahead = b + AHEAD;
+    if (ahead < s->blocks)
+      multiply(s->codes + ahead * block_size, s->x, s->steps, ring + ahead % RING * BLOCK_SCORES);
+    look(ring + b % RING * BLOCK_SCORES, s->bias + b * CODES, groups + (b - first) * BLOCK_GROUPS * ROWS, s->best);
+    if (b + 1 - first == CHUNK_BLOCKS || b + 1 == s->blocks) {
+      find_candidates(s, first, b + 1 - first, ring, groups);
+      first = b + 1;
     }
-    find_candidates(s, blocks, scores, groups, bias, s->first_code + int32_t(first * CODES));
   }
 }
 
