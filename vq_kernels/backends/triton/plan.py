@@ -34,6 +34,7 @@ class Config(NamedTuple):
     warps: int
     stages: int
     registers: int | None
+    resident: bool  # rows are read once and stay, else once for every tile of codes
 
 
 def make_plan(x_dtype: torch.dtype, codebook_dtype: torch.dtype, metric: str, precision: str) -> Plan:
@@ -86,8 +87,7 @@ class Bound(NamedTuple):
 
 
 def make_bound(plan: Plan, config: Config, dim: int) -> Bound:
-    chunks = padded_depth(config, dim) // config.depth
-    if chunks == 1:
+    if config.resident:
         # Products with second parts are accumulated first, before the others make the sum large.
         main, minor = certificate.accumulation(dim), certificate.accumulation((plan.products - 1) * dim)
     else:

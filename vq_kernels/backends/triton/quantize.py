@@ -68,7 +68,7 @@ def write_kernel(
     value_in, index_in, second_in, bound_in, ambiguous, threshold,
     out, index_out, error, scratch, counts, row_bits,
     N, M, K, padded_k, stride_b, stride_m, stride_d, out_b, out_m, out_d,
-    D: tl.constexpr, PADDED_D: tl.constexpr, CHUNK: tl.constexpr, BK: tl.constexpr,
+    D: tl.constexpr, PADDED_D: tl.constexpr, CHUNK: tl.constexpr, RESIDENT: tl.constexpr, BK: tl.constexpr,
     SPLIT: tl.constexpr, PARTS: tl.constexpr, CODE_PARTS: tl.constexpr, CENTERED: tl.constexpr,
     L2: tl.constexpr, EXACT: tl.constexpr, HAS_MASK: tl.constexpr, SPLITS: tl.constexpr,
     INTERPRETED: tl.constexpr, DELTA: tl.constexpr,
@@ -89,7 +89,7 @@ def write_kernel(
                 x, codebook, high, low, bias, center, extremes, square_high, square_low, candidate, mask,
                 value_in, index_in, second_in, bound_in, ambiguous, threshold, count, start,
                 N, M, K, padded_k, stride_b, stride_m, stride_d,
-                D, PADDED_D, CHUNK, BK, SPLIT, PARTS, CODE_PARTS, CENTERED, L2, EXACT, HAS_MASK, SPLITS,
+                D, PADDED_D, CHUNK, RESIDENT, BK, SPLIT, PARTS, CODE_PARTS, CENTERED, L2, EXACT, HAS_MASK, SPLITS,
                 INTERPRETED, DELTA,
             )  # fmt: skip
             if HAS_MASK and SPLITS > 1:

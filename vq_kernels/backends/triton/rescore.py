@@ -14,7 +14,7 @@ import triton.language as tl
 
 from . import common, rows
 from .common import MASKED
-from .search import certify, product
+from .search import all_parts, certify, product
 
 TILE = tl.constexpr(16)
 CANDIDATES = tl.constexpr(8)
@@ -51,7 +51,7 @@ def exact_score(x, codebook, square_high, square_low, offset, code, keep, stride
 def rescore_rows(
     x, codebook, high, low, bias, center, extremes, square_high, square_low, candidates,
     row, keep, limit, M, K, padded_k, stride_b, stride_m, stride_d,
-    D: tl.constexpr, PADDED_D: tl.constexpr, CHUNK: tl.constexpr, BK: tl.constexpr,
+    D: tl.constexpr, PADDED_D: tl.constexpr, CHUNK: tl.constexpr, RESIDENT: tl.constexpr, BK: tl.constexpr,
     SPLIT: tl.constexpr, PARTS: tl.constexpr, CODE_PARTS: tl.constexpr, CENTERED: tl.constexpr,
     L2: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
@@ -62,16 +62,18 @@ def rescore_rows(
     finite, in_range, p, t = rows.measure(
         x, offset, keep, stride_d, center, exponent, D, CHUNK, CHUNKS, TILE, SPLIT, CENTERED
     )
-    z = rows.read(x, offset, keep, tl.arange(0, CHUNK), stride_d, center, D, CENTERED)
-    scaled, first, second = rows.split(z, p, finite, high.dtype.element_ty, PARTS)
     column = tl.arange(0, BK)
     local = tl.arange(0, TILE)
     count = tl.zeros((TILE,), tl.int32)
+    firsts, seconds = all_parts(
+        x, offset, keep, finite, p, stride_d, center, high.dtype.element_ty,
+        D, PADDED_D, CHUNK, RESIDENT, SPLIT, PARTS, CENTERED,
+    )  # fmt: skip
     for tile in range(0, padded_k, BK):
         code_bias = tl.load(bias + tile + column)
         acc = product(
-            first, second, high, low, x, offset, keep, finite, p, stride_d, center, tile,
-            D, PADDED_D, CHUNK, CHUNKS, TILE, BK, PARTS, CODE_PARTS, CENTERED, INTERPRETED,
+            firsts, seconds, high, low, x, offset, keep, finite, p, stride_d, center, tile,
+            D, PADDED_D, CHUNK, RESIDENT, TILE, BK, SPLIT, PARTS, CODE_PARTS, CENTERED, INTERPRETED,
         )  # fmt: skip
         score = code_bias[None, :] * t[:, None] + acc
         # Written so that a NaN on either side leaves the code in.
@@ -120,7 +122,7 @@ def settle(
     x, codebook, high, low, bias, center, extremes, square_high, square_low, candidates, mask,
     value_in, index_in, second_in, bound_in, ambiguous, threshold, count, start,
     N, M, K, padded_k, stride_b, stride_m, stride_d,
-    D: tl.constexpr, PADDED_D: tl.constexpr, CHUNK: tl.constexpr, BK: tl.constexpr,
+    D: tl.constexpr, PADDED_D: tl.constexpr, CHUNK: tl.constexpr, RESIDENT: tl.constexpr, BK: tl.constexpr,
     SPLIT: tl.constexpr, PARTS: tl.constexpr, CODE_PARTS: tl.constexpr, CENTERED: tl.constexpr,
     L2: tl.constexpr, EXACT: tl.constexpr, HAS_MASK: tl.constexpr, SPLITS: tl.constexpr,
     INTERPRETED: tl.constexpr, DELTA: tl.constexpr,
@@ -160,7 +162,7 @@ def settle(
             exact = rescore_rows(
                 x, codebook, high, low, bias, center, extremes, square_high, square_low, candidates,
                 row, open_row, limit, M, K, padded_k, stride_b, stride_m, stride_d,
-                D, PADDED_D, CHUNK, BK, SPLIT, PARTS, CODE_PARTS, CENTERED, L2, INTERPRETED,
+                D, PADDED_D, CHUNK, RESIDENT, BK, SPLIT, PARTS, CODE_PARTS, CENTERED, L2, INTERPRETED,
             )  # fmt: skip
             index = tl.where(open_row, exact, index)
     return row, there, index

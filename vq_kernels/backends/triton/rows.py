@@ -16,6 +16,13 @@ from .prepare import CENTER, COLUMNS, EXCLUDED_NORM, EXPONENT, LARGEST, LOW_PART
 
 
 @triton.jit
+def read_raw(x, offset, keep, d, stride_d, D: tl.constexpr):
+    """A chunk of rows as it lies in memory, zero outside."""
+    inside = keep[:, None] & (d < D)[None, :]
+    return tl.load(x + offset[:, None] + d.to(tl.int64)[None, :] * stride_d, mask=inside, other=0.0)
+
+
+@triton.jit
 def read(x, offset, keep, d, stride_d, center, D: tl.constexpr, CENTERED: tl.constexpr):
     """A chunk of rows in float32, zero outside, minus the centre: ``[rows, CHUNK]``."""
     inside = keep[:, None] & (d < D)[None, :]
@@ -46,7 +53,7 @@ def measure(
     """(finite, in range, p, t) of each row; exponent is log2 of the codes' scale."""
     widest = tl.zeros((BN,), tl.float32)
     nonfinite = tl.zeros((BN,), tl.int32)
-    for c in tl.static_range(CHUNKS):
+    for c in range(CHUNKS):
         z = read(x, offset, keep, c * CHUNK + tl.arange(0, CHUNK), stride_d, center, D, CENTERED)
         nonfinite = tl.maximum(nonfinite, tl.max(tl.where(tl.abs(z) <= FLOAT32_MAX, 0, 1), 1))
         widest = tl.maximum(widest, tl.max(tl.where(tl.abs(z) <= FLOAT32_MAX, tl.abs(z), 0.0), 1))
@@ -59,7 +66,8 @@ def measure(
     else:
         in_range = widest < 2.0**50
         p = tl.full((BN,), 1.0, tl.float32)
-        t = tl.full((BN,), 1.0, tl.float32)
+        # Always one; the compiler must not know, or it makes the search's constants of it (search.py).
+        t = tl.where(widest >= 0, 1.0, 2.0)
     return nonfinite == 0, in_range, p, t
 
 
@@ -73,7 +81,7 @@ def norms(
     whole = tl.zeros((BN,), tl.float32)
     missed = tl.zeros((BN,), tl.float32)
     low = tl.zeros((BN,), tl.float32)
-    for c in tl.static_range(CHUNKS):
+    for c in range(CHUNKS):
         z = read(x, offset, keep, c * CHUNK + tl.arange(0, CHUNK), stride_d, center, D, CENTERED)
         scaled, first, second = split(z, p, usable, dtype, PARTS)
         rest = scaled - first.to(tl.float32)

@@ -28,38 +28,85 @@ from .common import AMBIGUOUS, MASKED
 
 
 @triton.jit
-def product(
-    first, second, high, low, x, offset, keep, usable, p, stride_d, center, tile,
-    D: tl.constexpr, PADDED_D: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, PARTS: tl.constexpr, CODE_PARTS: tl.constexpr,
-    CENTERED: tl.constexpr, INTERPRETED: tl.constexpr,
+def row_parts(
+    x, offset, keep, usable, p, d, stride_d, center, dtype: tl.constexpr,
+    D: tl.constexpr, SPLIT: tl.constexpr, PARTS: tl.constexpr, CENTERED: tl.constexpr,
 ):  # fmt: skip
-    """Minus the products of a tile of rows with a tile of codes: ``[BN, BK]`` float32."""
+    """A chunk of rows in parts, ``[BN, CHUNK]`` each; the second is the first where there is one."""
+    if SPLIT:
+        z = rows.read(x, offset, keep, d, stride_d, center, D, CENTERED)
+        scaled, first, second = rows.split(z, p, usable, dtype, PARTS)
+    else:
+        # Straight from memory, the tensor cores read the tile from shared memory instead of registers.
+        first = rows.read_raw(x, offset, keep, d, stride_d, D)
+        second = first
+    return first, second
+
+
+@triton.jit
+def dot(a, b, acc, INTERPRETED: tl.constexpr):
+    """acc + a b; in float32 where the interpreter's own product of bfloat16 is wrong."""
+    if INTERPRETED:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def all_parts(
+    x, offset, keep, usable, p, stride_d, center, dtype: tl.constexpr,
+    D: tl.constexpr, PADDED_D: tl.constexpr, CHUNK: tl.constexpr, RESIDENT: tl.constexpr,
+    SPLIT: tl.constexpr, PARTS: tl.constexpr, CENTERED: tl.constexpr,
+):  # fmt: skip
+    """The parts of RESIDENT rows, one tensor a chunk; empty where rows are read anew for every tile."""
+    firsts = ()
+    seconds = ()
+    if RESIDENT:
+        for start in tl.static_range(0, PADDED_D, CHUNK):
+            first, second = row_parts(
+                x, offset, keep, usable, p, start + tl.arange(0, CHUNK), stride_d, center, dtype,
+                D, SPLIT, PARTS, CENTERED,
+            )  # fmt: skip
+            firsts = firsts + (first,)
+            seconds = seconds + (second,)
+    return firsts, seconds
+
+
+@triton.jit
+def product(
+    firsts, seconds, high, low, x, offset, keep, usable, p, stride_d, center, tile,
+    D: tl.constexpr, PADDED_D: tl.constexpr, CHUNK: tl.constexpr, RESIDENT: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr, PARTS: tl.constexpr,
+    CODE_PARTS: tl.constexpr, CENTERED: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Minus the products of a tile of rows with a tile of codes: ``[BN, BK]`` float32.
+
+    With RESIDENT rows the products with a second part come first, so that their rounding errors are
+    relative to small sums.
+    """
+    dtype: tl.constexpr = high.dtype.element_ty
     acc = tl.zeros((BN, BK), tl.float32)
-    codes = tile + tl.arange(0, BK).to(tl.int64)
-    for c in tl.static_range(CHUNKS):
-        d = c * CHUNK + tl.arange(0, CHUNK)
-        at = codes[None, :] * PADDED_D + d[:, None]
-        if CHUNKS > 1:
-            z = rows.read(x, offset, keep, d, stride_d, center, D, CENTERED)
-            scaled, first, second = rows.split(z, p, usable, high.dtype.element_ty, PARTS)
-        e_high = tl.load(high + at)
-        a = first
-        if INTERPRETED:
-            a = a.to(tl.float32)
-            e_high = e_high.to(tl.float32)
-        # Small products first: their rounding errors are then relative to small sums.
-        if CODE_PARTS == 2:
-            e_low = tl.load(low + at)
-            if INTERPRETED:
-                e_low = e_low.to(tl.float32)
-            acc = tl.dot(a, e_low, acc, input_precision="ieee")
-        if PARTS == 2:
-            b = second
-            if INTERPRETED:
-                b = b.to(tl.float32)
-            acc = tl.dot(b, e_high, acc, input_precision="ieee")
-        acc = tl.dot(a, e_high, acc, input_precision="ieee")
+    at = (tile + tl.arange(0, BK))[None, :] * PADDED_D + tl.arange(0, CHUNK)[:, None]
+    if RESIDENT:
+        for i in tl.static_range(PADDED_D // CHUNK):
+            if CODE_PARTS == 2:
+                acc = dot(firsts[i], tl.load(low + at + i * CHUNK), acc, INTERPRETED)
+            if PARTS == 2:
+                acc = dot(seconds[i], tl.load(high + at + i * CHUNK), acc, INTERPRETED)
+        for i in tl.static_range(PADDED_D // CHUNK):
+            acc = dot(firsts[i], tl.load(high + at + i * CHUNK), acc, INTERPRETED)
+    else:
+        for start in range(0, PADDED_D, CHUNK):
+            first, second = row_parts(
+                x, offset, keep, usable, p, start + tl.arange(0, CHUNK), stride_d, center, dtype,
+                D, SPLIT, PARTS, CENTERED,
+            )  # fmt: skip
+            e_high = tl.load(high + at + start)
+            if CODE_PARTS == 2:
+                acc = dot(first, tl.load(low + at + start), acc, INTERPRETED)
+            if PARTS == 2:
+                acc = dot(second, e_high, acc, INTERPRETED)
+            acc = dot(first, e_high, acc, INTERPRETED)
     return acc
 
 
@@ -76,7 +123,7 @@ def search_kernel(
     x, high, low, bias, center, extremes, mask, index_out, value_out, second_out, bound_out,
     ambiguous, threshold, counters,
     N, M, K, padded_k, stride_b, stride_m, stride_d, programs, codes_per_split, keep_bits,
-    D: tl.constexpr, PADDED_D: tl.constexpr, CHUNK: tl.constexpr,
+    D: tl.constexpr, PADDED_D: tl.constexpr, CHUNK: tl.constexpr, RESIDENT: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
     SPLIT: tl.constexpr, PARTS: tl.constexpr, CODE_PARTS: tl.constexpr, CENTERED: tl.constexpr,
     L2: tl.constexpr, EXACT: tl.constexpr, PACK: tl.constexpr, DIVIDED: tl.constexpr,
@@ -98,12 +145,10 @@ def search_kernel(
         x, offset, keep, stride_d, center, exponent, D, CHUNK, CHUNKS, BN, SPLIT, CENTERED
     )
     dtype: tl.constexpr = high.dtype.element_ty
-    z = rows.read(x, offset, keep, tl.arange(0, CHUNK), stride_d, center, D, CENTERED)
-    scaled, first, second = rows.split(z, p, finite, dtype, PARTS)
     if RANGE:
         # The largest |x| sets the unit of the deterministic sums (statistics.py).
         largest = tl.zeros((), tl.float32)
-        for c in tl.static_range(CHUNKS):
+        for c in range(CHUNKS):
             raw = rows.read(x, offset, keep, c * CHUNK + tl.arange(0, CHUNK), stride_d, center, D, False)
             largest = tl.maximum(largest, tl.max(tl.where(finite[:, None], tl.abs(raw), 0.0)))
         tl.atomic_max(counters + 1, largest.to(tl.int32, bitcast=True).to(tl.int64), sem="relaxed")
@@ -116,6 +161,11 @@ def search_kernel(
             extremes, programs, whole, missed, low_norm, t, MAIN, MINOR, SLACK, BOUND_SCALE, L2, CENTERED, LINES
         )
         bound = tl.where(in_range, bound, float("inf"))
+    if EXACT or DIVIDED:
+        # Through memory rather than registers, which the loop needs. A negative bound marks the rows
+        # that hold NaN or infinity.
+        if tl.program_id(1) == 0 or EXACT:
+            tl.store(bound_out + row, tl.where(finite, bound, -1.0), mask=there)
 
     column = tl.arange(0, BK)
     in_thread = (column // 8) * 2 + (column & 1)
@@ -128,18 +178,25 @@ def search_kernel(
     if DIVIDED:
         begin = tl.program_id(1) * codes_per_split
         end = tl.minimum(begin + codes_per_split, padded_k)
+    firsts, seconds = all_parts(
+        x, offset, keep, finite, p, stride_d, center, dtype,
+        D, PADDED_D, CHUNK, RESIDENT, SPLIT, PARTS, CENTERED,
+    )  # fmt: skip
+    # A number for each row rather than one for the program: from a register, not a constant, clearing
+    # bits and setting others is one instruction.
+    kept = tl.where(t > 0, keep_bits, 0)
     for tile in tl.range(begin, end, BK, num_stages=STAGES):
         code_bias = tl.load(bias + tile + column)
         acc = product(
-            first, second, high, low, x, offset, keep, finite, p, stride_d, center, tile,
-            D, PADDED_D, CHUNK, CHUNKS, BN, BK, PARTS, CODE_PARTS, CENTERED, INTERPRETED,
+            firsts, seconds, high, low, x, offset, keep, finite, p, stride_d, center, tile,
+            D, PADDED_D, CHUNK, RESIDENT, BN, BK, SPLIT, PARTS, CODE_PARTS, CENTERED, INTERPRETED,
         )  # fmt: skip
         score = tl.fma(
             tl.broadcast_to(code_bias[None, :], (BN, BK)), tl.broadcast_to(t[:, None], (BN, BK)), acc
         )
         if PACK:
             # Complemented, so that among equal negative scores the lower column is the smaller number.
-            bits = (score.to(tl.int32, bitcast=True) & keep_bits) | (PACK_MASK - in_thread)[None, :]
+            bits = (score.to(tl.int32, bitcast=True) & kept[:, None]) | (PACK_MASK - in_thread)[None, :]
             packed = tl.reshape(bits, (BN, BK // 8, 4, 2)).to(tl.float32, bitcast=True)
             if EXACT:
                 even, odd = tl.split(packed)
@@ -151,11 +208,12 @@ def search_kernel(
         else:
             whole_score = tl.reshape(score, (BN, BK // 8, 4, 2))
             low_value = tl.min(tl.min(whole_score, 3), 1)
-            pair = tl.arange(0, BK // 8)[:, None] * 2 + tl.arange(0, 2)[None, :]
-            matching = tl.where(
-                whole_score == low_value[:, None, :, None], pair[None, :, None, :], BK
-            )
-            first_match = tl.min(tl.min(matching, 3), 1)
+            repeated = tl.broadcast_to(low_value[:, None, :, None], (BN, BK // 8, 4, 2))
+            # The first column equal to the minimum, by arithmetic: comparisons of a whole tile would need
+            # more predicates than there are. Any other column is pushed out of reach.
+            distance = (score - tl.reshape(repeated, (BN, BK))) * 2.0**127
+            matching = tl.reshape(distance + in_thread.to(tl.float32)[None, :], (BN, BK // 8, 4, 2))
+            first_match = tl.min(tl.min(matching, 3), 1).to(tl.int32)
             where = tl.where(low_value < best, tile + first_match, where)
         best = tl.minimum(best, low_value)
 
@@ -166,7 +224,7 @@ def search_kernel(
     inner = where % BK
     code = where - inner + (inner // 2) * 8 + lane[None, :] * 2 + (inner & 1)
     value, code, runner_up = common.nearest_of_lanes(best, code, runner_up)
-    code = tl.where(code < K, code, 0)
+    code = tl.where((code >= 0) & (code < K), code, 0)
 
     if DIVIDED:
         at = tl.program_id(1).to(tl.int64) * N + row
@@ -174,10 +232,13 @@ def search_kernel(
         tl.store(index_out + at, code, mask=there)
         if EXACT:
             tl.store(second_out + at, runner_up, mask=there)
-        if tl.program_id(1) == 0:
-            # A negative bound marks the rows that hold NaN or infinity.
-            tl.store(bound_out + row, tl.where(finite, bound, -1.0), mask=there)
     else:
+        if EXACT:
+            tl.debug_barrier()
+            bound = tl.load(bound_out + row, mask=there, other=0.0)
+            finite = (bound < 0) == 0
+        if HAS_MASK:
+            keep = tl.load(mask + row, mask=there, other=0) != 0
         result = tl.where(finite, code, 0)
         if EXACT:
             certain, limit = certify(value, runner_up, bound, DELTA)

@@ -1,20 +1,88 @@
 """Tile sizes per architecture: ``{architecture: {products: [(largest D, Config values), ...]}}``.
 
-Written by ``python -m benchmarks.tune`` on a GPU; until a GPU has run it, chosen by compiling for
-the target and reading registers, shared memory and instructions per (row, code) pair (see
-``benchmarks/NOTES.md``). Architecture 0 is the interpreter, kept small so that tests on a CPU see
-several tiles. The values are rows, codes, depth (0: all of D), warps, stages, register limit.
+Written by ``python -m benchmarks.tune`` on a GPU; an architecture that no GPU has been at hand for
+holds what compiling for it showed to be good: no spills, two programs on a multiprocessor where D
+allows, fewest instructions for a (row, code) pair (``benchmarks/NOTES.md``). Architecture 0 is the
+interpreter, kept small so that tests on a CPU see several tiles. The values are rows, codes, depth
+(0: all of D), warps, stages, register limit (None: none), resident rows.
 """
 
 from __future__ import annotations
 
-_Values = tuple[int, int, int, int, int, int | None]
-_ANY_D = 1 << 30
+_Values = tuple[int, int, int, int, int, int | None, bool]
+_Rules = dict[int, list[tuple[int, _Values]]]
+_ANY = 1 << 30
 
-TABLE: dict[int, dict[int, list[tuple[int, _Values]]]] = {
-    0: {
-        1: [(32, (64, 64, 0, 4, 1, None)), (_ANY_D, (64, 64, 32, 4, 1, None))],
-        2: [(32, (64, 64, 0, 4, 1, None)), (_ANY_D, (64, 64, 32, 4, 1, None))],
-        3: [(32, (64, 64, 0, 4, 1, None)), (_ANY_D, (64, 64, 32, 4, 1, None))],
-    },
+_INTERPRETER: _Rules = {
+    products: [(32, (64, 64, 0, 4, 1, None, True)), (64, (64, 64, 32, 4, 1, None, True)), (_ANY, (64, 64, 32, 4, 1, None, False))]
+    for products in (1, 2, 3)
 }
+
+# At most 99 KiB of shared memory, so that the table serves 8.6, 8.9 and 12.0 too.
+_AMPERE: _Rules = {
+    1: [
+        (32, (128, 32, 16, 4, 3, None, True)),
+        (64, (128, 32, 0, 4, 3, None, True)),
+        (128, (128, 32, 64, 4, 3, None, True)),
+        (256, (128, 32, 64, 4, 2, None, True)),
+        (_ANY, (64, 64, 64, 4, 2, None, False)),
+    ],
+    2: [
+        (64, (128, 32, 32, 4, 3, None, True)),
+        (128, (64, 32, 32, 4, 2, None, True)),
+        (256, (64, 32, 32, 4, 2, None, True)),
+        (_ANY, (64, 32, 64, 4, 2, None, False)),
+    ],
+    3: [
+        (64, (128, 32, 32, 4, 3, None, True)),
+        (128, (64, 64, 32, 4, 2, None, True)),
+        (256, (64, 32, 32, 4, 2, None, True)),
+        (_ANY, (64, 32, 64, 4, 2, None, False)),
+    ],
+}
+
+_HOPPER: _Rules = {
+    1: [
+        (32, (128, 128, 0, 8, 3, 128, True)),
+        (64, (128, 128, 32, 8, 3, 128, True)),
+        (128, (128, 128, 32, 8, 2, 128, True)),
+        (256, (128, 128, 64, 8, 2, None, True)),
+        (_ANY, (128, 128, 64, 8, 3, None, False)),
+    ],
+    2: [
+        (32, (128, 128, 16, 8, 3, 128, True)),
+        (64, (128, 128, 16, 8, 2, 128, True)),
+        (128, (128, 64, 64, 8, 2, 128, True)),
+        (256, (128, 64, 64, 8, 2, None, True)),
+        (_ANY, (128, 64, 64, 8, 2, None, False)),
+    ],
+    3: [
+        (32, (128, 128, 16, 8, 3, 128, True)),
+        (64, (128, 128, 16, 8, 2, 128, True)),
+        (128, (128, 128, 64, 8, 2, None, True)),
+        (256, (128, 32, 64, 8, 2, None, True)),
+        (_ANY, (128, 64, 64, 8, 2, None, False)),
+    ],
+}
+
+# One product of parts is one asynchronous instruction with a barrier of its own: no short chunks.
+_BLACKWELL: _Rules = {
+    1: [
+        (64, (128, 128, 0, 8, 3, None, True)),
+        (128, (128, 128, 0, 8, 2, None, True)),
+        (256, (128, 64, 0, 8, 2, None, True)),
+        (_ANY, (128, 128, 64, 8, 3, None, False)),
+    ],
+    2: [
+        (64, (128, 128, 0, 8, 2, None, True)),
+        (128, (128, 64, 0, 8, 2, None, True)),
+        (_ANY, (128, 64, 64, 8, 2, None, False)),
+    ],
+    3: [
+        (64, (128, 128, 0, 8, 2, None, True)),
+        (128, (128, 64, 0, 8, 2, None, True)),
+        (_ANY, (128, 64, 64, 8, 2, None, False)),
+    ],
+}
+
+TABLE: dict[int, _Rules] = {0: _INTERPRETER, 80: _AMPERE, 90: _HOPPER, 100: _BLACKWELL, 120: _AMPERE}
