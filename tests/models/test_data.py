@@ -163,7 +163,7 @@ def test_bad_images_are_named_before_training(tmp_path: Path, cache_gb: float) -
         ({"data": "/no/such/folder"}, "/no/such/folder does not exist; give an existing folder"),
         ({"data": "./nowhere"}, "nowhere does not exist"),
         ({"data": __file__}, "is a file; give the folder"),
-        ({"data": str(Path(__file__).parents[2] / "csrc")}, "holds no images, no parquet files"),
+        ({"data": str(Path(__file__).parent)}, "holds no images, no parquet files"),
         ({"size": "8by8"}, "size must be a number such as 64"),
         ({"channels": 2}, "channels must be 1 or 3, got 2"),
         ({"validation": 0.7}, "validation must be between 0 and 0.5, got 0.7"),
