@@ -1,0 +1,143 @@
+"""``make gpu-check`` as far as a machine without a GPU can try it: the table, the file, the exit status."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu_check, gpu_checks
+from benchmarks.gpu_check import FAILED, PASSED, SKIPPED, NotHere, Result
+from benchmarks.machine import describe
+
+
+def test_without_a_gpu_it_says_so_and_exits_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_check.main([]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.fullmatch(r"gpu-check needs a CUDA GPU, [^.]*\.\n", said.err)
+
+
+def _right(backend: str) -> str:
+    return f"{backend} is right\nmore of it"
+
+
+def _wrong(backend: str) -> str:
+    raise AssertionError("3 of 5 indices differ")
+
+
+def _absent(backend: str) -> str:
+    raise NotHere("one GPU")
+
+
+CHECKS = {"right": _right, "wrong": _wrong, "absent": _absent, "sanitizer": _right}
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Checks of every outcome; the tests of the operations are noted, not run."""
+    asked: list[str] = []
+
+    def run_tests(backend: str, seconds: float) -> str:
+        asked.append(f"{backend} {seconds:.0f}")
+        return "7 passed"
+
+    monkeypatch.setattr(gpu_check, "CHECKS", CHECKS)
+    monkeypatch.setattr(gpu_check, "run_tests", run_tests)
+    monkeypatch.setattr(gpu_check, "available_backends", lambda: {"cuda": None, "triton": "not installed"})
+    return asked
+
+
+def test_every_outcome_is_a_line(made_up: list[str]) -> None:
+    results = gpu_check.run(["cuda", "triton"], 500.0, clock=lambda: 0.0)
+    outcomes = [(r.check, r.backend, r.status, r.detail) for r in results]
+    assert outcomes == [
+        ("available", "triton", FAILED, "not installed"),
+        ("right", "cuda", PASSED, "cuda is right\nmore of it"),
+        ("wrong", "cuda", FAILED, "AssertionError: 3 of 5 indices differ"),
+        ("absent", "cuda", SKIPPED, "one GPU"),
+        ("tests of the operations", "cuda", PASSED, "7 passed"),
+        ("sanitizer", "cuda", PASSED, "cuda is right\nmore of it"),
+    ]
+    assert made_up == ["cuda 440"], "the tests get the backend's time less a minute for what follows"
+
+
+def test_no_check_begins_after_the_time(made_up: list[str]) -> None:
+    ticks: Iterator[float] = iter(range(0, 10_000, 7))
+    results = gpu_check.run(["cuda"], 30.0, clock=lambda: next(ticks))
+    assert [r.status for r in results] == [PASSED, FAILED, SKIPPED, SKIPPED, SKIPPED]
+    assert [r.detail for r in results[2:]] == ["no time left"] * 3
+
+
+def test_table_is_aligned_and_short() -> None:
+    results = [
+        Result("a check", "cuda", PASSED, "fine\nsecond line", 1.25),
+        Result("b", "triton", FAILED, 300 * "x"),
+    ]
+    lines = gpu_check.table(results).splitlines()
+    assert lines[0].split() == ["check", "backend", "status", "s", "detail"]
+    assert lines[1] == "a check  cuda     passed  1.2  fine"
+    assert (
+        len({line.index(word) for line, word in zip(lines, ("status", "passed", "FAILED"), strict=True)}) == 1
+    )
+    assert len(lines[2]) < 140
+
+
+def test_the_file_says_where_and_what(tmp_path: Path) -> None:
+    results = [Result("a", "cuda", PASSED, "x", 0.1), Result("b", "cuda", FAILED, "y\nz", 0.2)]
+    path = gpu_check.write(results, describe(), "nvidia-h200", tmp_path / "results")
+    assert path.name == "nvidia-h200-check.json"
+    content = json.loads(path.read_text())
+    assert {"machine", "versions", "commit", "date"} <= content.keys()
+    assert content["failed"] == 1
+    assert content["results"][1] == {
+        "check": "b",
+        "backend": "cuda",
+        "status": FAILED,
+        "detail": "y\nz",
+        "seconds": 0.2,
+    }
+
+
+def test_report_of_pytest_is_counted(tmp_path: Path) -> None:
+    report = tmp_path / "report.xml"
+    report.write_text(
+        '<testsuites><testsuite><testcase classname="tests.test_ops" name="a"/>'
+        '<testcase classname="tests.test_ops" name="b"><failure/></testcase>'
+        '<testcase classname="tests.test_ops" name="c"><skipped/></testcase>'
+        '<testcase classname="tests.test_ops" name="d"><error/></testcase></testsuite></testsuites>'
+    )
+    counts, failures = gpu_check.read_report(report)
+    assert counts == {"passed": 1, "failed": 2, "skipped": 1}
+    assert failures == ["tests.test_ops::b", "tests.test_ops::d"]
+
+
+def test_the_tests_it_names_exist() -> None:
+    assert all((gpu_check.ROOT / name).exists() for name in gpu_check.TESTS)
+
+
+def test_tests_really_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line for pytest is right: here on the CPU, with one small file."""
+    monkeypatch.setattr(gpu_check, "TESTS", ("tests/test_edge_cases.py",))
+    monkeypatch.setattr(gpu_check.importlib.util, "find_spec", lambda name: None)
+    real = gpu_check.subprocess.run
+
+    def on_the_cpu(command: list[str], **options: object) -> object:
+        options["env"] = {**options["env"], "VQ_TEST_DEVICE": "cpu"}  # type: ignore[dict-item]
+        return real(command, **options)
+
+    monkeypatch.setattr(gpu_check.subprocess, "run", on_the_cpu)
+    assert re.match(r"\d+ passed", gpu_check.run_tests("reference", 200.0))
+
+
+def test_a_machine_without_sanitizer_skips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_checks.shutil, "which", lambda name: None)
+    with pytest.raises(NotHere, match="not installed"):
+        gpu_checks.passes_sanitizer("memcheck", "cuda")
