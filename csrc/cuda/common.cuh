@@ -68,7 +68,8 @@ struct RowMap {
 };
 
 inline RowMap row_map(const VqCudaRows& r) {
-  return RowMap{Strides{r.stride_batch, r.stride_row, r.stride_dim}, r.rows};
+  // At least one, so that an empty batch divides by nothing.
+  return RowMap{Strides{r.stride_batch, r.stride_row, r.stride_dim}, r.rows > 0 ? r.rows : 1};
 }
 
 // Whether neighbouring threads should take neighbouring rows (channel-first) and not elements of a row.
