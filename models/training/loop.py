@@ -61,7 +61,7 @@ def fit(
     checkpoint: Path | None,
     callbacks: list[Callback],
 ) -> Path:
-    """Train and validate every epoch. Returns the checkpoint with the lowest validation loss."""
+    """Train; validate after every epoch and at the end. Returns the checkpoint of lowest validation loss."""
     trainer = make_trainer(config, module, callbacks)
     with warnings.catch_warnings():
         # Lightning knows DataLoaders; BatchLoader needs no workers and no other sampler.
@@ -69,18 +69,34 @@ def fit(
         warnings.filterwarnings("ignore", message=".*may not be saved.*|.*exists and is not empty.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")  # inside Lightning
         warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging.*")
+        warnings.filterwarnings("ignore", message=".*could not find the monitored key.*")  # see _validate_end
         trainer.fit(module, module.loader, validation, ckpt_path=checkpoint, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    trainer.save_checkpoint(config.folder / "checkpoints" / LAST, weights_only=False)
-    return config.folder / "checkpoints" / BEST
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        best, last = (config.folder / "checkpoints" / name for name in (BEST, LAST))
+        trainer.save_checkpoint(last, weights_only=False)
+        if trainer.global_step % -(-len(module.loader) // config.accumulate):
+            _validate_end(trainer, module, validation, best, last)
+    return best
+
+
+def _validate_end(
+    trainer: pl.Trainer, module: SeededModule, validation: BatchLoader, best: Path, last: Path
+) -> None:
+    """Validate a run that ``steps`` ended inside an epoch, which Lightning does not; keep the better one."""
+    monitored = trainer.checkpoint_callback
+    if not isinstance(monitored, ModelCheckpoint):
+        raise TypeError(f"the first checkpoint callback must be a ModelCheckpoint, got {monitored!r}")
+    before = monitored.best_model_score if best.is_file() else None
+    (found,) = trainer.validate(module, validation, verbose=False)
+    if trainer.is_global_zero and (before is None or found["validation/loss"] < before):
+        shutil.copyfile(last, best)
+    trainer.strategy.barrier()
 
 
 def make_trainer(config: LoopConfig, module: SeededModule, callbacks: list[Callback]) -> pl.Trainer:
     """The Trainer for ``config``: loggers, checkpoints, early stopping, precision and devices."""
     steps = module.total_steps
-    # A run shorter than an epoch is validated at its end, so that it too has a best checkpoint.
-    within_an_epoch = steps * config.accumulate < len(module.loader)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
     folder = config.folder
@@ -116,7 +132,6 @@ def make_trainer(config: LoopConfig, module: SeededModule, callbacks: list[Callb
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip,
         log_every_n_steps=module.log_every,
-        val_check_interval=steps * config.accumulate if within_an_epoch else 1.0,
         logger=[CSVLogger(folder, name="logs"), TensorBoardLogger(str(folder), name="tensorboard")],
         callbacks=[*kept, *stopping, *bar, *callbacks],
         enable_progress_bar=config.progress,

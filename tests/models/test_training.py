@@ -162,6 +162,17 @@ def test_what_a_run_leaves_behind(tmp_path: Path, data) -> None:
     train(config, data, overwrite=True)
 
 
+@pytest.mark.parametrize("steps", [3, 6], ids=["within_the_first_epoch", "within_the_second_epoch"])
+def test_a_run_that_ends_inside_an_epoch_keeps_its_last_steps(tmp_path: Path, data, steps: int) -> None:
+    model = train(settings(tmp_path, name="steps", steps=steps, epochs=9, lr=1e-2), data)
+    (history,) = histories(tmp_path / "steps")
+    assert len(history["train/loss"][0]) == steps
+    assert history["validation/loss"][0][-1] >= steps - 1
+    last = torch.load(tmp_path / "steps" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    name = "decoder.conv.weight"
+    assert torch.equal(model.state_dict()[name], last[f"model.{name}"])
+
+
 def test_early_stopping(tmp_path: Path, data) -> None:
     train(
         settings(
