@@ -114,6 +114,58 @@ def test_the_certificate_is_needed_and_enough(
     assert wrong[0.01] > 0
 
 
+@dtypes
+@pytest.mark.parametrize("path", ["small", "matrix", "matrix_deep", "tile"])
+@schedules
+def test_few_rows_share_the_codes_out(
+    path: str, dtype: torch.dtype, reverse: bool, kernels: CudaBackend
+) -> None:
+    """Several blocks for the same rows, each with some of the codes; equal codes lie in different blocks."""
+    dims, device = PATHS[path]
+    x, codebook = rows(1, 30, dims[-1], dtype), torch.randn(700, dims[-1]).to(dtype)
+    codebook[600:] = codebook[:100]
+    codebook[300:320] = torch.nan
+    want = reference.nearest_code(x, codebook, "l2", "exact")
+    assert 0 < (want < 100).sum() < 30
+    with machine(reverse=reverse, **device):
+        assert torch.equal(kernels.nearest_code(x, codebook, "l2", "exact"), want)
+        out = torch.empty_like(x)
+        got = kernels.vector_quantize(x, codebook, None, "l2", "exact", out, True)
+    assert torch.equal(got.indices, want)
+    assert torch.equal(out, codebook[want])
+    assert torch.equal(got.counts, torch.bincount(want[0], minlength=700))
+    assert got.valid_rows == 30
+
+
+def scored_exactly(kernels: CudaBackend, x: Tensor, codebook: Tensor) -> float:
+    """How many codes per row the certificate left for the exact score, 3 D products each."""
+    module = cuda_host.load_module()
+    before = module.float64_products()
+    kernels.nearest_code(x, codebook, "l2", "exact")
+    return (module.float64_products() - before) / (3 * x.shape[2] * x.shape[0] * x.shape[1])
+
+
+@pytest.mark.parametrize(("dim", "most"), [(8, 0.01), (64, 0.03), (128, 0.03)])
+@dtypes
+def test_few_codes_are_left_to_the_exact_score(
+    dim: int, most: float, dtype: torch.dtype, kernels: CudaBackend
+) -> None:
+    x, codebook = rows(1, 500, dim, dtype), torch.randn(512, dim)
+    assert scored_exactly(kernels, x, codebook) <= most
+    assert scored_exactly(kernels, x, codebook + 10) <= 10 * most, "codes with a common offset"
+
+
+def test_a_stray_code_costs_nothing(kernels: CudaBackend) -> None:
+    """One code far away must not loosen the bound of all rows."""
+    for dim, device in ((8, {}), (64, {}), (40, {"major": 7})):
+        x, codebook = rows(1, 300, dim, torch.float32), torch.randn(128, dim)
+        codebook[77] *= 1e6
+        with machine(**device):
+            assert scored_exactly(kernels, x, codebook) < 0.05
+            got = kernels.nearest_code(x, codebook, "l2", "exact")
+        assert torch.equal(got, reference.nearest_code(x, codebook, "l2", "exact"))
+
+
 def test_overflow_and_underflow(kernels: CudaBackend) -> None:
     for scale in (1e-42, 1e-30, 1e-20, 1e19, 1e30, 3e37):
         for dim in (5, 20, 70):

@@ -19,7 +19,9 @@ from . import common
 def load_rows(x, offset, keep, d, stride_d, D: tl.constexpr):
     """A chunk of rows in float32, zero outside."""
     inside = keep[:, None] & (d < D)[None, :]
-    return tl.load(x + offset[:, None] + d.to(tl.int64)[None, :] * stride_d, mask=inside, other=0.0).to(tl.float32)
+    return tl.load(x + offset[:, None] + d.to(tl.int64)[None, :] * stride_d, mask=inside, other=0.0).to(
+        tl.float32
+    )
 
 
 @triton.jit

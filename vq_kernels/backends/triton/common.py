@@ -145,6 +145,6 @@ def accumulate(high, low, term):
 
 
 def row_tile(dim: int) -> tuple[int, int]:
-    """(chunk of D, rows) of the kernels that stream over rows: about 4096 elements a program."""
+    """(chunk of D, rows) of the kernels that stream over rows: about 2048 elements a program."""
     chunk = min(triton.next_power_of_2(dim), 128)
-    return chunk, max(16, min(128, 4096 // chunk))
+    return chunk, max(16, min(128, 2048 // chunk))

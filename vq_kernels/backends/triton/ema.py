@@ -77,7 +77,9 @@ def ema_kernel(
             at = k.to(tl.int64)[:, None] * D + d[None, :]
             inside = (k < K)[:, None] & (d < D)[None, :]
             average = lerp(
-                tl.load(embed_avg + at, mask=inside, other=0.0), tl.load(sums + at, mask=inside, other=0.0), weight
+                tl.load(embed_avg + at, mask=inside, other=0.0),
+                tl.load(sums + at, mask=inside, other=0.0),
+                weight,
             )
             tl.store(embed_avg + at, average, mask=inside)
             code = average / smoothed[:, None]

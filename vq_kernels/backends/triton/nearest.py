@@ -18,6 +18,9 @@ from .search import search_kernel
 # Counters that the search leaves on the device: open rows, then the range of x (statistics.py).
 COUNTERS = 4
 
+# Tile of codes of the second pass, for 16 rows.
+SETTLE_CODES = 32
+
 
 class Searched(NamedTuple):
     """What the kernels after the search need; scratch of O(N + K D)."""
@@ -56,7 +59,7 @@ class Searched(NamedTuple):
             "PADDED_D": prepared.high.shape[1],
             "CHUNK": self.config.depth,
             "RESIDENT": self.config.resident,
-            "BK": min(self.config.codes, 64),
+            "BK": SETTLE_CODES,
             "SPLIT": self.plan.split,
             "PARTS": self.plan.parts,
             "CODE_PARTS": self.plan.code_parts,
@@ -90,8 +93,8 @@ def search(
 ) -> Searched:
     """First pass. Indices go to ``indices`` (int64 ``[B, M]``) where given and the codes are not divided.
 
-    ``scratch`` and ``counts`` (int64) are zeroed before the search; the first begins with its counters. ``bound_scale`` is
-    for the tests that show that the bound is needed.
+    ``scratch`` and ``counts`` (int64) are zeroed before the search; the first begins with its counters.
+    ``bound_scale`` is for the tests that show that the bound is needed.
     """
     B, M, D = x.shape
     N, K = B * M, codebook.shape[0]
@@ -222,7 +225,9 @@ def settle_programs(rows: int, device: torch.device) -> int:
     return max(1, min(4 * common.multiprocessors(device), -(-rows // TILE.value)))
 
 
-def nearest_code(x: Tensor, codebook: Tensor, metric: str, precision: str, *, bound_scale: float = 1.0) -> Tensor:
+def nearest_code(
+    x: Tensor, codebook: Tensor, metric: str, precision: str, *, bound_scale: float = 1.0
+) -> Tensor:
     """``base.Backend.nearest_code``; ``bound_scale`` is for the tests that show that the bound is needed."""
     B, M, D = x.shape
     N, K = B * M, codebook.shape[0]
@@ -236,7 +241,9 @@ def nearest_code(x: Tensor, codebook: Tensor, metric: str, precision: str, *, bo
         settle_kernel[(programs,)](
             x,
             codebook,
-            candidates=torch.empty(programs * TILE.value * CANDIDATES.value, dtype=torch.int32, device=x.device),
+            candidates=torch.empty(
+                programs * TILE.value * CANDIDATES.value, dtype=torch.int32, device=x.device
+            ),
             counters=found.counters,
             index_out=indices,
             N=N,

@@ -66,9 +66,7 @@ def make_config(architecture: int, plan: Plan, dim: int) -> Config:
     ``python -m benchmarks.tune``. A depth of 0 means all of D at once.
     """
     known = max((a for a in TABLE if a <= architecture), default=min(TABLE))
-    for largest, values in TABLE[known][plan.products]:
-        if dim <= largest:
-            break
+    values = next(values for largest, values in TABLE[known][plan.products] if dim <= largest)
     config = Config(*values)
     whole = max(16, triton.next_power_of_2(dim))
     return config._replace(depth=whole if config.depth == 0 else min(config.depth, whole))

@@ -154,13 +154,13 @@ def prepare_kernel(
 
     if SQUARES:
         total = tl.zeros((CODES,), tl.float64)
-        rest = tl.zeros((CODES,), tl.float64)
-        for d in range(0, D):
-            e = tl.load(codebook + base * D + d, mask=real, other=0.0).to(tl.float64)
-            total, rest = common.accumulate(total, rest, 0.5 * e * e)
+        remainder = tl.zeros((CODES,), tl.float64)
+        for d in range(D):
+            entry = tl.load(codebook + base * D + d, mask=real, other=0.0).to(tl.float64)
+            total, remainder = common.accumulate(total, remainder, 0.5 * entry * entry)
         # An infinite score keeps a non-finite code from ever being chosen.
         tl.store(square_high + base, tl.where(finite, total, infinity), mask=real)
-        tl.store(square_low + base, tl.where(finite, rest, 0.0), mask=real)
+        tl.store(square_low + base, tl.where(finite, remainder, 0.0), mask=real)
 
 
 def prepare(

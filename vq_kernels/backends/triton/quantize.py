@@ -20,7 +20,17 @@ from . import common
 from .common import FLOAT32_MAX
 from .nearest import search, settle_programs
 from .rescore import CANDIDATES, TILE, settle
-from .statistics import HEADER, TICKET, VALID, accumulators, add_rows, convert, copies, row_bits, unit_exponent
+from .statistics import (
+    HEADER,
+    TICKET,
+    VALID,
+    accumulators,
+    add_rows,
+    convert,
+    copies,
+    row_bits,
+    unit_exponent,
+)
 
 # Rows whose errors one program of the last kernel adds up.
 ERROR_BLOCK = 1 << 15
@@ -89,8 +99,8 @@ def write_kernel(
                 x, codebook, high, low, bias, center, extremes, square_high, square_low, candidate, mask,
                 value_in, index_in, second_in, bound_in, ambiguous, threshold, count, start,
                 N, M, K, padded_k, stride_b, stride_m, stride_d,
-                D, PADDED_D, CHUNK, RESIDENT, BK, SPLIT, PARTS, CODE_PARTS, CENTERED, L2, EXACT, HAS_MASK, SPLITS,
-                INTERPRETED, DELTA,
+                D, PADDED_D, CHUNK, RESIDENT, BK, SPLIT, PARTS, CODE_PARTS, CENTERED, L2, EXACT, HAS_MASK,
+                SPLITS, INTERPRETED, DELTA,
             )  # fmt: skip
             if HAS_MASK and SPLITS > 1:
                 tl.atomic_add(scratch + VALID, tl.sum((there & (index >= 0)).to(tl.int64)), sem="relaxed")

@@ -21,7 +21,9 @@ CANDIDATES = tl.constexpr(8)
 
 
 @triton.jit
-def exact_score(x, codebook, square_high, square_low, offset, code, keep, stride_d, D: tl.constexpr, L2: tl.constexpr):
+def exact_score(
+    x, codebook, square_high, square_low, offset, code, keep, stride_d, D: tl.constexpr, L2: tl.constexpr
+):
     """Score of ``base.py`` as a pair; rows ``[R, 1]`` and codes ``[1 or R, C]`` give ``[R, C]``."""
     code = code.to(tl.int64)
     infinity = float("inf")
@@ -34,7 +36,7 @@ def exact_score(x, codebook, square_high, square_low, offset, code, keep, stride
         low = low * 0.0
     x_at = x + offset
     e_at = codebook + code * D
-    for _ in range(0, D):
+    for _ in range(D):
         a = tl.load(x_at, mask=keep, other=0.0).to(tl.float64)
         e = tl.load(e_at, mask=keep, other=0.0).to(tl.float64)
         e = tl.where(unusable, 0.0, e)
@@ -59,7 +61,7 @@ def rescore_rows(
     CHUNKS: tl.constexpr = PADDED_D // CHUNK
     offset = common.row_offset(row, M, stride_b, stride_m)
     exponent = rows.codes_exponent(extremes)
-    finite, in_range, p, t = rows.measure(
+    finite, _in_range, p, t = rows.measure(
         x, offset, keep, stride_d, center, exponent, D, CHUNK, CHUNKS, TILE, SPLIT, CENTERED
     )
     column = tl.arange(0, BK)
@@ -143,7 +145,7 @@ def settle(
             keep = tl.load(mask + row, mask=there, other=0) != 0
         value = tl.full((TILE,), float("inf"), tl.float32)
         second = tl.full((TILE,), float("inf"), tl.float32)
-        for split in range(0, SPLITS):
+        for split in range(SPLITS):
             at = split * N + row
             v = tl.load(value_in + at, mask=there, other=float("inf"))
             i = tl.load(index_in + at, mask=there, other=0)

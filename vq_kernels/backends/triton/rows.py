@@ -1,4 +1,4 @@
-"""Rows of x as the search wants them: read through their strides, centred, scaled, split; and their error bound.
+"""Rows of x as the search wants them: read by their strides, centred, scaled, split; their error bound.
 
 A row z (centred or not) is multiplied by a power of two p that brings its largest entry to 2^13
 or just above, so that float16 parts lose nothing to its narrow range; t = p / s relates it to the

@@ -35,7 +35,7 @@ def row_parts(
     """A chunk of rows in parts, ``[BN, CHUNK]`` each; the second is the first where there is one."""
     if SPLIT:
         z = rows.read(x, offset, keep, d, stride_d, center, D, CENTERED)
-        scaled, first, second = rows.split(z, p, usable, dtype, PARTS)
+        _scaled, first, second = rows.split(z, p, usable, dtype, PARTS)
     else:
         # Straight from memory, the tensor cores read the tile from shared memory instead of registers.
         first = rows.read_raw(x, offset, keep, d, stride_d, D)
@@ -67,8 +67,8 @@ def all_parts(
                 x, offset, keep, usable, p, start + tl.arange(0, CHUNK), stride_d, center, dtype,
                 D, SPLIT, PARTS, CENTERED,
             )  # fmt: skip
-            firsts = firsts + (first,)
-            seconds = seconds + (second,)
+            firsts = firsts + (first,)  # type: ignore[assignment]  # grows at compile time
+            seconds = seconds + (second,)  # type: ignore[assignment]
     return firsts, seconds
 
 
@@ -158,7 +158,19 @@ def search_kernel(
             x, offset, keep, finite, p, stride_d, center, dtype, D, CHUNK, CHUNKS, BN, PARTS, CENTERED
         )
         bound = rows.error_bound(
-            extremes, programs, whole, missed, low_norm, t, MAIN, MINOR, SLACK, BOUND_SCALE, L2, CENTERED, LINES
+            extremes,
+            programs,
+            whole,
+            missed,
+            low_norm,
+            t,
+            MAIN,
+            MINOR,
+            SLACK,
+            BOUND_SCALE,
+            L2,
+            CENTERED,
+            LINES,
         )
         bound = tl.where(in_range, bound, float("inf"))
     if EXACT or DIVIDED:

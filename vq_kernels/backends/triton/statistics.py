@@ -61,7 +61,7 @@ def power_of_two64(e):
 
 @triton.jit
 def add_rows(scratch, counts, copy, exponent, index, keep, v, d, K, FIRST: tl.constexpr, D: tl.constexpr):
-    """Add a chunk ``v`` of rows ``[rows, CHUNK]`` to the sums, and the rows to the counts with the FIRST chunk."""
+    """Add a chunk ``v`` of rows ``[rows, CHUNK]`` to the sums, with the FIRST also the rows to the counts."""
     code = index.to(tl.int64)
     if FIRST:
         tl.atomic_add(counts + code, keep.to(tl.int64), mask=keep, sem="relaxed")
@@ -140,7 +140,15 @@ def convert(scratch, sums, exponent, size, start, COPIES: tl.constexpr, BLOCK: t
 
 @triton.jit
 def convert_kernel(scratch, sums, row_bits, size, COPIES: tl.constexpr, BLOCK: tl.constexpr):
-    convert(scratch, sums, unit_exponent(scratch, row_bits), size, tl.program_id(0).to(tl.int64) * BLOCK, COPIES, BLOCK)
+    convert(
+        scratch,
+        sums,
+        unit_exponent(scratch, row_bits),
+        size,
+        tl.program_id(0).to(tl.int64) * BLOCK,
+        COPIES,
+        BLOCK,
+    )
 
 
 def code_statistics(

@@ -14,7 +14,11 @@ _Rules = dict[int, list[tuple[int, _Values]]]
 _ANY = 1 << 30
 
 _INTERPRETER: _Rules = {
-    products: [(32, (64, 64, 0, 4, 1, None, True)), (64, (64, 64, 32, 4, 1, None, True)), (_ANY, (64, 64, 32, 4, 1, None, False))]
+    products: [
+        (32, (64, 64, 0, 4, 1, None, True)),
+        (64, (64, 64, 32, 4, 1, None, True)),
+        (_ANY, (64, 64, 32, 4, 1, None, False)),
+    ]
     for products in (1, 2, 3)
 }
 
