@@ -128,11 +128,9 @@ inline int64_t round_up(int64_t a, int64_t b) {
   return ceil_div(a, b) * b;
 }
 
-// Makes `device` current for this module's own runtime, which need not be the caller's.
+// Makes `device` current for this module's own copy of the runtime, which may not have seen the caller
+// change it. Cheap where it is current already.
 inline cudaError_t select_device(int device) {
-  int current = -1;
-  cudaError_t error = cudaGetDevice(&current);
-  if (error != cudaSuccess || current == device) return error;
   return cudaSetDevice(device);
 }
 

@@ -7,6 +7,36 @@
 
 namespace vq_cuda {
 
+// What a kernel knows of its rows when it has seen its codes, in shared memory.
+template <int ROWS>
+struct RowState {
+  float error[ROWS];  // bound on the error of a score
+  float score[ROWS];
+  float second[ROWS];
+  int index[ROWS];
+  int flag[ROWS];
+};
+
+template <int ROWS>
+__device__ inline void keep_best(RowState<ROWS>* rows, int r, const Best& best) {
+  rows->score[r] = best.score;
+  rows->second[r] = best.second;
+  rows->index[r] = best.index;
+}
+
+// The block of rows that this block works on, and the codes [first, end) that it takes.
+__device__ inline int64_t row_block(const SearchArgs& a) {
+  return blockIdx.x / static_cast<unsigned>(a.splits);
+}
+
+__device__ inline int first_code(const SearchArgs& a) {
+  return static_cast<int>(blockIdx.x % static_cast<unsigned>(a.splits)) * a.split_codes;
+}
+
+__device__ inline int end_code(const SearchArgs& a) {
+  return min(first_code(a) + a.split_codes, a.padded_codes);
+}
+
 struct FinishScratch {
   double squares[kWarps];
   int64_t rows[kWarps];
@@ -73,20 +103,21 @@ __device__ inline void count_row(const SearchArgs& a, int64_t n, int j, int flag
 // Adds the block's squared error and rows; the last block of the grid writes the mean.
 __device__ inline void reduce_error(const SearchArgs& a, double squares, int64_t rows,
                                     FinishScratch* scratch) {
+  const unsigned blocks = gridDim.x / static_cast<unsigned>(a.splits);
   squares = block_sum<kThreads>(squares, scratch->squares);
   rows = block_sum<kThreads>(rows, scratch->rows);
   if (threadIdx.x == 0) {
-    a.block_squares[blockIdx.x] = squares;
-    a.block_rows[blockIdx.x] = rows;
+    a.block_squares[row_block(a)] = squares;
+    a.block_rows[row_block(a)] = rows;
     __threadfence();
-    scratch->last = atomicAdd(a.ticket, 1u) == gridDim.x - 1;
+    scratch->last = atomicAdd(a.ticket, 1u) == blocks - 1;
   }
   __syncthreads();
   if (!scratch->last) return;
   __threadfence();
   double total = 0.0;
   int64_t valid = 0;
-  for (unsigned b = threadIdx.x; b < gridDim.x; b += kThreads) {
+  for (unsigned b = threadIdx.x; b < blocks; b += kThreads) {
     total += __ldcg(a.block_squares + b);
     valid += __ldcg(reinterpret_cast<const long long*>(a.block_rows) + b);
   }
@@ -99,12 +130,54 @@ __device__ inline void reduce_error(const SearchArgs& a, double squares, int64_t
   }
 }
 
-// index and flag: [ROWS] in shared memory; scratch: finish_bytes(D) of it, free to use. Not inlined: it is
-// the last thing every kernel does, so that a call costs nothing and saves a copy of it in each.
+// Merges the bests of the blocks that share these rows; false for all but the last block to arrive.
+template <int ROWS>
+__device__ bool merge_splits(const SearchArgs& a, RowState<ROWS>* rows, int* last) {
+  const int64_t stride = gridDim.x / static_cast<unsigned>(a.splits) * static_cast<int64_t>(ROWS);
+  const int64_t own = (blockIdx.x % static_cast<unsigned>(a.splits)) * stride;
+  const int64_t first = row_block(a) * ROWS;
+  for (int r = static_cast<int>(threadIdx.x); r < ROWS; r += kThreads) {
+    Best best;
+    best.score = rows->score[r];
+    best.second = rows->second[r];
+    best.index = rows->index[r];
+    a.partial[own + first + r] = best;
+  }
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    *last = atomicAdd(a.split_tickets + row_block(a), 1u) == static_cast<unsigned>(a.splits) - 1;
+  }
+  __syncthreads();
+  if (!*last) return false;
+  __threadfence();
+  for (int r = static_cast<int>(threadIdx.x); r < ROWS; r += kThreads) {
+    Best best;
+    for (int split = 0; split < a.splits; ++split) {
+      const Best* other = a.partial + split * stride + first + r;
+      best.merge(__ldcg(&other->score), __ldcg(&other->second), __ldcg(&other->index));
+    }
+    keep_best(rows, r, best);
+  }
+  __syncthreads();
+  return true;
+}
+
+// scratch: finish_bytes(D) of shared memory, free to use. Not inlined: it is the last thing every kernel
+// does, so that a call costs nothing and saves a copy of it in each.
 template <typename X, int ROWS>
-__device__ __noinline__ void finish(const SearchArgs& a, int64_t first_row, int* index, const int* flag,
-                                    unsigned char* scratch) {
+__device__ __noinline__ void finish(const SearchArgs& a, RowState<ROWS>* state, unsigned char* scratch) {
   const int tid = static_cast<int>(threadIdx.x);
+  const int64_t first_row = row_block(a) * ROWS;
+  int *index = state->index, *flag = state->flag;
+  __syncthreads();
+  if (a.splits > 1 && !merge_splits<ROWS>(a, state, reinterpret_cast<int*>(scratch))) return;
+  for (int r = tid; r < ROWS; r += kThreads) {
+    if (flag[r] & kNonfinite) index[r] = 0;
+    if (flag[r] == kCertain && !certain(state->score[r], state->second[r], state->error[r])) {
+      flag[r] = kAmbiguous;
+    }
+  }
   __syncthreads();
   if (a.certify) {
     for (int r = 0; r < ROWS; ++r) {

@@ -67,9 +67,12 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_c
     if (!a.shift_rows) offset += static_cast<double>(c) * c;
   }
   if (blockIdx.x == 0 && tid == 0 && a.ticket != nullptr) *a.ticket = 0;
+  if (blockIdx.x == 0) {
+    for (int64_t i = tid; i < a.split_ticket_count; i += kPrepareThreads) a.split_tickets[i] = 0;
+  }
   __syncthreads();
 
-  Extent top{0.0f, 0.0f, 0.0f, 0.0f};
+  Extent top{0.0f, 0.0f, 0.0f, 0.0f, kInfinity};
   for (int i = warp; i < kTileCodes; i += kPrepareWarps) {
     const int code = static_cast<int>(blockIdx.x) * kTileCodes + i;
     const bool real = code < a.codes;
@@ -102,6 +105,7 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_c
     finite = __all_sync(kAllLanes, finite);
     if (finite && real) {
       top.code = fmaxf(top.code, norm_above(squares));
+      if (!a.cosine) top.innermost = fminf(top.innermost, norm_above(squares));
       top.low = fmaxf(top.low, norm_above(low_squares));
       top.residual = fmaxf(top.residual, norm_above(residual_squares));
     } else if (a.high != nullptr) {
@@ -115,9 +119,7 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_c
     if (lane == 0) a.bias[code] = real && finite ? h : kInfinity;
     if (real && a.statistics.counts != nullptr) clear_statistics(a, code, lane);
   }
-  top.code = block_max<kPrepareThreads>(top.code, scratch);
-  top.low = block_max<kPrepareThreads>(top.low, scratch);
-  top.residual = block_max<kPrepareThreads>(top.residual, scratch);
+  top = reduce_extent<kPrepareThreads>(top, scratch);
   // Doubles need twice the room of the floats above: the centre is no longer read here.
   __syncthreads();
   offset = block_sum<kPrepareThreads>(offset, reinterpret_cast<double*>(dynamic_shared()));

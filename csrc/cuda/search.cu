@@ -25,27 +25,43 @@ int products_of(int x_dtype, int codebook_dtype, int precision) {
   return codebook_dtype == VQ_BFLOAT16 ? 1 : 2;
 }
 
+// Splits the codes where rows alone would leave multiprocessors idle; a split has at least two tiles.
+void split_codes(int64_t rows, int64_t codes, int processors, SearchPlan* plan) {
+  const int64_t row_blocks = rows > plan->block_rows ? ceil_div(rows, plan->block_rows) : 1;
+  const int64_t tiles = ceil_div(codes, kTileCodes);
+  int64_t splits = 2 * static_cast<int64_t>(processors) / row_blocks;
+  splits = splits < tiles / 2 ? splits : tiles / 2;
+  const int64_t split_tiles = splits > 1 ? ceil_div(tiles, splits) : tiles;
+  plan->split_codes = static_cast<int>(split_tiles * kTileCodes);
+  plan->splits = static_cast<int>(ceil_div(tiles, split_tiles));
+}
+
 cudaError_t make_plan(const VqCudaRows& x, const VqCudaCodes& codebook, int precision, int device,
                       SearchPlan* plan) {
-  if (codebook.dim <= kSmallDim) {
-    *plan = SearchPlan{SearchPlan::kSmall, 0, 0, kSmallBlockRows, 0};
-    return cudaSuccess;
-  }
-  *plan = SearchPlan{SearchPlan::kTile, 0, 0, kTileBlockRows, 0};
-  int major = 0, shared = 0;
+  int major = 0, shared = 0, processors = 0;
   cudaError_t error = device_attribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess) {
+    error = device_attribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
+  if (error == cudaSuccess) error = device_attribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return error;
-  error = device_attribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  if (error != cudaSuccess || major < 8) return error;
+  *plan = SearchPlan{};
+  plan->method = codebook.dim <= kSmallDim ? SearchPlan::kSmall : SearchPlan::kTile;
+  plan->block_rows = codebook.dim <= kSmallDim ? kSmallBlockRows : kTileBlockRows;
   const int64_t padded_dim = round_up(codebook.dim, 16);
   const int products = products_of(x.dtype, codebook.dtype, precision);
   for (int row_tiles = 2; row_tiles >= (padded_dim > kChunk ? 1 : 2); --row_tiles) {
+    if (codebook.dim <= kSmallDim || major < 8) break;
     const int64_t bytes = matrix_bytes(products, row_tiles, codebook.dim, padded_dim);
-    if (bytes <= shared) {
-      *plan = SearchPlan{SearchPlan::kMatrix, products, row_tiles, 64 * row_tiles, bytes};
-      return cudaSuccess;
-    }
+    if (bytes > shared) continue;
+    plan->method = SearchPlan::kMatrix;
+    plan->products = products;
+    plan->row_tiles = row_tiles;
+    plan->block_rows = 64 * row_tiles;
+    plan->shared_bytes = bytes;
+    break;
   }
+  split_codes(x.batches * x.rows, codebook.count, processors, plan);
   return cudaSuccess;
 }
 
@@ -116,8 +132,13 @@ Workspace cut_workspace(void* base, const SearchPlan& plan, const VqCudaRows& x,
   p.bias = cut.take<float>(padded_codes);
   p.centre = cut.take<float>(codebook.dim);
   p.extents = cut.take<Extent>(padded_codes / kTileCodes);
+  const int64_t blocks = rows > plan.block_rows ? ceil_div(rows, plan.block_rows) : 1;
+  if (plan.splits > 1) {
+    s.partial = cut.take<Best>(plan.splits * blocks * plan.block_rows);
+    p.split_tickets = s.split_tickets = cut.take<unsigned>(blocks);
+    p.split_ticket_count = blocks;
+  }
   if (fused) {
-    const int64_t blocks = ceil_div(rows, plan.block_rows) + 1;
     s.block_squares = cut.take<double>(blocks);
     s.block_rows = cut.take<int64_t>(blocks);
     p.ticket = s.ticket = cut.take<unsigned>(1);
@@ -129,6 +150,8 @@ Workspace cut_workspace(void* base, const SearchPlan& plan, const VqCudaRows& x,
     s.statistics.accumulators = cut.take<unsigned long long>(codebook.count * codebook.dim);
   }
   w.bytes = cut.used();
+  s.splits = plan.splits;
+  s.split_codes = plan.split_codes;
   s.high = p.high;
   s.low = p.low;
   s.bias = p.bias;

@@ -15,6 +15,9 @@
 // is within `error` of the real one, second - best > 2 error leaves one candidate, the nearest code.
 // Everything else, NaN, infinity and overflow included, fails the comparison as written and is scored
 // again (rescore.cuh).
+//
+// Few rows. If there are fewer blocks of rows than the GPU can hold, `splits` blocks share the codes of
+// a block of rows; the last of them to finish merges what they found, in the order of the codes.
 #pragma once
 
 #include "common.cuh"
@@ -30,12 +33,13 @@ constexpr int kTileBlockRows = 64;  // and of search_tile.cu
 // State of a row of the block, in shared memory.
 enum RowFlag : int { kCertain = 0, kAmbiguous = 1, kMasked = 2, kNonfinite = 4, kOutside = 8 };
 
-// What prepare.cu leaves behind: the largest norms over a group of codes.
+// What prepare.cu leaves behind of a group of codes: the largest norms, and the smallest.
 struct Extent {
   float code;  // |e'|
   float low;  // |low part of e'|, 0 where e' is not split
   float residual;  // |e' - high - low|, 0 where e' is not split
   float offset;  // |c - s|
+  float innermost;  // smallest |e'|; infinity if there is none, or for cosine
 };
 
 // error = all (product |x'||e'| + low (|x'||e'_low| + |x'_low||e'|) + bias |h| + split parts) + floor
@@ -51,6 +55,8 @@ struct StatisticsArgs {
   unsigned* done;  // [K] rows added so far
   unsigned long long* accumulators;  // [K, D] int64 fixed point
 };
+
+struct Best;
 
 struct SearchArgs {
   const void* x;
@@ -72,6 +78,10 @@ struct SearchArgs {
   int extent_count;
   int padded_codes, padded_dim;
   ErrorFactors factors;
+  // blocks that share the codes of a block of rows
+  int splits, split_codes;
+  Best* partial;  // [splits, rows padded to blocks]
+  unsigned* split_tickets;  // [blocks of rows]
   // results
   int64_t* indices;
   // the fused step; mse is null for the search alone (out may be null: it may be empty)
@@ -101,34 +111,45 @@ struct Best {
     score = fminf(s, score);
   }
 
-  // Over lanes whose numbers differ in the bits of `step`: lowest score, then lowest index.
-  template <bool CERTIFY>
-  __device__ void merge_lanes(int step) {
-    const float other = __shfl_xor_sync(kAllLanes, score, step);
-    const int other_index = __shfl_xor_sync(kAllLanes, index, step);
-    if (CERTIFY) {
-      const float other_second = __shfl_xor_sync(kAllLanes, second, step);
-      second = fminf(fminf(second, other_second), fmaxf(score, other));
-    }
+  // With what another lane or block found among other codes: lowest score, then lowest index.
+  __device__ void merge(float other, float other_second, int other_index) {
+    second = fminf(fminf(second, other_second), fmaxf(score, other));
     if (other < score || (other == score && other_index < index)) index = other_index;
     score = fminf(score, other);
+  }
+
+  __device__ void merge_lanes(int step) {
+    merge(__shfl_xor_sync(kAllLanes, score, step), __shfl_xor_sync(kAllLanes, second, step),
+          __shfl_xor_sync(kAllLanes, index, step));
   }
 };
 
 // --- the bound -------------------------------------------------------------------------------------
 
+// Order-reversing on the non-negative floats, and its own inverse.
+__device__ inline float reversed(float v) {
+  return __uint_as_float(0x7f800000u - __float_as_uint(v));
+}
+
+template <int THREADS>
+__device__ inline Extent reduce_extent(const Extent& e, float* scratch) {
+  return Extent{block_max<THREADS>(e.code, scratch), block_max<THREADS>(e.low, scratch),
+                block_max<THREADS>(e.residual, scratch), block_max<THREADS>(e.offset, scratch),
+                reversed(block_max<THREADS>(reversed(e.innermost), scratch))};
+}
+
 template <int THREADS>
 __device__ inline Extent reduce_extents(const SearchArgs& a, float* scratch) {
-  Extent top{0.0f, 0.0f, 0.0f, 0.0f};
+  Extent top{0.0f, 0.0f, 0.0f, 0.0f, kInfinity};
   for (int i = threadIdx.x; i < a.extent_count; i += THREADS) {
     const Extent e = a.extents[i];
     top.code = fmaxf(top.code, e.code);
     top.low = fmaxf(top.low, e.low);
     top.residual = fmaxf(top.residual, e.residual);
     top.offset = fmaxf(top.offset, e.offset);
+    top.innermost = fminf(top.innermost, e.innermost);
   }
-  return Extent{block_max<THREADS>(top.code, scratch), block_max<THREADS>(top.low, scratch),
-                block_max<THREADS>(top.residual, scratch), block_max<THREADS>(top.offset, scratch)};
+  return reduce_extent<THREADS>(top, scratch);
 }
 
 // An upper bound of a norm from its float32 sum of squares, with underflowed squares allowed for.
@@ -136,24 +157,30 @@ __device__ inline float norm_bound(const SearchArgs& a, float squares) {
   return fmaf(sqrtf(squares), a.factors.norm, a.factors.norm_floor);
 }
 
-// Bound on |computed score - real score| of a row for every code; docs/certificate.md derives it.
-// x_norm and x_low bound the norms of x' and of its low bfloat16 part (0 where it has none).
+// Bound on |computed score - real score| of a row for every code that could win; docs/certificate.md
+// derives it. x_norm and x_low bound the norms of x' and of its low bfloat16 part (0 where it has none).
+//
+// With y = |x - c|, a code of |e'| > 2 y + |innermost e'| is farther from x than the innermost code. Half
+// as much again leaves more room between their scores than both errors can fill: such codes need no bound.
 __device__ inline float score_error(const SearchArgs& a, const Extent& e, float x_norm, float x_low) {
-  const float product = 4.0f * x_norm * e.code;  // infinite before any partial sum can overflow
+  const float reach = 1.5f * (2.0f * (x_norm + e.offset) + e.innermost);
+  const float code = fminf(e.code, reach);
+  const float code_low = fminf(e.low, 0x1.04p-8f * code + a.factors.norm_floor);
+  const float residual = fminf(e.residual, 0x1.1p-16f * code + a.factors.norm_floor);
+  const float product = 4.0f * x_norm * code;  // infinite before any partial sum can overflow
   const float x_residual = x_low * 0x1.04p-8f;  // rounding x' - high to bfloat16
-  const float split = x_norm * e.residual + x_residual * (e.code + e.residual) + x_low * e.low;
-  const float low = x_norm * e.low + x_low * e.code;
-  const float bias = 0.5f * e.code * e.code + e.offset * e.code;
-  const float all = x_norm + e.code + e.offset;
+  const float split = x_norm * residual + x_residual * (code + residual) + x_low * code_low;
+  const float low = x_norm * code_low + x_low * code;
+  const float bias = 0.5f * code * code + e.offset * code;
+  const float all = x_norm + code + e.offset;
   const float sum = split + a.factors.product * product + a.factors.low * low + a.factors.bias * bias +
                     0x1p-96f * all * all;  // the last: rounding of the contract's own score
   return fmaf(sum, a.factors.all, a.factors.floor);
 }
 
-template <bool CERTIFY>
-__device__ inline int certified(const Best& best, float error) {
-  if (!CERTIFY) return kCertain;
-  return best.second - best.score > 2.0f * error ? kCertain : kAmbiguous;
+// A code whose products overflow can have the score -infinity: nothing is certain then.
+__device__ inline bool certain(float score, float second, float error) {
+  return second - score > 2.0f * error && score > -kInfinity;
 }
 
 // --- launchers, one for each kernel ------------------------------------------------------------------
@@ -164,6 +191,7 @@ struct SearchPlan {
   int row_tiles;  // kMatrix: 16-row tiles a warp
   int block_rows;
   int64_t shared_bytes;  // kMatrix
+  int splits, split_codes;
 };
 
 struct PrepareArgs {
@@ -177,6 +205,8 @@ struct PrepareArgs {
   float* centre;
   Extent* extents;
   unsigned* ticket;  // null: search alone
+  unsigned* split_tickets;
+  int64_t split_ticket_count;
   StatisticsArgs statistics;
 };
 
@@ -194,7 +224,7 @@ cudaError_t launch_sums(const void* x, int dtype, const RowMap& map, int64_t row
 
 inline int64_t search_blocks(const SearchArgs& a, const SearchPlan& p) {
   const int64_t blocks = ceil_div(a.rows, p.block_rows);
-  return blocks > 0 ? blocks : 1;
+  return (blocks > 0 ? blocks : 1) * p.splits;
 }
 
 }  // namespace vq_cuda

@@ -32,11 +32,9 @@ struct Stage {
 
 template <int ROWS>
 struct MatrixRows {
-  float error[ROWS];
-  int index[ROWS];
-  int flag[ROWS];
-  int nonfinite[ROWS];
   int64_t offset[ROWS];
+  RowState<ROWS> state;
+  int nonfinite[ROWS];
 };
 
 template <int PRODUCTS, int ROWS>
@@ -127,8 +125,8 @@ __device__ inline void measure_rows(const SearchArgs& a, int64_t first_row, int 
     const float x_low = PRODUCTS == 3 ? norm_bound(a, low_squares) : 0.0f;
     // The part beyond high and low is at most 2^-8 of the low one.
     const float x_norm = norm_bound(a, squares) + 0x1.04p-8f * x_low;
-    rows->error[r] = score_error(a, extent, x_norm, x_low);
-    rows->flag[r] = row_flag(a, first_row + r, rows->nonfinite[r] != 0);
+    rows->state.error[r] = score_error(a, extent, x_norm, x_low);
+    rows->state.flag[r] = row_flag(a, first_row + r, rows->nonfinite[r] != 0);
   }
 }
 
@@ -204,26 +202,26 @@ __global__ void __launch_bounds__(kThreads, blocks_per_processor(CERTIFY, DEEP, 
   auto* high = reinterpret_cast<__nv_bfloat16*>(rows + 1);  // [kRows, pitch]
   auto* low = PRODUCTS == 3 ? high + kRows * pitch : high;  // [kRows, pitch]
   auto* stages = reinterpret_cast<Stage<PRODUCTS>*>(low + kRows * pitch);
-  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kRows;
+  const int64_t first_row = row_block(a) * kRows;
   const int tid = static_cast<int>(threadIdx.x), warp = tid / kWarp, lane = tid % kWarp;
 
-  load_stage<PRODUCTS>(a, 0, 0, stages);
+  int tile_code = first_code(a), first_dim = 0;
+  load_stage<PRODUCTS>(a, tile_code, 0, stages);
   // The second stage is not in use yet and lends its room.
   const Extent extent = reduce_extents<kThreads>(a, reinterpret_cast<float*>(stages + 1));
   load_rows<X, PRODUCTS, kRows>(a, first_row, pitch, rows, high, low);
   measure_rows<PRODUCTS, kRows>(a, first_row, pitch, extent, rows, high, low);
 
   const int chunks = DEEP ? (a.padded_dim + kChunk - 1) / kChunk : 1;
-  const int steps = a.padded_codes / kTileCodes * chunks;
+  const int steps = (end_code(a) - tile_code) / kTileCodes * chunks;
   const int warp_row = 16 * ROW_TILES * warp;
   Best best[ROW_TILES][2];
   Accumulator<ROW_TILES> total;
-  int first_code = 0, first_dim = 0;
   for (int step = 0; step < steps; ++step) {
     copy_async_wait<0>();
     __syncthreads();  // the stage has arrived for all, and nobody reads the other one any more
     const int next_dim = first_dim + kChunk < a.padded_dim ? first_dim + kChunk : 0;
-    const int next_code = next_dim == 0 ? first_code + kTileCodes : first_code;
+    const int next_code = next_dim == 0 ? tile_code + kTileCodes : tile_code;
     if (step + 1 < steps) load_stage<PRODUCTS>(a, next_code, next_dim, stages + (step + 1) % 2);
 
     const Stage<PRODUCTS>& stage = stages[step % 2];
@@ -254,13 +252,13 @@ __global__ void __launch_bounds__(kThreads, blocks_per_processor(CERTIFY, DEEP, 
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             const float s = h[i % 2] - (DEEP ? total[t][c][i] : sum[t][c][i]);
-            best[t][i / 2].template offer<CERTIFY>(s, first_code + column + i % 2);
+            best[t][i / 2].template offer<CERTIFY>(s, tile_code + column + i % 2);
           }
         }
       }
     }
     first_dim = next_dim;
-    first_code = next_code;
+    tile_code = next_code;
   }
 
 #pragma unroll
@@ -268,16 +266,12 @@ __global__ void __launch_bounds__(kThreads, blocks_per_processor(CERTIFY, DEEP, 
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       Best& b = best[t][half];
-      b.template merge_lanes<CERTIFY>(1);
-      b.template merge_lanes<CERTIFY>(2);
-      const int r = warp_row + 16 * t + 8 * half + lane / 4;
-      if (lane % 4 == 0) {
-        rows->index[r] = rows->flag[r] & kNonfinite ? 0 : b.index;
-        if (rows->flag[r] == kCertain) rows->flag[r] = certified<CERTIFY>(b, rows->error[r]);
-      }
+      b.merge_lanes(1);
+      b.merge_lanes(2);
+      if (lane % 4 == 0) keep_best(&rows->state, warp_row + 16 * t + 8 * half + lane / 4, b);
     }
   }
-  finish<X, kRows>(a, first_row, rows->index, rows->flag, reinterpret_cast<unsigned char*>(high));
+  finish<X, kRows>(a, &rows->state, reinterpret_cast<unsigned char*>(high));
 }
 
 template <typename X, int PRODUCTS, bool CERTIFY>

@@ -44,15 +44,15 @@ __global__ void __launch_bounds__(kThreads, 4) search_small_kernel(const __grid_
   Code<D>* codes = reinterpret_cast<Code<D>*>(smem);  // [kCodes]
   float* bias = reinterpret_cast<float*>(codes + kCodes);  // [kCodes]
   float* centre = bias + kCodes;  // [8]
-  int* index = reinterpret_cast<int*>(centre + 8);  // [kBlockRows]
-  int* flag = index + kBlockRows;  // [kBlockRows]
-  unsigned char* scratch = reinterpret_cast<unsigned char*>(flag + kBlockRows);
+  auto* rows = reinterpret_cast<RowState<kBlockRows>*>(centre + 8);
+  unsigned char* scratch = reinterpret_cast<unsigned char*>(rows + 1);
   const int tid = static_cast<int>(threadIdx.x);
-  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kBlockRows;
+  const int64_t first_row = row_block(a) * kBlockRows;
+  const int end = min(end_code(a), a.codes);
 
   if (tid < a.dim) centre[tid] = a.centre[tid];
   const Extent extent = reduce_extents<kThreads>(a, reinterpret_cast<float*>(scratch));
-  float x[kRowsPerThread][D], error[kRowsPerThread];
+  float x[kRowsPerThread][D];
   Best best[kRowsPerThread];
 #pragma unroll
   for (int i = 0; i < kRowsPerThread; ++i) {
@@ -63,15 +63,15 @@ __global__ void __launch_bounds__(kThreads, 4) search_small_kernel(const __grid_
 #pragma unroll
     for (int d = 0; d < D; ++d) x[i][d] = 0.0f;
     if (n < a.rows) finite = Loader<X>{a}(n, centre, x[i], squares);
-    flag[r] = row_flag(a, n, !finite);
-    error[i] = score_error(a, extent, norm_bound(a, squares), 0.0f);
+    rows->flag[r] = row_flag(a, n, !finite);
+    rows->error[r] = score_error(a, extent, norm_bound(a, squares), 0.0f);
   }
 
-  for (int start = 0; start < a.codes; start += kCodes) {
+  for (int start = first_code(a); start < end; start += kCodes) {
     __syncthreads();
     for (int j = tid; j < kCodes; j += kThreads) {
       const int code = start + j;
-      const bool usable = code < a.codes && a.bias[code] < kInfinity;
+      const bool usable = code < end && a.bias[code] < kInfinity;
       bias[j] = usable ? a.bias[code] : kInfinity;
 #pragma unroll
       for (int d = 0; d < D; ++d) {
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, 4) search_small_kernel(const __grid_
       }
     }
     __syncthreads();
-    const int count = a.codes - start < kCodes ? a.codes - start : kCodes;
+    const int count = min(end - start, kCodes);
 #pragma unroll 2
     for (int j = 0; j < count; ++j) {
       const Code<D> code = codes[j];
@@ -101,14 +101,9 @@ __global__ void __launch_bounds__(kThreads, 4) search_small_kernel(const __grid_
     }
   }
 
-  __syncthreads();
 #pragma unroll
-  for (int i = 0; i < kRowsPerThread; ++i) {
-    const int r = tid + i * kThreads;
-    index[r] = flag[r] & kNonfinite ? 0 : best[i].index;
-    if (flag[r] == kCertain) flag[r] = certified<true>(best[i], error[i]);
-  }
-  finish<X, kBlockRows>(a, first_row, index, flag, scratch);
+  for (int i = 0; i < kRowsPerThread; ++i) keep_best(rows, tid + i * kThreads, best[i]);
+  finish<X, kBlockRows>(a, rows, scratch);
 }
 
 template <typename X, int D>
@@ -122,7 +117,7 @@ cudaError_t launch_search_small(const SearchArgs& a, const SearchPlan& plan, int
                                 const VqCudaStream& stream) {
   SearchPlan p = plan;
   p.shared_bytes = static_cast<int64_t>(kCodes) * 9 * sizeof(float) + 8 * sizeof(float) +
-                   2 * kBlockRows * sizeof(int) + finish_bytes(a.dim);
+                   sizeof(RowState<kBlockRows>) + finish_bytes(a.dim);
   return with_dtype(dtype, [&](auto type) {
     using X = decltype(type);
     if (a.dim <= 2) return launch_dim<X, 2>(a, p, stream);

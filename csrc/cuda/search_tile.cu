@@ -15,9 +15,7 @@ constexpr int kLanes = kTileCodes / kThreadCodes;  // threads that share a row
 struct TileShared {
   float x[kDepth][kPitch];
   float e[kDepth][kPitch];
-  float error[kBlockRows];
-  int index[kBlockRows];
-  int flag[kBlockRows];
+  RowState<kBlockRows> rows;
 };
 
 // Flags and error bounds of the block's rows, one warp per row.
@@ -40,8 +38,8 @@ __device__ void measure_rows(const SearchArgs& a, int64_t first_row, const Exten
     squares = warp_sum(squares);
     finite = __all_sync(kAllLanes, finite);
     if (lane == 0) {
-      s->flag[r] = row_flag(a, n, !finite);
-      s->error[r] = score_error(a, extent, norm_bound(a, squares), 0.0f);
+      s->rows.flag[r] = row_flag(a, n, !finite);
+      s->rows.error[r] = score_error(a, extent, norm_bound(a, squares), 0.0f);
     }
   }
 }
@@ -81,12 +79,12 @@ __global__ void __launch_bounds__(kThreads, 3) search_tile_kernel(const __grid_c
   unsigned char* scratch = dynamic_shared() + sizeof(TileShared);
   const int tid = static_cast<int>(threadIdx.x);
   const int row0 = tid / kLanes * kThreadRows, code0 = tid % kLanes * kThreadCodes;
-  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kBlockRows;
+  const int64_t first_row = row_block(a) * kBlockRows;
   const Extent extent = reduce_extents<kThreads>(a, reinterpret_cast<float*>(scratch));
   measure_rows<X>(a, first_row, extent, s);
 
   Best best[kThreadRows];
-  for (int start = 0; start < a.codes; start += kTileCodes) {
+  for (int start = first_code(a); start < end_code(a); start += kTileCodes) {
     float sum[kThreadRows][kThreadCodes] = {};
     for (int d = 0; d < a.dim; d += kDepth) {
       __syncthreads();
@@ -117,14 +115,10 @@ __global__ void __launch_bounds__(kThreads, 3) search_tile_kernel(const __grid_c
 
 #pragma unroll
   for (int i = 0; i < kThreadRows; ++i) {
-    for (int step = 1; step < kLanes; step *= 2) best[i].template merge_lanes<true>(step);
-    if (tid % kLanes == 0) {
-      const int r = row0 + i;
-      s->index[r] = s->flag[r] & kNonfinite ? 0 : best[i].index;
-      if (s->flag[r] == kCertain) s->flag[r] = certified<true>(best[i], s->error[r]);
-    }
+    for (int step = 1; step < kLanes; step *= 2) best[i].merge_lanes(step);
+    if (tid % kLanes == 0) keep_best(&s->rows, row0 + i, best[i]);
   }
-  finish<X, kBlockRows>(a, first_row, s->index, s->flag, scratch);
+  finish<X, kBlockRows>(a, &s->rows, scratch);
 }
 
 }  // namespace

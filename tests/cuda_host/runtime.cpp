@@ -15,6 +15,8 @@ void bind_cuda(pybind11::module_& m);
 int run_faulty(const float* in, float* out, int fault);  // faulty.cu
 float cuda_host_certificate_scale = 1.0f;  // csrc/cuda/search.cu is compiled to use it
 
+long long cuda_host_float64_products = 0;
+
 namespace cuda_host {
 namespace {
 
@@ -371,6 +373,7 @@ PYBIND11_MODULE(vq_cuda_host, m) {
     machine.processors = processors;
   });
   m.def("launches", [] { return machine.launches; });
+  m.def("float64_products", [] { return cuda_host_float64_products; });
   m.def("scale_certificate", [](float scale) { cuda_host_certificate_scale = scale; });
   m.def("run_faulty", [](uintptr_t in, uintptr_t out, int fault) {
     const int error = run_faulty(reinterpret_cast<const float*>(in), reinterpret_cast<float*>(out), fault);

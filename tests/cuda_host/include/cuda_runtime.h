@@ -147,6 +147,7 @@ inline float __uint_as_float(unsigned bits) {
   std::memcpy(&v, &bits, sizeof v);
   return v;
 }
+extern long long cuda_host_float64_products;
 inline double __dadd_rn(double a, double b) {
   return a + b;
 }
