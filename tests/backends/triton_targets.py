@@ -92,7 +92,7 @@ def compile_kernel(
     return triton.compile(source, target=target, options={k: v for k, v in options.items() if v is not None})
 
 
-def inspect(compiled: Any, pairs: float = 0.0) -> dict[str, Any]:
+def inspect(compiled: Any, pairs: float = 0.0, fused: int = 1) -> dict[str, Any]:
     """Registers, spills, shared memory, and the instructions of the loop that holds the matrix product."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
@@ -124,8 +124,8 @@ def inspect(compiled: Any, pairs: float = 0.0) -> dict[str, Any]:
         "loop": count,
     }
     if pairs:
-        # Every score takes one FFMA (bias); a loop may hold more than one tile.
-        tiles = max(1, round((count["FFMA"] + 2 * count["FFMA2"]) / pairs))
+        # A loop may hold more than one tile; every score takes ``fused`` FFMA.
+        tiles = max(1, round((count["FFMA"] + 2 * count["FFMA2"]) / (pairs * fused)))
         result["per_pair"] = len(loop) / pairs / tiles
     return result
 
@@ -141,7 +141,8 @@ def search_case(arch: int, x: str, codebook: str, precision: str, dim: int) -> d
         search.search_kernel, target, types, constants,
         num_warps=config.warps, num_stages=config.stages, maxnreg=config.registers,
     )  # fmt: skip
-    result = inspect(compiled, config.rows * config.codes / (32 * config.warps))
+    # The bias is one, and without packing the search for the minimum's column another.
+    result = inspect(compiled, config.rows * config.codes / (32 * config.warps), 1 if plan.pack else 2)
     return result | {"limit": config.registers or 255, "warps": config.warps}
 
 
