@@ -23,6 +23,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
     parser.add_argument("--model", help="folder of the decoder (that of the model which wrote the codes)")
     parser.add_argument("--out", help="folder (PRIOR/samples)")
+    parser.add_argument(
+        "--judge",
+        metavar="DATA",
+        help="train a classifier on these real images and print how many samples it takes for their class",
+    )
     parser.set_defaults(run=run)
 
 
@@ -56,10 +61,24 @@ def run(arguments: argparse.Namespace) -> None:
     )
     folder = Path(arguments.out or Path(arguments.prior_folder) / "samples")
     columns = arguments.count if priors[0].num_classes else min(arguments.count, 16)
-    picture = save_image(grid(decode(model, codes), columns), folder / "samples.png")
+    images = decode(model, codes)
+    picture = save_image(grid(images, columns), folder / "samples.png")
     arrays: dict[str, Any] = {f"level{number}": level.cpu().numpy() for number, level in enumerate(codes)}
     np.savez(folder / "codes.npz", labels=labels.cpu().numpy(), **arrays)
     print(f"{len(labels)} samples in {picture}, their codes in {folder / 'codes.npz'}")
+    if arguments.judge:
+        from models.config import TrainConfig
+        from models.data import load_data
+        from models.judge import Judge
+
+        if not priors[0].num_classes:
+            raise ValueError("--judge needs samples of classes; this prior was trained without labels")
+        data = load_data(TrainConfig(data=arguments.judge))
+        judge = Judge(data.train)
+        print(
+            f"a classifier, right on {judge.accuracy(data.test):.1%} of the real test images, takes "
+            f"{judge.agreement(images.cpu(), labels.cpu()):.1%} of the samples for the class asked for"
+        )
 
 
 def chosen_classes(names: str | None, known: tuple[str, ...], num_classes: int | None) -> list[int]:
