@@ -71,11 +71,11 @@ def add_memory(rows: list[Row], backend: str | None) -> None:
 
 
 def results_json(
-    rows: list[Row], roofs: Roofs, memory: list[dict[str, Any]], started: float
+    description: dict[str, Any], rows: list[Row], roofs: Roofs, memory: list[dict[str, Any]], started: float
 ) -> dict[str, Any]:
     """Everything measured, with machine, versions, commit and date."""
     return {
-        **machine.describe("cpu"),
+        **description,
         "roofs": roofs.as_json(),
         "rows": [row.as_json() for row in rows],
         "memory_over_k": memory,
@@ -98,6 +98,9 @@ def main(arguments: list[str] | None = None) -> int:
     description = machine.describe("cpu")
     cpu = description["machine"]["cpu"]
     print(f"{cpu['model']}, {description['threads']} threads, torch {description['versions']['torch']}")
+    busy = machine.busy_note(description)
+    if busy:
+        print(busy)
     roofs = measure_roofs("cpu")
     print(
         f"roofs: float32 {roofs.float32 / 1e9:.0f} GFLOP/s, bfloat16 {roofs.bfloat16 / 1e9:.0f} GFLOP/s, "
@@ -114,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
     print("\n" + table(rows))
     if memory:
         print("\n" + "\n".join(sweep_lines(memory)))
-    results = results_json(rows, roofs, memory, started)
+    results = results_json(description, rows, roofs, memory, started)
     print(f"\n{results['seconds']:.0f} s, {torch.get_num_threads()} threads")
     if not options.no_write:
         print(f"written to {machine.write_results(results).relative_to(machine.ROOT)}")

@@ -11,7 +11,7 @@ from torch import nn
 
 from . import layers
 from .agreement import BFLOAT16, TF32, Disagreement, check_against_float64, check_indices
-from .launches import captured, device_activities
+from .launches import captured, count_launches
 from .measure import DEFAULT_BUDGET, Budget, Call, Timer, measure_alone, measure_pairs, timer_for
 from .memory import peak_beyond_outputs
 from .peers import Peer, Search, our_search, search_peers
@@ -38,6 +38,7 @@ class Options:
     targets: dict[str, float] = field(default_factory=dict)
     also: tuple[str, ...] = ()  # more backends of ours to measure beside the chosen one
     leave_out: Callable[[str], str | None] = measure_everything
+    keep_going: bool = False  # a failure of ours beyond the first row is a reason too, "FAILED: ..."
 
     @property
     def timer(self) -> Timer:
@@ -78,9 +79,10 @@ class Comparison:
             torch.cuda.empty_cache()
             return
         except Exception as error:
-            if row.is_ours:
+            if row.is_ours and not options.keep_going:
                 raise
-            row.reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            message = f"{type(error).__name__}: {error}".splitlines()[0]
+            row.reason = f"FAILED: {message}" if row.is_ours else message
             return
         row.spread, row.ratio, row.pairs = pairs.peer_s, pairs.ratio, len(pairs.ours)
         if first.pairs == 0:
@@ -152,8 +154,8 @@ def compare_layer(case: Case, work: str, options: Options) -> list[Row]:
     make = layers.training_step if train else layers.forward_only
     x = make_inputs(case, options.device)[0][None]
 
-    def our_call(compiled: bool = False) -> Call:
-        layer: nn.Module = layers.our_layer(case, options.device, options.backend)
+    def our_call(compiled: bool = False, backend: str | None = options.backend) -> Call:
+        layer: nn.Module = layers.our_layer(case, options.device, backend)
         if compiled:
             layer.compile(fullgraph=True, dynamic=False)
         return make(layer, x.clone().requires_grad_(train))
@@ -166,11 +168,16 @@ def compare_layer(case: Case, work: str, options: Options) -> list[Row]:
             theirs.compile(dynamic=False)
         return make(theirs, x.clone().requires_grad_(train)), differing
 
+    def ours_of(backend: str) -> tuple[Call, int]:
+        return our_call(backend=backend), 0
+
     comparison = Comparison(work, case, "vq_kernels", our_call(), options)
     if options.device == "cuda":
         if train:
-            comparison.rows[0].launches = len(device_activities(our_call()))
+            comparison.rows[0].launches = count_launches(our_call())
         comparison.add("vq_kernels CUDA graph", lambda: (captured(our_call()), 0))
+    for name in options.also:
+        comparison.add(f"vq_kernels, {name}", partial(ours_of, name))
     comparison.add("vq_kernels compiled", lambda: (our_call(compiled=True), 0))
     reason = layers.peer_reason()
     comparison.add(LAYER_PEER, lambda: their_call(compiled=False), reason)

@@ -110,9 +110,9 @@ class GpuBench:
             return None
 
     def options(self, work: str, case: Case) -> Options:
-        """Every working backend of ours takes part in searches, and the chosen one in layers."""
+        """Automatic choice, and beside it every other working backend of ours."""
         also: tuple[str, ...] = ()
-        if work == "search" and self.backend is None:
+        if self.backend is None:
             works = [name for name in ("triton", "cuda") if machine.backend_works(name)]
             also = tuple(works[1:])
         return Options(
@@ -122,13 +122,22 @@ class GpuBench:
             targets=targets(work, case),
             also=also,
             leave_out=self.deadline.leave_out,
+            keep_going=True,
         )
 
     def layer(self, case: Case, work: str) -> None:
-        self.rows += compare_layer(case, work, self.options(work, case))
+        self.take(compare_layer(case, work, self.options(work, case)))
 
     def search(self, case: Case, first: str) -> None:
-        self.rows += compare_search(case, self.options("search", case), first)
+        self.take(compare_search(case, self.options("search", case), first))
+
+    def take(self, rows: list[Row]) -> None:
+        """Keep rows, and note which of ours failed."""
+        self.rows += rows
+        for row in rows:
+            if row.is_ours and (row.reason or "").startswith("FAILED"):
+                what = f"{row.work} {row.case.shape}, {row.who}"
+                self.failures.append({"what": what, "error": row.reason or ""})
 
     def memory(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
@@ -164,6 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("gpu-bench needs a CUDA GPU, and torch sees none on this machine.", file=sys.stderr)
         return 2
+    description = machine.describe("cuda")
     bench = GpuBench("cuda", options.seconds, options.backend)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")
     roofs: Roofs | None = bench.guarded("roofs", lambda: measure_roofs("cuda"))
@@ -179,7 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
     for failure in bench.failures:
         print(f"FAILED {failure['what']}: {failure['error']}")
     results = {
-        **machine.describe("cuda"),
+        **description,
         "roofs": None if roofs is None else roofs.as_json(),
         "rows": [row.as_json() for row in bench.rows],
         "memory_over_k": memory,

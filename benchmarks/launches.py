@@ -31,6 +31,14 @@ def device_activities(call: Call) -> list[str]:
     return [e.name for e in sorted(events, key=lambda e: e.time_range.start)]
 
 
+def count_launches(call: Call) -> int | None:
+    """How many device activities one call starts; None where the profiler cannot see the GPU."""
+    try:
+        return len(device_activities(call))
+    except NothingRecorded:
+        return None
+
+
 def captured(call: Call) -> Call:
     """The call as one CUDA graph: replaying it repeats the work on the same memory."""
     stream = torch.cuda.Stream()

@@ -111,10 +111,11 @@ def check_layers(ours: nn.Module, theirs: nn.Module, x: Tensor, *, train: bool) 
     mine, other = (outcome(copy.deepcopy(layer), x, train) for layer in (ours, theirs))
     differing = check_indices(x[0].detach(), before, mine.indices, other.indices)
     same = mine.indices == other.indices
-    check_close("quantized", mine.quantized[same], other.quantized[same], relative=1e-4)
+    looser = 1.0 if x.dtype == torch.float32 else 2.0**8  # results are rounded to x's dtype
+    check_close("quantized", mine.quantized[same], other.quantized[same], relative=1e-4 * looser)
     if mine.grad is not None and other.grad is not None:
         check_close("loss", mine.loss, other.loss, relative=1e-4)  # in eval the peer's is 0
-        check_close("gradient of x", mine.grad[same], other.grad[same], relative=1e-3)
+        check_close("gradient of x", mine.grad[same], other.grad[same], relative=1e-3 * min(looser, 2.0**5))
         touched = torch.cat([mine.indices[~same], other.indices[~same]])
         whole = torch.ones(len(before), dtype=torch.bool, device=x.device)
         whole[touched] = False

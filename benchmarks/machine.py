@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import re
 import subprocess
 from importlib import metadata
@@ -70,8 +71,19 @@ def describe(device: str = "cpu") -> dict[str, Any]:
         "versions": versions,
         "commit": commit or report["commit"],
         "modified": modified,
+        "load": round(os.getloadavg()[0], 2),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
+
+
+def busy_note(description: dict[str, Any]) -> str | None:
+    """A sentence if other programs are running here, so that figures are provisional; else None.
+
+    ``load`` in a description is the mean number of running threads of the minute before.
+    """
+    if description["load"] < 0.5:
+        return None
+    return f"note: the machine was busy before (load {description['load']}); these figures are provisional"
 
 
 def _checkout() -> tuple[str | None, bool | None]:

@@ -159,15 +159,16 @@ def import_reason(module: str) -> str | None:
     """None if the module can be imported, else why not, in one sentence."""
     try:
         importlib.import_module(module)
-    except ImportError as error:
-        return f"{module} cannot be imported here: {error}".splitlines()[0]
+    except Exception as error:  # some look for a GPU while they are imported
+        return f"{module} cannot be imported here: {type(error).__name__}: {error}".splitlines()[0]
     return None
 
 
 def search_peers(device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[Peer]:
     """Every search to compare with on a device, with the reason for those that cannot run here."""
     low = dtype != torch.float32
-    rounded: dict[str, Any] = {"output_unit": BFLOAT16 if low else 0.0}
+    # Scores and half the squared norms are both rounded to x's dtype.
+    rounded: dict[str, Any] = {"output_unit": 2 * BFLOAT16 if low else 0.0}
     peers = [
         Peer("torch.cdist", cdist_argmin, "cdist takes float32 only on this device" if low else None),
         Peer("chunked matmul", chunked_matmul, **rounded),

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import machine
 from .agreement import check_indices
-from .measure import Budget, measure_alone, timer_for
-from .peers import our_search, search_peers
+from .measure import Budget, Timer, measure_alone, timer_for
+from .peers import Peer, our_search, search_peers
 from .work import Case, make_inputs
 
 PNG = machine.ROOT / "docs" / "scaling.png"
@@ -35,7 +36,7 @@ def axes(device: str) -> dict[str, list[Case]]:
     """The problems along each axis; what does not vary is N=16384 (GPU: 262144), D=64, K=512."""
     n = 2**18 if device == "cuda" else 2**14
     return {
-        "N": [Case(2**e, 64, 512) for e in range(8, 23 if device == "cuda" else 18, 2)],
+        "N": [Case(2**e, 64, 512) for e in range(8, 21 if device == "cuda" else 18, 2)],
         "K": [Case(n, 64, 2**e) for e in range(4, 17 if device == "cuda" else 15, 2)],
         "D": [Case(n, d, 512) for d in (1, 4, 16, 32, 64, 128, 256, 512)],
     }
@@ -56,35 +57,52 @@ def measure(
 ) -> list[dict[str, Any]]:
     """One record per point: axis, n, d, k, contender, milliseconds. Results are compared first.
 
-    Curves are measured smallest problem first; after ``seconds`` no point is begun.
+    Curves are measured smallest problem first; each axis has a third of ``seconds`` to begin points.
     """
-    timer, start = timer_for(device), time.monotonic()
+    timer = timer_for(device)
     points: list[dict[str, Any]] = []
     peers = {peer.name: peer for peer in search_peers(device)}
     for axis, cases in (problems or axes(device)).items():
         ended: set[str] = set()
+        start = time.monotonic()
         for case in cases:
             x, codebook = make_inputs(case, device)
             exact = our_search(x, codebook)()
             for who in contenders(device):
-                if who in ended or time.monotonic() - start > seconds:
+                if who in ended or time.monotonic() - start > seconds / 3:
                     continue
-                units = {"input_unit": 0.0, "output_unit": 0.0}
-                if who.startswith("vq_kernels"):
-                    search = our_search(x, codebook, backend=who.split()[1])
-                else:
-                    peer = peers[who]
-                    if peer.reason is not None:
-                        continue
-                    units = {"input_unit": peer.input_unit, "output_unit": peer.output_unit}
-                    search = peer.prepare(x, codebook)
-                check_indices(x, codebook, exact, search(), ours_is_exact=True, **units)
-                spread = measure_alone(search, timer=timer, budget=_BUDGET)
-                if spread.median > _LONGEST_CALL_S:
+                if not who.startswith("vq_kernels") and peers[who].reason is not None:
+                    continue
+                point: dict[str, Any] = {
+                    "axis": axis,
+                    "n": case.n,
+                    "d": case.d,
+                    "k": case.k,
+                    "contender": who,
+                }
+                points.append(point)
+                try:
+                    seconds_taken = _time_point(who, peers.get(who), x, codebook, exact, timer)
+                except torch.OutOfMemoryError as error:
+                    point |= {"milliseconds": None, "reason": f"{error}".splitlines()[0]}
                     ended.add(who)
-                point = {"axis": axis, "n": case.n, "d": case.d, "k": case.k}
-                points.append({**point, "contender": who, "milliseconds": 1e3 * spread.median})
+                    continue
+                point["milliseconds"] = 1e3 * seconds_taken
+                if seconds_taken > _LONGEST_CALL_S:
+                    ended.add(who)
     return points
+
+
+def _time_point(
+    who: str, peer: Peer | None, x: Tensor, codebook: Tensor, exact: Tensor, timer: Timer
+) -> float:
+    """Median seconds of a search whose result was compared first."""
+    if peer is None:
+        search, units = our_search(x, codebook, backend=who.split()[1]), (0.0, 0.0)
+    else:
+        search, units = peer.prepare(x, codebook), (peer.input_unit, peer.output_unit)
+    check_indices(x, codebook, exact, search(), input_unit=units[0], output_unit=units[1])
+    return measure_alone(search, timer=timer, budget=_BUDGET).median
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
@@ -105,7 +123,11 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         for panel, axis in zip(row, ("N", "K", "D"), strict=True):
             points = [p for p in result["scaling"] if p["axis"] == axis]
             for index, name in enumerate(names):
-                curve = [(p[axis.lower()], p["milliseconds"]) for p in points if p["contender"] == name]
+                curve = [
+                    (p[axis.lower()], p["milliseconds"])
+                    for p in points
+                    if p["contender"] == name and p["milliseconds"] is not None
+                ]
                 ours = name.startswith("vq_kernels")
                 style = {"linewidth": 2.4, "marker": "o"} if ours else {"linewidth": 1.2, "marker": "."}
                 line = "-" if ours else "--"

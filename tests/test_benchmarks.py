@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -215,6 +216,11 @@ def test_results_carry_machine_versions_commit_and_date(tmp_path: Path, monkeypa
         machine.write_results({"machine": {}, "versions": {}, "date": ""})
 
 
+def test_a_busy_machine_is_noted():
+    assert machine.busy_note({"load": 0.1}) is None
+    assert "busy" in machine.busy_note({"load": 1.7})
+
+
 def test_machine_name_is_that_of_the_processor(monkeypatch):
     found = {"cpu": {"model": "Some(R) CPU @ 2.1GHz", "found": ["avx512f"], "cores": 4}}
     monkeypatch.setattr(machine.info, "collect", lambda: found)
@@ -283,6 +289,14 @@ def test_a_failing_peer_is_a_reason_and_ours_raises(monkeypatch):
         monkeypatch.setattr(compare, "our_search", one_is_wrong)
         with pytest.raises(Disagreement):
             compare.compare_search(SMALL, options)
+
+    rows = compare.compare_search(SMALL, replace(options, keep_going=True))
+    reasons = {row.who: row.reason for row in rows if row.is_ours}
+    assert reasons["vq_kernels fast"].startswith("FAILED: Disagreement")
+    assert reasons["vq_kernels high"] is None
+    bench = gpu_bench.GpuBench("cpu", seconds=1e9)
+    bench.take(rows)
+    assert [f["what"] for f in bench.failures] == [f"search {SMALL.shape}, vq_kernels fast"]
 
 
 def test_scaling_curves_are_measured_and_drawn(tmp_path: Path, monkeypatch):
