@@ -75,7 +75,8 @@ class VectorQuantize(torch.autograd.Function):
         quantized, indices, mse, valid_rows, counts, sums = cast(
             tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], ops.call("vector_quantize", *args)
         )
-        loss = mse * (o.commitment_weight + o.codebook_weight)
+        weight = o.commitment_weight + o.codebook_weight
+        loss = mse if weight == 1.0 else mse * weight  # on a GPU a product is a launch
         return quantized, loss, indices, counts, sums, valid_rows
 
     @staticmethod

@@ -162,6 +162,8 @@ def test_a_stray_code_costs_nothing(kernels: CudaBackend) -> None:
         codebook[77] *= 1e6
         with machine(**device):
             assert scored_exactly(kernels, x, codebook) < 0.05
+            with machine(certificate=1e9, **device):
+                assert scored_exactly(kernels, x, codebook) >= 1, "a bound so large leaves every row open"
             got = kernels.nearest_code(x, codebook, "l2", "exact")
         assert torch.equal(got, reference.nearest_code(x, codebook, "l2", "exact"))
 
