@@ -62,8 +62,8 @@ def make_plan(x_dtype: torch.dtype, codebook_dtype: torch.dtype, metric: str, pr
 def make_config(architecture: int, plan: Plan, dim: int) -> Config:
     """The stored configuration of the newest architecture not above this one and the first fitting depth.
 
-    ``tuned.TABLE`` maps architecture -> products -> list of (largest D, configuration), written by
-    ``python -m benchmarks.tune``. A depth of 0 means all of D at once.
+    ``tuned.TABLE`` maps architecture -> products -> list of (largest D, configuration).
+    A depth of 0 means all of D at once.
     """
     known = max((a for a in TABLE if a <= architecture), default=min(TABLE))
     values = next(values for largest, values in TABLE[known][plan.products] if dim <= largest)

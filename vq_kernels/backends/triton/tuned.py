@@ -1,8 +1,8 @@
 """Tile sizes per architecture: ``{architecture: {products: [(largest D, Config values), ...]}}``.
 
-Written by ``python -m benchmarks.tune`` on a GPU; an architecture that no GPU has been at hand for
-holds what compiling for it showed to be good: no spills, two programs on a multiprocessor where D
-allows, fewest instructions for a (row, code) pair (``benchmarks/NOTES.md``). Architecture 0 is the
+No GPU has been at hand yet: each architecture holds what compiling for it showed to be good: no
+spills, two programs on a multiprocessor where D allows, fewest instructions for a (row, code) pair
+(``tests/backends/test_triton_compile.py``). Architecture 0 is the
 interpreter, kept small so that tests on a CPU see several tiles. The values are rows, codes, depth
 (0: all of D), warps, stages, register limit (None: none), resident rows.
 """
