@@ -146,7 +146,8 @@ def prepare_kernel(
     infinity = float("inf")
     tl.store(line + LARGEST, tl.max(tl.where(usable, norm, 0.0)) * up)
     tl.store(line + SMALLEST, tl.min(tl.where(usable, norm, infinity)) * up)
-    tl.store(line + RESIDUAL, tl.max(tl.where(usable, tl.sqrt(residual) / positive, 0.0)) * up)
+    # 2^-50 covers the float64 rounding of the scaled code itself.
+    tl.store(line + RESIDUAL, tl.max(tl.where(usable, tl.sqrt(residual) / positive, 0.0)) * up + 2.0**-50)
     tl.store(line + LOW_PART, tl.max(tl.where(usable, tl.sqrt(low_square) / positive, 0.0)) * up)
     tl.store(line + EXCLUDED_NORM, tl.min(tl.where(finite & outside, norm, infinity)) / up)
     tl.store(line + EXPONENT, exponent.to(tl.float32))
