@@ -9,26 +9,29 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from . import machine
-from .compare import LAYER_PEER, Options, compare_layer, compare_search, measure_everything
-from .measure import Budget
+from .compare import LAYER_PEER, Options, compare_layer, compare_search
+from .measure import Budget, Deadline
 from .memory import Probe, measure_probes, sweep, sweep_lines
 from .report import Row, mark_best, table
 from .roofline import Roofs, measure_roofs
 from .work import Case
 
-SEARCHES = (
-    Case(65536, 8, 128),
-    Case(65536, 64, 512),
-    Case(16384, 64, 8192),
-    Case(8192, 256, 8192),
-    Case(8192, 256, 8192, "trained"),
+SECONDS = 240.0  # of the five minutes, with room for memory
+WORK = (
+    ("step", Case(65536, 64, 512)),
+    ("search", Case(65536, 8, 128)),
+    ("search", Case(65536, 64, 512)),
+    ("search", Case(16384, 64, 8192)),
+    ("search", Case(8192, 256, 8192)),
+    ("search", Case(8192, 256, 8192, "trained")),
+    ("forward", Case(65536, 64, 512)),
 )
-LAYERS = (Case(65536, 64, 512),)
 BUDGET = Budget(seconds=1.0, sample_s=0.01, min_pairs=5, max_pairs=25)
 
 
@@ -43,19 +46,15 @@ def targets(work: str, case: Case, flags: list[str]) -> dict[str, float]:
     return {}
 
 
-def collect_rows(only: str, backend: str | None, flags: list[str], compiled: bool = True) -> list[Row]:
+def collect_rows(
+    only: str, backend: str | None, flags: list[str], leave_out: Callable[[str], str | None]
+) -> list[Row]:
     """Every row whose title contains ``only``; says on stderr what is being measured."""
-
-    def without_compiled(who: str) -> str | None:
-        return "left out by --no-compile" if "compiled" in who else None
-
     rows: list[Row] = []
-    work = [("search", c) for c in SEARCHES] + [(w, c) for c in LAYERS for w in ("forward", "step")]
-    for name, case in work:
+    for name, case in WORK:
         if only not in f"{name} {case.shape}":
             continue
         print(f"measuring {name} {case.shape}", file=sys.stderr, flush=True)
-        leave_out = measure_everything if compiled else without_compiled
         options = Options("cpu", backend, BUDGET, targets=targets(name, case, flags), leave_out=leave_out)
         rows += compare_search(case, options) if name == "search" else compare_layer(case, name, options)
     mark_best(rows)
@@ -106,7 +105,14 @@ def main(arguments: list[str] | None = None) -> int:
         f"roofs: float32 {roofs.float32 / 1e9:.0f} GFLOP/s, bfloat16 {roofs.bfloat16 / 1e9:.0f} GFLOP/s, "
         f"copy {roofs.memory / 1e9:.1f} GB/s"
     )
-    rows = collect_rows(options.only, options.backend, cpu["found"], compiled=not options.no_compile)
+    deadline = Deadline(SECONDS)
+
+    def leave_out(who: str) -> str | None:
+        if options.no_compile and "compiled" in who:
+            return "left out by --no-compile"
+        return deadline.leave_out(who)
+
+    rows = collect_rows(options.only, options.backend, cpu["found"], leave_out)
     for row in rows:
         row.add_shares(roofs, ("float32", "bfloat16") if row.is_ours else ("float32",))
     memory: list[dict[str, Any]] = []

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -19,15 +18,13 @@ import torch
 
 from . import machine, scaling
 from .compare import LAYER_PEER, Options, compare_layer, compare_search
-from .measure import Budget
+from .measure import Budget, Deadline
 from .memory import SWEEP_D, SWEEP_K, Probe, peak_beyond_outputs, sweep_lines
 from .report import Row, mark_best, table
 from .roofline import Roofs, measure_roofs
 from .work import Case
 
 SECONDS = 510.0  # of the nine minutes, with room for start, memory and writing
-PEERS_UNTIL = 0.85  # share of the time after which no further peer is begun
-COMPILED_UNTIL = 0.6  # the same for what compiles for long
 BUDGET = Budget(seconds=0.4, sample_s=0.01, min_pairs=5, max_pairs=25)
 SWEEP_N = 2**16
 
@@ -46,25 +43,6 @@ EXACT = (
     Case(2**20, 8, 128),
 )
 TRITON_PEERS = ("flash-kmeans", "flashlib triton")
-
-
-class Deadline:
-    """What may still begin."""
-
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._start, self._seconds = clock, clock(), seconds
-
-    @property
-    def used(self) -> float:
-        """Share of the time used up."""
-        return (self._clock() - self._start) / self._seconds
-
-    def leave_out(self, who: str) -> str | None:
-        """The reason not to begin with a contender, or None."""
-        limit = COMPILED_UNTIL if "compiled" in who or "cute" in who else PEERS_UNTIL
-        if who.startswith("vq_kernels") and "compiled" not in who:
-            limit = 1.0
-        return None if self.used < limit else "no time left within the nine minutes"
 
 
 def targets(work: str, case: Case) -> dict[str, float]:
@@ -99,7 +77,7 @@ class GpuBench:
         """Run a part; a failure is printed and recorded, and the other parts still run."""
         print(f"[{self.deadline.used:4.0%}] {what}", file=sys.stderr, flush=True)
         if self.deadline.used >= 1.0:
-            self.failures.append({"what": what, "error": "no time left within the nine minutes"})
+            self.failures.append({"what": what, "error": self.deadline.spent})
             return None
         try:
             return action()

@@ -24,6 +24,8 @@ from .launches import device_activities
 from .machine import ROOT
 
 MOST_LAUNCHES = 6  # in a training step of the layer
+DEVICE = "cuda"
+SIZES = ((2**17, 64, 1024), (2**15, 256, 4096), (2**17, 8, 128), (40_003, 100, 777))  # N, D, K
 Check = Callable[[str], str]
 
 
@@ -31,13 +33,11 @@ class NotHere(RuntimeError):
     """This machine cannot be asked; the text says why."""
 
 
-def make(
-    n: int, d: int, k: int, dtype: torch.dtype = torch.float32, device: str = "cuda"
-) -> tuple[Tensor, Tensor]:
+def make(n: int, d: int, k: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Rows and a codebook, from a generator of their own."""
-    generator = torch.Generator(device).manual_seed(n + 31 * d + 7 * k)
-    x = torch.randn(n, d, device=device, generator=generator).to(dtype)
-    return x, torch.randn(k, d, device=device, generator=generator)
+    generator = torch.Generator(DEVICE).manual_seed(n + 31 * d + 7 * k)
+    x = torch.randn(n, d, device=DEVICE, generator=generator).to(dtype)
+    return x, torch.randn(k, d, device=DEVICE, generator=generator)
 
 
 def same(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
@@ -50,7 +50,7 @@ def same(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
 def agrees_with_reference(backend: str) -> str:
     """Larger than the tests: the exact indices of the reference, sums and losses to rounding."""
     rows = 0
-    for n, d, k in ((2**17, 64, 1024), (2**15, 256, 4096), (2**17, 8, 128), (40_003, 100, 777)):
+    for n, d, k in SIZES:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             x, codebook = make(n, d, k, dtype)
             want = vq.vector_quantize(x, codebook, backend="reference")
@@ -80,7 +80,7 @@ def addresses_beyond_32_bits(backend: str) -> str:
     free, _ = torch.cuda.mem_get_info()
     if free < 6 * n * d:
         raise NotHere(f"needs {6 * n * d / 2**30:.0f} GiB of free memory, {free / 2**30:.0f} are")
-    x = torch.zeros(n, d, device="cuda", dtype=torch.bfloat16)
+    x = torch.zeros(n, d, device=DEVICE, dtype=torch.bfloat16)
     tail, codebook = make(1000, d, k, torch.bfloat16)
     x[-1000:] = tail
     got = vq.vector_quantize(x, codebook, backend=backend)
@@ -154,7 +154,7 @@ def training_step(layer: torch.nn.Module, x: Tensor, grad: Tensor) -> tuple[Tens
 def captures_in_a_graph(backend: str) -> str:
     """A training step of the layer as one CUDA graph, replayed on new input, equals the eager step."""
     for rotation in (False, True):
-        eager = vq.FusedVectorQuantizer(64, 512, rotation_trick=rotation, backend=backend).cuda()
+        eager = vq.FusedVectorQuantizer(64, 512, rotation_trick=rotation, backend=backend).to(DEVICE)
         x, _ = make(16_384, 64, 1)
         x.requires_grad_()
         grad = torch.randn_like(x)
@@ -188,10 +188,10 @@ def captures_in_a_graph(backend: str) -> str:
 
 def takes_few_launches(backend: str) -> str:
     """Device activities of a training step, counted by the profiler."""
-    layer = vq.FusedVectorQuantizer(64, 512, backend=backend).cuda()
+    layer = vq.FusedVectorQuantizer(64, 512, backend=backend).to(DEVICE)
     x, _ = make(2**16, 64, 1)
     x.requires_grad_()
-    grad, one = torch.randn_like(x), torch.ones((), device="cuda")
+    grad, one = torch.randn_like(x), torch.ones((), device=DEVICE)
 
     def step() -> None:
         x.grad = None
@@ -222,7 +222,7 @@ def call_everything(backend: str) -> None:
             first = x.detach().T.contiguous()[None].requires_grad_()
             got = vq.vector_quantize(first, codebook, channel_dim=1, backend=backend)
             (got.quantized.float().sum() + got.loss).backward()
-            average, size = torch.randn_like(codebook), torch.rand(70, device="cuda")
+            average, size = torch.randn_like(codebook), torch.rand(70, device=DEVICE)
             vq.ema_update_(
                 codebook, size, average, got.counts, got.sums, decay=0.9, eps=1e-5, backend=backend
             )

@@ -117,6 +117,30 @@ class Budget:
 
 
 DEFAULT_BUDGET = Budget()
+
+
+class Deadline:
+    """What a run may still begin, so that it ends in the time it was given.
+
+    The last 15% of the time are for ours alone, and what compiles for long may begin in the first 60%.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._start, self._seconds = clock, clock(), seconds
+        self.spent = f"no time left of the {seconds:g} s of a run"
+
+    @property
+    def used(self) -> float:
+        """Share of the time used up."""
+        return (self._clock() - self._start) / self._seconds
+
+    def leave_out(self, who: str) -> str | None:
+        """The reason not to begin with a contender, or None."""
+        slow_to_start = "compiled" in who or "cute" in who
+        limit = 0.6 if slow_to_start else 1.0 if who.startswith("vq_kernels") else 0.85
+        return None if self.used < limit else self.spent
+
+
 # Before a sample of a short call, one untimed call brings its own data and threads back: the other
 # side has just had the caches, and its thread pool may still be spinning.
 _SETTLE_BELOW_S = 0.1

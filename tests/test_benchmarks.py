@@ -259,7 +259,7 @@ def test_gpu_bench_goes_on_after_a_failure_and_stops_in_time(monkeypatch, capsys
 
 def test_deadline_leaves_out_compilers_first_and_ours_last():
     times = iter([0.0, *[7.0] * 6, *[9.0] * 6])
-    deadline = gpu_bench.Deadline(10.0, lambda: next(times))
+    deadline = measure.Deadline(10.0, lambda: next(times))
     peers = ("vq_kernels exact", "flash-kmeans", "compiled cdist")
     assert [deadline.leave_out(who) is None for who in peers] == [True, True, False]
     times = iter([9.0] * 3)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cuda_host
 import pytest
 import torch
 
+import vq_kernels as vq
 from benchmarks import gpu_check, gpu_checks
 from benchmarks.gpu_check import FAILED, PASSED, SKIPPED, NotHere, Result
 from benchmarks.machine import describe
+from vq_kernels.backends import QuantizeResult, register_backend
+from vq_kernels.backends.cuda import CudaBackend
 
 
 def test_without_a_gpu_it_says_so_and_exits_2(
@@ -141,3 +145,61 @@ def test_a_machine_without_sanitizer_skips(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(gpu_checks.shutil, "which", lambda name: None)
     with pytest.raises(NotHere, match="not installed"):
         gpu_checks.passes_sanitizer("memcheck", "cuda")
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The CUDA kernels on the host, in place of a GPU."""
+    backend = cuda_host.load_backend()
+    register_backend(backend)
+    monkeypatch.setattr(gpu_checks, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_checks, "SIZES", ((300, 40, 70), (200, 5, 33)))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    return backend.name
+
+
+def test_what_the_sanitizer_watches_calls_everything(here: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = set()
+    for name in (
+        "vector_quantize",
+        "vector_quantize_backward",
+        "ema_update_",
+        "code_statistics",
+        "gather_codes",
+    ):
+        real = getattr(CudaBackend, name)
+
+        def note(
+            *args: object, name: str = name, real: Callable[..., object] = real, **kwargs: object
+        ) -> object:
+            called.add(name)
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(CudaBackend, name, note)
+    gpu_checks.call_everything(here)
+    assert len(called) == 5
+
+
+def test_a_right_backend_agrees_and_a_wrong_one_does_not(here: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu_checks.agrees_with_reference(here) == "1500 rows, every index equal"
+    real = CudaBackend.vector_quantize
+
+    def off_by_one(self: CudaBackend, *args: object) -> QuantizeResult:
+        result = real(self, *args)  # type: ignore[arg-type]
+        result.indices[0, 7] += 1
+        return result
+
+    monkeypatch.setattr(CudaBackend, "vector_quantize", off_by_one)
+    with pytest.raises(AssertionError, match="1 of 300 indices differ"):
+        gpu_checks.agrees_with_reference(here)
+
+
+def test_a_training_step_gives_results_and_a_gradient(here: str) -> None:
+    layer = vq.FusedVectorQuantizer(8, 16, backend=here)
+    x = torch.randn(50, 8, requires_grad=True)
+    before = layer.codebook.clone()
+    quantized, indices, loss, grad = gpu_checks.training_step(layer, x, torch.ones(50, 8))
+    assert quantized.shape == grad.shape == x.shape
+    assert indices.shape == (50,)
+    assert loss.shape == ()
+    assert not torch.equal(layer.codebook, before), "the codebook follows"

@@ -271,6 +271,17 @@ def test_a_training_step_is_five_launches(kernels: CudaBackend) -> None:
     assert module.launches() - before == 2
 
 
+def test_scratch_memory_grows_with_n_and_k_d_only(kernels: CudaBackend) -> None:
+    module = cuda_host.load_module().cuda
+    n, d = 2**20, 64
+    for k in (512, 65536):
+        for dtype, precision in itertools.product(range(3), range(3)):
+            x, codebook = (0, dtype, 1, n, d, n * d, d, 1), (0, 0, k, d)
+            size = module.search_workspace(x, codebook, precision, True, True, 0)
+            assert size <= 8 * n + 16 * k * (d + 4) + 2**16, (k, dtype, precision)
+        assert module.statistics_workspace(n, k, d) <= 8 * n + 16 * k * d
+
+
 # --- statistics -------------------------------------------------------------------------------------------
 
 
