@@ -9,23 +9,6 @@ namespace {
 
 constexpr int CODES_A_TASK = 64;
 
-bool is_finite(const float* e, int64_t dim) {
-  float zero = 0.0f;
-  for (int64_t d = 0; d < dim; ++d) zero += e[d] * 0.0f;  // NaN from NaN or infinity
-  return zero == 0.0f;
-}
-
-uint64_t hash(const float* e, int64_t dim) {
-  uint64_t h = 0x9e3779b97f4a7c15u;
-  for (int64_t d = 0; d < dim; ++d) {
-    uint32_t u;
-    memcpy(&u, e + d, 4);
-    h = (h ^ u) * 0x9fb21c651e98df25u;
-    h ^= h >> 32;
-  }
-  return h;
-}
-
 }  // namespace
 
 const float* codes_as_float(const VqCodes* codes, const VqKernels* kernels, int threads,
@@ -50,18 +33,15 @@ bool Codebook::prepare(const VqCodes* given, int metric, const VqKernels* kernel
   codes = codes_as_float(given, kernels, threads, converted_);
   if (!codes || !usable.resize(k) || !centre.resize(d) || !hashes_.resize(k)) return false;
   const int team = threads_for(threads, k * d);
-  find_usable(team);
-  if (!drop_copies()) return false;
-  find_centre(team);
-  return tiles ? pack_tiles(tiles, team) : pack(kernels->panel, team);
+  find_usable(kernels, team);
+  if (!drop_copies() || !find_centre(kernels, team)) return false;
+  return tiles ? pack_tiles(tiles, team) : pack(kernels, team);
 }
 
-void Codebook::find_usable(int threads) {
+void Codebook::find_usable(const VqKernels* kernels, int threads) {
   parallel_for(threads, divide_up(k, CODES_A_TASK), [&](int64_t t) {
-    for (int64_t j = t * CODES_A_TASK; j < k && j < (t + 1) * CODES_A_TASK; ++j) {
-      usable[j] = is_finite(codes + j * d, d);
-      hashes_[j] = hash(codes + j * d, d);
-    }
+    const int64_t first = t * CODES_A_TASK, n = k - first < CODES_A_TASK ? k - first : CODES_A_TASK;
+    kernels->inspect_codes(codes + first * d, n, d, usable + first, hashes_ + first);
   });
 }
 
@@ -90,63 +70,58 @@ bool Codebook::drop_copies() {
 
 // The mean of the usable codes. Subtracting the same vector from rows and codes changes no argmin and
 // makes the products, and with them the bound, small where all values share a large offset.
-void Codebook::find_centre(int threads) {
-  constexpr int WIDTH = 16;
-  const int64_t tasks = divide_up(d, WIDTH);
+bool Codebook::find_centre(const VqKernels* kernels, int threads) {
+  const int64_t tasks = divide_up(k, CODES_A_TASK);
+  Buffer<int64_t> task_of;  // -1 for codes left out
+  Buffer<double> sums;      // [tasks][d], added in order
+  if (!task_of.resize(k) || !sums.resize(tasks * d)) return false;
   int64_t count = 0;
-  for (int64_t j = 0; j < k; ++j) count += usable[j];
+  for (int64_t j = 0; j < k; ++j) {
+    task_of[j] = usable[j] ? j / CODES_A_TASK : -1;
+    count += usable[j];
+  }
   parallel_for(threads, tasks, [&](int64_t t) {
-    const int64_t first = t * WIDTH;
-    const int width = int(d - first < WIDTH ? d - first : WIDTH);
-    double sum[WIDTH] = {};
-    for (int64_t j = 0; j < k; ++j) {
-      if (!usable[j]) continue;
-      for (int i = 0; i < width; ++i) sum[i] += codes[j * d + first + i];
-    }
-    for (int i = 0; i < width; ++i) centre[first + i] = count ? float(sum[i] / double(count)) : 0.0f;
+    const int64_t first = t * CODES_A_TASK, n = k - first < CODES_A_TASK ? k - first : CODES_A_TASK;
+    for (int64_t i = t * d; i < (t + 1) * d; ++i) sums[i] = 0.0;
+    kernels->add_rows(codes + first * d, d, task_of + first, int(n), d, 0, tasks, sums);
   });
+  for (int64_t t = 1; t < tasks; ++t)
+    for (int64_t i = 0; i < d; ++i) sums[i] += sums[t * d + i];
   double square = 0.0;
-  for (int64_t i = 0; i < d; ++i) square += double(centre[i]) * double(centre[i]);
+  for (int64_t i = 0; i < d; ++i) {
+    centre[i] = count ? float(sums[i] / double(count)) : 0.0f;
+    square += double(centre[i]) * double(centre[i]);
+  }
   centre_norm = sqrt(square);
+  return true;
 }
 
-bool Codebook::pack(int panel, int threads) {
-  constexpr int PANELS_A_TASK = 16;
+bool Codebook::pack(const VqKernels* kernels, int threads) {
+  const int panel = kernels->panel;
   panel_count = divide_up(k, panel);
   if (!bias.resize(panel_count * panel) || !panels.resize(panel_count * panel * d)) return false;
-  double norm2 = 0.0, greatest = 0.0;
-  parallel_for(threads, divide_up(panel_count, PANELS_A_TASK), [&](int64_t t) {
-    double task_norm2 = 0.0, task_greatest = 0.0;
-    const int64_t last = (t + 1) * PANELS_A_TASK * panel;
-    for (int64_t j = t * PANELS_A_TASK * panel; j < last && j < panel_count * panel; ++j) {
+  double norm2 = 0.0;
+  const int64_t codes_a_task = CODES_A_TASK / panel * panel;
+  parallel_for(threads, divide_up(panel_count * panel, codes_a_task), [&](int64_t t) {
+    double task_norm2 = 0.0;
+    const int64_t last = (t + 1) * codes_a_task;
+    for (int64_t j = t * codes_a_task; j < last && j < panel_count * panel; ++j) {
       float* out = panels + j / panel * d * panel + j % panel;
       if (j >= k || !usable[j]) {
         for (int64_t i = 0; i < d; ++i) out[i * panel] = 0.0f;
         bias[j] = -INFINITY;
         continue;
       }
-      double square = 0.0, packed_square = 0.0;
-      for (int64_t i = 0; i < d; ++i) {
-        const float e = codes[j * d + i];
-        const float packed = l2 ? e - centre[i] : e;
-        const double exact = double(e) - (l2 ? double(centre[i]) : 0.0);
-        out[i * panel] = packed;
-        square += exact * exact;
-        packed_square += double(packed) * double(packed);
-      }
+      const double square = kernels->pack_code(codes + j * d, row_centre(), d, out, panel);
       bias[j] = l2 ? float(-0.5 * square) : 0.0f;
-      // Overflow makes these infinite, the bound with them, and every row goes to the exact scan.
-      if (packed_square > task_norm2) task_norm2 = packed_square;
-      if (l2 && 0.5 * square > task_greatest) task_greatest = 0.5 * square;
+      // Overflow makes this infinite, the bound with it, and every row goes to the exact scan.
+      if (!(square <= task_norm2)) task_norm2 = square;
     }
 #pragma omp critical(vq_codebook_largest)
-    {
-      if (task_norm2 > norm2) norm2 = task_norm2;
-      if (task_greatest > greatest) greatest = task_greatest;
-    }
+    if (!(task_norm2 <= norm2)) norm2 = task_norm2;
   });
   largest_norm = sqrt(norm2);
-  largest_bias = greatest;
+  largest_bias = l2 ? 0.5 * norm2 : 0.0;
   return true;
 }
 
@@ -177,7 +152,7 @@ bool Codebook::pack_tiles(const VqTileKernels* tiles, int threads) {
 bool Codebook::need_panels(const VqKernels* kernels) {
   bool ok = true;
 #pragma omp critical(vq_codebook_panels)
-  ok = panels.get() != nullptr || pack(kernels->panel, 1);
+  ok = panels.get() != nullptr || pack(kernels, 1);
   return ok;
 }
 
@@ -250,10 +225,15 @@ Bound tile_bound(const Codebook& codebook) {
   return result;
 }
 
-// sum_d (e_d/2 - x_d) e_d on the values as given, in float64: gamma_{d+4} (|e|^2/2 + |x| |e|), where
-// |e| <= |e'| + |c| and |x| <= |x'| + |c|.
+// sum_d (e_d/2 - x_d) e_d on the values as given, in float64 and any order: gamma_{d+4} (|e|^2/2 + |x| |e|).
+// Neither products nor squares of float32 values overflow or underflow there.
+double float64_bound(int64_t d, double x_norm, double e_norm) {
+  return 1.01 * bound_scale * (double(d) + 8.0) * 0x1p-53 * (0.5 * e_norm * e_norm + x_norm * e_norm);
+}
+
+// Of VqTileKernels::score, where |e| <= |e'| + |c| and |x| <= |x'| + |c|.
 double score_bound(const Codebook& codebook, float norm2) {
-  const double n = double(codebook.d) + 8.0, offset = codebook.centre_norm + sqrt(n) * 0x1p-70;
-  const double e = 1.01 * sqrt(double(codebook.tile_norm2)) + offset, x = 1.01 * sqrt(double(norm2)) + offset;
-  return 1.01 * bound_scale * n * 0x1p-53 * (0.5 * e * e + x * e);
+  const double offset = codebook.centre_norm + sqrt(double(codebook.d) + 8.0) * 0x1p-70;
+  return float64_bound(codebook.d, 1.01 * sqrt(double(norm2)) + offset,
+                       1.01 * sqrt(double(codebook.tile_norm2)) + offset);
 }

@@ -43,9 +43,9 @@ struct Codebook {
   Buffer<float> converted_;
   Buffer<uint64_t> hashes_;
 
-  void find_usable(int threads);
-  void find_centre(int threads);
-  bool pack(int panel, int threads);
+  void find_usable(const VqKernels* kernels, int threads);
+  bool find_centre(const VqKernels* kernels, int threads);
+  bool pack(const VqKernels* kernels, int threads);
   bool pack_tiles(const VqTileKernels* tiles, int threads);
   bool drop_copies();
 };
@@ -72,3 +72,5 @@ struct Bound {
 Bound bound(const Codebook& codebook);
 Bound tile_bound(const Codebook& codebook);
 double score_bound(const Codebook& codebook, float norm2);
+// Of VqKernels::score_rows.
+double float64_bound(int64_t d, double x_norm, double e_norm);

@@ -11,37 +11,46 @@
 
 namespace {
 
-typedef double D8 __attribute__((vector_size(8 * VQ_EXACT_LANES)));
-typedef int64_t L8 __attribute__((vector_size(8 * VQ_EXACT_LANES)));
+constexpr int EXACT_LANES = V::W / 2;
 
-void exact_scan(const double* x, const float* codes, const uint8_t* usable, const double* squares_high,
-                const double* squares_low, int64_t k, int64_t dim, int64_t* index) {
-  const D8 zero = {};
-  D8 best_v = zero + INFINITY, best_r = zero + INFINITY;
-  L8 best = {};
+typedef double ExactD __attribute__((vector_size(8 * EXACT_LANES)));
+typedef int64_t ExactI __attribute__((vector_size(8 * EXACT_LANES)));
+
+// The lanes of one vector.
+void exact_scan_lanes(const double* x, const float* codes, const uint8_t* usable, const double* squares_high,
+                      const double* squares_low, int64_t k, int64_t dim, int64_t* index) {
+  const ExactD zero = {};
+  ExactD best_v = zero + INFINITY, best_r = zero + INFINITY;
+  ExactI best = {};
   for (int64_t j = 0; j < k; ++j) {
     if (!usable[j]) continue;
     const float* e = codes + j * dim;
-    D8 high = zero + (squares_high ? squares_high[j] : 0.0);
-    D8 low = zero + (squares_low ? squares_low[j] : 0.0);
+    ExactD high = zero + (squares_high ? squares_high[j] : 0.0);
+    ExactD low = zero + (squares_low ? squares_low[j] : 0.0);
     for (int64_t d = 0; d < dim; ++d) {
-      D8 row;
+      ExactD row;
       __builtin_memcpy(&row, x + d * VQ_EXACT_LANES, sizeof row);
-      const D8 t = row * -double(e[d]);
-      const D8 s = high + t;
-      const D8 b = s - high;
+      const ExactD t = row * -double(e[d]);
+      const ExactD s = high + t;
+      const ExactD b = s - high;
       low += (high - (s - b)) + (t - b);
       high = s;
     }
-    const D8 v = high + low;
-    const D8 b = v - high;
-    const D8 r = (high - (v - b)) + (low - b);
-    const L8 better = (v < best_v) | ((v == best_v) & (r < best_r));
+    const ExactD v = high + low;
+    const ExactD b = v - high;
+    const ExactD r = (high - (v - b)) + (low - b);
+    const ExactI better = (v < best_v) | ((v == best_v) & (r < best_r));
     best_v = better ? v : best_v;
     best_r = better ? r : best_r;
-    best = better ? L8{} + j : best;
+    best = better ? ExactI{} + j : best;
   }
   __builtin_memcpy(index, &best, sizeof best);
+}
+
+void exact_scan(const double* x, const float* codes, const uint8_t* usable, const double* squares_high,
+                const double* squares_low, int64_t k, int64_t dim, int64_t* index) {
+  for (int lane = 0; lane < VQ_EXACT_LANES; lane += EXACT_LANES)
+    exact_scan_lanes(x + lane, codes, usable, squares_high, squares_low, k, dim, index + lane);
 }
 
 }  // namespace

@@ -46,6 +46,15 @@ struct VqKernels {
   void (*exact_scan)(const double* x, const float* codes, const uint8_t* usable, const double* squares_high,
                      const double* squares_low, int64_t k, int64_t d, int64_t* index);
 
+  // Of each code: whether it is finite, and a hash that equal codes share.
+  void (*inspect_codes)(const float* codes, int64_t k, int64_t d, uint8_t* finite, uint64_t* hashes);
+  // out, `pitch` floats apart = code - centre (null: 0); returns its square norm.
+  double (*pack_code)(const float* code, const float* centre, int64_t d, float* out, int64_t pitch);
+  // The scores e.e/2 - x.e (or -x.e) of one code with n rows, in float64 in any order; returns e.e. Rows
+  // are `pitch` doubles apart, with zeros up to a multiple of VQ_EXACT_LANES.
+  double (*score_rows)(const double* rows, int n, int64_t pitch, const float* code, int64_t d, int l2,
+                       double* scores);
+
   // out rows = codes[index]; returns the sum of (code - x)^2. Leading dimensions in floats.
   double (*quantize_rows)(const float* x, int64_t ldx, const float* codes, const int64_t* index, int n,
                           int64_t d, float* out, int64_t ldo);

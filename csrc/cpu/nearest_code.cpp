@@ -2,6 +2,13 @@
 
 extern "C" int vq_cpu_nearest_code(const VqRows* x, const VqCodes* codes, int metric, int precision,
                                    int threads, int64_t* indices) {
+  if (rows_are_few(x, precision)) {
+    Buffer<float> storage;
+    uint8_t nonfinite[SEARCH_FEW_ROWS];
+    const float* e = codes_as_float(codes, vq_kernels_in_use(), threads, storage);
+    const bool done = e && search_few(x, e, codes->k, metric == VQ_L2, threads, indices, nonfinite);
+    return done ? VQ_OK : VQ_OUT_OF_MEMORY;
+  }
   const DefaultRounding rounding;
   Search search(x, precision);
   if (!search.prepare(codes, metric, threads)) return VQ_OUT_OF_MEMORY;

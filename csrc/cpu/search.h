@@ -5,6 +5,18 @@
 #include "cpu/kernels.h"
 #include "cpu/support.h"
 
+// Up to this many rows search_few() is the faster way to the exact result. Other precisions do not take it,
+// so that a row's index does not depend on its batch there either.
+constexpr int SEARCH_FEW_ROWS = 4;
+
+inline bool rows_are_few(const VqRows* x, int precision) {
+  return precision == VQ_EXACT && x->b * x->m <= SEARCH_FEW_ROWS;
+}
+
+// All rows of x. index and nonfinite as of BlockSearch::run. False if there is no memory.
+bool search_few(const VqRows* x, const float* codes, int64_t k, bool l2, int threads, int64_t* index,
+                uint8_t* nonfinite);
+
 struct Search {
   const VqKernels* kernels;
   const VqTileKernels* tiles;  // null: float32 sweeps alone

@@ -52,7 +52,7 @@ using FlushSubnormals = ControlWord<0x9fc0>;   // round to nearest, subnormals a
 // Waking a thread costs some microseconds: no more threads than `work` (elements touched or products)
 // pays for.
 inline int threads_for(int threads, int64_t work) {
-  const int64_t useful = 1 + work / 65536;
+  const int64_t useful = 1 + work / 131072;
   return int(threads < 1 ? 1 : useful < threads ? useful : threads);
 }
 

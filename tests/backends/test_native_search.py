@@ -139,6 +139,25 @@ def test_scores_a_hair_apart(isa: str, scale_bound: Callable[[float], None]) -> 
     assert not torch.equal(native.nearest_code(x, codebook, "l2", "exact"), want)
 
 
+def test_few_rows_beyond_float64(isa: str, scale_bound: Callable[[float], None]) -> None:
+    """A handful of rows takes a float64 path of its own; permuted codes differ there by rounding alone."""
+    d = 67
+    code = torch.randn(d)
+    codebook = torch.stack([code[torch.randperm(d)] for _ in range(300)])
+    x = torch.randn(1, 64, 1).repeat(1, 1, d)
+    want = rational_argmin(x[0, :8], codebook)
+    assert torch.equal(native.nearest_code(x, codebook, "l2", "exact")[0, :8], want)
+
+    def in_parts(n: int) -> Tensor:
+        return torch.cat([native.nearest_code(part, codebook, "l2", "exact") for part in x.split(n, 1)], 1)
+
+    everything = native.nearest_code(x, codebook, "l2", "exact")
+    for n in range(1, 6):
+        assert torch.equal(in_parts(n), everything)
+    scale_bound(0.0)
+    assert not torch.equal(in_parts(4), everything)
+
+
 def test_more_candidates_than_fit_the_list(isa: str) -> None:
     """A hundred codes within the bound of each other: all codes are scored exactly."""
     codebook = torch.randn(1, 24).repeat(100, 1)

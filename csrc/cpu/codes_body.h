@@ -1,0 +1,116 @@
+// Work on codes in float64 over the compiler's own vectors, of the size of V's (simd_*.h).
+#pragma once
+
+#include <math.h>
+#include <string.h>
+
+#include "cpu/kernels.h"
+
+namespace {
+
+constexpr int CODE_LANES = V::W / 2;
+
+typedef float CodeF __attribute__((vector_size(4 * CODE_LANES)));
+typedef double CodeD __attribute__((vector_size(8 * CODE_LANES)));
+typedef uint32_t CodeU __attribute__((vector_size(4 * CODE_LANES)));
+
+// v = the n <= CODE_LANES values at p, 0 beyond.
+template <class T>
+inline __attribute__((always_inline)) void code_load(T& v, const float* p, int64_t n) {
+  if (n == CODE_LANES) {
+    memcpy(&v, p, sizeof v);
+    return;
+  }
+  float part[CODE_LANES] = {};
+  for (int64_t i = 0; i < n; ++i) part[i] = p[i];
+  memcpy(&v, part, sizeof v);
+}
+
+inline __attribute__((always_inline)) void code_load(CodeD& v, const float* p, int64_t n) {
+  CodeF f;
+  code_load(f, p, n);
+  v = __builtin_convertvector(f, CodeD);
+}
+
+inline double code_sum(const CodeD& v) {
+  double sum = 0.0;
+  for (int i = 0; i < CODE_LANES; ++i) sum += v[i];
+  return sum;
+}
+
+// step(d, n) for every CODE_LANES dimensions, n < CODE_LANES in the last ones only.
+template <class Step>
+inline __attribute__((always_inline)) void over_code(int64_t dim, Step step) {
+  int64_t d = 0;
+  for (; d + CODE_LANES <= dim; d += CODE_LANES) step(d, int64_t(CODE_LANES));
+  if (d < dim) step(d, dim - d);
+}
+
+void inspect_codes(const float* codes, int64_t k, int64_t dim, uint8_t* finite, uint64_t* hashes) {
+  for (int64_t j = 0; j < k; ++j, codes += dim) {
+    CodeU hash = {}, largest = {};
+    for (int i = 0; i < CODE_LANES; ++i) hash[i] = uint32_t(i + 1) * 0x9e3779b1u;
+    over_code(dim, [&](int64_t d, int64_t n) {
+      CodeU bits;
+      code_load(bits, codes + d, n);
+      const CodeU magnitude = bits & 0x7fffffffu;
+      largest = magnitude > largest ? magnitude : largest;
+      hash = (hash ^ bits) * 0x85ebca6bu;
+      hash ^= hash >> 15;
+    });
+    bool good = true;
+    uint64_t all = 0;
+    for (int i = 0; i < CODE_LANES; ++i) {
+      good = good && largest[i] < 0x7f800000u;
+      all = (all ^ hash[i]) * 0x9fb21c651e98df25u;
+    }
+    finite[j] = good;
+    hashes[j] = all ^ all >> 32;
+  }
+}
+
+double pack_code(const float* code, const float* centre, int64_t dim, float* out, int64_t pitch) {
+  CodeD square = {};
+  over_code(dim, [&](int64_t d, int64_t n) {
+    CodeF e, c = {};
+    code_load(e, code + d, n);
+    if (centre) code_load(c, centre + d, n);
+    const CodeF packed = e - c;
+    const CodeD exact = __builtin_convertvector(e, CodeD) - __builtin_convertvector(c, CodeD);
+    square += exact * exact;
+    for (int64_t i = 0; i < n; ++i) out[(d + i) * pitch] = packed[i];
+  });
+  return code_sum(square);
+}
+
+template <int R>
+void score_some(const double* rows, int64_t pitch, const float* code, int64_t dim, bool l2, double* scores) {
+  CodeD sum[R] = {};
+  over_code(dim, [&](int64_t d, int64_t n) {
+    CodeD e;
+    code_load(e, code + d, n);
+    const CodeD half = l2 ? 0.5 * e : CodeD{};
+    for (int r = 0; r < R; ++r) {
+      CodeD x;
+      memcpy(&x, rows + r * pitch + d, sizeof x);
+      sum[r] += (half - x) * e;
+    }
+  });
+  for (int r = 0; r < R; ++r) scores[r] = code_sum(sum[r]);
+}
+
+double score_rows(const double* rows, int n, int64_t pitch, const float* code, int64_t dim, int l2,
+                  double* scores) {
+  int r = 0;
+  for (; r + 4 <= n; r += 4) score_some<4>(rows + r * pitch, pitch, code, dim, l2, scores + r);
+  for (; r < n; ++r) score_some<1>(rows + r * pitch, pitch, code, dim, l2, scores + r);
+  CodeD square = {};
+  over_code(dim, [&](int64_t d, int64_t count) {
+    CodeD e;
+    code_load(e, code + d, count);
+    square += e * e;
+  });
+  return code_sum(square);
+}
+
+}  // namespace
