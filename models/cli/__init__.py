@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from models.cli import convert, encode, evaluate, reconstruct, reproduce, sample, train, train_prior
+from models.reproducible import settle_first_calls
 
 COMMANDS = (train, train_prior, encode, reconstruct, sample, evaluate, reproduce, convert)
 
@@ -20,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in COMMANDS:
         command.add_parser(commands)
     given = parser.parse_args(arguments)
+    settle_first_calls()
     try:
         given.run(given)
     except (ValueError, FileNotFoundError) as error:

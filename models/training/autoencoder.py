@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from lightning.pytorch import seed_everything
 
 from models.build import build_model
 from models.config import TrainConfig
 from models.data import BatchLoader, ImageData, ImageSplit, load_data, to_float
 from models.likelihoods import Gaussian
 from models.pictures import save_curves
+from models.reproducible import start_reproducibly
 from models.training.callbacks import ReconstructionPictures
 from models.training.history import read_history
 from models.training.loop import fit, load_best, prepare_folder, processes, training_loader
@@ -36,7 +36,7 @@ def train(
     ValueError before training starts.
     """
     data = load_data(config) if data is None else data
-    seed_everything(config.seed, verbose=False)
+    start_reproducibly(config.seed)
     model = build_model(config, data)
     rank, world, _ = processes()
     loader = training_loader(data.train, config, world, rank)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import seed_everything
-
 from models.config import PriorConfig
 from models.data.codes import CodeStore
 from models.data.loader import BatchLoader
 from models.pictures import save_curves
+from models.reproducible import start_reproducibly
 from models.training.history import read_history
 from models.training.loop import fit, load_best, prepare_folder, processes, training_loader
 from models.training.modules import PriorModule
@@ -28,7 +27,7 @@ def train_prior(
     ``level1/``, ... for ``from_pretrained``. Raises DataError or ValueError before training starts.
     """
     store = CodeStore(config.codes) if store is None else store
-    seed_everything(config.seed, verbose=False)
+    start_reproducibly(config.seed)
     priors = build_priors(config, store.description)
     rank, world, _ = processes()
     loader = training_loader(store.split("train"), config, world, rank)
