@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vq_kernels.quantizers import FusedVectorQuantizer
 
 from .agreement import Disagreement, check_close, check_indices
-from .peers import import_reason
+from .peers import import_reason, settle_square_root
 from .work import Case, make_inputs
 
 
@@ -44,9 +44,7 @@ def our_layer(case: Case, device: str = "cpu", backend: str | None = None) -> nn
 def their_layer(case: Case, device: str = "cpu") -> nn.Module:
     """vector-quantize-pytorch's layer with its defaults, which are the same, from the same state."""
     module = importlib.import_module("vector_quantize_pytorch")
-    # The first square root of a process, if several threads ask for it at once, can come out at 12 bits for
-    # one thread's rows (pytorch/pytorch#188792), and with it wrong codes.
-    torch.ones(1).sqrt()
+    settle_square_root()
     return _with_codes(module.VectorQuantize(dim=case.d, codebook_size=case.k), case).to(device)
 
 

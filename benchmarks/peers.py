@@ -164,8 +164,18 @@ def import_reason(module: str) -> str | None:
     return None
 
 
+def settle_square_root() -> None:
+    """Call it once in one thread, before a peer does in several.
+
+    The first square root of a process can otherwise come out at 12 bits for one thread's rows, and with
+    it wrong codes (pytorch/pytorch#188792).
+    """
+    torch.ones(1).sqrt()
+
+
 def search_peers(device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[Peer]:
     """Every search to compare with on a device, with the reason for those that cannot run here."""
+    settle_square_root()
     low = dtype != torch.float32
     # Scores and half the squared norms are both rounded to x's dtype.
     rounded: dict[str, Any] = {"output_unit": 2 * BFLOAT16 if low else 0.0}

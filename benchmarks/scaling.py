@@ -53,7 +53,7 @@ def _backends(device: str) -> tuple[str, ...]:
 
 
 def measure(
-    device: str = "cpu", seconds: float = 60.0, problems: dict[str, list[Case]] | None = None
+    device: str = "cpu", seconds: float = 180.0, problems: dict[str, list[Case]] | None = None
 ) -> list[dict[str, Any]]:
     """One record per point: axis, n, d, k, contender, milliseconds. Results are compared first.
 
