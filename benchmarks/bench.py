@@ -35,19 +35,19 @@ WORK = (
 BUDGET = Budget(seconds=1.0, sample_s=0.01, min_pairs=5, max_pairs=25)
 
 
-def targets(work: str, case: Case, flags: list[str]) -> dict[str, float]:
+def targets(work: str, case: Case, isa: str) -> dict[str, float]:
     """The ratios that DESIGN asks for on this CPU, by peer; empty where it asks for none."""
     if work == "step":
         return {LAYER_PEER: 8.0, f"{LAYER_PEER} compiled": 3.0}
-    if work == "search" and case.d <= 64 and "avx512f" in flags:
+    if work == "search" and case.d <= 64 and isa in ("avx512", "amx"):
         return {"faiss-cpu": 2.0, "torch.cdist": 6.0}
-    if work == "search" and case.d >= 256 and "amx_bf16" in flags:
+    if work == "search" and case.d >= 256 and isa == "amx":
         return {"faiss-cpu": 3.0}
     return {}
 
 
 def collect_rows(
-    only: str, backend: str | None, flags: list[str], leave_out: Callable[[str], str | None]
+    only: str, backend: str | None, isa: str, leave_out: Callable[[str], str | None]
 ) -> list[Row]:
     """Every row whose title contains ``only``; says on stderr what is being measured."""
     rows: list[Row] = []
@@ -55,7 +55,7 @@ def collect_rows(
         if only not in f"{name} {case.shape}":
             continue
         print(f"measuring {name} {case.shape}", file=sys.stderr, flush=True)
-        options = Options("cpu", backend, BUDGET, targets=targets(name, case, flags), leave_out=leave_out)
+        options = Options("cpu", backend, BUDGET, targets=targets(name, case, isa), leave_out=leave_out)
         rows += compare_search(case, options) if name == "search" else compare_layer(case, name, options)
     mark_best(rows)
     return rows
@@ -112,7 +112,8 @@ def main(arguments: list[str] | None = None) -> int:
             return "left out by --no-compile"
         return deadline.leave_out(who)
 
-    rows = collect_rows(options.only, options.backend, cpu["found"], leave_out)
+    isa = cpu["kernels"]["used"] if isinstance(cpu["kernels"], dict) else "none"
+    rows = collect_rows(options.only, options.backend, isa, leave_out)
     for row in rows:
         row.add_shares(roofs, ("float32", "bfloat16") if row.is_ours else ("float32",))
     memory: list[dict[str, Any]] = []
