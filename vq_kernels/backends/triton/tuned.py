@@ -1,10 +1,12 @@
 """Tile sizes per architecture: ``{architecture: {products: [(largest D, Config values), ...]}}``.
 
-No GPU has been at hand yet: each architecture holds what compiling for it showed to be good: no
-spills, two programs on a multiprocessor where D allows, fewest instructions for a (row, code) pair
-(``tests/backends/test_triton_compile.py``). Architecture 0 is the
-interpreter, kept small so that tests on a CPU see several tiles. The values are rows, codes, depth
-(0: all of D), warps, stages, register limit (None: none), resident rows.
+A block named for a generation holds what compiling for it showed to be good: no spills, two programs
+on a multiprocessor where D allows, fewest instructions for a (row, code) pair
+(``tests/backends/test_triton_compile.py``). A block named for a compute capability, such as ``_SM90``, is
+written by ``python -m benchmarks.tune --write``: a line that names a GPU and a date was found by running
+on it, the others are as they were before. Architecture 0 is the interpreter, kept small so that tests
+on a CPU see several tiles. The values are rows, codes, depth (0: all of D), warps, stages, register
+limit (None: none), resident rows.
 """
 
 from __future__ import annotations
@@ -89,4 +91,12 @@ _BLACKWELL: _Rules = {
     ],
 }
 
-TABLE: dict[int, _Rules] = {0: _INTERPRETER, 80: _AMPERE, 90: _HOPPER, 100: _BLACKWELL, 120: _AMPERE}
+# 8.6 and 8.9 have less shared memory than 8.0: what is tuned there is not for them.
+TABLE: dict[int, _Rules] = {
+    0: _INTERPRETER,
+    80: _AMPERE,
+    86: _AMPERE,
+    90: _HOPPER,
+    100: _BLACKWELL,
+    120: _AMPERE,
+}
