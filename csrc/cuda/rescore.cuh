@@ -42,10 +42,12 @@ struct Interval {
 };
 
 // Bounds of |x - e|^2 (cosine: of -x.e) from float32 arithmetic. Every term of the first is positive,
-// so D + 4 roundings bound its relative error; NaN and overflow leave the code in the race.
+// so n = D + 8 roundings bound its relative error; NaN and overflow leave the code in the race. The
+// error is relative to computed sums: n u / (1 - n u) of what is at most 1 / (1 - n u) as large.
 template <typename E>
 __device__ Interval score_interval(const float* x, const E* code, int dim, bool cosine) {
-  const float relative = static_cast<float>(dim + 8) * 0x1p-24f;
+  const float roundings = static_cast<float>(dim + 8) * 0x1p-24f;
+  const float relative = roundings / fmaxf(1.0f - 2.0f * roundings, 0.0f);
   const float underflow = static_cast<float>(dim) * 0x1p-125f;
   float sum = 0.0f, size = 0.0f;
   for (int d = 0; d < dim; ++d) {

@@ -70,8 +70,15 @@ cudaError_t make_plan(const VqCudaRows& x, const VqCudaCodes& codebook, int prec
 #define VQ_CERTIFICATE_SCALE 1.0f
 #endif
 
+// n u / (1 - n u). Where n u passes 1/16 the case for outliers (docs/certificate.md) no longer holds, so
+// that no row may be certain.
+float sum_error(int n, float u) {
+  const float error = static_cast<float>(n) * u;
+  return error <= 0x1p-4f ? error / (1.0f - error) : kInfinity;
+}
+
 // docs/certificate.md derives these: u = 2^-24, and 24 * 2^-23 bounds what one m16n8k16 instruction
-// loses relative to the largest partial sum, however the hardware groups and truncates its 16 terms.
+// loses relative to the largest partial sum: blocks of two terms or more, all aligned and truncated.
 ErrorFactors error_factors(const SearchPlan& plan, int dim, int padded_dim) {
   const float u = 0x1p-24f, instruction = 24 * 0x1p-23f;
   ErrorFactors f{};
@@ -82,8 +89,8 @@ ErrorFactors error_factors(const SearchPlan& plan, int dim, int padded_dim) {
     f.low = 1.05f * static_cast<float>(plan.products - 1) * steps * instruction;
     f.bias = 4 * u;
   } else {
-    f.product = static_cast<float>(dim + 8) * u;
-    f.bias = static_cast<float>(dim + 4) * u;  // search_small starts its sum from the bias
+    f.product = sum_error(dim + 8, u);
+    f.bias = sum_error(dim + 4, u);  // search_small starts its sum from the bias
   }
   f.product *= 0.25f;  // score_error multiplies the norms by 4
   f.all = 1.01f * VQ_CERTIFICATE_SCALE;  // 1.01 for the rounding of the bound itself

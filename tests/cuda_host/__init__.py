@@ -117,18 +117,25 @@ def load_module() -> ModuleType:
 
 @contextmanager
 def machine(
-    *, reverse: bool = False, major: int = 9, shared_limit: int = 227 * 1024, certificate: float = 1.0
+    *,
+    reverse: bool = False,
+    major: int = 9,
+    shared_limit: int = 227 * 1024,
+    certificate: float = 1.0,
+    tensor_core_block: int = 16,
 ) -> Iterator[None]:
-    """Another device for a while: the order in which threads run, what it is capable of, and for
-    experiments a factor on the error bound that certifies results."""
+    """Another device for a while: the order in which threads run, what it is capable of, how many products
+    its tensor cores add at a time, and for experiments a factor on the error bound that certifies results."""
     module = load_module()
     module.configure(reverse, major, shared_limit, 3)
     module.scale_certificate(certificate)
+    module.set_tensor_core_block(tensor_core_block)
     try:
         yield
     finally:
         module.configure(False, 9, 227 * 1024, 3)
         module.scale_certificate(1.0)
+        module.set_tensor_core_block(16)
 
 
 @functools.cache

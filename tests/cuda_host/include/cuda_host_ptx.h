@@ -3,6 +3,8 @@
 
 #include <cuda_bf16.h>
 
+extern int cuda_host_tensor_core_block;  // products that a tensor core adds at a time: 16 or a divisor
+
 namespace vq_cuda {
 
 inline unsigned char* dynamic_shared() {
@@ -42,20 +44,20 @@ struct MmaOperands {
 };
 
 // The tensor cores' arithmetic at its worst: products aligned to the largest term and cut off there,
-// the sum cut off to 24 bits (Fasi et al. 2021; newer cores keep a few bits more).
-inline float tensor_core_sum(float c, const double (&products)[16]) {
+// the sum cut off to 24 bits (Fasi et al. 2021; newer cores keep a few bits more), so many at a time.
+inline float tensor_core_sum(float c, const double* products, int count) {
   double largest = std::fabs(static_cast<double>(c));
   bool finite = std::isfinite(c);
   double plain = c;
-  for (const double p : products) {
-    largest = std::max(largest, std::fabs(p));
-    finite = finite && std::isfinite(p);
-    plain += p;
+  for (int i = 0; i < count; ++i) {
+    largest = std::max(largest, std::fabs(products[i]));
+    finite = finite && std::isfinite(products[i]);
+    plain += products[i];
   }
   if (!finite || largest == 0.0) return static_cast<float>(plain);
   const int scale = 23 - std::max(std::ilogb(largest), -126);
   double sum = std::trunc(std::ldexp(static_cast<double>(c), scale));
-  for (const double p : products) sum += std::trunc(std::ldexp(p, scale));
+  for (int i = 0; i < count; ++i) sum += std::trunc(std::ldexp(products[i], scale));
   if (sum == 0.0) return 0.0f;
   const int excess = std::max(std::ilogb(sum) - 23, 0);
   return static_cast<float>(std::ldexp(std::trunc(std::ldexp(sum, -excess)), excess - scale));
@@ -76,7 +78,8 @@ inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
       const auto y = ::cuda_host::value_of<MmaOperands>(all, column * 4 + k % 8 / 2);
       products[k] = half(x.a[row / 8 + 2 * (k / 8)], k % 2) * half(y.b[k / 8], k % 2);
     }
-    c[i] = tensor_core_sum(c[i], products);
+    const int block = cuda_host_tensor_core_block;
+    for (int k = 0; k < 16; k += block) c[i] = tensor_core_sum(c[i], products + k, block);
   }
 }
 
