@@ -104,6 +104,19 @@ def test_exact_in_half_precision(
     assert torch.equal(got.cpu(), truth)
 
 
+@pytest.mark.parametrize("rows", [3, N], ids=["few", "more"])
+@pytest.mark.parametrize("exponents", [(60, 30), (55, 0), (40, 20)], ids=str)
+def test_beyond_the_exact_score_all_backends_still_agree(
+    exponents: tuple[int, int], rows: int, backend: str, device: torch.device
+) -> None:
+    """Large coordinates common to all: their terms drown the others in any sum of two float64 values."""
+    x, codebook = torch.randn(rows, D), torch.randn(K, D)
+    for column, exponent in enumerate(exponents):
+        x[:, column] = codebook[:, column] = 2.0**exponent
+    want = vq.nearest_code(x, codebook, backend="reference")
+    assert torch.equal(vq.nearest_code(x.to(device), codebook.to(device), backend=backend).cpu(), want)
+
+
 def test_a_rounded_score_fails_these_cases() -> None:
     """The cases have teeth: neither a float32 distance nor a float64 (x - e)^2 passes all of them."""
     wrong_float32, wrong_float64 = [], []

@@ -57,6 +57,7 @@ const float* codes_as_float(const VqCodes* codes, const VqKernels* kernels, int 
 // codebook.cpp for the derivation.
 struct Bound {
   float gamma, norm, bias, error, norm_offset, offset;
+  float contract, far;  // of the contract's own score, see contract_error()
 
   // norm2: the computed sum of squares of the packed row; error2: of what rounding it took, if it was
   // rounded. Infinite if a product or sum could overflow.
@@ -64,7 +65,9 @@ struct Bound {
     const float length = __builtin_sqrtf(norm2) + norm_offset, lost = __builtin_sqrtf(error2);
     const float products = length * norm + bias;
     if (!(products < 1e37f)) return __builtin_inff();
-    return gamma * products + (lost + norm_offset) * norm + (length + lost) * error + offset;
+    const float all = length + far;
+    return gamma * products + (lost + norm_offset) * norm + (length + lost) * error + offset +
+           contract * all * all;
   }
 };
 

@@ -59,12 +59,12 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_c
   const int warp = tid / kWarp, lane = tid % kWarp;
   const E* codebook = static_cast<const E*>(a.codebook);
 
-  double offset = 0.0;
+  double centre_squares = 0.0;
   for (int d = tid; d < a.dim; d += kPrepareThreads) {
     const float c = centre_of<E>(a, d);
     centre[d] = c;
     if (blockIdx.x == 0) a.centre[d] = c;
-    if (!a.shift_rows) offset += static_cast<double>(c) * c;
+    centre_squares += static_cast<double>(c) * c;
   }
   if (blockIdx.x == 0 && tid == 0 && a.ticket != nullptr) *a.ticket = 0;
   if (blockIdx.x == 0) {
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_c
   }
   __syncthreads();
 
-  Extent top{0.0f, 0.0f, 0.0f, 0.0f, kInfinity};
+  Extent top{0.0f, 0.0f, 0.0f, 0.0f, 0.0f, kInfinity};
   for (int i = warp; i < kTileCodes; i += kPrepareWarps) {
     const int code = static_cast<int>(blockIdx.x) * kTileCodes + i;
     const bool real = code < a.codes;
@@ -122,8 +122,9 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_c
   top = reduce_extent<kPrepareThreads>(top, scratch);
   // Doubles need twice the room of the floats above: the centre is no longer read here.
   __syncthreads();
-  offset = block_sum<kPrepareThreads>(offset, reinterpret_cast<double*>(dynamic_shared()));
-  top.offset = norm_above(offset);
+  centre_squares = block_sum<kPrepareThreads>(centre_squares, reinterpret_cast<double*>(dynamic_shared()));
+  top.centre = norm_above(centre_squares);
+  top.offset = a.shift_rows ? 0.0f : top.centre;
   if (tid == 0) a.extents[blockIdx.x] = top;
 }
 

@@ -43,9 +43,12 @@ struct Interval {
 
 // Bounds of |x - e|^2 (cosine: of -x.e) from float32 arithmetic. Every term of the first is positive,
 // so n = D + 8 roundings bound its relative error; NaN and overflow leave the code in the race. The
-// error is relative to computed sums: n u / (1 - n u) of what is at most 1 / (1 - n u) as large.
+// error is relative to computed sums: n u / (1 - n u) of what is at most 1 / (1 - n u) as large. The score that
+// decides has an error of its own, `contract` times the sum of its absolute terms, twice that here; by
+// |e| <= |x| + |x - e| it is within 5 |x|^2 + 4 |x - e|^2.
 template <typename E>
-__device__ Interval score_interval(const float* x, const E* code, int dim, bool cosine) {
+__device__ Interval score_interval(const float* x, const E* code, int dim, bool cosine, float x_squares,
+                                   float contract) {
   const float roundings = static_cast<float>(dim + 8) * 0x1p-24f;
   const float relative = roundings / fmaxf(1.0f - 2.0f * roundings, 0.0f);
   const float underflow = static_cast<float>(dim) * 0x1p-125f;
@@ -64,7 +67,8 @@ __device__ Interval score_interval(const float* x, const E* code, int dim, bool 
     sum = fminf(sum, 0x1.fffffep127f);  // an infinite sum says no more than "at least that"
     size = sum;
   }
-  const float error = fmaf(size, relative, underflow);
+  const float terms = cosine ? size : 5.0f * x_squares + 4.0f * size;
+  const float error = fmaf(size, relative, underflow) + 1.01f * contract * terms;
   return Interval{sum - error, sum + error};
 }
 
@@ -85,11 +89,15 @@ struct RescoreBest {
 template <typename E>
 __device__ RescoreBest rescore_codes(const SearchArgs& a, const float* x, int hint) {
   const E* codebook = static_cast<const E*>(a.codebook);
-  float limit = score_interval(x, codebook + static_cast<int64_t>(hint) * a.dim, a.dim, a.cosine).upper;
+  float x_squares = 0.0f;
+  for (int d = 0; d < a.dim; ++d) x_squares = fmaf(x[d], x[d], x_squares);
+  const float contract = a.factors.contract;
+  const E* first = codebook + static_cast<int64_t>(hint) * a.dim;
+  float limit = score_interval(x, first, a.dim, a.cosine, x_squares, contract).upper;
   RescoreBest best;
   for (int j = static_cast<int>(threadIdx.x); j < a.codes; j += kThreads) {
     const E* code = codebook + static_cast<int64_t>(j) * a.dim;
-    const Interval bounds = score_interval(x, code, a.dim, a.cosine);
+    const Interval bounds = score_interval(x, code, a.dim, a.cosine, x_squares, contract);
     if (bounds.lower > limit) continue;
     best.offer(exact_score(x, code, a.dim, a.cosine), j);
     limit = fminf(limit, bounds.upper);

@@ -92,6 +92,8 @@ ErrorFactors error_factors(const SearchPlan& plan, int dim, int padded_dim) {
     f.product = sum_error(dim + 8, u);
     f.bias = sum_error(dim + 4, u);  // search_small starts its sum from the bias
   }
+  // gamma_{2 D}^2, u = 2^-53, of a sum of 2 D exact products (Ogita, Rump and Oishi 2005).
+  f.contract = 1.1f * static_cast<float>(2 * dim + 4) * static_cast<float>(2 * dim + 4) * 0x1p-106f;
   f.product *= 0.25f;  // score_error multiplies the norms by 4
   f.all = 1.01f * VQ_CERTIFICATE_SCALE;  // 1.01 for the rounding of the bound itself
   f.norm = 1.0f + static_cast<float>(dim + 8) * u;

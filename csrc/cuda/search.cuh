@@ -39,12 +39,13 @@ struct Extent {
   float low;  // |low part of e'|, 0 where e' is not split
   float residual;  // |e' - high - low|, 0 where e' is not split
   float offset;  // |c - s|
+  float centre;  // |c|
   float innermost;  // smallest |e'|; infinity if there is none, or for cosine
 };
 
 // error = all (product |x'||e'| + low (|x'||e'_low| + |x'_low||e'|) + bias |h| + split parts) + floor
 struct ErrorFactors {
-  float all, product, low, bias, norm, norm_floor, floor;
+  float all, product, low, bias, contract, norm, norm_floor, floor;
 };
 
 struct StatisticsArgs {
@@ -135,18 +136,20 @@ template <int THREADS>
 __device__ inline Extent reduce_extent(const Extent& e, float* scratch) {
   return Extent{block_max<THREADS>(e.code, scratch), block_max<THREADS>(e.low, scratch),
                 block_max<THREADS>(e.residual, scratch), block_max<THREADS>(e.offset, scratch),
+                block_max<THREADS>(e.centre, scratch),
                 reversed(block_max<THREADS>(reversed(e.innermost), scratch))};
 }
 
 template <int THREADS>
 __device__ inline Extent reduce_extents(const SearchArgs& a, float* scratch) {
-  Extent top{0.0f, 0.0f, 0.0f, 0.0f, kInfinity};
+  Extent top{0.0f, 0.0f, 0.0f, 0.0f, 0.0f, kInfinity};
   for (int i = threadIdx.x; i < a.extent_count; i += THREADS) {
     const Extent e = a.extents[i];
     top.code = fmaxf(top.code, e.code);
     top.low = fmaxf(top.low, e.low);
     top.residual = fmaxf(top.residual, e.residual);
     top.offset = fmaxf(top.offset, e.offset);
+    top.centre = fmaxf(top.centre, e.centre);
     top.innermost = fminf(top.innermost, e.innermost);
   }
   return reduce_extent<THREADS>(top, scratch);
@@ -162,8 +165,10 @@ __device__ inline float norm_bound(const SearchArgs& a, float squares) {
 //
 // With y = |x - c|, a code of |e'| > 2 y + |innermost e'| is farther from x than the innermost code. Half
 // as much again leaves more room between their scores than both errors can fill: such codes need no bound.
+// The contract's own score (rescore.cuh), of values that are not centred, sees that room only where it is
+// not tiny beside the centre.
 __device__ inline float score_error(const SearchArgs& a, const Extent& e, float x_norm, float x_low) {
-  const float reach = 1.5f * (2.0f * (x_norm + e.offset) + e.innermost);
+  const float reach = fmaxf(1.5f * (2.0f * (x_norm + e.offset) + e.innermost), 0x1p-30f * e.centre);
   const float code = fminf(e.code, reach);
   const float code_low = fminf(e.low, 0x1.04p-8f * code + a.factors.norm_floor);
   const float residual = fminf(e.residual, 0x1.1p-16f * code + a.factors.norm_floor);
@@ -172,9 +177,9 @@ __device__ inline float score_error(const SearchArgs& a, const Extent& e, float 
   const float split = x_norm * residual + x_residual * (code + residual) + x_low * code_low;
   const float low = x_norm * code_low + x_low * code;
   const float bias = 0.5f * code * code + e.offset * code;
-  const float all = x_norm + code + e.offset;
+  const float all = x_norm + code + 2.0f * e.centre;
   const float sum = split + a.factors.product * product + a.factors.low * low + a.factors.bias * bias +
-                    0x1p-96f * all * all;  // the last: rounding of the contract's own score
+                    a.factors.contract * all * all;
   return fmaf(sum, a.factors.all, a.factors.floor);
 }
 

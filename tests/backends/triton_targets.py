@@ -71,6 +71,7 @@ def search_constants(plan: Plan, arch: int, dim: int) -> dict[str, Any]:
         "PARTS": plan.parts, "CODE_PARTS": plan.code_parts, "CENTERED": plan.centered_rows,
         "L2": plan.metric == "l2", "EXACT": plan.exact, "PACK": plan.pack, "DIVIDED": False,
         "HAS_MASK": False, "RANGE": False, "INTERPRETED": False, "MAIN": bound.main, "MINOR": bound.minor,
+        "CONTRACT": bound.contract,
         "DELTA": bound.delta, "SLACK": certificate.SLACK, "BOUND_SCALE": 1.0, "LINES": 256, "SPLITS": 1,
     }  # fmt: skip
 

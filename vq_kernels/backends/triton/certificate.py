@@ -23,6 +23,15 @@ def accumulation(products: int) -> float:
     return TRUNCATION * (products + 2 * blocks) * SLACK
 
 
+def contract(dim: int) -> float:
+    """Error of the contract's own score, the pair of ``base.py``, relative to (|x| + |e|)^2 before centring.
+
+    gamma_{2 D}^2 with u = 2^-53 (Ogita, Rump and Oishi 2005). All backends are to agree on its winner, also
+    where real arithmetic would see a difference that it cannot.
+    """
+    return 1.1 * (2 * dim + 4) ** 2 * 2.0**-106
+
+
 def packing(bits: int) -> float:
     """Relative change of a score whose low ``bits`` bits make room for an index, and its float32 rounding."""
     return (2.0 ** (bits - 23) if bits else 0.0) + 2.0**-22

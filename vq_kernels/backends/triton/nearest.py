@@ -184,6 +184,7 @@ def search(
         INTERPRETED=common.interpreted(),
         MAIN=bound.main,
         MINOR=bound.minor,
+        CONTRACT=bound.contract,
         DELTA=bound.delta,
         SLACK=certificate.SLACK,
         BOUND_SCALE=bound_scale,

@@ -81,6 +81,7 @@ class Bound(NamedTuple):
 
     main: float
     minor: float
+    contract: float
     delta: float
 
 
@@ -91,4 +92,4 @@ def make_bound(plan: Plan, config: Config, dim: int) -> Bound:
     else:
         main = minor = certificate.accumulation(plan.products * dim)
     bits = (config.codes // 4 - 1).bit_length() if plan.pack else 0
-    return Bound(main, minor, certificate.packing(bits))
+    return Bound(main, minor, certificate.contract(dim), certificate.packing(bits))

@@ -103,13 +103,13 @@ def codes_exponent(extremes):
 @triton.jit
 def error_bound(
     extremes, programs, whole, missed, low, t,
-    MAIN: tl.constexpr, MINOR: tl.constexpr, SLACK: tl.constexpr, BOUND_SCALE: tl.constexpr,
-    L2: tl.constexpr, CENTERED: tl.constexpr, LINES: tl.constexpr,
+    MAIN: tl.constexpr, MINOR: tl.constexpr, CONTRACT: tl.constexpr, SLACK: tl.constexpr,
+    BOUND_SCALE: tl.constexpr, L2: tl.constexpr, CENTERED: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
     """Upper bound on |computed - exact| of every score that could win, infinite where none is known.
 
     ``docs/certificate.md`` derives it. MAIN bounds the accumulation of the products of the first
-    parts, MINOR that of the products with a second part.
+    parts, MINOR that of the products with a second part, CONTRACT the pair that decides in the end.
     """
     line = tl.arange(0, LINES)
     there = line < programs
@@ -119,7 +119,8 @@ def error_bound(
     residual = tl.max(tl.load(table + RESIDUAL, mask=there, other=0.0))
     low_part = tl.max(tl.load(table + LOW_PART, mask=there, other=0.0))
     excluded = tl.min(tl.load(table + EXCLUDED_NORM, mask=there, other=float("inf")))
-    offset = tl.load(extremes + CENTER)
+    center = tl.minimum(tl.load(extremes + CENTER), 2.0**126)
+    offset = center
     if CENTERED or not L2:
         offset = offset * 0.0
     # One value for each row, since the interpreter cannot broadcast a comparison of scalars.
@@ -127,9 +128,11 @@ def error_bound(
     if L2:
         # A code further from the centre than twice the row (plus the innermost code) cannot win;
         # twice that leaves room for its score's own error, so one outlier does not loosen the bound.
+        # The pair sees that only of codes that are not tiny beside the centre.
         reach = whole / t + offset
-        norm = tl.minimum(largest, 4 * reach + 2 * smallest)
-        known = excluded > (2 * reach + smallest) * SLACK
+        seen = center * 2.0**-30
+        norm = tl.minimum(largest, tl.maximum(4 * reach + 2 * smallest, seen))
+        known = excluded > tl.maximum(2 * reach + smallest, seen) * SLACK
         bias = t * (0.5 * norm + offset) * norm
     else:
         norm = each + largest
@@ -140,5 +143,7 @@ def error_bound(
         rounding = 2.0**-23 + 2.0**-24
     error = whole * norm * (MAIN + residual + rounding + MINOR * low_part)
     error += norm * (missed + low * (low_part + MINOR)) + bias * 2.0**-23
+    span = whole / t + norm + 2 * center
+    error += (CONTRACT * span) * (t * span)
     known = known & ((each + tl.maximum(residual, low_part)) < 2.0**-5)
     return tl.where(known, BOUND_SCALE * (error * SLACK * SLACK + 2.0**-100), float("inf"))

@@ -128,7 +128,7 @@ def search_kernel(
     SPLIT: tl.constexpr, PARTS: tl.constexpr, CODE_PARTS: tl.constexpr, CENTERED: tl.constexpr,
     L2: tl.constexpr, EXACT: tl.constexpr, PACK: tl.constexpr, DIVIDED: tl.constexpr,
     HAS_MASK: tl.constexpr, RANGE: tl.constexpr, INTERPRETED: tl.constexpr,
-    MAIN: tl.constexpr, MINOR: tl.constexpr, DELTA: tl.constexpr, SLACK: tl.constexpr,
+    MAIN: tl.constexpr, MINOR: tl.constexpr, CONTRACT: tl.constexpr, DELTA: tl.constexpr, SLACK: tl.constexpr,
     BOUND_SCALE: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
     CHUNKS: tl.constexpr = PADDED_D // CHUNK
@@ -166,6 +166,7 @@ def search_kernel(
             t,
             MAIN,
             MINOR,
+            CONTRACT,
             SLACK,
             BOUND_SCALE,
             L2,
