@@ -41,7 +41,8 @@ def evaluate(
 
     - VQ-VAEs: ``bits_decoder`` of -log p(x | codes), ``bits_codes_uniform`` for codes that are all
       equally likely, and, with ``priors`` (one a level, top first), ``bits_codes_prior``; their sums
-      ``bits_per_dim_uniform`` and ``bits_per_dim`` are upper bounds on -log p(x).
+      ``bits_per_dim_uniform`` and ``bits_per_dim`` are upper bounds on -log p(x); with priors that are
+      conditional on the class, ``bits_per_dim`` is one on -log p(x | class).
     - VAE: ``bits_decoder`` and ``bits_kl``, whose sum ``bits_per_dim`` is the negative ELBO (one sample
       of the latent for each image; ``seed`` fixes it).
 

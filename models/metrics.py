@@ -12,17 +12,18 @@ from vq_kernels.quantizers.metrics import perplexity, usage
 
 
 def ssim(images: Tensor, references: Tensor) -> Tensor:
-    """Structural similarity of each image (Wang et al. 2004), pixels in a range of length one: ``[B]``.
+    """Structural similarity of each image (Wang et al. 2004), ``[B, C, H, W]`` in -0.5..0.5: ``[B]``.
 
     Gaussian window of 11 pixels, deviation 1.5; images smaller than 16 pixels take a uniform window of
     5, as the usual one would leave nothing of them.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
+    # Its luminance term asks for pixels from 0 on.
     small = min(images.shape[-2:]) < 16
     values = structural_similarity_index_measure(
-        images.float(),
-        references.float(),
+        images.float() + 0.5,
+        references.float() + 0.5,
         gaussian_kernel=not small,
         kernel_size=5 if small else 11,
         data_range=1.0,

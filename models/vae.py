@@ -131,5 +131,10 @@ def initialize(layer: nn.Module) -> None:
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(mean, exp(log_variance)) || N(0, 1)) of ``[B, L]`` parameters: ``[B]`` nats."""
+    """KL(N(mean, exp(log_variance)) || N(0, 1)) of ``[B, L]`` parameters: ``[B]`` nats, float32 at least.
+
+    Under autocast the parameters are 16 bits, in which exp(v) - 1 - v would cancel to little.
+    """
+    if mean.dtype in (torch.bfloat16, torch.float16):
+        mean, log_variance = mean.float(), log_variance.float()
     return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(1)

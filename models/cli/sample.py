@@ -8,6 +8,8 @@ from typing import Any
 
 from models.cli.options import as_code_model, open_priors
 
+SAMPLES_AT_ONCE = 512
+
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("sample", help="draw new images", description=__doc__)
@@ -21,7 +23,9 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
-    parser.add_argument("--model", help="folder of the decoder (that of the model which wrote the codes)")
+    parser.add_argument(
+        "--model", help="run or folder of the decoder, if it has moved since it wrote the codes"
+    )
     parser.add_argument("--out", help="folder (PRIOR/samples)")
     parser.add_argument(
         "--judge",
@@ -35,6 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
+    from models.cli.priors import check_prior_of, model_folder
     from models.config import PriorConfig
     from models.data.codes import CodeDescription
     from models.pictures import grid, save_image
@@ -46,22 +51,29 @@ def run(arguments: argparse.Namespace) -> None:
     priors = open_priors(arguments.prior_folder, arguments.device)
     config = PriorConfig.load(Path(arguments.prior_folder) / "config.yaml")
     description = CodeDescription.load(Path(config.codes))
-    loaded: Any = load_pretrained(arguments.model or description.model, arguments.device)
+    decoder = model_folder(arguments.model or description.model)
+    check_prior_of(arguments.prior_folder, decoder)
+    loaded: Any = load_pretrained(decoder, arguments.device)
     model = as_code_model(loaded)
     classes = chosen_classes(arguments.classes, description.class_names, priors[0].num_classes)
     labels = torch.tensor(classes, device=arguments.device).repeat_interleave(arguments.count)
-    codes = sample_codes(
-        priors,
-        description.shapes,
-        labels,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        generator=torch.Generator(arguments.device).manual_seed(arguments.seed),
-    )
+    generator = torch.Generator(arguments.device).manual_seed(arguments.seed)
+    parts = [
+        sample_codes(
+            priors,
+            description.shapes,
+            some,
+            temperature=arguments.temperature,
+            top_k=arguments.top_k,
+            top_p=arguments.top_p,
+            generator=generator,
+        )
+        for some in labels.split(SAMPLES_AT_ONCE)
+    ]
+    codes = [torch.cat(level) for level in zip(*parts, strict=True)]
     folder = Path(arguments.out or Path(arguments.prior_folder) / "samples")
     columns = arguments.count if priors[0].num_classes else min(arguments.count, 16)
-    images = decode(model, codes)
+    images = torch.cat([decode(model, part).cpu() for part in parts])
     picture = save_image(grid(images, columns), folder / "samples.png")
     arrays: dict[str, Any] = {f"level{number}": level.cpu().numpy() for number, level in enumerate(codes)}
     np.savez(folder / "codes.npz", labels=labels.cpu().numpy(), **arrays)

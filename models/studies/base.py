@@ -87,9 +87,12 @@ class Runner:
     ) -> tuple[CodeStore, list[AutoregressivePrior]]:
         """Priors over the codes of ``run``, top level first, and the store of codes."""
         from models.cli.options import open_priors
+        from models.data.codes import DESCRIPTION_FILE, CodeDescription
         from models.encode import encode
         from models.training.prior import train_prior
 
+        if self.options.epochs is not None:
+            settings["epochs"] = self.options.epochs
         model: CodeModel = as_vq(run.model)
         codes = run.config.folder / "codes"
         config = PriorConfig(
@@ -100,14 +103,20 @@ class Runner:
             progress=self.options.progress,
             **settings,
         )
-        if self._is_done(config, "level0"):
-            return encode(model, self.data, codes, source=str(run.config.folder / "model")), open_priors(
-                config.folder, "cpu"
-            )
-        shutil.rmtree(codes, ignore_errors=True)
-        store = encode(model, self.data, codes, source=str(run.config.folder / "model"))
+        try:
+            store = encode(model, self.data, codes, source=str(run.config.folder / "model"))
+        except ValueError:  # of an earlier model or other data
+            shutil.rmtree(codes)
+            store = encode(model, self.data, codes, source=str(run.config.folder / "model"))
+        # The codes that a prior was trained on, in its folder: another run of the model makes it out of date.
+        seen = config.folder / DESCRIPTION_FILE
+        known = seen.is_file() and CodeDescription.load(config.folder) == store.description
+        if known and self._is_done(config, "level0"):
+            return store, open_priors(config.folder, "cpu")
         self._say(f"training {name}")
-        return store, train_prior(config, store, overwrite=True)
+        priors = train_prior(config, store, overwrite=True)
+        store.description.save(config.folder)
+        return store, priors
 
     def write_table(self, name: str, rows: Sequence[Row], note: str = "") -> None:
         """``NAME.md`` and ``NAME.csv`` in the study's folder; also printed."""

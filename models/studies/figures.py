@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -27,15 +28,18 @@ def reconstructions_over_epochs(path: Path, runs: Mapping[str, Path], shown: int
         label: sorted((folder / "reconstructions").glob("epoch_*.png")) for label, folder in runs.items()
     }
     rows = min(shown, *(len(files) for files in pictures.values()))
+    with Image.open(next(iter(pictures.values()))[0]) as image:
+        height = image.height * 3 // 8  # three rows of the eight that training saves
+        panel = 5 * height / image.width + 0.35
     figure, _ = new_figure(1)
     figure.clear()
-    figure.set_size_inches(5 * len(pictures), 2.6 * rows)
+    figure.set_size_inches(5 * len(pictures), panel * rows)
     axes = figure.subplots(rows, len(pictures), squeeze=False)
     for column, (label, files) in enumerate(pictures.items()):
         chosen = np.linspace(0, len(files) - 1, rows).round().astype(int)
         for row, index in enumerate(chosen):
             with Image.open(files[index]) as image:
-                strip = image.crop((0, 0, image.width, min(image.height, image.width // 3)))
+                strip = image.crop((0, 0, image.width, height))
                 axes[row][column].imshow(np.asarray(strip), cmap="gray")
             axes[row][column].set_title(
                 f"{label}, epoch {int(files[index].stem.split('_')[1])}", fontsize="small"
@@ -58,6 +62,13 @@ def code_vectors(model: CodeModel, data: ImageData, split: str, limit: int = 200
         if sum(map(len, labels)) >= limit:
             break
     return torch.cat(vectors)[:limit], torch.cat(labels)[:limit]
+
+
+def image_vectors(data: ImageData, split: str, limit: int = 2000) -> Tensor:
+    """The images themselves, ``[N, F]``, at 32 pixels a side at most."""
+    images = to_float(data.split(split).batch(range(min(limit, len(data.split(split))))))
+    height, width = images.shape[-2:]
+    return F.adaptive_avg_pool2d(images, (min(32, height), min(32, width))).flatten(1)
 
 
 def tsne_by_label(path: Path, features: Mapping[str, Tensor], labels: Tensor, names: Sequence[str]) -> Path:

@@ -15,7 +15,7 @@ from models.evaluate import evaluate
 from models.pictures import grid, save_curves, save_image
 from models.sample import decode, sample_codes
 from models.studies.base import Runner, StudyOptions, TrainedRun, as_vq, mean_std
-from models.studies.figures import code_vectors, reconstructions_over_epochs, tsne_by_label
+from models.studies.figures import code_vectors, image_vectors, reconstructions_over_epochs, tsne_by_label
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "small": {
@@ -101,7 +101,7 @@ def _row(runner: Runner, model: str, runs: list[TrainedRun]) -> dict[str, str]:
 
 
 def _tsne(runner: Runner, runs: dict[str, TrainedRun]) -> None:
-    features, labels = {}, torch.empty(0)
+    features, labels = {"images": image_vectors(runner.data, "test")}, torch.empty(0)
     for model, trained in runs.items():
         features[f"{model} codes"], labels = code_vectors(as_vq(trained.model), runner.data, "test")
     tsne_by_label(runner.folder / "tsne.png", features, labels, runner.data.class_names)

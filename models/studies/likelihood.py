@@ -61,7 +61,8 @@ PRIORS: dict[str, dict[str, Any]] = {
 }
 LIKELIHOODS = ("gaussian", "logistic", "categorical")
 PUBLISHED = "Published on CIFAR-10: VAE 4.51, VQ-VAE 4.67, VIMCO 5.14."
-NATURAL_UNITS = "A dimension is one channel of one pixel with 256 levels; digits have 17 of them, far apart."
+UNITS = "A dimension is one channel of one pixel with 256 levels"
+DIGITS = "; digits have 17 of them, far apart"
 
 
 def run(options: StudyOptions) -> Path:
@@ -97,10 +98,11 @@ def run(options: StudyOptions) -> Path:
                 }
             )
             shown[name] = trained.model
+    units = UNITS + (DIGITS if runner.data.name == "digits" else "")
     runner.write_table(
         "bits",
         rows,
-        f"Test split of {runner.data.name}. {NATURAL_UNITS} {PUBLISHED}",
+        f"Test split of {runner.data.name}. {units}. {PUBLISHED}",
     )
     stacked_bars(runner.folder / "bits.png", bars, "bits per dimension")
     compare_reconstructions(runner.folder / "reconstructions.png", runner.data, shown)

@@ -29,8 +29,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "codebook_size": 32,
         "downscale": 2,
         "decay": 0.9,
+        # In 800 steps the published 0.1 lets the encoder run ahead of its codes, which move by about the
+        # learning rate a step; some settings then collapse (SSIM 0.41 to 0.69, 0.89 to 0.91 with 1.0).
+        "beta": 1.0,
     },
     "paper": {
+        "beta": 0.1,
         "data": "ylecun/mnist",
         "epochs": 12,
         "batch_size": 128,
@@ -43,7 +47,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 SHARED: dict[str, Any] = {
     "codebook": "gradient",
     "alpha": 2.0,
-    "beta": 0.1,
     "kmeans_init": True,
     "dead_code_threshold": 1.0,
 }

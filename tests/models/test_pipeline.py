@@ -119,6 +119,11 @@ def test_reconstruction_figures_against_their_definitions(data) -> None:
     assert found["usage"] == 0.75
     assert ssim(x, x).min() == pytest.approx(1.0, abs=1e-4)
     assert ssim(y, x).mean() < 0.99
+    # Two constant images a and b in 0..1 have (2 a b + c) / (a^2 + b^2 + c), c = 0.01^2, for any window.
+    for size in (8, 32):
+        light, dark = torch.full((1, 1, size, size), 0.9 - 0.5), torch.full((1, 1, size, size), 0.3 - 0.5)
+        expected = (2 * 0.9 * 0.3 + 1e-4) / (0.9**2 + 0.3**2 + 1e-4)
+        assert ssim(light, dark).item() == pytest.approx(expected, rel=1e-3)
     assert level_names(3) == ["_top", "_middle1", "_bottom"]
 
 
@@ -195,6 +200,11 @@ def test_command_line_from_training_to_samples(tmp_path: Path, monkeypatch, caps
     figures = json.loads(Path("runs/digits/evaluation-test.json").read_text())
     assert {"mse", "ssim", "perplexity_top", "usage_bottom", "bits_per_dim", "rfid"} <= set(figures)
     assert "| bits_per_dim |" in capsys.readouterr().out
+    assert main([*train, "--name", "other", "--seed", "1"]) == 0
+    assert main(["evaluate", "runs/other", "--prior", "runs/prior"]) == 2
+    assert "was trained on codes of runs/digits/model, not of runs/other" in capsys.readouterr().err
+    assert main(["sample", "runs/prior", "--model", "runs/other"]) == 2
+    assert "was trained on codes of runs/digits/model" in capsys.readouterr().err
     assert main(["reconstruct", "runs/digits", "--images", "--split", "validation", "--limit", "70"]) == 0
     assert len(list(Path("runs/digits/reconstruct-validation/images").glob("*.png"))) == 70
     sample = [

@@ -113,6 +113,29 @@ def test_finished_runs_of_a_study_are_not_trained_again(
     assert trained == ["best"]
 
 
+def test_priors_of_an_earlier_model_are_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import models.training.prior as training
+    from models.studies import likelihood as module
+
+    for attribute, value in CASES["likelihood"][0].items():
+        monkeypatch.setattr(module, attribute, value)
+    monkeypatch.setattr(module, "SETTINGS", {"small": module.SETTINGS["small"] | SMALLEST})
+    trained = []
+    original = training.train_prior
+    monkeypatch.setattr(
+        training, "train_prior", lambda *a, **k: trained.append(a[0].name) or original(*a, **k)
+    )
+    options = StudyOptions(runs=str(tmp_path), limit=150, progress=False, accelerator="cpu")
+    load_study("likelihood")(options)
+    load_study("likelihood")(options)
+    assert len(trained) == 1
+    monkeypatch.setattr(module, "SETTINGS", {"small": module.SETTINGS["small"] | SMALLEST | {"epochs": 3}})
+    load_study("likelihood")(options)
+    assert len(trained) == 2
+
+
 def test_mean_and_deviation() -> None:
     assert mean_std([1.0, 2.0, 3.0]) == "2.0000 (1.0000)"
     assert mean_std([0.5]) == "0.5000 (0.0000)"
