@@ -112,8 +112,8 @@ class VQVAE(Pretrained):
         return AutoencoderOutput(self.likelihood.mean(parameters), loss, terms, (indices,))
 
     def encode(self, x: Tensor) -> tuple[Tensor]:
-        """Codes of ``x``: one ``[B, *S / downscale]`` int64 map."""
-        return (self.quantizer(self._embed(x)).indices,)
+        """Codes of ``x``: one ``[B, *S / downscale]`` int64 map. Nothing is learnt, even in train mode."""
+        return (self.quantizer(self._embed(x), freeze_codebook=True).indices,)
 
     def decode_codes(self, codes: Sequence[Tensor]) -> Tensor:
         """Mean image ``[B, C, *S]`` of one code map ``[B, *S / downscale]`` in a sequence of length one."""

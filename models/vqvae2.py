@@ -111,8 +111,8 @@ class VQVAE2(Pretrained):
         return AutoencoderOutput(self.likelihood.mean(parameters), loss, terms, tuple(indices))
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Codes of every level, top first: ``[B, *S_level]`` int64 each."""
-        return tuple(self._quantize(x)[1])
+        """Codes of every level, top first: ``[B, *S_level]`` int64 each. Learns nothing, even in train mode."""
+        return tuple(self._quantize(x, freeze=True)[1])
 
     def decode_codes(self, codes: Sequence[Tensor]) -> Tensor:
         """Mean image ``[B, C, *S]`` of the code maps of all levels, top first."""
@@ -131,7 +131,9 @@ class VQVAE2(Pretrained):
         scales = [math.prod(self.downscales[: level + 1]) for level in range(len(self.downscales))]
         return tuple(tuple(size // scale for size in spatial) for scale in reversed(scales))
 
-    def _quantize(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    def _quantize(
+        self, x: Tensor, freeze: bool | None = None
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
         """Quantized maps, indices, latent losses and commitment errors, each top first."""
         check_input(x, self.in_channels, self.ndim, self.total_downscale)
         features = []
@@ -143,7 +145,7 @@ class VQVAE2(Pretrained):
         for level in reversed(range(len(features))):
             inputs = [features[level]] if condition is None else [condition, features[level]]
             z = self.to_embedding[level](torch.cat(inputs, dim=1))
-            quantized, indices, loss = self.quantizers[level](z)
+            quantized, indices, loss = self.quantizers[level](z, freeze_codebook=freeze)
             commitment = F.mse_loss(z.detach(), quantized.detach())
             for found, value in zip(results, (quantized, indices, loss, commitment), strict=True):
                 found.append(value)

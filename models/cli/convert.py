@@ -1,9 +1,13 @@
-"""``convert``: a checkpoint of another implementation into a folder for ``from_pretrained``."""
+"""``convert``: a checkpoint of another implementation as a run that the other commands take."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
+
+from models.cli.options import add_config_flags, given_settings
+from models.data.options import DataConfig
 
 
 def add_parser(commands: Any) -> None:
@@ -13,13 +17,26 @@ def add_parser(commands: Any) -> None:
         description="Convert a checkpoint of rosinality's VQ-VAE-2 or of the zalando VQ-VAE notebook.",
     )
     parser.add_argument("checkpoint", help="the .pt file")
-    parser.add_argument("--out", required=True, help="folder to write the model to")
+    parser.add_argument("--out", required=True, help="folder of the run to write, for example runs/NAME")
+    add_config_flags(parser, DataConfig, ", for the commands that use the model")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from models.config import TrainConfig
     from models.convert import convert_file
 
+    folder = Path(arguments.out)
+    if folder.exists():
+        raise ValueError(f"{folder} exists; give a new folder")
+    own = {"name": folder.name, "runs": str(folder.parent)}
+    config = TrainConfig.from_mapping(given_settings(arguments, DataConfig) | own, "flags")
     model = convert_file(arguments.checkpoint)
-    model.save_pretrained(arguments.out)
-    print(f"{type(model).__name__} in {arguments.out}")
+    # The settings that describe the model under the same name there and here.
+    found = {name: value for name, value in model.config.items() if hasattr(config, name)}
+    config = config.replace(model=type(model).__name__.lower(), **found)
+    model.save_pretrained(folder / "model")
+    config.save(folder / "config.yaml")
+    print(
+        f"{type(model).__name__} in {folder / 'model'}; evaluate it with `python -m models evaluate {folder}`"
+    )

@@ -203,3 +203,15 @@ def test_importing_models_loads_nothing_heavy() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("kind", [VQVAE, VQVAE2])
+def test_encoding_learns_nothing_even_in_train_mode(kind: type[VQVAE | VQVAE2]) -> None:
+    model = kind(1, hidden=8, residual_hidden=4, embedding_dim=4, codebook_size=8, kmeans_init=False).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x = torch.rand(4, 1, 32, 32) - 0.5
+    model.encode(x)
+    model.reconstruct(x)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model(x)
+    assert not all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

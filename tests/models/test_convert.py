@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.cli import main
 from models.convert import convert_file, convert_rosinality, convert_zalando
 
 HIDDEN, RESIDUAL, DIM, SIZE = 8, 4, 6, 10
@@ -159,6 +160,26 @@ def test_rosinality(tmp_path: Path) -> None:
     torch.testing.assert_close(2 * model.reconstruct(x), theirs.forward(2 * x), rtol=1e-4, atol=1e-5)
     averages = model.quantizers[1]._codebook.embed_avg[0]
     torch.testing.assert_close(averages, theirs.state["quantize_t.embed_avg"].T)
+
+
+def test_a_converted_run_serves_the_other_commands(tmp_path: Path, capsys) -> None:
+    torch.save(Zalando(True).state, tmp_path / "model.pt")
+    folder = tmp_path / "zalando"
+    convert = [
+        "convert",
+        str(tmp_path / "model.pt"),
+        "--out",
+        str(folder),
+        "--data",
+        "digits",
+        "--channels",
+        "3",
+    ]
+    assert main([*convert, "--limit", "40", "--size", "16"]) == 0
+    assert main(["evaluate", str(folder)]) == 0
+    assert "| perplexity |" in capsys.readouterr().out
+    assert main(convert) == 2
+    assert "zalando exists" in capsys.readouterr().err
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
