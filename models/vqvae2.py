@@ -111,7 +111,7 @@ class VQVAE2(Pretrained):
         return AutoencoderOutput(self.likelihood.mean(parameters), loss, terms, tuple(indices))
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Codes of every level, top first: ``[B, *S_level]`` int64 each. Learns nothing, even in train mode."""
+        """Codes of every level, top first: ``[B, *S_level]`` int64 each. Never learns, not in train mode."""
         return tuple(self._quantize(x, freeze=True)[1])
 
     def decode_codes(self, codes: Sequence[Tensor]) -> Tensor:
