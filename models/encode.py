@@ -12,8 +12,9 @@ import torch
 
 from models.build import check_size
 from models.data import ImageData, to_float
-from models.data.codes import CodeDescription, CodeStore, code_features
+from models.data.codes import DESCRIPTION_FILE, CodeDescription, CodeStore, code_features
 from models.data.images import SPLITS, ImageSplit
+from models.data.sources import location
 from models.pretrained import WEIGHTS_FILE
 
 if TYPE_CHECKING:
@@ -29,23 +30,38 @@ def encode(
     batch_size: int = 256,
     shard_size: int = 16_384,
     device: str = "cpu",
+    overwrite: bool = False,
     progress: bool = False,
 ) -> CodeStore:
     """Write the codes and labels of every split into ``folder`` and open it.
 
     One batch is held in memory. A shard appears under its name when it is complete; shards that are there
-    are not computed again. Raises ValueError if the folder holds codes of another model or data set.
+    are not computed again, unless ``overwrite``. Raises ValueError if the folder holds codes of another
+    model, of other data or in shards of another size.
     """
     from tqdm import tqdm
 
+    for argument, value in (("batch_size", batch_size), ("shard_size", shard_size)):
+        if value < 1:
+            raise ValueError(f"{argument} must be at least 1, got {value}")
     check_size(model, data)
     folder = Path(folder)
     shapes = model.code_shapes(data.size)
-    weights = _hash(Path(source) / WEIGHTS_FILE) if source else ""
-    description = CodeDescription(shapes, model.codebook_size, data.class_names, data.name, source, weights)
+    description = CodeDescription(
+        shapes,
+        model.codebook_size,
+        data.class_names,
+        location(data.name),
+        source,
+        _hash(model, source),
+        data.settings,
+        {name: len(data.split(name)) for name in SPLITS},
+        shard_size,
+    )
+    if overwrite:
+        _remove_codes(folder)
+    _check_resumes(description, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "codes.json").is_file() and CodeDescription.load(folder) != description:
-        raise ValueError(f"{folder} holds codes of another model or data set; remove it")
     description.save(folder)
     model = model.to(device).eval()
     total = sum(len(data.split(name)) for name in SPLITS)
@@ -53,9 +69,7 @@ def encode(
         for name in SPLITS:
             split = data.split(name)
             (folder / name).mkdir(exist_ok=True)
-            for start in range(0, len(split), shard_size):
-                rows = range(start, min(start + shard_size, len(split)))
-                target = folder / name / f"{start:09d}-{rows.stop:09d}.arrow"
+            for target, rows in description.shards(folder, name).items():
                 if not target.is_file():
                     _write_shard(model, split, rows, target, shapes, batch_size, device)
                 bar.update(len(rows))
@@ -86,5 +100,34 @@ def _write_shard(
     os.replace(unfinished, target)
 
 
-def _hash(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+def _check_resumes(description: CodeDescription, folder: Path) -> None:
+    """ValueError naming the first setting in which the codes in ``folder`` differ from ``description``."""
+    remedy = "give another folder (--out), or overwrite them (--overwrite)"
+    if (folder / DESCRIPTION_FILE).is_file():
+        found = CodeDescription.load(folder).difference(description)
+        if found:
+            name, there, now = found
+            raise ValueError(f"{folder} holds codes with {name} {there!r}, now it is {now!r}; {remedy}")
+    elif any(_shards_in(folder)):
+        raise ValueError(f"{folder} holds codes, but no {DESCRIPTION_FILE} says of what; {remedy}")
+
+
+def _remove_codes(folder: Path) -> None:
+    for shard in _shards_in(folder):
+        shard.unlink()
+    (folder / DESCRIPTION_FILE).unlink(missing_ok=True)
+
+
+def _shards_in(folder: Path) -> list[Path]:
+    digits = "[0-9]" * 9
+    return [shard for name in SPLITS for shard in (folder / name).glob(f"{digits}-{digits}.arrow")]
+
+
+def _hash(model: torch.nn.Module, source: str) -> str:
+    """Of the file of the model's weights, or of what that file would hold."""
+    from safetensors.torch import save
+
+    if source:
+        return hashlib.sha256((Path(source) / WEIGHTS_FILE).read_bytes()).hexdigest()
+    state = {name: values.detach().cpu().contiguous() for name, values in model.state_dict().items()}
+    return hashlib.sha256(save(state)).hexdigest()

@@ -18,6 +18,7 @@ def add_parser(commands: Any) -> None:
     add_model_flags(parser)
     parser.add_argument("--out", help="folder of the store (RUN/codes)")
     parser.add_argument("--shard-size", type=int, default=16_384, help="images in a file (16384)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the codes in the folder")
     parser.set_defaults(run=run)
 
 
@@ -34,6 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         shard_size=arguments.shard_size,
         device=arguments.device,
+        overwrite=arguments.overwrite,
         progress=True,
     )
     sizes = ", ".join(f"{len(split)} {name}" for name, split in store.splits.items())

@@ -73,7 +73,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def open_run(arguments: argparse.Namespace) -> tuple[TrainConfig, Autoencoder, ImageData]:
-    """The settings, the model and the data of the run that a command names."""
+    """The settings, the model and the data, for a single pass, of the run that a command names."""
     from models.data import load_data
     from models.pretrained import load_pretrained
 
@@ -84,7 +84,7 @@ def open_run(arguments: argparse.Namespace) -> tuple[TrainConfig, Autoencoder, I
     config = TrainConfig.load(folder / "config.yaml")
     changed = given_settings(arguments, DataConfig)
     config = TrainConfig.from_mapping(read_yaml(folder / "config.yaml") | changed, "flags")
-    return config, model, load_data(config)
+    return config, model, load_data(config, stream=True)
 
 
 def as_code_model(model: Autoencoder) -> CodeModel:

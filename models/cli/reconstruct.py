@@ -28,13 +28,17 @@ def run(arguments: argparse.Namespace) -> None:
     from models.data import BatchLoader, to_float, to_uint8
     from models.pictures import save_image, side_by_side
 
+    for flag in ("count", "batch_size"):
+        if getattr(arguments, flag) < 1:
+            raise ValueError(f"{flag} must be at least 1, got {getattr(arguments, flag)}")
     _, model, data = open_run(arguments)
     check_size(model, data)
     split = data.split(arguments.split)
     folder = Path(arguments.out or Path(arguments.run_folder) / f"reconstruct-{arguments.split}")
     with torch.no_grad():
         x = to_float(split.batch(range(min(arguments.count, len(split)))).to(arguments.device))
-        path = save_image(side_by_side(x, model.reconstruct(x)), folder / "side_by_side.png")
+        reconstructed = torch.cat([model.reconstruct(part) for part in x.split(arguments.batch_size)])
+        path = save_image(side_by_side(x, reconstructed), folder / "side_by_side.png")
         print(f"originals beside reconstructions in {path}")
         if not arguments.images:
             return

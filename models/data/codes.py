@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,13 @@ DESCRIPTION_FILE = "codes.json"
 
 @dataclass(frozen=True)
 class CodeDescription:
-    """What a store holds. ``model`` is the folder of the model and ``weights`` the hash of its weights."""
+    """What a store holds: all that its codes and their order depend on.
+
+    model: folder of the model; where it lies changes no code, so it is not compared.
+    weights: hash of the model's weights.
+    settings: which images the splits hold and in what form, see :class:`models.data.ImageData`.
+    sizes: images of each split.
+    """
 
     shapes: tuple[tuple[int, ...], ...]  # code map of each level, top first
     codebook_size: int
@@ -32,9 +39,33 @@ class CodeDescription:
     data: str
     model: str
     weights: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    shard_size: int = 16_384
+
+    def shards(self, folder: Path, split: str) -> dict[Path, range]:
+        """The files of a split, in order, each with its rows."""
+        size = self.sizes[split]
+        parts = [range(i, min(i + self.shard_size, size)) for i in range(0, size, self.shard_size)]
+        return {folder / split / f"{part.start:09d}-{part.stop:09d}.arrow": part for part in parts}
+
+    def difference(self, other: CodeDescription) -> tuple[str, Any, Any] | None:
+        """The first setting in which codes of both differ, its value here and there."""
+        mine, theirs = self._compared(), other._compared()
+        names = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
+        return (names[0], mine.get(names[0]), theirs.get(names[0])) if names else None
+
+    def _compared(self) -> dict[str, Any]:
+        own = {key: value for key, value in asdict(self).items() if key not in ("model", "settings", "sizes")}
+        return {"data": self.data} | self.settings | {f"{k} images": n for k, n in self.sizes.items()} | own
 
     def save(self, folder: Path) -> None:
-        (folder / DESCRIPTION_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        unfinished = folder / f"{DESCRIPTION_FILE}.unfinished"
+        values = asdict(self)
+        if self.model:  # relative to the store, so that it is found from anywhere and after a move of both
+            values["model"] = os.path.relpath(self.model, folder)
+        unfinished.write_text(json.dumps(values, indent=2) + "\n")
+        os.replace(unfinished, folder / DESCRIPTION_FILE)
 
     @classmethod
     def load(cls, folder: Path) -> CodeDescription:
@@ -42,7 +73,15 @@ class CodeDescription:
         if not (folder / DESCRIPTION_FILE).is_file():
             raise DataError(f"{folder} holds no codes; write them with `python -m models encode RUN`")
         values = json.loads((folder / DESCRIPTION_FILE).read_text())
+        missing = [entry.name for entry in fields(cls) if entry.name not in values]
+        if missing:
+            raise DataError(
+                f"{folder / DESCRIPTION_FILE} does not say the {missing[0]} of its codes; "
+                f"write them again with `python -m models encode RUN --overwrite`"
+            )
         values["shapes"] = tuple(tuple(shape) for shape in values["shapes"])
+        if values["model"]:
+            values["model"] = os.path.normpath(folder / values["model"])
         values["class_names"] = tuple(values["class_names"])
         return cls(**values)
 
@@ -92,9 +131,10 @@ class CodeStore:
         self.description = CodeDescription.load(self.folder)
         self.splits: dict[str, CodeSplit] = {}
         for name in SPLITS:
-            files = sorted((self.folder / name).glob("*.arrow"))
-            if not files:
-                raise DataError(f"{self.folder / name} is empty; finish it with `python -m models encode`")
+            files = self.description.shards(self.folder, name)
+            missing = [file for file in files if not file.is_file()]
+            if missing:
+                raise DataError(f"{missing[0]} is missing; finish it with `python -m models encode RUN`")
             parts = [datasets.Dataset.from_file(str(file)) for file in files]
             whole = datasets.concatenate_datasets(parts)
             self.splits[name] = CodeSplit(whole, self.description.shapes)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SPLITS = ("train", "validation", "test")
+GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -35,7 +36,9 @@ def to_uint8(x: Tensor) -> Tensor:
 class ImageSplit:
     """``len(split)`` images; ``split.batch(rows)`` gives ``[B, C, H, W]`` uint8, ``split.labels`` ``[N]``.
 
-    Images are decoded once and kept when ``cached``, else decoded batch by batch.
+    cache: decode all images now and keep them; else they are decoded batch by batch.
+    check: without a cache, decode all images once, so that a bad one is found before training starts.
+    resize, recolour: fit an image of another size, or a coloured one among grey ones; else it is an error.
     """
 
     def __init__(
@@ -45,11 +48,14 @@ class ImageSplit:
         labels: Tensor | None,
         size: tuple[int, int],
         channels: int,
+        *,
         resize: bool,
+        recolour: bool,
         cache: bool,
+        check: bool = True,
     ) -> None:
         self.labels = labels
-        self.size, self.channels, self.resize = size, channels, resize
+        self.size, self.channels, self.resize, self.recolour = size, channels, resize, recolour
         self._encoded = dataset.with_format(None).select_columns([image_column])
         self._column = image_column
         self._pixels: Tensor | None = None
@@ -58,8 +64,8 @@ class ImageSplit:
             for start in range(0, len(dataset), 4096):
                 rows = range(start, min(start + 4096, len(dataset)))
                 self._pixels[start : rows.stop] = self._decode(rows)
-        else:
-            self._check_headers()
+        elif check:
+            self._check()
 
     @property
     def cached(self) -> bool:
@@ -89,8 +95,19 @@ class ImageSplit:
 
     def _pixels_of(self, record: dict[str, Any], row: int) -> NDArray[np.uint8]:
         image = open_image(record, row)
+        if self.channels == 1 and image.mode not in GREY_MODES and not self.recolour:
+            raise DataError(
+                f"{image_name(record, row)} is coloured (mode {image.mode}), the first image is grey; "
+                f"give channels (--channels 1 or 3) to convert all of them"
+            )
+        if image.mode in ("I", "F"):
+            raise DataError(
+                f"{image_name(record, row)} has 32 bits a pixel (mode {image.mode}), whose range is not "
+                f"known; save it with 8 or 16"
+            )
         wanted = "L" if self.channels == 1 else "RGB"
         try:
+            image = eight_bits(image) if image.mode.startswith("I;16") else image
             image = image if image.mode == wanted else image.convert(wanted)
             image.load()
         except (OSError, ValueError, SyntaxError) as error:
@@ -105,17 +122,16 @@ class ImageSplit:
             image = resize_and_crop(image, height, width)
         return np.asarray(image)
 
-    def _check_headers(self) -> None:
-        """Open every file once, so that a bad one is found before training starts."""
-        for start in range(0, len(self), 1024):
-            rows = range(start, min(start + 1024, len(self)))
-            for row, record in zip(rows, self._encoded[list(rows)][self._column], strict=True):
-                image = open_image(record, row)
-                if not self.resize and (image.height, image.width) != self.size:
-                    raise DataError(
-                        f"{image_name(record, row)} is {image.height}x{image.width}, the first image is "
-                        f"{self.size[0]}x{self.size[1]}; give a size (--size) to resize and crop all of them"
-                    )
+    def _check(self) -> None:
+        """Decode every image once and keep none."""
+
+        def decode(record: dict[str, Any], row: int) -> None:
+            self._pixels_of(record, row)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for start in range(0, len(self), 1024):
+                rows = range(start, min(start + 1024, len(self)))
+                list(pool.map(decode, self._encoded[list(rows)][self._column], rows))
 
 
 def resize_and_crop(image: Image, height: int, width: int) -> Image:
@@ -130,10 +146,19 @@ def resize_and_crop(image: Image, height: int, width: int) -> Image:
     return scaled.crop((left, top, left + width, top + height))
 
 
-def open_image(record: dict[str, Any], row: int) -> Image:
+def eight_bits(image: Image) -> Image:
+    """16 bits of grey to 8: ``x * 255 / 65535``, where Pillow's own conversion cuts off above 255."""
+    from PIL import Image as pillow
+
+    return pillow.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+
+
+def open_image(record: dict[str, Any] | None, row: int) -> Image:
     """The image of one record, header read; DataError naming the file if it cannot be opened."""
     from PIL import Image as pillow
 
+    if record is None or (record["bytes"] is None and record["path"] is None):
+        raise DataError(f"image {row} of the split is missing (null); remove that row from the data")
     try:
         if record["bytes"] is not None:
             return pillow.open(io.BytesIO(record["bytes"]))
@@ -144,10 +169,14 @@ def open_image(record: dict[str, Any], row: int) -> Image:
 
 
 def unreadable(record: dict[str, Any], row: int, error: Exception) -> DataError:
+    from PIL import UnidentifiedImageError
+
+    # Pillow would name the buffer in memory that it was given.
+    reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
     return DataError(
-        f"{image_name(record, row)} cannot be read as an image ({error}); replace or remove the file"
+        f"{image_name(record, row)} cannot be read as an image ({reason}); replace or remove the file"
     )
 
 
 def image_name(record: dict[str, Any], row: int) -> str:
-    return str(record["path"] or f"image {row} of the data set")
+    return str(record["path"] or f"image {row} of the split")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from models.data.images import SPLITS, ImageSplit, open_image, to_float
+from models.data.images import GREY_MODES, SPLITS, ImageSplit, open_image, to_float
 from models.data.options import DataConfig
 from models.data.sources import DataError, open_source
 
@@ -22,8 +24,8 @@ LABEL_COLUMNS = ("label", "labels", "status", "fine_label", "class", "target")
 class ImageData:
     """The three splits and what is true of all of them.
 
-    variance: of the training pixels in the models' value range, what squared errors are normalised by.
     class_names: name of each label; empty for data without labels.
+    settings: what, besides ``name``, says which images the splits hold and in what form.
     """
 
     name: str
@@ -32,8 +34,13 @@ class ImageData:
     test: ImageSplit
     size: tuple[int, int]
     channels: int
-    variance: float
     class_names: tuple[str, ...]
+    settings: dict[str, Any]
+
+    @cached_property
+    def variance(self) -> float:
+        """Of the training pixels in the models' range, what squared errors are normalised by."""
+        return _variance(self.train)
 
     def split(self, name: str) -> ImageSplit:
         if name not in SPLITS:
@@ -49,16 +56,26 @@ class ImageData:
         return self.class_names.index(name)
 
 
-def load_data(config: DataConfig) -> ImageData:
-    """Open, check, decode and split. Raises DataError before anything is trained."""
+def load_data(config: DataConfig, *, stream: bool = False) -> ImageData:
+    """Open, check, decode and split. Raises DataError before anything is trained.
+
+    stream: for a single pass. Images are decoded when their batch is read, none before and none are kept;
+    a bad one raises DataError then.
+    """
+    if config.limit is not None and config.limit < 1:
+        raise DataError(f"limit must be at least 1, got {config.limit}; leave it out for all images")
     splits = _three_splits(open_source(config.data, config.cache_dir), config)
     image_column = _image_column(splits["train"], config)
     label_column = _label_column(splits["train"], config)
+    for name, split in splits.items():
+        for column in (image_column, label_column):
+            if column is not None and column not in split.column_names:
+                raise DataError(f"split {name} of {config.data} lacks the column {column!r}, train has it")
     splits = {name: _undecoded(split, image_column) for name, split in splits.items()}
     labels, class_names = _labels(splits, label_column)
     first = open_image(splits["train"][0][image_column], 0)
     size = parse_size(config.size) if config.size else (first.height, first.width)
-    channels = config.channels or (1 if first.mode in ("1", "L", "I", "I;16", "F") else 3)
+    channels = (1 if first.mode in GREY_MODES else 3) if config.channels is None else config.channels
     if channels not in (1, 3):
         raise DataError(f"channels must be 1 or 3, got {channels}")
     total = sum(len(split) for split in splits.values()) * channels * size[0] * size[1]
@@ -70,13 +87,21 @@ def load_data(config: DataConfig) -> ImageData:
             size,
             channels,
             resize=config.size is not None,
-            cache=total <= config.cache_gb * 2**30,
+            recolour=config.channels is not None,
+            cache=not stream and total <= config.cache_gb * 2**30,
+            check=not stream,
         )
         for name, split in splits.items()
     }
-    variance = _variance(ready["train"])
+    settings = {
+        "size": f"{size[0]}x{size[1]}",
+        "channels": channels,
+        "image_column": image_column,
+        "label_column": label_column,
+        **{name: getattr(config, name) for name in ("validation", "test", "limit", "split_seed")},
+    }
     return ImageData(
-        config.data, **ready, size=size, channels=channels, variance=variance, class_names=class_names
+        config.data, **ready, size=size, channels=channels, class_names=class_names, settings=settings
     )
 
 
@@ -98,9 +123,7 @@ def _three_splits(found: dict[str, Dataset], config: DataConfig) -> dict[str, Da
     }
     if "train" not in splits:
         raise DataError(f"{config.data} has the splits {', '.join(found)}; one must be called train")
-    order = torch.randperm(
-        len(splits["train"]), generator=torch.Generator().manual_seed(config.split_seed)
-    ).tolist()
+    order = _shuffled(splits["train"], config)
     missing = [name for name in ("test", "validation") if name not in splits]
     shares = {name: round(getattr(config, name) * len(order)) for name in missing}
     if any(share < 1 for share in shares.values()) or sum(shares.values()) >= len(order):
@@ -110,12 +133,19 @@ def _three_splits(found: dict[str, Dataset], config: DataConfig) -> dict[str, Da
         taken, order = order[:share], order[share:]
         splits[name] = train.select(sorted(taken))
     splits["train"] = train.select(sorted(order)) if missing else train
-    limited = {name: splits[name] for name in SPLITS}
-    if config.limit is not None:
-        limited = {
-            name: split.select(range(min(config.limit, len(split)))) for name, split in limited.items()
-        }
-    return limited
+    for name in SPLITS:
+        if len(splits[name]) == 0:
+            raise DataError(f"split {name} of {config.data} is empty")
+        if config.limit is not None:
+            # Not the first ones: many data sets are sorted by class.
+            splits[name] = splits[name].select(sorted(_shuffled(splits[name], config)[: config.limit]))
+    return {name: splits[name] for name in SPLITS}
+
+
+def _shuffled(split: Dataset, config: DataConfig) -> list[int]:
+    generator = torch.Generator().manual_seed(config.split_seed)
+    order: list[int] = torch.randperm(len(split), generator=generator).tolist()
+    return order
 
 
 def _image_column(dataset: Dataset, config: DataConfig) -> str:
@@ -131,7 +161,10 @@ def _image_column(dataset: Dataset, config: DataConfig) -> str:
             )
         return config.image_column
     if not columns:
-        raise DataError(f"{config.data} has no image column; its columns are {listing}")
+        raise DataError(
+            f"{config.data} has no column of images; its columns are {listing}; "
+            f"store one with the type datasets.Image"
+        )
     if len(columns) > 1:
         raise DataError(
             f"{config.data} has several image columns ({', '.join(columns)}); choose one with --image-column"
@@ -166,6 +199,14 @@ def _labels(
         return dict.fromkeys(splits), ()
     kind: Any = splits["train"].features[column]
     values = {name: list(split[column]) for name, split in splits.items()}
+    remedy = "choose another with --label-column, or remove such images"
+    for name, split in values.items():
+        for row, value in enumerate(split):
+            if value is None or not isinstance(value, Hashable):
+                raise DataError(
+                    f"image {row} of split {name} has the label {value!r} in column {column!r}, "
+                    f"which must hold one number or name an image; {remedy}"
+                )
     if isinstance(kind, datasets.ClassLabel):
         names = tuple(kind.names)
         numbers = values
@@ -181,8 +222,8 @@ def _labels(
         for row, number in enumerate(split):
             if not 0 <= number < len(names):
                 raise DataError(
-                    f"image {row} of split {name} has label {number}; column {column!r} "
-                    f"has {len(names)} classes, numbered from 0"
+                    f"image {row} of split {name} has label {number} in column {column!r}, "
+                    f"which has {len(names)} classes, numbered from 0; {remedy}"
                 )
     return {name: torch.tensor(split, dtype=torch.int64) for name, split in numbers.items()}, names
 

@@ -29,7 +29,8 @@ def open_source(data: str, cache_dir: str | None = None) -> dict[str, Dataset]:
 
     data: ``digits``; a folder holding ``labels.csv`` and ``images_256/`` (KaoKore), parquet files, or
     images (in a subfolder per class, below ``train/``, ``test/`` if split); else the id of a data set
-    on the Hugging Face hub. Raises DataError.
+    on the Hugging Face hub. Parquet files may lie in ``data/``, as in a snapshot of the hub. Raises
+    DataError.
     """
     if data == "digits":
         return {"train": _digits()}
@@ -42,14 +43,21 @@ def open_source(data: str, cache_dir: str | None = None) -> dict[str, Dataset]:
         raise DataError(f"{data} is a file; give the folder that holds it")
     if (path / "labels.csv").is_file():
         return _kaokore(path)
-    if any(path.glob("*.parquet")):
-        return _parquet(path, cache_dir)
+    for folder in (path, path / "data"):
+        if any(folder.glob("*.parquet")):
+            return _parquet(folder, cache_dir)
     if any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.rglob("*")):
         return _image_folder(path)
     raise DataError(
         f"{data} holds no images, no parquet files and no labels.csv; accepted suffixes are "
         f"{', '.join(sorted(IMAGE_SUFFIXES))} and .parquet"
     )
+
+
+def location(data: str) -> str:
+    """``data`` in a form that means the same from every working directory."""
+    path = Path(data).expanduser()
+    return str(path.resolve()) if data != "digits" and path.exists() else data
 
 
 def _digits() -> Dataset:
@@ -81,8 +89,8 @@ def _hub(name: str, cache_dir: str | None) -> dict[str, Dataset]:
         found = datasets.load_dataset(name, cache_dir=cache_dir)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"the data set {name!r} could not be loaded from the Hugging Face hub "
-            f"({type(error).__name__}: {error}); check the id and the connection, or give a folder"
+            f"there is no folder {name!r}, and the data set {name!r} could not be loaded from the Hugging "
+            f"Face hub ({type(error).__name__}: {error}); check the name and the connection"
         ) from error
     return dict(found)
 
@@ -105,11 +113,15 @@ def _parquet(path: Path, cache_dir: str | None) -> dict[str, Dataset]:
 
 
 def _image_folder(path: Path) -> dict[str, Dataset]:
-    """``path/[train|validation|test]/[class]/image``; both levels of folders are optional."""
+    """``path/[train|validation|test]/[class]/image``; both levels of folders are optional.
+
+    Without ``train/``, a folder called ``test`` is a class like the others beside it.
+    """
     names = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation"}
     names["test"] = "test"
     folders = {split: path / name for name, split in names.items() if (path / name).is_dir()}
-    roots = folders if "train" in folders else {"train": path}
+    others = [entry for entry in path.iterdir() if entry.is_dir() and entry not in folders.values()]
+    roots = folders if "train" in folders or (folders and not others) else {"train": path}
     found = {split: _files_and_classes(root) for split, root in roots.items()}
     classes = sorted({label for _, labels in found.values() for label in labels if label is not None})
     unlabelled = [
@@ -137,11 +149,16 @@ def _files_and_classes(root: Path) -> tuple[list[str], list[str | None]]:
 def _kaokore(path: Path) -> dict[str, Dataset]:
     """``labels.csv`` (image, gender, status, set) beside ``images_256/``."""
     with open(path / "labels.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        rows = list(reader)
     wanted = ("image", *KAOKORE_LABELS, "set")
-    missing = [column for column in wanted if not rows or column not in rows[0]]
+    missing = [column for column in wanted if column not in (reader.fieldnames or ())]
     if missing:
         raise DataError(f"{path / 'labels.csv'} lacks the column {missing[0]!r}; it must have {wanted}")
+    for number, row in enumerate(rows, start=2):
+        short = [column for column in wanted if row[column] is None]
+        if short:
+            raise DataError(f"{path / 'labels.csv'} line {number} ends before {short[0]!r}; complete it")
     absent = [row["image"] for row in rows if not (path / "images_256" / row["image"]).is_file()]
     if absent:
         raise DataError(

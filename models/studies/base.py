@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -106,8 +105,7 @@ class Runner:
         try:
             store = encode(model, self.data, codes, source=str(run.config.folder / "model"))
         except ValueError:  # of an earlier model or other data
-            shutil.rmtree(codes)
-            store = encode(model, self.data, codes, source=str(run.config.folder / "model"))
+            store = encode(model, self.data, codes, source=str(run.config.folder / "model"), overwrite=True)
         # The codes that a prior was trained on, in its folder: another run of the model makes it out of date.
         seen = config.folder / DESCRIPTION_FILE
         known = seen.is_file() and CodeDescription.load(config.folder) == store.description

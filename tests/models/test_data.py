@@ -7,23 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data_support import load, write_images
 from PIL import Image
 
 from models.data import BatchLoader, DataConfig, DataError, ImageSplit, load_data, to_float, to_uint8
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
-
-
-def write_images(folder: Path, count: int, size: tuple[int, int] = (8, 10), mode: str = "RGB") -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng(len(str(folder)))
-    for number in range(count):
-        shape = size if mode == "L" else (*size, 3)
-        Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8)).save(folder / f"{number:02d}.png")
-
-
-def load(data: object, **settings: object):
-    return load_data(DataConfig(data=str(data), **settings))
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +100,82 @@ def test_unlabelled_images_and_parquet(tmp_path: Path) -> None:
         load(tmp_path / "parquet", cache_dir=str(tmp_path / "cache"))
 
 
+def test_parquet_as_in_a_snapshot_of_the_hub(tmp_path: Path) -> None:
+    import datasets
+
+    write_images(tmp_path / "files", 12)
+    files: list[str | None] = [str(path) for path in sorted((tmp_path / "files").glob("*.png"))]
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+
+    def load_with(**columns: tuple[list[object], object]):
+        features = datasets.Features(
+            {"image": datasets.Image()} | {k: kind for k, (_, kind) in columns.items()}
+        )
+        values = {"image": files} | {name: entries for name, (entries, _) in columns.items()}
+        table = datasets.Dataset.from_dict(values, features=features)
+        table.to_parquet(str(tmp_path / "hub" / "data" / "train-00000-of-00001.parquet"))
+        return load(tmp_path / "hub", cache_dir=str(tmp_path / "cache"))
+
+    assert len(load_with().train) == 9
+    text = datasets.Value("string")
+    for values, kind, message in (
+        (
+            [["x", "y"]] * 12,
+            datasets.List(text),
+            r"has the label \['x', 'y'\] in column 'label', .*--label-col",
+        ),
+        (["x"] * 11 + [None], text, r"has the label None in column 'label', .*--label-column"),
+        ([0, 1, -1] * 4, datasets.ClassLabel(2), r"has label -1 in column 'label', .*--label-column"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load_with(label=(values, kind))
+    files[0] = None
+    with pytest.raises(DataError, match=r"image \d+ of the split is missing \(null\); remove that row"):
+        load_with()
+    table = datasets.Dataset.from_dict({"picture": [1.0] * 12, "kind": ["x"] * 12})
+    table.to_parquet(str(tmp_path / "hub" / "data" / "train-00000-of-00001.parquet"))
+    with pytest.raises(DataError, match=r"no column of images; its columns are picture, kind; store one"):
+        load(tmp_path / "hub", cache_dir=str(tmp_path / "cache"))
+
+
+def test_limit_takes_images_of_every_class(tmp_path: Path) -> None:
+    for name in "abcd":
+        write_images(tmp_path / name, 60, size=(2, 2))
+    counts = load(tmp_path, limit=40, stream=True).train.labels.bincount()
+    assert counts.sum() == 40
+    assert len(counts) == 4
+    assert counts.min() >= 4
+    labels = [
+        load(tmp_path, limit=40, stream=True, split_seed=seed).train.labels.tolist() for seed in (0, 0, 1)
+    ]
+    assert labels[0] == labels[1] == sorted(labels[0]), "the same images, in their order"
+    assert labels[0] != labels[2]
+
+
+def test_only_a_test_folder_is_no_class(tmp_path: Path) -> None:
+    write_images(tmp_path / "test", 12)
+    with pytest.raises(DataError, match="has the splits test; one must be called train"):
+        load(tmp_path)
+    write_images(tmp_path / "exam", 12)
+    assert load(tmp_path).class_names == ("exam", "test")
+
+
+def test_splits_must_be_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from models.data import load as module
+    from models.data.sources import open_source
+
+    write_images(tmp_path / "train" / "a", 12)
+    (tmp_path / "test").mkdir()
+    with pytest.raises(DataError, match=r"split test of .* is empty"):
+        load(tmp_path)
+    write_images(tmp_path / "test" / "a", 2)
+    found = open_source(str(tmp_path))
+    found["test"] = found["test"].remove_columns("label")
+    monkeypatch.setattr(module, "open_source", lambda *_: found)
+    with pytest.raises(DataError, match=r"split test of .* lacks the column 'label', train has it"):
+        load(tmp_path)
+
+
 def kaokore(folder: Path) -> Path:
     rows = ["image,gender,status,set"]
     for number in range(12):
@@ -138,23 +203,16 @@ def test_kaokore_layout(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"labels.csv line 6: unknown status '7'"):
         load(folder)
     labels.write_text(text)
+    for short, line in (("00000004.jpg,0,0", 6), ("00000004.jpg", 6)):
+        labels.write_text(text.replace("00000004.jpg,0,0,dev", short))
+        with pytest.raises(
+            DataError, match=rf"labels.csv line {line} ends before '(set|gender)'; complete it"
+        ):
+            load(folder)
+    labels.write_text(text)
     (folder / "images_256" / "00000002.jpg").unlink()
     with pytest.raises(DataError, match=r"00000002.jpg is missing, as are 0 other.*rois-codh"):
         load(folder)
-
-
-@pytest.mark.parametrize("cache_gb", [1.0, 0.0], ids=["cached", "decoded_on_the_way"])
-def test_bad_images_are_named_before_training(tmp_path: Path, cache_gb: float) -> None:
-    write_images(tmp_path, 9)
-    write_images(tmp_path / "extra", 1, size=(12, 10))
-    (tmp_path / "extra" / "00.png").rename(tmp_path / "zz.png")
-    (tmp_path / "extra").rmdir()
-    with pytest.raises(DataError, match=r"zz.png is 12x10, the first image is 8x10; give a size"):
-        load(tmp_path, cache_gb=cache_gb)
-    assert len(load(tmp_path, cache_gb=cache_gb, size="8").train) > 0
-    (tmp_path / "zz.png").write_bytes(b"not an image")
-    with pytest.raises(DataError, match=r"zz.png cannot be read as an image"):
-        load(tmp_path, cache_gb=cache_gb)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +224,9 @@ def test_bad_images_are_named_before_training(tmp_path: Path, cache_gb: float) -
         ({"data": str(Path(__file__).parent)}, "holds no images, no parquet files"),
         ({"size": "8by8"}, "size must be a number such as 64"),
         ({"channels": 2}, "channels must be 1 or 3, got 2"),
+        ({"channels": 0}, "channels must be 1 or 3, got 0"),
+        ({"limit": 0}, "limit must be at least 1, got 0; leave it out"),
+        ({"limit": -2}, "limit must be at least 1, got -2; leave it out"),
         ({"validation": 0.7}, "validation must be between 0 and 0.5, got 0.7"),
         ({"label_column": "colour"}, "no column 'colour' for labels"),
     ],
@@ -182,59 +243,11 @@ def test_hub_errors_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("no route")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(DataError, match=r"'no-such/data-set' could not be loaded .*check the id"):
+    with pytest.raises(
+        DataError,
+        match=r"no folder 'no-such/data-set', and the data set .* could not be loaded .*check the name",
+    ):
         load("no-such/data-set")
-
-
-class Numbers:
-    """A split of numbers, to see which rows a loader asks for."""
-
-    def __init__(self, count: int, cached: bool) -> None:
-        self.count, self.cached = count, cached
-
-    def __len__(self) -> int:
-        return self.count
-
-    def batch(self, rows: torch.Tensor) -> torch.Tensor:
-        return rows.clone()
-
-    def batch_labels(self, rows: torch.Tensor) -> torch.Tensor:
-        return -rows
-
-
-def rows_of(loader: BatchLoader) -> list[list[int]]:
-    return [images.tolist() for images, _ in loader]
-
-
-@pytest.mark.parametrize("cached", [True, False])
-def test_loader_resumes_with_the_next_batch(cached: bool) -> None:
-    whole = BatchLoader(Numbers(23, cached), 4, shuffle=True, seed=3)
-    epochs = [rows_of(whole) for _ in range(3)]
-    assert epochs[0] != epochs[1]
-    assert len({row for batch in epochs[0] for row in batch}) == 20, "the last three do not fill a batch"
-    first = BatchLoader(Numbers(23, cached), 4, shuffle=True, seed=3)
-    rows_of(first)
-    batches = iter(first)
-    seen = [next(batches)[0].tolist() for _ in range(2)]
-    state = first.state_dict()
-    second = BatchLoader(Numbers(23, cached), 4, shuffle=True, seed=3)
-    second.load_state_dict(state)
-    assert seen + rows_of(second) == epochs[1]
-    assert rows_of(second) == epochs[2]
-    done = BatchLoader(Numbers(23, cached), 4, shuffle=True, seed=3)
-    done.load_state_dict(whole.state_dict())
-    assert rows_of(done) == rows_of(whole), "saved at the end of an epoch, it starts the next one"
-
-
-def test_loader_shares_images_between_processes() -> None:
-    parts = [rows_of(BatchLoader(Numbers(23, True), 3, shuffle=True, rank=r, world=2)) for r in range(2)]
-    assert [len(part) for part in parts] == [3, 3]
-    rows = [row for part in parts for batch in part for row in batch]
-    assert len(set(rows)) == len(rows) == 18
-    parts = [rows_of(BatchLoader(Numbers(23, True), 3, rank=r, world=2)) for r in range(2)]
-    assert sorted(row for part in parts for batch in part for row in batch) == list(range(23))
-    with pytest.raises(ValueError, match="only 3 images; choose a smaller batch_size"):
-        BatchLoader(Numbers(3, True), 2, shuffle=True, world=2)
 
 
 @pytest.mark.parametrize(

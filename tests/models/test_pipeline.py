@@ -1,9 +1,10 @@
-"""Encode, evaluate, sample, and the command line from training to a picture of samples."""
+"""Evaluate, sample, and the command line from training to a picture of samples."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,7 @@ import torch
 
 from models import VAE, VQVAE, VQVAE2, TransformerPrior
 from models.cli import main
-from models.data import DataConfig, load_data, to_float
-from models.data.codes import CodeStore
-from models.encode import encode
+from models.data import DataConfig, ImageSplit, load_data, to_float
 from models.evaluate import code_log_prob, evaluate
 from models.judge import Judge
 from models.metrics import ReconstructionMeter, level_names, ssim
@@ -33,41 +32,6 @@ def data():
 def model() -> VQVAE2:
     torch.manual_seed(0)
     return VQVAE2(1, downscales=(2, 2), likelihood="logistic", **TINY).eval()
-
-
-def test_code_store_round_trip(tmp_path: Path, data, model: VQVAE2) -> None:
-    store = encode(model, data, tmp_path, batch_size=32, shard_size=64)
-    assert [len(store.split(name)) for name in ("train", "validation", "test")] == [150, 150, 150]
-    assert len(list((tmp_path / "train").glob("*.arrow"))) == 3
-    rows = [3, 149, 70]
-    codes = CodeStore(tmp_path).split("train").batch(rows)
-    for got, truth in zip(codes, model.encode(to_float(data.train.batch(rows))), strict=True):
-        assert torch.equal(got, truth)
-    assert torch.equal(store.split("train").batch_labels(rows), data.train.labels[rows])
-
-
-def test_encoding_goes_on_after_an_interruption(tmp_path: Path, data, model: VQVAE2, monkeypatch) -> None:
-    calls = []
-    original = VQVAE2.encode
-
-    def counting(self: VQVAE2, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        calls.append(len(x))
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return original(self, x)
-
-    monkeypatch.setattr(VQVAE2, "encode", counting)
-    with pytest.raises(KeyboardInterrupt):
-        encode(model, data, tmp_path, batch_size=32, shard_size=64)
-    assert max(calls) == 32, "one batch at a time"
-    done = [path.stat().st_mtime_ns for path in sorted((tmp_path / "train").glob("*.arrow"))]
-    assert len(done) == 2
-    encode(model, data, tmp_path, batch_size=32, shard_size=64)
-    again = [path.stat().st_mtime_ns for path in sorted((tmp_path / "train").glob("*.arrow"))]
-    assert again[:2] == done
-    other = VQVAE2(1, downscales=(2, 2), **{**TINY, "codebook_size": 8}).eval()
-    with pytest.raises(ValueError, match="holds codes of another model or data set"):
-        encode(other, data, tmp_path)
 
 
 def test_bits_per_dimension_of_codes(data, model: VQVAE2) -> None:
@@ -172,6 +136,20 @@ def test_judge_tells_digits_apart() -> None:
     assert judge.agreement(to_float(data.test.batch(range(50))), (data.test.labels[:50] + 1) % 10) < 0.1
 
 
+def count_decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that gets the number of images each time some are decoded."""
+    counts: list[int] = []
+    original = ImageSplit._decode
+
+    def counting(self: ImageSplit, rows: Iterable[int]) -> torch.Tensor:
+        counts.append(len(list(rows)))
+        return original(self, rows)
+
+    monkeypatch.setattr(ImageSplit, "_decode", counting)
+    monkeypatch.setattr(ImageSplit, "_check", lambda _: counts.append(10**6))
+    return counts
+
+
 def test_command_line_from_training_to_samples(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     quick = ["--no-progress", "--accelerator", "cpu", "--batch-size", "64", "--lr", "3e-3"]
@@ -183,7 +161,22 @@ def test_command_line_from_training_to_samples(tmp_path: Path, monkeypatch, caps
     assert main(train) == 0
     assert main(train) == 2, "an earlier run is not overwritten"
     assert "--resume" in capsys.readouterr().err
-    assert main(["encode", "runs/digits"]) == 0
+    decoded = count_decoded(monkeypatch)
+    assert main(["reconstruct", "runs/digits", "--count", "8", "--out", "eight"]) == 0
+    assert decoded == [8], "no image but those shown"
+    decoded.clear()
+    assert main(["encode", "runs/digits", "--batch-size", "100"]) == 0
+    assert sum(decoded) == 256 + 180 + 256, "every image once"
+    assert max(decoded) == 100, "one batch at a time"
+    for flags, message in (
+        (["encode", "runs/digits", "--shard-size", "0"], "shard_size must be at least 1, got 0"),
+        (["encode", "runs/digits", "--limit", "0"], "limit must be at least 1, got 0"),
+        (["encode", "runs/digits", "--limit", "-3"], "limit must be at least 1, got -3"),
+        (["encode", "runs/digits", "--limit", "9"], "holds codes with limit 256, now it is 9"),
+        (["reconstruct", "runs/digits", "--count", "0"], "count must be at least 1, got 0"),
+    ):
+        assert main(flags) == 2
+        assert message in capsys.readouterr().err
     prior = [
         "train-prior",
         "--name",
