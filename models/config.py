@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,14 @@ from typing import Any, Self, get_type_hints
 from models.data.options import DataConfig, option
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+PER_LEVEL = "one for all levels, or one for each, top first"
+# A resumed run may change these. The others decide the model, its data and their order, or come back with
+# the checkpoint, as the learning rate does.
+MAY_CHANGE = (
+    *("name", "runs", "epochs", "steps", "patience", "schedule", "warmup", "clip", "precision", "devices"),
+    *("accelerator", "log_every", "checkpoint_every", "progress", "pictures_every", "cache_gb", "cache_dir"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +38,7 @@ class LoopConfig:
     clip: float | None = option(None, "clip the norm of the gradient to this")
     accumulate: int = option(1, "batches whose gradients are summed into one step")
     precision: str = option("32-true", "32-true, bf16-mixed or 16-mixed")
-    devices: int | None = option(None, "devices on each machine; by default what torchrun set, else 1")
+    devices: int | None = option(None, "devices on each machine; by default as torchrun says, else 1")
     accelerator: str = option("auto", "auto, cpu or gpu")
     patience: int | None = option(None, "stop after this many epochs without a better validation loss")
     seed: int = option(0, "of weights, order of images and noise; equal seeds give equal runs")
@@ -38,13 +47,32 @@ class LoopConfig:
     progress: bool = option(True, "show progress bars")
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.schedule not in ("constant", "cosine"):
-            raise ValueError(f"schedule must be constant or cosine, got {self.schedule!r}")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} must be finite, got {value}")
+        self._at_least(1, "epochs", "steps", "batch_size", "accumulate", "devices", "patience", "log_every")
+        self._at_least(1, "checkpoint_every")
+        self._at_least(0, "warmup", "seed")
+        self._one_of("schedule", "constant", "cosine")
+        self._one_of("precision", *PRECISIONS)
+        self._one_of("accelerator", "auto", "cpu", "gpu")
+        for name in ("lr", "clip"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        if self.lr > 1e30:
+            raise ValueError(f"lr must be at most 1e30, as weights are float32, got {self.lr}")
+
+    def _at_least(self, least: int, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and min(value if isinstance(value, tuple) else (value,), default=0) < least:
+                raise ValueError(f"{name} must be at least {least}, got {_shown(value)}")
+
+    def _one_of(self, name: str, *accepted: str) -> None:
+        if getattr(self, name) not in accepted:
+            listed = f"{', '.join(accepted[:-1])} or {accepted[-1]}"
+            raise ValueError(f"{name} must be {listed}, got {getattr(self, name)!r}")
 
     @property
     def folder(self) -> Path:
@@ -69,6 +97,16 @@ class LoopConfig:
     def load(cls, path: str | Path) -> Self:
         """From a YAML file, or by name from ``models/configs``."""
         return cls.from_mapping(read_yaml(path), str(path))
+
+    def check_resumes(self, earlier: Self) -> None:
+        """ValueError unless a run with the settings ``earlier`` can go on with these."""
+        for name, before in vars(earlier).items():
+            now = getattr(self, name)
+            if name not in MAY_CHANGE and now != before:
+                raise ValueError(
+                    f"{name} is {_shown(now)}, but the run in {self.folder} has {_shown(before)}, which "
+                    f"--resume keeps; leave {name} out, or choose another name (--name) or --overwrite"
+                )
 
     def save(self, path: Path) -> None:
         import yaml
@@ -103,6 +141,17 @@ class TrainConfig(DataConfig, LoopConfig):
     channels_vae: tuple[int, ...] = option((32, 64, 128, 256), "vae: widths of the four convolutions")
     pictures_every: int = option(1, "epochs between two pictures of reconstructions; 0 for none")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_least(2, "hidden")  # the first convolution has half as many
+        self._at_least(1, "residual_hidden", "embedding_dim", "codebook_size", "downscale", "downscales")
+        self._at_least(1, "latent_dim", "channels_vae", "limit")
+        self._at_least(0, "residual_layers", "alpha", "beta", "dead_code_threshold", "kl_warmup")
+        self._at_least(0, "pictures_every", "decay")
+        self._one_of("codebook", "ema", "gradient")
+        if self.decay > 1:
+            raise ValueError(f"decay must be in [0, 1], got {self.decay}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PriorConfig(LoopConfig):
@@ -116,6 +165,26 @@ class PriorConfig(LoopConfig):
     layers: int = option(3, "number of layers or blocks")
     heads: int = option(4, "attention heads (transformer, pixelsnail)")
     dropout: float = option(0.1, "dropout probability")
+    kernel_size: int = option(5, "pixelsnail, pixelcnn: size of the convolutions, odd")
+    res_blocks: int = option(4, "pixelsnail: residual blocks in each of its layers")
+    res_channels: tuple[int, ...] = option(
+        (0,), "pixelsnail: inside residual blocks; 0 for width; " + PER_LEVEL
+    )
+    attention: tuple[bool, ...] = option((True,), "pixelsnail: attend to all earlier codes; " + PER_LEVEL)
+    out_res_blocks: tuple[int, ...] = option((0,), "pixelsnail: blocks before the output; " + PER_LEVEL)
+    upper_blocks: int = option(3, "pixelsnail, pixelcnn: residual blocks that read the level above")
+    upper_channels: int | None = option(None, "pixelsnail: channels of those blocks; by default width")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_least(1, "width", "layers", "heads", "res_blocks", "upper_blocks", "upper_channels")
+        self._at_least(0, "res_channels", "out_res_blocks")
+        if not self.attention:
+            raise ValueError("attention must be true or false for each level, got nothing")
+        if self.kernel_size < 3 or self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd and at least 3, got {self.kernel_size}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -156,6 +225,10 @@ def _convert(value: Any, hint: Any, name: str, source: str) -> Any:
         return kind(value) if kind is not int else int(float(value))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{source}: {name} must be {_kind_name(kind)}, got {value!r}") from error
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _kind_name(kind: type) -> str:

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settle_first_calls()
     try:
         given.run(given)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

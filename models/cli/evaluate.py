@@ -24,10 +24,10 @@ def run(arguments: argparse.Namespace) -> None:
     from models.cli.priors import check_prior_of
     from models.evaluate import as_table, evaluate
 
-    if arguments.prior:
+    priors = open_priors(arguments.prior, arguments.device) if arguments.prior else []
+    if priors:
         check_prior_of(arguments.prior, arguments.run_folder)
     _, model, data = open_run(arguments)
-    priors = open_priors(arguments.prior, arguments.device) if arguments.prior else []
     result = evaluate(
         model,
         data,

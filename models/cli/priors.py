@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from models.config import PriorConfig
 from models.data.codes import CodeDescription
 from models.pretrained import WEIGHTS_FILE
 
@@ -18,8 +17,7 @@ def model_folder(folder: str | Path) -> Path:
 
 def check_prior_of(prior: str | Path, model: str | Path) -> None:
     """ValueError unless the prior in folder ``prior`` was trained on codes of the weights in ``model``."""
-    config = PriorConfig.load(Path(prior) / "config.yaml")
-    description = CodeDescription.load(Path(config.codes))
+    description = CodeDescription.load(Path(prior))
     weights = model_folder(model) / WEIGHTS_FILE
     if description.weights and description.weights != hashlib.sha256(weights.read_bytes()).hexdigest():
         raise ValueError(

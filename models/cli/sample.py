@@ -40,7 +40,6 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from models.cli.priors import check_prior_of, model_folder
-    from models.config import PriorConfig
     from models.data.codes import CodeDescription
     from models.pictures import grid, save_image
     from models.pretrained import load_pretrained
@@ -49,8 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.count < 1:
         raise ValueError(f"count must be at least 1, got {arguments.count}")
     priors = open_priors(arguments.prior_folder, arguments.device)
-    config = PriorConfig.load(Path(arguments.prior_folder) / "config.yaml")
-    description = CodeDescription.load(Path(config.codes))
+    description = CodeDescription.load(Path(arguments.prior_folder))
     decoder = model_folder(arguments.model or description.model)
     check_prior_of(arguments.prior_folder, decoder)
     loaded: Any = load_pretrained(decoder, arguments.device)

@@ -22,7 +22,9 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from models.training.autoencoder import train
+    from models.training.loop import processes
 
     config = run_config(arguments, TrainConfig)
     train(config, resume=arguments.resume, overwrite=arguments.overwrite)
-    print(f"model in {config.folder / 'model'}, curves in {config.folder / 'curves.png'}")
+    if processes()[0] == 0:
+        print(f"model in {config.folder / 'model'}, curves in {config.folder / 'curves.png'}")

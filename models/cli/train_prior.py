@@ -17,10 +17,12 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from models.training.loop import processes
     from models.training.prior import train_prior
 
     config = run_config(arguments, PriorConfig)
     if not config.codes:
         raise ValueError("codes is not given; name the folder that `encode` wrote (--codes runs/NAME/codes)")
     train_prior(config, resume=arguments.resume, overwrite=arguments.overwrite)
-    print(f"priors in {config.folder}, curves in {config.folder / 'curves.png'}")
+    if processes()[0] == 0:
+        print(f"priors in {config.folder}, curves in {config.folder / 'curves.png'}")

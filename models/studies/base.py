@@ -106,15 +106,13 @@ class Runner:
             store = encode(model, self.data, codes, source=str(run.config.folder / "model"))
         except ValueError:  # of an earlier model or other data
             store = encode(model, self.data, codes, source=str(run.config.folder / "model"), overwrite=True)
-        # The codes that a prior was trained on, in its folder: another run of the model makes it out of date.
+        # A prior keeps the description of its codes: another run of the model makes it out of date.
         seen = config.folder / DESCRIPTION_FILE
         known = seen.is_file() and CodeDescription.load(config.folder) == store.description
         if known and self._is_done(config, "level0"):
             return store, open_priors(config.folder, "cpu")
         self._say(f"training {name}")
-        priors = train_prior(config, store, overwrite=True)
-        store.description.save(config.folder)
-        return store, priors
+        return store, train_prior(config, store, overwrite=True)
 
     def write_table(self, name: str, rows: Sequence[Row], note: str = "") -> None:
         """``NAME.md`` and ``NAME.csv`` in the study's folder; also printed."""

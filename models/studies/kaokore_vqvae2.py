@@ -51,7 +51,15 @@ PRIORS: dict[str, dict[str, Any]] = {
         "dropout": 0.3,
         "schedule": "cosine",
     },
-    "paper": {"prior": "pixelsnail", "width": 256, "layers": 5, "heads": 8, "epochs": 420, "batch_size": 32},
+    "paper": {
+        "prior": "pixelsnail",
+        "width": 256,
+        "layers": 5,
+        "heads": 8,
+        "attention": (True, False),
+        "epochs": 420,
+        "batch_size": 32,
+    },
 }
 FIGURES = ("commitment", "mse", "ssim", "perplexity", "usage")
 PUBLISHED = {

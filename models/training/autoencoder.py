@@ -16,7 +16,15 @@ from models.pictures import save_curves
 from models.reproducible import start_reproducibly
 from models.training.callbacks import ReconstructionPictures
 from models.training.history import read_history
-from models.training.loop import fit, load_best, prepare_folder, processes, training_loader
+from models.training.loop import (
+    check_start,
+    fit,
+    load_best,
+    make_trainer,
+    prepare_folder,
+    processes,
+    training_loader,
+)
 from models.training.modules import AutoencoderModule
 
 if TYPE_CHECKING:
@@ -35,21 +43,22 @@ def train(
     the run goes on from its last checkpoint as if it had not been interrupted. Raises DataError or
     ValueError before training starts.
     """
+    check_start(config, resume, overwrite)
     data = load_data(config) if data is None else data
     start_reproducibly(config.seed)
     model = build_model(config, data)
     rank, world, _ = processes()
     loader = training_loader(data.train, config, world, rank)
     validation = BatchLoader(data.validation, config.batch_size, rank=rank, world=world)
-    checkpoint = prepare_folder(config, resume, overwrite)
     module = AutoencoderModule(model, config, loader, data.variance)
     pictures: list[Callback] = []
     if config.pictures_every:
         images = data.validation.batch(range(min(64, len(data.validation))))
         folder = config.folder / "reconstructions"
         pictures = [ReconstructionPictures(images, folder, config.pictures_every)]
-    best = fit(module, validation, config, checkpoint, pictures)
-    load_best(module, best)
+    trainer = make_trainer(config, module, pictures)
+    checkpoint = prepare_folder(config, resume, overwrite)
+    load_best(module, fit(trainer, module, validation, checkpoint))
     model = model.cpu().eval()
     calibrate(model, data.validation, config.batch_size)
     if rank == 0:

@@ -17,29 +17,52 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from models.config import LoopConfig
 from models.data.loader import BatchLoader, Split
-from models.training.callbacks import AtomicCheckpointIO, RunBar
+from models.training.callbacks import AtomicCheckpointIO, LastCheckpoint, RunBar, interrupt_handler_kept
 from models.training.modules import SeededModule
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 
 
-def prepare_folder(config: LoopConfig, resume: bool, overwrite: bool) -> Path | None:
-    """Make the run's folder and write its configuration. Returns the checkpoint to go on from, if any.
+def check_start(config: LoopConfig, resume: bool, overwrite: bool) -> None:
+    """ValueError unless a run with these settings can start here and now; changes nothing."""
+    rank, world, local = processes()
+    if config.devices not in (None, local):
+        command = f"torchrun --nproc-per-node {config.devices} -m models ..."
+        found = f"torchrun started {local} processes here" if world > 1 else "this is a single process"
+        raise ValueError(f"devices is {config.devices}, but {found}; start with: {command}")
+    if config.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ValueError("accelerator is gpu, but torch finds no GPU here; accepted: auto or cpu")
+    if config.precision == "16-mixed" and (config.accelerator == "cpu" or not torch.cuda.is_available()):
+        raise ValueError(
+            "precision is 16-mixed, which needs a GPU; accepted on the CPU: 32-true or bf16-mixed"
+        )
+    if rank > 0:  # the first process makes the folder, perhaps already
+        return
+    stored = config.folder / "config.yaml"
+    if resume and overwrite:
+        raise ValueError("resume and overwrite exclude each other; give one of them")
+    if resume and not stored.is_file():
+        raise ValueError(f"{config.folder} holds no run to go on with; leave --resume out to start it")
+    if resume:
+        config.check_resumes(type(config).load(stored))
+    elif stored.is_file() and not overwrite:
+        raise ValueError(
+            f"{config.folder} holds an earlier run; go on with it (--resume), replace it (--overwrite) or "
+            f"choose another name (--name)"
+        )
 
-    Raises ValueError if the run exists and neither ``resume`` nor ``overwrite`` was asked for.
+
+def prepare_folder(config: LoopConfig, resume: bool, overwrite: bool) -> Path | None:
+    """Make the run's folder, write its configuration and return the checkpoint to go on from, if any.
+
+    To be called last, after all that can refuse the settings.
     """
     folder, last = config.folder, config.folder / "checkpoints" / LAST
-    if int(os.environ.get("RANK", "0")) > 0:
-        return last if resume and last.is_file() else None
-    if overwrite and (folder / "config.yaml").is_file():
-        shutil.rmtree(folder)
-    if (folder / "config.yaml").is_file() and not resume:
-        raise ValueError(
-            f"{folder} holds an earlier run; go on with it (--resume), replace it (--overwrite) or choose "
-            f"another name (--name)"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save(folder / "config.yaml")
+    if processes()[0] == 0:
+        if overwrite and (folder / "config.yaml").is_file():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config.save(folder / "config.yaml")
     return last if resume and last.is_file() else None
 
 
@@ -54,29 +77,31 @@ def training_loader(split: Split, config: LoopConfig, world: int, rank: int) -> 
     return BatchLoader(split, config.batch_size, shuffle=True, seed=config.seed, world=world, rank=rank)
 
 
-def fit(
-    module: SeededModule,
-    validation: BatchLoader,
-    config: LoopConfig,
-    checkpoint: Path | None,
-    callbacks: list[Callback],
-) -> Path:
-    """Train; validate after every epoch and at the end. Returns the checkpoint of lowest validation loss."""
-    trainer = make_trainer(config, module, callbacks)
-    with warnings.catch_warnings():
+def fit(trainer: pl.Trainer, module: SeededModule, validation: BatchLoader, checkpoint: Path | None) -> Path:
+    """Train; validate after every epoch and at the end. Returns the checkpoint of lowest validation loss.
+
+    Raises KeyboardInterrupt after Ctrl-C, and FloatingPointError if the loss or the weights diverge.
+    """
+    config = module.config
+    best, last = (config.folder / "checkpoints" / name for name in (BEST, LAST))
+    with warnings.catch_warnings(), interrupt_handler_kept():
         # Lightning knows DataLoaders; BatchLoader needs no workers and no other sampler.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*may not be saved.*|.*exists and is not empty.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")  # inside Lightning
         warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging.*")
         warnings.filterwarnings("ignore", message=".*could not find the monitored key.*")  # see _validate_end
-        trainer.fit(module, module.loader, validation, ckpt_path=checkpoint, weights_only=True)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
-        best, last = (config.folder / "checkpoints" / name for name in (BEST, LAST))
-        trainer.save_checkpoint(last, weights_only=False)
+        try:
+            trainer.fit(module, module.loader, validation, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit as stop:
+            if not trainer.interrupted:
+                raise
+            raise KeyboardInterrupt from stop
         if trainer.global_step % -(-len(module.loader) // config.accumulate):
+            # LastCheckpoint has saved it, where Lightning had not yet counted the epoch as done.
             _validate_end(trainer, module, validation, best, last)
+        else:
+            trainer.save_checkpoint(last, weights_only=False)
     return best
 
 
@@ -102,19 +127,14 @@ def make_trainer(config: LoopConfig, module: SeededModule, callbacks: list[Callb
     folder = config.folder
     _, world, local = processes()
     devices = config.devices or local
-    kept = [
+    kept: list[Callback] = [
         ModelCheckpoint(
             folder / "checkpoints",
             filename=BEST.removesuffix(".ckpt"),
             monitor="validation/loss",
             enable_version_counter=False,
         ),
-        ModelCheckpoint(
-            folder / "checkpoints",
-            filename=LAST.removesuffix(".ckpt"),
-            every_n_train_steps=config.checkpoint_every,
-            enable_version_counter=False,
-        ),
+        LastCheckpoint(folder / "checkpoints" / LAST, config.checkpoint_every),
     ]
     stopping = [EarlyStopping("validation/loss", patience=config.patience)] if config.patience else []
     bar = [RunBar(steps)] if config.progress else []
@@ -128,7 +148,7 @@ def make_trainer(config: LoopConfig, module: SeededModule, callbacks: list[Callb
         num_nodes=max(1, world // local),
         strategy=strategy,
         plugins=[AtomicCheckpointIO()],
-        precision=config.precision,  # type: ignore[arg-type]  # checked by Lightning
+        precision=config.precision,  # type: ignore[arg-type]  # one of PRECISIONS
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip,
         log_every_n_steps=module.log_every,

@@ -35,9 +35,36 @@ class SeededModule(pl.LightningModule):
         self.model, self.config, self.loader = model, config, loader
         self.total_steps = total_steps(config, len(loader))
         self.log_every = min(config.log_every, self.total_steps)  # the shortest run logs a row too
+        self.diverged_at = torch.tensor(-1)  # the first step whose loss was not finite
+
+    def on_fit_start(self) -> None:
+        self.diverged_at = torch.tensor(-1, device=self.device)
+
+    def watch(self, loss: Tensor) -> Tensor:
+        """Note a loss that is not finite; looked at when a row is logged, which waits for the device."""
+        broken = ~torch.isfinite(loss.detach()) & (self.diverged_at < 0)
+        self.diverged_at = torch.where(broken, self.trainer.global_step + 1, self.diverged_at)
+        return loss
+
+    def check_finite(self, *, weights: bool) -> None:
+        """FloatingPointError if a loss, or where asked the weights, are not finite."""
+        step, what = int(self.diverged_at), "loss"
+        if step < 0 and weights:
+            finite = torch.stack([torch.isfinite(weight).all() for weight in self.parameters()]).all()
+            step, what = (-1 if finite else self.trainer.global_step), "weights"
+        if step >= 0:
+            raise FloatingPointError(
+                f"the training {what} became infinite or not a number in step {step}; take a lower learning "
+                f"rate (--lr, now {self.config.lr:g}) or clip gradients (--clip 1). Checkpoints in "
+                f"{self.config.folder / 'checkpoints'}, if any, are from before"
+            )
+
+    def on_validation_epoch_start(self) -> None:
+        self.check_finite(weights=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning restores a loader in the middle of an epoch only; here it goes on from anywhere."""
+        self.check_finite(weights=True)
         checkpoint["loader"] = self.loader.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -65,6 +92,7 @@ class SeededModule(pl.LightningModule):
         """Log a training step's values and the learning rate, every ``log_every`` steps."""
         if (self.trainer.global_step + 1) % self.log_every:  # when Lightning writes a row
             return
+        self.check_finite(weights=False)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log_dict({f"train/{name}": value for name, value in values.items()} | {"train/lr": rate})
 
@@ -91,8 +119,8 @@ class AutoencoderModule(SeededModule):
         for name, layer in zip(level_names(len(layers)), layers, strict=True):
             values[f"perplexity{name}"] = layer.perplexity
             values[f"usage{name}"] = layer.usage
+        loss = self.watch(output.loss)
         self.log_step(values)
-        loss: Tensor = output.loss
         return loss
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
@@ -100,6 +128,7 @@ class AutoencoderModule(SeededModule):
         update_ema(self.model)
 
     def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
         self.meter = self._new_meter()
         self.validation_sums, self.validation_images = {}, 0
 
@@ -112,11 +141,33 @@ class AutoencoderModule(SeededModule):
         self.validation_images += len(x)
 
     def on_validation_epoch_end(self) -> None:
-        """Log means over this process's images, averaged over the processes."""
+        """Log figures of all processes' images."""
+        self._add_processes()
         values = {name: float(total) / self.validation_images for name, total in self.validation_sums.items()}
         values |= self.meter.compute(self.variance)
         named = {f"validation/{name}": value for name, value in values.items()}
         self.log_dict(named, sync_dist=self.trainer.world_size > 1)
+
+    def _add_processes(self) -> None:
+        """Sum what was accumulated over the processes: perplexity is no mean of perplexities."""
+        if self.trainer.world_size == 1:
+            return
+        meter, names = self.meter, list(self.validation_sums)
+        scalars = [
+            meter.images,
+            meter.elements,
+            meter.squared_error,
+            meter.similarity,
+            self.validation_images,
+        ]
+        scalars += [float(self.validation_sums[name]) for name in names]
+        mine = torch.cat([torch.tensor(scalars, dtype=torch.float64), *[c.double() for c in meter.counts]])
+        total = self.trainer.strategy.reduce(mine.to(self.device), reduce_op="sum").cpu()
+        sums, *counts = total.split([len(scalars), *[len(count) for count in meter.counts]])
+        meter.images, meter.elements, self.validation_images = (int(sums[place]) for place in (0, 1, 4))
+        meter.squared_error, meter.similarity = float(sums[2]), float(sums[3])
+        self.validation_sums = dict(zip(names, sums[5:], strict=True))
+        meter.counts = [count.long() for count in counts]
 
     def _new_meter(self) -> ReconstructionMeter:
         return ReconstructionMeter([layer.codebook_size for layer in quantizers(self.model)])
@@ -133,7 +184,7 @@ class PriorModule(SeededModule):
 
     def training_step(self, batch: CodeBatch, batch_idx: int) -> Tensor:
         losses = self._losses(batch)
-        total = torch.stack(list(losses.values())).sum()
+        total = self.watch(torch.stack(list(losses.values())).sum())
         self.log_step({"loss": total.detach()} | {name: loss.detach() for name, loss in losses.items()})
         return total
 

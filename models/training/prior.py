@@ -10,7 +10,15 @@ from models.data.loader import BatchLoader
 from models.pictures import save_curves
 from models.reproducible import start_reproducibly
 from models.training.history import read_history
-from models.training.loop import fit, load_best, prepare_folder, processes, training_loader
+from models.training.loop import (
+    check_start,
+    fit,
+    load_best,
+    make_trainer,
+    prepare_folder,
+    processes,
+    training_loader,
+)
 from models.training.modules import PriorModule
 
 if TYPE_CHECKING:
@@ -24,21 +32,25 @@ def train_prior(
     """Train one prior a level and return those with the lowest validation loss, top first, in eval mode.
 
     ``RUNS/NAME`` then holds what :func:`models.training.autoencoder.train` leaves, with ``level0/`` (top),
-    ``level1/``, ... for ``from_pretrained``. Raises DataError or ValueError before training starts.
+    ``level1/``, ... for ``from_pretrained``, and ``codes.json``, the description of the codes. Raises
+    DataError or ValueError before training starts.
     """
+    check_start(config, resume, overwrite)
     store = CodeStore(config.codes) if store is None else store
     start_reproducibly(config.seed)
     priors = build_priors(config, store.description)
     rank, world, _ = processes()
     loader = training_loader(store.split("train"), config, world, rank)
     validation = BatchLoader(store.split("validation"), config.batch_size, rank=rank, world=world)
-    checkpoint = prepare_folder(config, resume, overwrite)
     module = PriorModule(priors, config, loader)
-    load_best(module, fit(module, validation, config, checkpoint, []))
+    trainer = make_trainer(config, module, [])
+    checkpoint = prepare_folder(config, resume, overwrite)
+    load_best(module, fit(trainer, module, validation, checkpoint))
     priors = [prior.cpu().eval() for prior in priors]
     if rank == 0:
         for level, prior in enumerate(priors):
             prior.save_pretrained(config.folder / f"level{level}")
+        store.description.save(config.folder)
         history = read_history(config.folder)
         lines = {name.replace("/", " "): series for name, series in history.items() if "nats" in name}
         save_curves(config.folder / "curves.png", {"nats per code": lines})
@@ -52,6 +64,10 @@ def build_priors(config: PriorConfig, description: CodeDescription) -> list[Auto
     if config.prior not in ("transformer", "pixelcnn", "pixelsnail"):
         raise ValueError(f"prior must be transformer, pixelcnn or pixelsnail, got {config.prior!r}")
     classes = len(description.class_names) if config.conditional and description.class_names else None
+    levels = len(description.shapes)
+    attention, res_channels, out_res_blocks = (
+        _of_levels(config, name, levels) for name in ("attention", "res_channels", "out_res_blocks")
+    )
     priors: list[AutoregressivePrior] = []
     for level, shape in enumerate(description.shapes):
         size = description.codebook_size
@@ -62,11 +78,22 @@ def build_priors(config: PriorConfig, description: CodeDescription) -> list[Auto
                 dropout=config.dropout, **conditions)  # fmt: skip
         elif config.prior == "pixelcnn":
             prior = PixelCNN(
-                size, channels=config.width, layers=config.layers, dropout=config.dropout, **conditions
-            )
+                size, channels=config.width, layers=config.layers, kernel_size=config.kernel_size,
+                dropout=config.dropout, upper_blocks=config.upper_blocks, **conditions)  # fmt: skip
         else:
             prior = PixelSNAIL(
-                size, channels=config.width, blocks=config.layers, heads=config.heads,
-                dropout=config.dropout, **conditions)  # fmt: skip
+                size, channels=config.width, kernel_size=config.kernel_size, blocks=config.layers,
+                res_blocks=config.res_blocks, res_channels=res_channels[level] or None,
+                attention=attention[level], heads=config.heads, out_res_blocks=out_res_blocks[level],
+                dropout=config.dropout, upper_blocks=config.upper_blocks,
+                upper_channels=config.upper_channels, **conditions)  # fmt: skip
         priors.append(prior)
     return priors
+
+
+def _of_levels(config: PriorConfig, name: str, levels: int) -> tuple[Any, ...]:
+    """A setting for each level, from one for all or one for each."""
+    values: tuple[Any, ...] = getattr(config, name)
+    if len(values) not in (1, levels):
+        raise ValueError(f"{name} must have one value, or one for each of {levels} levels, got {len(values)}")
+    return values * levels if len(values) == 1 else values

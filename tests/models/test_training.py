@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from models.config import PriorConfig, TrainConfig
-from models.data import DataConfig, load_data
+from models.data import DataConfig, load_data, to_float
+from models.metrics import ReconstructionMeter
 from models.pretrained import load_pretrained
 
 pytestmark = pytest.mark.xdist_group("training")  # one process pays for importing Lightning
@@ -101,6 +102,32 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed(tmp_path: Path, data, chan
         assert torch.equal(weight, resumed.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("steps", [1, 3, 4, 5])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": "vqvae", "epochs": 3},
+        {"model": "vae", "likelihood": "gaussian", "batch_size": 32, "accumulate": 3, "epochs": 3},
+        {"batch_size": 32, "accumulate": 2, "precision": "bf16-mixed", "epochs": 3},
+    ],
+    ids=["vqvae", "vae_accumulating", "vqvae_accumulating_bf16"],
+)
+def test_steps_end_inside_an_epoch_and_the_run_goes_on(
+    tmp_path: Path, data, changes: Settings, steps: int
+) -> None:
+    """Three or four steps an epoch; the rest is what it would have been without the stop."""
+    train(settings(tmp_path, name="longer", steps=steps, **changes), data)
+    resumed = train(settings(tmp_path, name="longer", **changes), data, resume=True)
+    whole = train(settings(tmp_path, name="whole", **changes), data)
+    first, second = histories(tmp_path / "longer", tmp_path / "whole")
+    assert second["train/loss"][0] == [float(step) for step in range(len(second["train/loss"][0]))]
+    for name, series in second.items():
+        found = dict(zip(*first[name], strict=True))  # has one more validation, where the run stopped
+        assert [found.get(step) for step in series[0]] == series[1], name
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
 def test_more_epochs_go_on_where_a_finished_run_stopped(tmp_path: Path, data) -> None:
     train(settings(tmp_path, name="longer", epochs=1), data)
     train(settings(tmp_path, name="longer", epochs=3), data, resume=True)
@@ -184,6 +211,79 @@ def test_early_stopping(tmp_path: Path, data) -> None:
     assert len(history["validation/loss"][0]) < 9
 
 
+@pytest.mark.parametrize("checkpoint_every", [1, 200])
+def test_divergence_is_an_error_and_the_last_good_checkpoint_stays(
+    tmp_path: Path, data, checkpoint_every: int
+) -> None:
+    """The loss of the fifth step is not a number."""
+    good = settings(tmp_path, name="bad", steps=3)
+    train(good, data)
+    last = tmp_path / "bad" / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+    bad = settings(tmp_path, name="bad", epochs=9, checkpoint_every=checkpoint_every)
+    from models.training.modules import AutoencoderModule
+
+    def broken(self: AutoencoderModule, loss: torch.Tensor, watch=AutoencoderModule.watch) -> torch.Tensor:
+        return watch(self, loss * (1.0 if self.trainer.global_step < 4 else float("nan")))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AutoencoderModule, "watch", broken)
+        with pytest.raises(FloatingPointError, match=r"loss .* in step 5; take a lower learning rate \(--lr"):
+            train(bad, data, resume=True)
+    state = torch.load(last, weights_only=True)
+    assert state["global_step"] == (4 if checkpoint_every == 1 else 3)
+    assert all(weight.isfinite().all() for weight in state["state_dict"].values())
+    assert checkpoint_every == 1 or last.read_bytes() == before
+
+
+def test_weights_that_diverge_are_not_saved(tmp_path: Path, data) -> None:
+    """The loss before the only step is finite; the step is not."""
+    from models.training.modules import AutoencoderModule
+
+    def broken(self: AutoencoderModule, *given: object, step=AutoencoderModule.optimizer_step) -> None:
+        step(self, *given)
+        next(self.parameters()).data.fill_(float("inf"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AutoencoderModule, "optimizer_step", broken)
+        with pytest.raises(FloatingPointError, match="weights became infinite or not a number in step 1"):
+            train(settings(tmp_path, name="bad", steps=1), data)
+    assert not list((tmp_path / "bad").rglob("*.ckpt"))
+
+
+INTERRUPTED = """
+import os, signal, sys
+import models.cli, models.training.modules as modules
+step = modules.AutoencoderModule.training_step
+def pressing(self, batch, index):
+    if self.trainer.global_step == 5:
+        os.kill(os.getpid(), signal.SIGINT)
+    return step(self, batch, index)
+modules.AutoencoderModule.training_step = pressing
+sys.exit(models.cli.main(["train", *sys.argv[1:]]))
+"""
+
+
+def test_ctrl_c_saves_and_the_run_goes_on(tmp_path: Path) -> None:
+    flags = ["--runs", str(tmp_path), "--limit", "256", "--downscale", "2", "--hidden", "8", "--epochs", "2"]
+    flags += ["--pictures-every", "0", "--no-progress", "--log-every", "1", "--accelerator", "cpu"]
+    stopped = run_python("-c", INTERRUPTED, *flags, "--name", "stopped")
+    assert stopped.returncode == 130, stopped.stderr
+    assert stopped.stderr.endswith("interrupted; go on with --resume\n")
+    assert "Traceback" not in stopped.stderr
+    state = torch.load(tmp_path / "stopped" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 6
+    from models.cli import main
+
+    handler = signal.getsignal(signal.SIGINT)
+    assert main(["train", *flags, "--name", "stopped", "--resume"]) == 0
+    assert main(["train", *flags, "--name", "whole"]) == 0
+    assert signal.getsignal(signal.SIGINT) is handler
+    first, second = histories(tmp_path / "stopped", tmp_path / "whole")
+    assert first == second
+    assert len(second["train/loss"][0]) == 8
+
+
 def test_two_processes_train_one_model(tmp_path: Path) -> None:
     """torchrun with gloo: the same weights and codebook on both, and nothing waits for ever."""
     script = tmp_path / "ddp.py"
@@ -204,6 +304,49 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     (history,) = histories(tmp_path / "ddp")
     assert len(history["train/loss"][0]) == 8
     assert history["validation/loss"][1][1] < history["validation/loss"][1][0]
+
+
+def test_two_processes_go_on_and_validate_like_one(tmp_path: Path) -> None:
+    """A resumed run of two ends where an uninterrupted one does; perplexity is that of all images."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "models"]
+    flags = [
+        "--runs",
+        str(tmp_path),
+        "--limit",
+        "256",
+        "--downscale",
+        "2",
+        "--hidden",
+        "8",
+        "--batch-size",
+        "32",
+    ]
+    flags += ["--pictures-every", "0", "--no-progress", "--log-every", "1", "--accelerator", "cpu"]
+
+    flags += ["--kmeans-init", "--codebook-size", "32"]  # codes in use, so that perplexity tells
+
+    def run(*more: str) -> str:
+        done = run_python(*torchrun, "train", *flags, *more, OMP_NUM_THREADS="1")
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    assert run("--name", "longer", "--epochs", "2", "--steps", "6").count("model in") == 1
+    run("--name", "longer", "--resume", "--steps", "none")
+    run("--name", "whole", "--epochs", "2")
+    first, second = histories(tmp_path / "longer", tmp_path / "whole")
+    assert first["train/loss"] == second["train/loss"]
+    assert first["validation/loss"][1][-1] == second["validation/loss"][1][-1]
+    config = TrainConfig.load(tmp_path / "whole" / "config.yaml")
+    truth, model = ReconstructionMeter([config.codebook_size]), load_pretrained(tmp_path / "whole" / "model")
+    images = load_data(config).validation
+    for x in to_float(images.batch(range(len(images)))).split(32):
+        with torch.no_grad():
+            output = model(x)
+        truth.update(x, output.reconstruction, output.codes)
+    best = min(range(2), key=lambda epoch: second["validation/loss"][1][epoch])
+    for name, value in truth.compute(1.0).items():
+        if name in ("mse", "ssim", "perplexity", "usage"):
+            assert second[f"validation/{name}"][1][best] == pytest.approx(value, rel=1e-5), name
 
 
 def test_priors_resume_too(tmp_path: Path, data) -> None:
