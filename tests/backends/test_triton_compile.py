@@ -101,6 +101,15 @@ def test_epilogue_is_cheap(case: str, targets: dict[str, Any]) -> None:
     assert targets[case]["per_pair"] <= PER_PAIR[case]
 
 
+@pytest.mark.parametrize("case", [c for c in SEARCHES if not c.startswith("100") and not c.endswith("512")])
+def test_a_tile_of_codes_is_read_once(case: str, targets: dict[str, Any]) -> None:
+    """Global to shared memory: the codes' parts and at most one bias a thread; to registers, row bounds."""
+    found = targets[case]
+    threads = 32 * found["warps"]
+    assert found["tile_bytes"] <= found["copied"] * threads <= found["tile_bytes"] + 4 * threads
+    assert found["loaded"] <= 36
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_kernels_do_not_spill(name: str, targets: dict[str, Any]) -> None:
     assert targets[f"90-{name}"]["spills"] == 0

@@ -107,12 +107,14 @@ def inspect(compiled: Any, pairs: float = 0.0, fused: int = 1) -> dict[str, Any]
     lines = re.findall(r"/\*([0-9a-f]{4,6})\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]+)([^;]*);", sass)
     at = {int(address, 16): i for i, (address, _, _) in enumerate(lines)}
     loop: list[str] = []
+    loads: list[str] = []
     for i, (address, name, operands) in enumerate(lines):
         jump = re.search(r"0x([0-9a-f]+)", operands) if name.startswith("BRA") else None
         if jump and int(jump[1], 16) < int(address, 16):
             body = [n.split(".")[0] for _, n, _ in lines[at[int(jump[1], 16)] : i + 1]]
             if any("MMA" in n for n in body) and len(body) > len(loop):
                 loop = body
+                loads = [n for _, n, _ in lines[at[int(jump[1], 16)] : i + 1] if n.startswith("LDG")]
     count = Counter(loop)
     total = Counter(n.split(".")[0] for _, n, _ in lines)
     result = {
@@ -128,7 +130,18 @@ def inspect(compiled: Any, pairs: float = 0.0, fused: int = 1) -> dict[str, Any]
         # A loop may hold more than one tile; every score takes ``fused`` FFMA.
         tiles = max(1, round((count["FFMA"] + 2 * count["FFMA2"]) / (pairs * fused)))
         result["per_pair"] = len(loop) / pairs / tiles
+        # What a thread loads from global memory for a tile of codes, into shared memory and into registers.
+        result["copied"], result["loaded"] = (
+            sum(_width(n) for n in loads if n.startswith("LDGSTS") == shared) / tiles
+            for shared in (True, False)
+        )
     return result
+
+
+def _width(load: str) -> int:
+    """Bytes of one load of one thread."""
+    widths = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1}
+    return next((widths[part] for part in load.split(".") if part in widths), 4)
 
 
 def search_case(arch: int, x: str, codebook: str, precision: str, dim: int) -> dict[str, Any]:
@@ -144,7 +157,8 @@ def search_case(arch: int, x: str, codebook: str, precision: str, dim: int) -> d
     )  # fmt: skip
     # The bias is one, and without packing the search for the minimum's column another.
     result = inspect(compiled, config.rows * config.codes / (32 * config.warps), 1 if plan.pack else 2)
-    return result | {"limit": config.registers or 255, "warps": config.warps}
+    tile = 2 * plan.code_parts * config.codes * padded_depth(config, dim)
+    return result | {"limit": config.registers or 255, "warps": config.warps, "tile_bytes": tile}
 
 
 def other_case(arch: int, name: str) -> dict[str, Any]:
