@@ -29,7 +29,14 @@ def convert_file(path: str | Path) -> VQVAE | VQVAE2:
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; give the .pt file of a checkpoint")
-    loaded = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # what is no checkpoint can make unpickling raise anything
+        raise ValueError(
+            f"{file} is no checkpoint that torch.load reads without running code in it"
+        ) from error
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"{file} holds a {type(loaded).__name__}, expected a state_dict: names and tensors")
     state = {str(key).removeprefix("module."): value for key, value in loaded.items()}
     if "quantize_t.embed" in state:
         return convert_rosinality(state, str(file))

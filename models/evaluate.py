@@ -137,7 +137,12 @@ class RFID:
             raise ValueError(f"fid weights {weights!r} do not exist; give a TorchScript feature network")
         from torchmetrics.image.fid import FrechetInceptionDistance
 
-        network = torch.jit.load(weights, map_location=device)
+        try:
+            network = torch.jit.load(weights, map_location=device)
+        except RuntimeError as error:
+            raise ValueError(
+                f"fid weights {weights!r} are no TorchScript file: save one by torch.jit.save"
+            ) from error
         self.metric = FrechetInceptionDistance(feature=_Features(network)).to(device)
 
     def update(self, images: Tensor, reconstruction: Tensor) -> None:

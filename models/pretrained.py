@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, cast
 
+import torch
 from torch import Tensor, nn
 
 CONFIG_FILE = "config.json"
@@ -53,9 +54,19 @@ class Pretrained(nn.Module):
 
 
 def load_pretrained(directory: str | Path, device: str = "cpu") -> Pretrained:
-    """Build whichever model :meth:`Pretrained.save_pretrained` wrote into ``directory``, in eval mode."""
+    """Build whichever model :meth:`Pretrained.save_pretrained` wrote into ``directory``, in eval mode.
+
+    FileNotFoundError or ValueError where there is no such model, or no such device.
+    """
     import models
 
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # what torch raises for an unknown and a missing one
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device {device!r} cannot be used here ({reason}); give cpu, or cuda on a GPU"
+        ) from error
     folder = Path(directory)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():

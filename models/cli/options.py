@@ -100,8 +100,9 @@ def open_priors(folder: str | Path, device: str) -> list[AutoregressivePrior]:
     """The priors of a `train-prior` run, top level first."""
     from models.pretrained import load_pretrained
 
-    levels = sorted(Path(folder).glob("level*"), key=lambda path: int(path.name.removeprefix("level")))
+    found = [path for path in Path(folder).glob("level*") if path.name.removeprefix("level").isdecimal()]
+    levels = sorted(found, key=lambda path: int(path.name.removeprefix("level")))
     if not levels:
         raise FileNotFoundError(f"{folder} holds no priors; train them with `python -m models train-prior`")
-    found: list[Any] = [load_pretrained(level, device) for level in levels]
-    return found
+    priors: list[Any] = [load_pretrained(level, device) for level in levels]
+    return priors

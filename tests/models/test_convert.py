@@ -182,6 +182,15 @@ def test_a_converted_run_serves_the_other_commands(tmp_path: Path, capsys) -> No
     assert "zalando exists" in capsys.readouterr().err
 
 
+def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    with pytest.raises(ValueError, match=r"junk\.pt is no checkpoint"):
+        convert_file(tmp_path / "junk.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match="holds a list, expected a state_dict"):
+        convert_file(tmp_path / "list.pt")
+
+
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     state = Zalando(True).state
     with pytest.raises(ValueError, match=r"lacks the key _encoder\._conv_1\.weight"):

@@ -218,6 +218,12 @@ def test_command_line_from_training_to_samples(tmp_path: Path, monkeypatch, caps
     assert saved["level0"].shape == (8, 2, 2)
     assert saved["level1"].shape == (8, 4, 4)
     assert Path("runs/prior/samples/samples.png").stat().st_size > 500
+    Path("runs/prior/levels.txt").touch()
+    assert main(["sample", "runs/prior", "--classes", "3", "--device", "teapot"]) == 2
+    assert "device 'teapot' cannot be used here" in capsys.readouterr().err
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    assert main(["evaluate", "runs/digits", "--fid-weights", str(tmp_path / "junk.pt")]) == 2
+    assert "are no TorchScript file" in capsys.readouterr().err
     assert main(["sample", "runs/prior", "--classes", "eleven"]) == 2
     assert "unknown class 'eleven'; the classes are: 0, 1, 2" in capsys.readouterr().err
 
