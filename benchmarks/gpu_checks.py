@@ -20,6 +20,7 @@ from torch import Tensor
 
 import vq_kernels as vq
 
+from .gpu_models import from_data_to_samples
 from .launches import device_activities
 from .machine import ROOT
 
@@ -260,6 +261,7 @@ CHECKS: dict[str, Check] = {
     "second device": works_on_a_second_device,
     "CUDA graph of a training step": captures_in_a_graph,
     f"at most {MOST_LAUNCHES} launches a step": takes_few_launches,
+    "models, data to samples": lambda backend: from_data_to_samples(backend, DEVICE),
     "compute-sanitizer memcheck": functools.partial(passes_sanitizer, "memcheck"),
     "compute-sanitizer racecheck": functools.partial(passes_sanitizer, "racecheck"),
 }

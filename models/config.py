@@ -19,7 +19,8 @@ PER_LEVEL = "one for all levels, or one for each, top first"
 # the checkpoint, as the learning rate does.
 MAY_CHANGE = (
     *("name", "runs", "epochs", "steps", "patience", "schedule", "warmup", "clip", "precision", "devices"),
-    *("accelerator", "log_every", "checkpoint_every", "progress", "pictures_every", "cache_gb", "cache_dir"),
+    *("accelerator", "deterministic", "log_every", "checkpoint_every", "progress", "pictures_every"),
+    *("cache_gb", "cache_dir"),
 )
 
 
@@ -40,6 +41,7 @@ class LoopConfig:
     precision: str = option("32-true", "32-true, bf16-mixed or 16-mixed")
     devices: int | None = option(None, "devices on each machine; by default as torchrun says, else 1")
     accelerator: str = option("auto", "auto, cpu or gpu")
+    deterministic: bool = option(True, "on a GPU: equal seeds give equal runs, at some speed")
     patience: int | None = option(None, "stop after this many epochs without a better validation loss")
     seed: int = option(0, "of weights, order of images and noise; equal seeds give equal runs")
     log_every: int = option(10, "steps between two rows of the logs")

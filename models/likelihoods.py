@@ -134,7 +134,7 @@ class Categorical(nn.Module):
 
     def loss(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Cross-entropy in nats, mean over elements: ``[]``."""
-        return F.cross_entropy(_split_levels(parameters.float()), to_levels(x))
+        return -self.log_prob(parameters, x).mean()
 
     def mean(self, parameters: Tensor) -> Tensor:
         probability = _split_levels(parameters.float()).softmax(dim=1)
@@ -143,7 +143,7 @@ class Categorical(nn.Module):
 
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Log-probability of each element's level in nats: x's shape."""
-        return -F.cross_entropy(_split_levels(parameters.float()), to_levels(x), reduction="none")
+        return log_softmax_at(_split_levels(parameters.float()), to_levels(x))
 
 
 KINDS = ("mse", "gaussian", "logistic", "categorical")
@@ -161,6 +161,16 @@ def make_likelihood(kind: str, channels: int, variance: float = 1.0) -> Likeliho
     if kind == "categorical":
         return cast(Likelihood, Categorical())
     raise ValueError(f"likelihood must be one of {', '.join(KINDS)}, got {kind!r}")
+
+
+def log_softmax_at(logits: Tensor, classes: Tensor) -> Tensor:
+    """Log-probability of classes ``[B, *S]`` under logits ``[B, K, *S]``: ``[B, *S]``.
+
+    As ``-cross_entropy``, whose kernel for maps is not deterministic on a GPU; that for rows is.
+    """
+    rows = logits.movedim(1, -1)
+    nats = F.cross_entropy(rows.flatten(0, -2), classes.flatten(), reduction="none")
+    return -nats.view(classes.shape)
 
 
 def _per_channel(values: Tensor, x: Tensor) -> Tensor:

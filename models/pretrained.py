@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, cast
 
-import torch
 from torch import Tensor, nn
+
+from models.device import find_device
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -56,17 +57,12 @@ class Pretrained(nn.Module):
 def load_pretrained(directory: str | Path, device: str = "cpu") -> Pretrained:
     """Build whichever model :meth:`Pretrained.save_pretrained` wrote into ``directory``, in eval mode.
 
-    FileNotFoundError or ValueError where there is no such model, or no such device.
+    device: as torch names it, or ``auto``. FileNotFoundError or ValueError where there is no such model,
+    or no such device.
     """
     import models
 
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # what torch raises for an unknown and a missing one
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device {device!r} cannot be used here ({reason}); give cpu, or cuda on a GPU"
-        ) from error
+    device = find_device(device)
     folder = Path(directory)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():

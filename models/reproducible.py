@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 
 
@@ -15,6 +20,25 @@ def start_reproducibly(seed: int) -> None:
 
     seed_everything(seed, verbose=False)
     settle_first_calls()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by deterministic_algorithms
+
+
+@contextmanager
+def deterministic_algorithms(wanted: bool) -> Iterator[None]:
+    """Inside the block torch takes deterministic algorithms only, if ``wanted``.
+
+    RuntimeError from torch where an operation has none.
+    """
+    memory: Any = torch.utils.deterministic
+    mode, fill = torch.get_deterministic_debug_mode(), memory.fill_uninitialized_memory
+    try:
+        if wanted:
+            torch.use_deterministic_algorithms(True)
+            memory.fill_uninitialized_memory = False  # kernels write all that they return
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        memory.fill_uninitialized_memory = fill
 
 
 def settle_first_calls() -> None:

@@ -23,6 +23,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from models.device import find_device
     from models.encode import encode
 
     _, model, data = open_run(arguments)
@@ -34,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
         source=str(Path(arguments.run_folder) / "model"),
         batch_size=arguments.batch_size,
         shard_size=arguments.shard_size,
-        device=arguments.device,
+        device=find_device(arguments.device),
         overwrite=arguments.overwrite,
         progress=True,
     )

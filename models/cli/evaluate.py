@@ -22,9 +22,11 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from models.cli.priors import check_prior_of
+    from models.device import find_device
     from models.evaluate import as_table, evaluate
 
-    priors = open_priors(arguments.prior, arguments.device) if arguments.prior else []
+    device = find_device(arguments.device)
+    priors = open_priors(arguments.prior, device) if arguments.prior else []
     if priors:
         check_prior_of(arguments.prior, arguments.run_folder)
     _, model, data = open_run(arguments)
@@ -34,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
         split=arguments.split,
         priors=priors,
         batch_size=arguments.batch_size,
-        device=arguments.device,
+        device=device,
         fid_weights=arguments.fid_weights,
     )
     path = Path(arguments.out or Path(arguments.run_folder) / f"evaluation-{arguments.split}.json")

@@ -64,10 +64,16 @@ def run_config(arguments: argparse.Namespace, kind: type[Config]) -> Config:
     return merged
 
 
+def add_device_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (auto: a GPU where torch finds one)"
+    )
+
+
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """A trained run, and which data to use with it."""
     parser.add_argument("run_folder", metavar="RUN", help="folder of a trained run, for example runs/NAME")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
+    add_device_flag(parser)
     parser.add_argument("--batch-size", type=int, default=256, help="images in a batch (256)")
     add_config_flags(parser, DataConfig, ", by default those of the run")
 

@@ -26,17 +26,19 @@ def run(arguments: argparse.Namespace) -> None:
 
     from models.build import check_size
     from models.data import BatchLoader, to_float, to_uint8
+    from models.device import find_device
     from models.pictures import save_image, side_by_side
 
     for flag in ("count", "batch_size"):
         if getattr(arguments, flag) < 1:
             raise ValueError(f"{flag} must be at least 1, got {getattr(arguments, flag)}")
+    device = find_device(arguments.device)
     _, model, data = open_run(arguments)
     check_size(model, data)
     split = data.split(arguments.split)
     folder = Path(arguments.out or Path(arguments.run_folder) / f"reconstruct-{arguments.split}")
     with torch.no_grad():
-        x = to_float(split.batch(range(min(arguments.count, len(split)))).to(arguments.device))
+        x = to_float(split.batch(range(min(arguments.count, len(split)))).to(device))
         reconstructed = torch.cat([model.reconstruct(part) for part in x.split(arguments.batch_size)])
         path = save_image(side_by_side(x, reconstructed), folder / "side_by_side.png")
         print(f"originals beside reconstructions in {path}")
@@ -44,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
             return
         number = 0
         for images, _ in BatchLoader(split, arguments.batch_size):
-            for image in to_uint8(model.reconstruct(to_float(images.to(arguments.device)))).cpu():
+            for image in to_uint8(model.reconstruct(to_float(images.to(device)))).cpu():
                 save_image(image, folder / "images" / f"{number:06d}.png", smallest=1)
                 number += 1
     print(f"{number} reconstructions in {folder / 'images'}")

@@ -27,6 +27,7 @@ def add_parser(commands: Any) -> None:
         study.add_argument("--label-column", help="column of the labels")
         study.add_argument("--epochs", type=int, help="epochs of every model, instead of the scale's")
         study.add_argument("--accelerator", default="auto", help="auto, cpu or gpu (auto)")
+        study.add_argument("--precision", default="32-true", help="32-true, bf16-mixed or 16-mixed (32-true)")
         study.add_argument("--no-progress", action="store_true", help="no progress bars")
         study.set_defaults(run=run, study=name)
 
@@ -42,6 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
         label_column=arguments.label_column,
         epochs=arguments.epochs,
         accelerator=arguments.accelerator,
+        precision=arguments.precision,
         progress=not arguments.no_progress,
     )
     folder = load_study(arguments.study)(options)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from models.cli.options import as_code_model, open_priors
+from models.cli.options import add_device_flag, as_code_model, open_priors
 
 SAMPLES_AT_ONCE = 512
 
@@ -21,8 +21,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--top-p", type=float, help="draw among the likeliest codes of this total probability"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the draws; each kind of device has its own (0)"
+    )
+    add_device_flag(parser)
     parser.add_argument(
         "--model", help="run or folder of the decoder, if it has moved since it wrote the codes"
     )
@@ -41,21 +43,23 @@ def run(arguments: argparse.Namespace) -> None:
 
     from models.cli.priors import check_prior_of, model_folder
     from models.data.codes import CodeDescription
+    from models.device import find_device
     from models.pictures import grid, save_image
     from models.pretrained import load_pretrained
     from models.sample import decode, sample_codes
 
     if arguments.count < 1:
         raise ValueError(f"count must be at least 1, got {arguments.count}")
-    priors = open_priors(arguments.prior_folder, arguments.device)
+    device = find_device(arguments.device)
+    priors = open_priors(arguments.prior_folder, device)
     description = CodeDescription.load(Path(arguments.prior_folder))
     decoder = model_folder(arguments.model or description.model)
     check_prior_of(arguments.prior_folder, decoder)
-    loaded: Any = load_pretrained(decoder, arguments.device)
+    loaded: Any = load_pretrained(decoder, device)
     model = as_code_model(loaded)
     classes = chosen_classes(arguments.classes, description.class_names, priors[0].num_classes)
-    labels = torch.tensor(classes, device=arguments.device).repeat_interleave(arguments.count)
-    generator = torch.Generator(arguments.device).manual_seed(arguments.seed)
+    labels = torch.tensor(classes, device=device).repeat_interleave(arguments.count)
+    generator = torch.Generator(device).manual_seed(arguments.seed)
     parts = [
         sample_codes(
             priors,

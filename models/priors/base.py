@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from models.likelihoods import log_softmax_at
 from models.pretrained import Pretrained
 from models.priors.filters import check_filters, draw, filter_logits
 
@@ -62,7 +62,7 @@ class AutoregressivePrior(Pretrained, ABC):
     def log_prob(self, codes: Tensor, labels: Tensor | None = None, upper: Tensor | None = None) -> Tensor:
         """log p(codes | labels, upper) in nats, summed over the positions: float32 ``[B]``."""
         logits = self.logits(codes, labels, upper).float()
-        return -F.cross_entropy(logits, codes, reduction="none").flatten(1).sum(dim=1)
+        return log_softmax_at(logits, codes).flatten(1).sum(dim=1)
 
     def forward(self, codes: Tensor, labels: Tensor | None = None, upper: Tensor | None = None) -> Tensor:
         """:meth:`log_prob`, so that wrappers that hook ``forward`` (DDP, ``torch.compile``) train a prior."""

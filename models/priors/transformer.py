@@ -161,16 +161,24 @@ class TransformerPrior(AutoregressivePrior):
         context = _grid_sum(axes)  # [1, width, *S]
         if upper is not None:
             # An upper cell stands at the mean of the positions that it covers.
-            coarse = [
-                F.adaptive_avg_pool1d(axis.T, size).T
-                for axis, size in zip(axes, upper.shape[1:], strict=True)
-            ]
+            coarse = [_cell_means(axis, cells) for axis, cells in zip(axes, upper.shape[1:], strict=True)]
             x = self.upper_code(upper.flatten(1)) + token_rows(_grid_sum(coarse))
             for block in self.upper_blocks:
                 x = block(x)
             x = token_map(self.upper_out(self.upper_norm(x)), upper.shape[1:])
             context = context + upsample_to(x, sizes)
         return token_rows(context)
+
+
+def _cell_means(axis: Tensor, cells: int) -> Tensor:
+    """Means of ``[S, width]`` over the positions that each of ``cells`` cells covers: ``[cells, width]``.
+
+    What ``adaptive_avg_pool1d`` gives, whose backward pass is not deterministic on a GPU.
+    """
+    positions = torch.arange(len(axis), device=axis.device)
+    edges = torch.arange(cells + 1, device=axis.device)[:, None] * len(axis)
+    covered = (positions >= edges[:-1] // cells) & (positions * cells < edges[1:])
+    return (covered / covered.sum(1, keepdim=True)).to(axis.dtype) @ axis
 
 
 def _grid_sum(axes: list[Tensor]) -> Tensor:

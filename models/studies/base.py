@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from models.config import PriorConfig, TrainConfig
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from models.data import ImageData
     from models.data.codes import CodeStore
     from models.outputs import Autoencoder, CodeModel
@@ -35,6 +37,7 @@ class StudyOptions:
     label_column: str | None = None
     epochs: int | None = None
     accelerator: str = "auto"
+    precision: str = "32-true"
     progress: bool = True
 
 
@@ -56,6 +59,7 @@ class Runner:
 
     def __init__(self, study: str, options: StudyOptions, settings: Mapping[str, Mapping[str, Any]]) -> None:
         from models.data import load_data
+        from models.device import find_device
 
         if options.scale not in settings:
             raise ValueError(f"scale must be one of {', '.join(settings)}, got {options.scale!r}")
@@ -63,9 +67,11 @@ class Runner:
         self.folder = Path(options.runs) / f"reproduce-{study}-{options.scale}"
         given = {name: getattr(options, name) for name in ("data", "limit", "size", "label_column", "epochs")}
         own = {name: value for name, value in given.items() if value is not None}
-        shared = {"runs": str(self.folder), "accelerator": options.accelerator, "progress": options.progress}
-        self.config = TrainConfig(**{**settings[options.scale], **shared, **own})
+        loop = {name: getattr(options, name) for name in ("accelerator", "precision", "progress")}
+        self.shared: dict[str, Any] = {"runs": str(self.folder)} | loop
+        self.config = TrainConfig(**{**settings[options.scale], **self.shared, **own})
         self.data: ImageData = load_data(self.config)
+        self.device = find_device({"gpu": "cuda"}.get(options.accelerator, options.accelerator))
 
     def train(self, name: str, **changes: Any) -> TrainedRun:
         """The run ``name`` with ``changes`` to the study's settings."""
@@ -75,10 +81,10 @@ class Runner:
 
         config = self.config.replace(name=name, **changes)
         if self._is_done(config, "model"):
-            loaded: Any = load_pretrained(config.folder / "model")
+            loaded: Any = load_pretrained(config.folder / "model", self.device)
         else:
             self._say(f"training {name}")
-            loaded = train(config, self.data, overwrite=True)
+            loaded = train(config, self.data, overwrite=True).to(self.device)
         return TrainedRun(config, loaded, read_history(config.folder))
 
     def train_priors(
@@ -94,25 +100,45 @@ class Runner:
             settings["epochs"] = self.options.epochs
         model: CodeModel = as_vq(run.model)
         codes = run.config.folder / "codes"
-        config = PriorConfig(
-            name=name,
-            runs=str(self.folder),
-            codes=str(codes),
-            accelerator=self.options.accelerator,
-            progress=self.options.progress,
-            **settings,
-        )
+        config = PriorConfig(name=name, codes=str(codes), **self.shared, **settings)
+        source = str(run.config.folder / "model")
         try:
-            store = encode(model, self.data, codes, source=str(run.config.folder / "model"))
+            store = encode(model, self.data, codes, source=source, device=self.device)
         except ValueError:  # of an earlier model or other data
-            store = encode(model, self.data, codes, source=str(run.config.folder / "model"), overwrite=True)
+            store = encode(model, self.data, codes, source=source, device=self.device, overwrite=True)
         # A prior keeps the description of its codes: another run of the model makes it out of date.
         seen = config.folder / DESCRIPTION_FILE
         known = seen.is_file() and CodeDescription.load(config.folder) == store.description
         if known and self._is_done(config, "level0"):
-            return store, open_priors(config.folder, "cpu")
+            return store, open_priors(config.folder, self.device)
         self._say(f"training {name}")
-        return store, train_prior(config, store, overwrite=True)
+        trained: list[Any] = [prior.to(self.device) for prior in train_prior(config, store, overwrite=True)]
+        return store, trained
+
+    def evaluate(self, run: TrainedRun, **options: Any) -> dict[str, float | str]:
+        """:func:`models.evaluate.evaluate` of the run on the study's data and device."""
+        from models.evaluate import evaluate
+
+        return evaluate(run.model, self.data, device=self.device, **options)
+
+    def sample(
+        self,
+        run: TrainedRun,
+        priors: Sequence[AutoregressivePrior],
+        store: CodeStore,
+        per_class: int,
+        **filters: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Images ``[classes * per_class, C, H, W]``, one class after the other, and their labels."""
+        import torch
+
+        from models.sample import decode, sample_codes
+
+        labels = torch.arange(max(1, len(self.data.class_names))).repeat_interleave(per_class)
+        generator = torch.Generator(self.device).manual_seed(0)
+        shapes = store.description.shapes
+        codes = sample_codes(priors, shapes, labels.to(self.device), generator=generator, **filters)
+        return decode(as_vq(run.model), codes).cpu(), labels
 
     def write_table(self, name: str, rows: Sequence[Row], note: str = "") -> None:
         """``NAME.md`` and ``NAME.csv`` in the study's folder; also printed."""

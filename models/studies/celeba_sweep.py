@@ -11,7 +11,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from models.evaluate import evaluate
 from models.pictures import save_curves
 from models.studies.base import Row, Runner, StudyOptions, TrainedRun
 from models.studies.figures import compare_reconstructions
@@ -54,7 +53,7 @@ def run(options: StudyOptions) -> Path:
         settings = dict(zip(grid, values, strict=True))
         name = "-".join(f"{key}{value:g}" for key, value in settings.items())
         runs[values] = runner.train(name, **settings)
-        found = evaluate(runs[values].model, runner.data, split="validation")
+        found = runner.evaluate(runs[values], split="validation")
         rows.append(settings | {key: found[key] for key in ("mse", "nmse", "ssim", "perplexity", "usage")})
     ranked = sorted(rows, key=lambda row: float(row["mse"]))
     runner.write_table(
@@ -67,7 +66,7 @@ def run(options: StudyOptions) -> Path:
         _curves(runner, runs, grid, best, parameter)
     steps = LONGER[options.scale]
     longer = runner.train("best", **best, steps=steps)
-    found = evaluate(longer.model, runner.data)
+    found = runner.evaluate(longer)
     figures = {name: found[name] for name in ("mse", "nmse", "psnr", "ssim", "perplexity", "usage")}
     runner.write_table("best", [best | {"steps": steps} | figures], f"Test split of {runner.data.name}.")
     history = longer.history

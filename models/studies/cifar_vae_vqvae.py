@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from models.evaluate import evaluate
 from models.pictures import save_curves
 from models.studies.base import Row, Runner, StudyOptions, TrainedRun
 from models.studies.figures import compare_reconstructions
@@ -55,7 +54,7 @@ def run(options: StudyOptions) -> Path:
         for batch_size in BATCH_SIZES[options.scale]:
             trained = runner.train(f"{model}-batch{batch_size}", batch_size=batch_size, **settings)
             runs[model, batch_size] = trained
-            found = evaluate(trained.model, runner.data)
+            found = runner.evaluate(trained)
             figures = {name: found[name] for name in ("ssim", "nmse", "mse", "psnr")}
             rows.append({"model": model, "batch size": batch_size, **figures})
     runner.write_table(

@@ -53,11 +53,12 @@ def reconstructions_over_epochs(path: Path, runs: Mapping[str, Path], shown: int
 def code_vectors(model: CodeModel, data: ImageData, split: str, limit: int = 2000) -> tuple[Tensor, Tensor]:
     """The quantized vectors of every level of ``limit`` images, flattened, and the labels."""
     part = data.split(split)
+    device = next(model.parameters()).device
     vectors, labels = [], []
     for images, batch_labels in BatchLoader(part, 100):
-        levels = zip(quantizers(model), model.encode(to_float(images)), strict=True)
+        levels = zip(quantizers(model), model.encode(to_float(images.to(device))), strict=True)
         flat = [layer.get_output_from_indices(codes).flatten(1) for layer, codes in levels]
-        vectors.append(torch.cat(flat, dim=1))
+        vectors.append(torch.cat(flat, dim=1).cpu())
         labels.append(batch_labels)
         if sum(map(len, labels)) >= limit:
             break
@@ -116,9 +117,10 @@ def compare_reconstructions(
     figure, _ = new_figure(1)
     figure.clear()
     x = to_float(data.test.batch(range(count)))
-    rows = {"original": x} | {
-        label: model.cpu().eval().reconstruct(x).detach() for label, model in models.items()
-    }
+    rows = {"original": x}
+    for label, model in models.items():
+        device = next(model.parameters()).device
+        rows[label] = model.eval().reconstruct(x.to(device)).detach().cpu()
     figure.set_size_inches(count, 1.2 * len(rows))
     axes = figure.subplots(len(rows), count, squeeze=False)
     for row, (label, images) in enumerate(rows.items()):

@@ -11,9 +11,7 @@ from typing import Any
 
 import torch
 
-from models.evaluate import evaluate
 from models.pictures import grid, save_curves, save_image
-from models.sample import decode, sample_codes
 from models.studies.base import Runner, StudyOptions, TrainedRun, as_vq, mean_std
 from models.studies.figures import code_vectors, image_vectors, reconstructions_over_epochs, tsne_by_label
 
@@ -100,7 +98,7 @@ def run(options: StudyOptions) -> Path:
 
 
 def _row(runner: Runner, model: str, runs: list[TrainedRun]) -> dict[str, str]:
-    found = [evaluate(trained.model, runner.data) for trained in runs]
+    found = [runner.evaluate(trained) for trained in runs]
     row = {"model": model}
     for name in FIGURES:
         for key in [key for key in found[0] if key == name or key.startswith(f"{name}_")]:
@@ -118,8 +116,5 @@ def _tsne(runner: Runner, runs: dict[str, TrainedRun]) -> None:
 def _samples(runner: Runner, trained: TrainedRun) -> None:
     """Top codes of a class, bottom codes given them, images: one row a class."""
     store, priors = runner.train_priors(trained, "vqvae2-priors", **PRIORS[runner.options.scale])
-    classes = max(1, len(runner.data.class_names))
-    labels = torch.arange(classes).repeat_interleave(12)
-    generator = torch.Generator().manual_seed(0)
-    codes = sample_codes(priors, store.description.shapes, labels, temperature=0.9, generator=generator)
-    save_image(grid(decode(as_vq(trained.model), codes), 12), runner.folder / "samples.png")
+    images, _ = runner.sample(trained, priors, store, 12, temperature=0.9)
+    save_image(grid(images, 12), runner.folder / "samples.png")

@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.evaluate import evaluate
 from models.studies.base import Row, Runner, StudyOptions
 from models.studies.figures import compare_reconstructions, stacked_bars
 
@@ -82,7 +81,7 @@ def run(options: StudyOptions) -> Path:
             if model == "vqvae":
                 settings = PRIORS[options.scale] | {"conditional": False}
                 _, priors = runner.train_priors(trained, f"{name}-prior", **settings)
-            found = evaluate(trained.model, runner.data, priors=priors)
+            found = runner.evaluate(trained, priors=priors)
             latent = float(found["bits_kl" if model == "vae" else "bits_codes_prior"])
             bars[name] = {"decoder": float(found["bits_decoder"]), "KL or codes": latent}
             uniform = found.get("bits_per_dim_uniform", "")

@@ -10,13 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from models.evaluate import evaluate
 from models.judge import Judge
 from models.pictures import grid, save_curves, save_image
-from models.sample import decode, sample_codes
-from models.studies.base import Row, Runner, StudyOptions, as_vq
+from models.studies.base import Row, Runner, StudyOptions
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "small": {
@@ -97,12 +93,11 @@ def _variant(
 
     name = "-".join(f"{key}{value}" for key, value in variant.items())
     trained = runner.train(name, **(SHARED | variant))
-    model = as_vq(trained.model)
     row: dict[str, str | float | int] = dict(variant)
     for kind in ("unconditional", "conditional"):
         settings = PRIORS[runner.options.scale] | {"conditional": kind == "conditional"}
         store, priors = runner.train_priors(trained, f"{name}-{kind}", **settings)
-        found = evaluate(trained.model, runner.data, priors=priors)
+        found = runner.evaluate(trained, priors=priors)
         if kind == "unconditional":
             row["sequence length"] = sum(level[0] * level[1] for level in store.description.shapes)
             row |= {key: found[key] for key in ("mse", "ssim", "perplexity")}
@@ -111,19 +106,10 @@ def _variant(
         used = trained.config
         label = f"K={used.codebook_size}, D={used.embedding_dim}, {row['sequence length']} codes"
         curves[kind][label] = history["validation/nats_per_code"]
-        classes = max(1, len(runner.data.class_names))
-        labels = torch.arange(classes).repeat_interleave(PER_CLASS)
         for title, (temperature, top_k) in SAMPLING.items():
-            generator = torch.Generator().manual_seed(0)
-            codes = sample_codes(
-                priors,
-                store.description.shapes,
-                labels,
-                temperature=temperature,
-                top_k=top_k,
-                generator=generator,
+            images, labels = runner.sample(
+                trained, priors, store, PER_CLASS, temperature=temperature, top_k=top_k
             )
-            images = decode(model, codes)
             file = f"samples-{name}-{kind}-temperature{temperature:g}.png"
             save_image(grid(images, PER_CLASS), runner.folder / file)
             if judge is not None and kind == "conditional":

@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from models.config import LoopConfig
 from models.data.loader import BatchLoader, Split
+from models.reproducible import deterministic_algorithms
 from models.training.callbacks import AtomicCheckpointIO, LastCheckpoint, RunBar, interrupt_handler_kept
 from models.training.modules import SeededModule
 
@@ -84,7 +85,12 @@ def fit(trainer: pl.Trainer, module: SeededModule, validation: BatchLoader, chec
     """
     config = module.config
     best, last = (config.folder / "checkpoints" / name for name in (BEST, LAST))
-    with warnings.catch_warnings(), interrupt_handler_kept():
+    on_gpu = trainer.strategy.root_device.type == "cuda"
+    with (
+        warnings.catch_warnings(),
+        interrupt_handler_kept(),
+        deterministic_algorithms(config.deterministic and on_gpu),
+    ):
         # Lightning knows DataLoaders; BatchLoader needs no workers and no other sampler.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*may not be saved.*|.*exists and is not empty.*")

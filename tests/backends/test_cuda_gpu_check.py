@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import vq_kernels as vq
-from benchmarks import gpu_check, gpu_checks
+from benchmarks import gpu_check, gpu_checks, gpu_models
 from benchmarks.gpu_check import FAILED, PASSED, SKIPPED, NotHere, Result
+from benchmarks.gpu_models import from_data_to_samples
 from benchmarks.machine import describe
 from vq_kernels.backends import QuantizeResult, register_backend
 from vq_kernels.backends.cuda import CudaBackend
@@ -192,6 +193,22 @@ def test_a_right_backend_agrees_and_a_wrong_one_does_not(here: str, monkeypatch:
     monkeypatch.setattr(CudaBackend, "vector_quantize", off_by_one)
     with pytest.raises(AssertionError, match="1 of 300 indices differ"):
         gpu_checks.agrees_with_reference(here)
+
+
+def test_models_go_from_data_to_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert re.match(r"two runs equal, MSE 0\.0\d+ on cpu", from_data_to_samples("native", "cpu"))
+    seen = {"weights": [b"1"], "codes": [[3]], "mse": 0.02}
+    for changes, on_the_cpu, message in (
+        ({"weights": [b"2"]}, 0.02, "two trainings of one seed differ"),
+        ({"codes": [[4]]}, 0.02, "two samplings of one seed differ"),
+        ({}, 0.03, "MSE 0.020000 on cpu, 0.030000 on the CPU"),
+        ({}, 0.1, "MSE 0.1000 after three epochs"),
+    ):
+        runs = iter([seen, seen | changes])
+        monkeypatch.setattr(gpu_models, "_run", lambda *arguments, runs=runs: next(runs))
+        monkeypatch.setattr(gpu_models, "_evaluate", lambda *arguments, mse=on_the_cpu: mse)
+        with pytest.raises(AssertionError, match=message):
+            from_data_to_samples("native", "cpu")
 
 
 def test_a_training_step_gives_results_and_a_gradient(here: str) -> None:
