@@ -147,3 +147,20 @@ def test_low_precision_backward_computes_in_float32(backend: str, device: torch.
     (grad,) = torch.autograd.grad(got.loss, x)
     want = (2 * 320.0 / x.numel() * (x.float() - codebook[got.indices])).to(torch.bfloat16)
     torch.testing.assert_close(grad, want, rtol=8e-3, atol=0.0)
+
+
+def test_kept_codes_may_be_overwritten_before_the_backward_pass(backend: str, device: torch.device) -> None:
+    codebook = torch.randn(9, 5, device=device)
+    for keep in (False, True):
+        x = torch.randn(2, 7, 5, device=device, requires_grad=True)
+        codes = codebook.clone()
+        out = vq.vector_quantize(x, codes, keep_codes=keep, backend=backend)
+        (want,) = torch.autograd.grad(out.loss, x, retain_graph=True)
+        codes.zero_()
+        if not keep:
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                out.loss.backward()
+            continue
+        (got,) = torch.autograd.grad(out.loss, x)
+        assert torch.equal(got, want)
+        assert want.abs().sum() > 0

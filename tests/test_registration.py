@@ -43,10 +43,10 @@ def cases(backend: str, device: torch.device) -> dict[str, list[tuple[object, ..
             for normalize in (False, True)
         ],
         "vector_quantize": [
-            (x, codebook, None, "l2", "exact", -1, True, backend),
-            (x, codebook, mask, "l2", "exact", -1, False, backend),
-            (first, codebook, None, "cosine", "exact", 1, True, backend),
-            (x.transpose(0, 1), codebook, None, "l2", "exact", -1, True, backend),
+            (x, codebook, None, "l2", "exact", -1, True, False, backend),
+            (x, codebook, mask, "l2", "exact", -1, False, True, backend),
+            (first, codebook, None, "cosine", "exact", 1, True, True, backend),
+            (x.transpose(0, 1), codebook, None, "l2", "exact", -1, True, False, backend),
         ],
         "vector_quantize_backward": [
             (x, one, x, codebook, some, valid, *step),

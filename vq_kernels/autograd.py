@@ -49,11 +49,12 @@ class Options(NamedTuple):
     precision: str
     channel_dim: int
     statistics: bool
+    keep_codes: bool
     backend: str | None
 
 
 class VectorQuantize(torch.autograd.Function):
-    """The fused step. Outputs: quantized, loss, indices, counts, sums, valid_rows.
+    """The fused step. Outputs: quantized, loss, indices, counts, sums, valid_rows, kept codes.
 
     With n unmasked rows and e = codebook[indices]::
 
@@ -67,25 +68,34 @@ class VectorQuantize(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        x: Tensor, codebook: Tensor, mask: Tensor | None, options: Options
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def forward(x: Tensor, codebook: Tensor, mask: Tensor | None, options: Options) -> tuple[Tensor, ...]:
         o = options
-        args = (x, codebook, mask, o.metric, o.precision, o.channel_dim, o.statistics, o.backend)
-        quantized, indices, mse, valid_rows, counts, sums = cast(
-            tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], ops.call("vector_quantize", *args)
+        args = (
+            x,
+            codebook,
+            mask,
+            o.metric,
+            o.precision,
+            o.channel_dim,
+            o.statistics,
+            o.keep_codes,
+            o.backend,
+        )
+        quantized, indices, mse, valid_rows, counts, sums, kept = cast(
+            tuple[Tensor, ...], ops.call("vector_quantize", *args)
         )
         weight = o.commitment_weight + o.codebook_weight
         loss = mse if weight == 1.0 else mse * weight  # on a GPU a product is a launch
-        return quantized, loss, indices, counts, sums, valid_rows
+        return quantized, loss, indices, counts, sums, valid_rows, kept
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, codebook, _, ctx.options = inputs
-        _, _, indices, counts, sums, valid_rows = output
-        ctx.mark_non_differentiable(indices, counts, sums, valid_rows)
+        _, _, indices, counts, sums, valid_rows, kept = output
+        ctx.mark_non_differentiable(indices, counts, sums, valid_rows, kept)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, codebook, indices, counts, sums, valid_rows)
+        codes = kept if ctx.options.keep_codes else codebook
+        ctx.save_for_backward(x, codes, indices, counts, sums, valid_rows)
 
     @staticmethod
     @once_differentiable
@@ -117,7 +127,7 @@ class EagerVectorQuantize(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, codebook: Tensor, mask: Tensor | None, options: Options
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         outputs = VectorQuantize.forward(x, codebook, mask, options)
         VectorQuantize.setup_context(ctx, (x, codebook, mask, options), outputs)
         return outputs

@@ -177,6 +177,7 @@ def vector_quantize(
     channel_dim: int = -1,
     mask: Tensor | None = None,
     statistics: bool = True,
+    keep_codes: bool = False,
     backend: str | None = None,
 ) -> VectorQuantized:
     """Search, gather, gradient estimator, losses and statistics in the fewest passes over memory.
@@ -192,11 +193,11 @@ def vector_quantize(
             ``"rotation_trick"`` (arXiv:2410.06424).
         mask: bool, x's shape without D, True where a row counts.
         statistics: False skips counts and sums (they come back with size 0).
+        keep_codes: the backward pass, which gathers the codes again, reads a copy made here; needed
+            where ``codebook`` is updated in place in between.
 
     Returns:
-        :class:`VectorQuantized`. The backward pass reads ``codebook`` again: pass a clone of one that
-        is updated in place in between. Under ``torch.compile`` inductor may drop that clone; one made
-        by ``gather_codes(codebook, arange(K))`` stays (``FusedVectorQuantizer`` does this itself).
+        :class:`VectorQuantized`.
     """
     channel_dim = _check_x_and_codebook(x, codebook, channel_dim)
     _check_choice("metric", metric, METRICS)
@@ -223,6 +224,7 @@ def vector_quantize(
         precision,
         channel_dim,
         bool(statistics),
+        bool(keep_codes),
         backend,
     )
     if torch.is_grad_enabled() and (x.requires_grad or codebook.requires_grad):
@@ -230,7 +232,7 @@ def vector_quantize(
         outputs = function.apply(x, codebook, mask, options)
     else:
         outputs = VectorQuantize.forward(x, codebook, mask, options)
-    quantized, loss, indices, counts, sums, _ = outputs
+    quantized, loss, indices, counts, sums, *_ = outputs
     return VectorQuantized(quantized, indices, loss, counts, sums)
 
 

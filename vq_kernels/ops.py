@@ -7,6 +7,7 @@ sees it. Arguments are validated in ``functional.py``; autograd lives in ``autog
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -26,7 +27,8 @@ _SCHEMAS = (
     "ema_update_(Tensor(a!) codebook, Tensor(b!) cluster_size, Tensor(c!) embed_avg, Tensor counts,"
     " Tensor sums, float decay, float eps, bool normalize, str? backend) -> ()",
     "vector_quantize(Tensor x, Tensor codebook, Tensor? mask, str metric, str precision, int channel_dim,"
-    " bool statistics, str? backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " bool statistics, bool keep_codes, str? backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "vector_quantize_backward(Tensor? grad_quantized, Tensor? grad_loss, Tensor x, Tensor codebook,"
     " Tensor indices, Tensor valid_rows, float scale, str gradient, int channel_dim, str? backend) -> Tensor",
 )
@@ -41,6 +43,13 @@ def _without_channel(x: Tensor, channel_dim: int) -> list[int]:
     shape = list(x.shape)
     shape.pop(channel_dim)
     return shape
+
+
+def _on_device_of(t: Tensor) -> contextlib.AbstractContextManager[object]:
+    """The tensor's GPU as the current one, on which backends launch."""
+    if t.device.type != "cuda" or t.device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(t.device)
 
 
 def _check_range(indices: Tensor, lowest: int, codebook_size: int) -> None:
@@ -63,7 +72,8 @@ def nearest_code(
 ) -> Tensor:
     chosen = choose(backend, x, codebook)
     (rows,) = common_rows(channel_dim, x)
-    indices = chosen.nearest_code(rows, codebook.contiguous(), metric, precision)
+    with _on_device_of(x):
+        indices = chosen.nearest_code(rows, codebook.contiguous(), metric, precision)
     return indices.view(_without_channel(x, channel_dim))
 
 
@@ -73,7 +83,8 @@ def gather_codes(codebook: Tensor, indices: Tensor, channel_dim: int, backend: s
     if out.numel():
         (rows,) = common_rows(channel_dim, out)  # a view: out is contiguous
         flat = indices.contiguous().view(rows.shape[:2])
-        choose(backend, codebook, codebook).gather_codes(codebook.contiguous(), flat, rows)
+        with _on_device_of(codebook):
+            choose(backend, codebook, codebook).gather_codes(codebook.contiguous(), flat, rows)
     return out
 
 
@@ -88,7 +99,8 @@ def code_statistics(
     _check_range(indices, -1, codebook_size)
     (rows,) = common_rows(channel_dim, x)
     flat = indices.contiguous().view(rows.shape[:2])
-    return choose(backend, x).code_statistics(rows, flat, codebook_size, skip_nonfinite)
+    with _on_device_of(x):
+        return choose(backend, x).code_statistics(rows, flat, codebook_size, skip_nonfinite)
 
 
 def ema_update_(
@@ -102,9 +114,10 @@ def ema_update_(
     normalize: bool,
     backend: str | None,
 ) -> None:
-    choose(backend, codebook).ema_update_(
-        codebook, cluster_size, embed_avg, counts.contiguous(), sums.contiguous(), decay, eps, normalize
-    )
+    with _on_device_of(codebook):
+        choose(backend, codebook).ema_update_(
+            codebook, cluster_size, embed_avg, counts.contiguous(), sums.contiguous(), decay, eps, normalize
+        )
 
 
 def vector_quantize(
@@ -115,17 +128,21 @@ def vector_quantize(
     precision: str,
     channel_dim: int,
     statistics: bool,
+    keep_codes: bool,
     backend: str | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     chosen = choose(backend, x, codebook)
     quantized = torch.empty_like(x)
     rows, out = common_rows(channel_dim, x, quantized)
     flat_mask = None if mask is None else mask.contiguous().view(rows.shape[:2])
-    indices, mse, valid_rows, counts, sums = chosen.vector_quantize(
-        rows, codebook.contiguous(), flat_mask, metric, precision, out, statistics
-    )
+    kept = codebook.new_empty(codebook.shape if keep_codes else (0, codebook.shape[1]))
+    into = kept if keep_codes else None
+    with _on_device_of(x):
+        indices, mse, valid_rows, counts, sums = chosen.vector_quantize(
+            rows, codebook.contiguous(), flat_mask, metric, precision, out, statistics, into
+        )
     write_back(out, quantized, channel_dim)
-    return quantized, indices.view(_without_channel(x, channel_dim)), mse, valid_rows, counts, sums
+    return quantized, indices.view(_without_channel(x, channel_dim)), mse, valid_rows, counts, sums, kept
 
 
 def vector_quantize_backward(
@@ -146,17 +163,18 @@ def vector_quantize_backward(
         grad_rows = None
     else:
         rows, out, grad_rows = common_rows(channel_dim, x, grad_x, grad_quantized)
-    choose(backend, x, codebook).vector_quantize_backward(
-        grad_rows,
-        grad_loss,
-        rows,
-        codebook.contiguous(),
-        indices.contiguous().view(rows.shape[:2]),
-        valid_rows,
-        scale,
-        gradient,
-        out,
-    )
+    with _on_device_of(x):
+        choose(backend, x, codebook).vector_quantize_backward(
+            grad_rows,
+            grad_loss,
+            rows,
+            codebook.contiguous(),
+            indices.contiguous().view(rows.shape[:2]),
+            valid_rows,
+            scale,
+            gradient,
+            out,
+        )
     write_back(out, grad_x, channel_dim)
     return grad_x
 
@@ -196,8 +214,9 @@ def _vector_quantize_fake(
     precision: str,
     channel_dim: int,
     statistics: bool,
+    keep_codes: bool,
     backend: str | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     size = codebook.shape[0] if statistics else 0
     return (
         torch.empty_like(x),
@@ -206,6 +225,7 @@ def _vector_quantize_fake(
         x.new_empty((), dtype=torch.int64),
         x.new_empty(size, dtype=torch.int64),
         x.new_empty((size, x.shape[channel_dim]), dtype=compute_dtype(x)),
+        codebook.new_empty(codebook.shape if keep_codes else (0, codebook.shape[1])),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +65,18 @@ PER_PAIR = {
     "100-f32-f32-exact-64": 13.5,
 }
 SEARCHES = [*PER_PAIR, "90-f32-f32-exact-256", "90-f32-f32-exact-512", "120-f32-f32-exact-64"]
-OTHERS = ["prepare", "settle", "write", "finish", "range", "accumulate", "ema", "gather", "backward"]
+OTHERS = [
+    "prepare",
+    "prepare-wide",
+    "settle",
+    "write",
+    "finish",
+    "range",
+    "accumulate",
+    "ema",
+    "gather",
+    "backward",
+]
 SHARED = {"80": 99, "90": 227, "100": 227, "120": 99}
 MATRIX = {"80": "HMMA", "90": "HGMMA", "100": "UTCHMMA", "120": "HMMA"}
 
@@ -124,6 +136,16 @@ def test_exact_scores_are_not_fused(name: str, targets: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", ["write", "accumulate"])
 def test_statistics_do_not_wait_for_their_atomics(name: str, targets: dict[str, Any]) -> None:
     assert "ATOMG" not in targets[f"90-{name}"]["atomics"]
+
+
+def test_all_sizes_are_read_before_one_is_written(targets: dict[str, Any]) -> None:
+    """The sizes are loaded in two layouts, by different warps, and updated in place."""
+    assert re.fullmatch(r"[lb]*lb+s", targets["90-ema"]["size_update"])
+
+
+def test_rotation_is_rounded_correctly(targets: dict[str, Any]) -> None:
+    """Of opposite directions nothing must be left in u + q, which is divided by its clamped norm."""
+    assert targets["90-backward"]["approximate"] == 0
 
 
 def test_compiles_for_gfx942(targets: dict[str, Any]) -> None:

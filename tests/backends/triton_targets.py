@@ -73,6 +73,7 @@ def search_constants(plan: Plan, arch: int, dim: int) -> dict[str, Any]:
         "HAS_MASK": False, "RANGE": False, "INTERPRETED": False, "MAIN": bound.main, "MINOR": bound.minor,
         "CONTRACT": bound.contract,
         "DELTA": bound.delta, "SLACK": certificate.SLACK, "BOUND_SCALE": 1.0, "LINES": 256, "SPLITS": 1,
+        "WIDE": False,
     }  # fmt: skip
 
 
@@ -123,6 +124,7 @@ def inspect(compiled: Any, pairs: float = 0.0, fused: int = 1) -> dict[str, Any]
         "shared": compiled.metadata.shared,
         "mma": sorted(n for n in total if "MMA" in n),
         "fused_float64": total["DFMA"],
+        "approximate": len(re.findall(r"(?:sqrt|div)\.(?:approx|full)", compiled.asm["ptx"])),
         "atomics": {n: total[n] for n in ("RED", "REDG", "ATOMG") if total[n]},
         "loop": count,
     }
@@ -161,6 +163,13 @@ def search_case(arch: int, x: str, codebook: str, precision: str, dim: int) -> d
     return result | {"limit": config.registers or 255, "warps": config.warps, "tile_bytes": tile}
 
 
+def size_update(ptx: str) -> str:
+    """Loads (l), barriers (b) and stores (s) of the loop that updates the sizes, up to the first store."""
+    names = re.findall(r"\b(ld\.global|bar\.sync|st\.global)", ptx)
+    before = names[: names.index("st.global") + 1]
+    return "".join({"ld": "l", "ba": "b", "st": "s"}[name[:2]] for name in before)
+
+
 def other_case(arch: int, name: str) -> dict[str, Any]:
     dim, target = 64, GPUTarget("cuda", arch, 32)
     plan = make_plan(torch.float32, torch.float32, "l2", "exact")
@@ -169,19 +178,24 @@ def other_case(arch: int, name: str) -> dict[str, Any]:
     types = {
         "x": "*fp32",
         "codebook": "*fp32",
+        "kept": "*fp32",
         "high": "*fp16",
         "low": "*fp16",
         "out": "*fp32",
         "grad": "*fp32",
     }
     exact = {"num_warps": 4, "enable_fp_fusion": False}
-    if name == "prepare":
+    if name.startswith("prepare"):
+        wide = name == "prepare-wide"
         own = {
+            "D": 256 if wide else dim,
+            "PADDED_D": 256 if wide else dim,
             "CHUNK": 64,
-            "CODES": 16,
+            "CODES": prepare.MOST_CODES if wide else 16,
             "SAMPLE": prepare.SAMPLE,
             "CENTERED_ROWS": True,
             "SQUARES": True,
+            "KEEP": True,
             "PARTS": 2,
         }
         return inspect(compile_kernel(prepare.prepare_kernel, target, types, constants | own, **exact))
@@ -211,7 +225,8 @@ def other_case(arch: int, name: str) -> dict[str, Any]:
         return inspect(compile_kernel(statistics.accumulate_kernel, target, types, own, num_warps=4))
     if name == "ema":
         own = {"D": dim, "PADDED_D": 64, "CODES": 128, "SIZES": 1024, "ALONE": True, "NORMALIZE": True}
-        return inspect(compile_kernel(ema.ema_kernel, target, types, own, num_warps=8))
+        compiled = compile_kernel(ema.ema_kernel, target, types, own, num_warps=8)
+        return inspect(compiled) | {"size_update": size_update(compiled.asm["ptx"])}
     if name == "gather":
         return inspect(compile_kernel(gather.gather_kernel, target, types, rows, num_warps=4))
     own = rows | {"HAS_GRAD": True, "HAS_LOSS": True, "ROTATE": True}
@@ -236,7 +251,18 @@ SEARCHES = [
     (80, "bf16", "bf16", "fast", 64), (80, "f32", "f32", "exact", 64),
     (100, "bf16", "bf16", "fast", 64), (100, "f32", "f32", "exact", 64), (120, "f32", "f32", "exact", 64),
 ]  # fmt: skip
-OTHERS = ["prepare", "settle", "write", "finish", "range", "accumulate", "ema", "gather", "backward"]
+OTHERS = [
+    "prepare",
+    "prepare-wide",
+    "settle",
+    "write",
+    "finish",
+    "range",
+    "accumulate",
+    "ema",
+    "gather",
+    "backward",
+]
 
 
 def main() -> None:

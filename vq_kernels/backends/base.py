@@ -110,8 +110,11 @@ class Backend(Protocol):
         precision: str,
         out: Tensor,
         statistics: bool,
+        kept: Tensor | None = None,
     ) -> QuantizeResult:
         """Search, gather into ``out`` (x's dtype), squared error and statistics.
+
+        ``kept``, of the codebook's shape and dtype, is where to leave a copy of it.
 
         ``mask`` is ``[B, M]`` bool and contiguous, True where a row counts. A masked row gets index
         -1 and a zero row, and adds nothing to the error or to the statistics. With no valid row the

@@ -6,7 +6,6 @@ current stream, so that nothing waits for the device and everything can be captu
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 from types import ModuleType
 from typing import Any
@@ -85,13 +84,8 @@ class CudaBackend:
             raise RuntimeError(f"backend {self.name!r} is not available: {self._missing}")
         return self._module
 
-    def _on(self, t: Tensor) -> contextlib.AbstractContextManager[Any]:
-        if self._device_type != "cuda" or t.device.index == torch.cuda.current_device():
-            return contextlib.nullcontext()
-        return torch.cuda.device(t.device)
-
     def _queue(self, t: Tensor) -> tuple[int, int]:
-        """Device number and stream handle; call with the device current."""
+        """Device number, of the current device, and stream handle."""
         if self._device_type != "cuda":
             return 0, 0
         return t.device.index, torch.cuda.current_stream(t.device).cuda_stream
@@ -103,36 +97,33 @@ class CudaBackend:
     # --- operations ---------------------------------------------------------------------------------
 
     def nearest_code(self, x: Tensor, codebook: Tensor, metric: str, precision: str) -> Tensor:
-        with self._on(x):
-            device, stream = self._queue(x)
-            indices = torch.empty(x.shape[:2], dtype=torch.int64, device=x.device)
-            rows, codes, level = _rows(x), _codes(codebook), _PRECISIONS[precision]
-            size = self._kernels.search_workspace(rows, codes, level, False, False, device)
-            scratch = self._scratch(x, size)
-            self._kernels.nearest_code(
-                rows, codes, _METRICS[metric], level, indices.data_ptr(), scratch.data_ptr(), size,
-                device, stream,
-            )  # fmt: skip
+        device, stream = self._queue(x)
+        indices = torch.empty(x.shape[:2], dtype=torch.int64, device=x.device)
+        rows, codes, level = _rows(x), _codes(codebook), _PRECISIONS[precision]
+        size = self._kernels.search_workspace(rows, codes, level, False, False, device)
+        scratch = self._scratch(x, size)
+        self._kernels.nearest_code(
+            rows, codes, _METRICS[metric], level, indices.data_ptr(), scratch.data_ptr(), size,
+            device, stream,
+        )  # fmt: skip
         return indices
 
     def gather_codes(self, codebook: Tensor, indices: Tensor, out: Tensor) -> None:
-        with self._on(codebook):
-            device, stream = self._queue(codebook)
-            self._kernels.gather_codes(_codes(codebook), indices.data_ptr(), _rows(out), device, stream)
+        device, stream = self._queue(codebook)
+        self._kernels.gather_codes(_codes(codebook), indices.data_ptr(), _rows(out), device, stream)
 
     def code_statistics(
         self, x: Tensor, indices: Tensor, codebook_size: int, skip_nonfinite: bool
     ) -> tuple[Tensor, Tensor]:
-        with self._on(x):
-            device, stream = self._queue(x)
-            counts = torch.empty(codebook_size, dtype=torch.int64, device=x.device)
-            sums = torch.empty((codebook_size, x.shape[2]), dtype=torch.float32, device=x.device)
-            size = self._kernels.statistics_workspace(indices.numel(), codebook_size, x.shape[2])
-            scratch = self._scratch(x, size)
-            self._kernels.code_statistics(
-                _rows(x), indices.data_ptr(), codebook_size, skip_nonfinite, counts.data_ptr(),
-                sums.data_ptr(), scratch.data_ptr(), size, device, stream,
-            )  # fmt: skip
+        device, stream = self._queue(x)
+        counts = torch.empty(codebook_size, dtype=torch.int64, device=x.device)
+        sums = torch.empty((codebook_size, x.shape[2]), dtype=torch.float32, device=x.device)
+        size = self._kernels.statistics_workspace(indices.numel(), codebook_size, x.shape[2])
+        scratch = self._scratch(x, size)
+        self._kernels.code_statistics(
+            _rows(x), indices.data_ptr(), codebook_size, skip_nonfinite, counts.data_ptr(),
+            sums.data_ptr(), scratch.data_ptr(), size, device, stream,
+        )  # fmt: skip
         return counts, sums
 
     def ema_update_(
@@ -146,15 +137,14 @@ class CudaBackend:
         eps: float,
         normalize: bool,
     ) -> None:
-        with self._on(codebook):
-            device, stream = self._queue(codebook)
-            size = self._kernels.ema_workspace(codebook.shape[0])
-            scratch = self._scratch(codebook, size)
-            self._kernels.ema_update(
-                codebook.data_ptr(), cluster_size.data_ptr(), embed_avg.data_ptr(), counts.data_ptr(),
-                counts.dtype == torch.float32, sums.data_ptr(), *codebook.shape, 1 - decay, eps, normalize,
-                scratch.data_ptr(), size, device, stream,
-            )  # fmt: skip
+        device, stream = self._queue(codebook)
+        size = self._kernels.ema_workspace(codebook.shape[0])
+        scratch = self._scratch(codebook, size)
+        self._kernels.ema_update(
+            codebook.data_ptr(), cluster_size.data_ptr(), embed_avg.data_ptr(), counts.data_ptr(),
+            counts.dtype == torch.float32, sums.data_ptr(), *codebook.shape, 1 - decay, eps, normalize,
+            scratch.data_ptr(), size, device, stream,
+        )  # fmt: skip
 
     def vector_quantize(
         self,
@@ -165,23 +155,25 @@ class CudaBackend:
         precision: str,
         out: Tensor,
         statistics: bool,
+        kept: Tensor | None = None,
     ) -> QuantizeResult:
-        with self._on(x):
-            device, stream = self._queue(x)
-            size, dim = codebook.shape if statistics else (0, x.shape[2])
-            indices = torch.empty(x.shape[:2], dtype=torch.int64, device=x.device)
-            mse = torch.empty((), dtype=torch.float32, device=x.device)
-            valid_rows = torch.empty((), dtype=torch.int64, device=x.device)
-            counts = torch.empty(size, dtype=torch.int64, device=x.device)
-            sums = torch.empty((size, dim), dtype=torch.float32, device=x.device)
-            rows, codes, level = _rows(x), _codes(codebook), _PRECISIONS[precision]
-            bytes_needed = self._kernels.search_workspace(rows, codes, level, True, statistics, device)
-            scratch = self._scratch(x, bytes_needed)
-            self._kernels.vector_quantize(
-                rows, codes, _METRICS[metric], level, indices.data_ptr(), _rows(out), _pointer(mask),
-                mse.data_ptr(), valid_rows.data_ptr(), counts.data_ptr() if statistics else 0,
-                sums.data_ptr() if statistics else 0, scratch.data_ptr(), bytes_needed, device, stream,
-            )  # fmt: skip
+        if kept is not None:
+            kept.copy_(codebook)
+        device, stream = self._queue(x)
+        size, dim = codebook.shape if statistics else (0, x.shape[2])
+        indices = torch.empty(x.shape[:2], dtype=torch.int64, device=x.device)
+        mse = torch.empty((), dtype=torch.float32, device=x.device)
+        valid_rows = torch.empty((), dtype=torch.int64, device=x.device)
+        counts = torch.empty(size, dtype=torch.int64, device=x.device)
+        sums = torch.empty((size, dim), dtype=torch.float32, device=x.device)
+        rows, codes, level = _rows(x), _codes(codebook), _PRECISIONS[precision]
+        bytes_needed = self._kernels.search_workspace(rows, codes, level, True, statistics, device)
+        scratch = self._scratch(x, bytes_needed)
+        self._kernels.vector_quantize(
+            rows, codes, _METRICS[metric], level, indices.data_ptr(), _rows(out), _pointer(mask),
+            mse.data_ptr(), valid_rows.data_ptr(), counts.data_ptr() if statistics else 0,
+            sums.data_ptr() if statistics else 0, scratch.data_ptr(), bytes_needed, device, stream,
+        )  # fmt: skip
         return QuantizeResult(indices, mse, valid_rows, counts, sums)
 
     def vector_quantize_backward(
@@ -200,13 +192,12 @@ class CudaBackend:
             raise TypeError(f"grad_quantized has dtype {grad_quantized.dtype}; accepted: x's, {x.dtype}")
         if grad_loss is not None and grad_loss.dtype != torch.float32:
             raise TypeError(f"grad_loss has dtype {grad_loss.dtype}; accepted: torch.float32")
-        with self._on(x):
-            device, stream = self._queue(x)
-            self._kernels.backward(
-                None if grad_quantized is None else _rows(grad_quantized), _pointer(grad_loss), _rows(x),
-                _codes(codebook), indices.data_ptr(), valid_rows.data_ptr(), scale,
-                gradient == "rotation_trick", _rows(out), device, stream,
-            )  # fmt: skip
+        device, stream = self._queue(x)
+        self._kernels.backward(
+            None if grad_quantized is None else _rows(grad_quantized), _pointer(grad_loss), _rows(x),
+            _codes(codebook), indices.data_ptr(), valid_rows.data_ptr(), scale,
+            gradient == "rotation_trick", _rows(out), device, stream,
+        )  # fmt: skip
 
 
 def _make_backend() -> CudaBackend:

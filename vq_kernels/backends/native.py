@@ -140,7 +140,10 @@ def vector_quantize(
     precision: str,
     out: Tensor,
     statistics: bool,
+    kept: Tensor | None = None,
 ) -> QuantizeResult:
+    if kept is not None:
+        kept.copy_(codebook)
     size = codebook.shape[0] if statistics else 0
     indices = torch.empty(x.shape[:2], dtype=torch.int64)
     mse = torch.empty((), dtype=torch.float32)

@@ -209,7 +209,10 @@ def vector_quantize(
     precision: str,
     out: Tensor,
     statistics: bool,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if kept is not None:
+        kept.copy_(codebook)
     compute = accumulator_dtype(x)
     indices = nearest_code(x, codebook, metric, precision)  # [B, M]
     codes = codebook[indices].to(compute)  # [B, M, D]

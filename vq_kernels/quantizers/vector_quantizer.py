@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..functional import VectorQuantized, vector_quantize
 from .access import CodebookAccess
-from .codebook import Codebook, opaque_copy
+from .codebook import Codebook
 from .distributed import is_synchronized
 from .layout import Rows, merge_heads, row_mask, split_heads
 from .options import (
@@ -252,10 +252,6 @@ class FusedVectorQuantizer(CodebookAccess):
         codes = self._codebook.codes()  # [H, K, D]
         if not learns:
             codes = codes.detach()
-        elif self._codebook.changes_in_forward and torch.is_grad_enabled():
-            # The backward pass reads the codes that were searched, not the updated ones.
-            compiling = torch.compiler.is_compiling()
-            codes = torch.stack([opaque_copy(c) for c in codes]) if compiling else codes.clone()
         weight = self.codebook_weight
         if weight is None:
             weight = self.commitment_weight if self.learnable_codebook and learns else 0.0
@@ -271,6 +267,8 @@ class FusedVectorQuantizer(CodebookAccess):
                 channel_dim=rows.channel_dim,
                 mask=rows.mask,
                 statistics=self.training or weight > 0,
+                # The backward pass reads the codes that were searched, not the updated ones.
+                keep_codes=learns and self._codebook.changes_in_forward and torch.is_grad_enabled(),
                 backend=self.backend,
             )
             for h, view in enumerate(rows.views)

@@ -105,9 +105,10 @@ class TritonBackend:
         precision: str,
         out: Tensor,
         statistics: bool,
+        kept: Tensor | None = None,
     ) -> QuantizeResult:
         quantize = _kernels("quantize").vector_quantize
-        result: QuantizeResult = quantize(x, codebook, mask, metric, precision, out, statistics)
+        result: QuantizeResult = quantize(x, codebook, mask, metric, precision, out, statistics, kept)
         return result
 
     def vector_quantize_backward(

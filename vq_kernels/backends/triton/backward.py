@@ -31,6 +31,12 @@ def load_codes(codebook, index, keep, d, D: tl.constexpr):
 
 
 @triton.jit
+def quotients(rows, norms):
+    """Rows over one number each, correctly rounded."""
+    return tl.div_rn(rows, tl.broadcast_to(norms[:, None], rows.shape))
+
+
+@triton.jit
 def backward_kernel(
     grad, grad_loss, x, codebook, indices, valid_rows, out, scale, N, M,
     grad_b, grad_m, grad_d, stride_b, stride_m, stride_d, out_b, out_m, out_d,
@@ -46,7 +52,7 @@ def backward_kernel(
     out_offset = common.row_offset(row, M, out_b, out_m)
     if HAS_LOSS:
         rows = tl.maximum(tl.load(valid_rows), 1).to(tl.float32)
-        pull = tl.load(grad_loss).to(tl.float32) * scale / rows
+        pull = tl.div_rn(tl.load(grad_loss).to(tl.float32) * scale, rows)
     if HAS_GRAD and ROTATE:
         x_square = tl.zeros((BN,), tl.float32)
         e_square = tl.zeros((BN,), tl.float32)
@@ -61,19 +67,20 @@ def backward_kernel(
             e_square += tl.sum(e * e, 1)
             g_x += tl.sum(g * v, 1)
             g_e += tl.sum(g * e, 1)
-        x_norm = tl.maximum(tl.sqrt(x_square), 1e-6)
-        e_norm = tl.sqrt(e_square)
+        # Correctly rounded roots and quotients: opposite directions must cancel in u + q.
+        x_norm = tl.maximum(tl.sqrt_rn(x_square), 1e-6)
+        e_norm = tl.sqrt_rn(e_square)
         q_norm = tl.maximum(e_norm, 1e-6)
         w_square = tl.zeros((BN,), tl.float32)
         for start in tl.static_range(0, D, CHUNK):
             d = start + tl.arange(0, CHUNK)
-            w = load_rows(x, offset, keep, d, stride_d, D) / x_norm[:, None]
-            w += load_codes(codebook, index, keep, d, D) / q_norm[:, None]
+            w = quotients(load_rows(x, offset, keep, d, stride_d, D), x_norm)
+            w += quotients(load_codes(codebook, index, keep, d, D), q_norm)
             w_square += tl.sum(w * w, 1)
-        w_norm = tl.maximum(tl.sqrt(w_square), 1e-6)
-        g_q = g_e / q_norm
-        g_w = (g_x / x_norm + g_q) / w_norm
-        length = e_norm / x_norm
+        w_norm = tl.maximum(tl.sqrt_rn(w_square), 1e-6)
+        g_q = tl.div_rn(g_e, q_norm)
+        g_w = tl.div_rn(tl.div_rn(g_x, x_norm) + g_q, w_norm)
+        length = tl.div_rn(e_norm, x_norm)
     for start in tl.static_range(0, D, CHUNK):
         d = start + tl.arange(0, CHUNK)
         result = tl.zeros((BN, CHUNK), tl.float32)
@@ -83,8 +90,8 @@ def backward_kernel(
         if HAS_GRAD:
             result = load_rows(grad, grad_offset, keep, d, grad_d, D)
             if ROTATE:
-                u = v / x_norm[:, None]
-                w = (u + e / q_norm[:, None]) / w_norm[:, None]
+                u = quotients(v, x_norm)
+                w = quotients(u + quotients(e, q_norm), w_norm)
                 result = length[:, None] * (result - 2 * g_w[:, None] * w + 2 * g_q[:, None] * u)
         if HAS_LOSS:
             result += pull * (v - e)

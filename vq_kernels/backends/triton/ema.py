@@ -72,6 +72,8 @@ def ema_kernel(
             size = tl.load(cluster_size + k, mask=k < K, other=0.0)
             if ALONE:
                 size = lerp(size, tl.load(counts + k, mask=k < K, other=0).to(tl.float32), weight)
+                # The compiler may load the sizes once for each layout that it wants them in.
+                tl.debug_barrier()
                 tl.store(cluster_size + k, size, mask=k < K)
             smoothed = (size + eps) / (total + K * eps) * total
             at = k.to(tl.int64)[:, None] * D + d[None, :]

@@ -21,6 +21,9 @@ COUNTERS = 4
 # Tile of codes of the second pass, for 16 rows.
 SETTLE_CODES = 32
 
+# Elements from which on an offset into the prepared codebook needs 64 bits.
+WIDE_CODEBOOK = 2**31
+
 
 class Searched(NamedTuple):
     """What the kernels after the search need; scratch of O(N + K D)."""
@@ -72,10 +75,13 @@ class Searched(NamedTuple):
 
 
 def count_splits(rows: int, padded_k: int, config: Config, device: torch.device) -> int:
-    """Programs that share the codes, so that few rows still fill the GPU twice; at least two tiles each."""
+    """Programs that share the codes, so that few rows still fill the GPU; at least two tiles each.
+
+    A power of two, up to what fills the GPU twice: the kernels are compiled for each number of programs.
+    """
     tiles = -(-rows // config.rows)
-    wanted = 2 * common.multiprocessors(device) // tiles
-    return max(1, min(wanted, padded_k // (2 * config.codes), 64))
+    wanted = max(1, 2 * common.multiprocessors(device) // tiles)
+    return max(1, min(1 << (wanted.bit_length() - 1), padded_k // (2 * config.codes), 64))
 
 
 def search(
@@ -88,12 +94,14 @@ def search(
     indices: Tensor | None = None,
     scratch: Tensor | None = None,
     counts: Tensor | None = None,
+    kept: Tensor | None = None,
     measure_range: bool = False,
     bound_scale: float = 1.0,
 ) -> Searched:
     """First pass. Indices go to ``indices`` (int64 ``[B, M]``) where given and the codes are not divided.
 
     ``scratch`` and ``counts`` (int64) are zeroed before the search; the first begins with its counters.
+    ``kept`` receives a copy of the codebook.
     ``bound_scale`` is for the tests that show that the bound is needed.
     """
     B, M, D = x.shape
@@ -113,6 +121,7 @@ def search(
         squares=plan.exact,
         scratch=counters,
         counts=counters if counts is None else counts,
+        kept=kept,
     )
     padded_k = prepared.high.shape[0]
     splits = count_splits(N, padded_k, config, device)
@@ -189,7 +198,9 @@ def search(
         SLACK=certificate.SLACK,
         BOUND_SCALE=bound_scale,
         LINES=triton.next_power_of_2(programs),
+        WIDE=prepared.high.numel() >= WIDE_CODEBOOK,
         num_warps=config.warps,
+        num_stages=config.stages,
         **options,
     )
     return result

@@ -12,7 +12,7 @@ bound tight. Codes of the rows' own 16-bit dtype are copied unchanged (c = 0, s 
 
 One launch: every program looks at the same sample itself, then works on its own codes, and leaves
 one line of a table of extremes that the search reduces. It also zeroes the counters of later
-kernels. Memory traffic: 4 K D bytes read, 2 to 4 K D written.
+kernels. Memory traffic: 4 K D bytes read, 2 to 4 K D written, 4 K D more for a copy of the codes.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ COLUMNS = tl.constexpr(8)
 
 SAMPLE = 64
 SLOT = 128  # codes are padded to a multiple of this, the largest tile of the search
+MOST_CODES = 64  # of a program: it divides SLOT, and more would spill
 
 
 class Prepared(NamedTuple):
@@ -55,11 +56,11 @@ class Prepared(NamedTuple):
 
 @triton.jit
 def prepare_kernel(
-    codebook, high, low, bias, center, extremes, square_high, square_low, scratch, scratch_size,
+    codebook, high, low, bias, center, extremes, square_high, square_low, kept, scratch, scratch_size,
     counts, counts_size, K,
     D: tl.constexpr, PADDED_D: tl.constexpr, CHUNK: tl.constexpr, CODES: tl.constexpr,
     SAMPLE: tl.constexpr, SPLIT: tl.constexpr, CENTERED_ROWS: tl.constexpr, L2: tl.constexpr,
-    PARTS: tl.constexpr, SQUARES: tl.constexpr,
+    PARTS: tl.constexpr, SQUARES: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     common.zero(scratch, scratch_size, 1024)
@@ -94,7 +95,10 @@ def prepare_kernel(
     for start in tl.static_range(0, PADDED_D, CHUNK):
         d = start + d0
         inside = real[:, None] & (d < D)[None, :]
-        e = tl.load(codebook + base[:, None] * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
+        entry = tl.load(codebook + base[:, None] * D + d[None, :], mask=inside, other=0.0)
+        if KEEP:
+            tl.store(kept + base[:, None] * D + d[None, :], entry, mask=inside)
+        e = entry.to(tl.float32)
         nonfinite = tl.maximum(nonfinite, tl.max(tl.where(tl.abs(e) <= FLOAT32_MAX, 0, 1), 1))
         c = tl.zeros((CHUNK,), tl.float64)
         if SPLIT:
@@ -175,29 +179,34 @@ def prepare(
     squares: bool,
     scratch: Tensor,
     counts: Tensor,
+    kept: Tensor | None = None,
 ) -> Prepared:
-    """Launch on the current stream. ``scratch`` and ``counts`` (int64, any size) are filled with zero."""
+    """Launch on the current stream. ``scratch`` and ``counts`` (int64, any size) are filled with zero.
+
+    ``kept`` (the codebook's shape and dtype) receives a copy of it.
+    """
     K, D = codebook.shape
     padded_k = -(-K // SLOT) * SLOT
-    codes = max(16, triton.next_power_of_2(-(-padded_k // 256)))
+    codes = min(MOST_CODES, max(16, triton.next_power_of_2(-(-padded_k // 256))))
     programs = padded_k // codes
     empty = codebook.new_empty
     dtype = torch.float16 if split else codebook.dtype
     high = empty((padded_k, padded_d), dtype=dtype)
     low = empty((padded_k, padded_d), dtype=dtype) if parts == 2 else high
-    kept = K if squares else 0
+    squared = K if squares else 0
     prepared = Prepared(
         high,
         low,
         empty(padded_k, dtype=torch.float32),
         empty(padded_d, dtype=torch.float32),
         empty((programs, COLUMNS.value), dtype=torch.float32),
-        empty(kept, dtype=torch.float64),
-        empty(kept, dtype=torch.float64),
+        empty(squared, dtype=torch.float64),
+        empty(squared, dtype=torch.float64),
     )
     prepare_kernel[(programs,)](
         codebook,
         *prepared,
+        kept,
         scratch,
         scratch.numel(),
         counts,
@@ -213,6 +222,7 @@ def prepare(
         L2=metric == "l2",
         PARTS=parts,
         SQUARES=squares,
+        KEEP=kept is not None,
         num_warps=4,
         enable_fp_fusion=False,
     )

@@ -1,6 +1,6 @@
 """``vector_quantize``: search, gather, squared error and statistics in four launches.
 
-1. prepare the codebook and zero the counters (``prepare.py``);
+1. prepare the codebook, copy it where asked to, and zero the counters (``prepare.py``);
 2. search (``search.py``), which also finds the largest |x|;
 3. settle the open rows and, for every row, write the code, the squared error and, into integer
    accumulators, the statistics: x is read a second time, while nothing else of size N x D but the
@@ -165,26 +165,37 @@ def vector_quantize(
     precision: str,
     out: Tensor,
     statistics: bool,
+    kept: Tensor | None = None,
 ) -> QuantizeResult:
     """``base.Backend.vector_quantize``."""
     B, M, D = x.shape
     N, K = B * M, codebook.shape[0]
     device = x.device
-    kept = K if statistics else 0
+    listed = K if statistics else 0
     if N == 0:
+        if kept is not None:
+            kept.copy_(codebook)
         return QuantizeResult(
             torch.empty((B, M), dtype=torch.int64, device=device),
             torch.zeros((), dtype=torch.float32, device=device),
             torch.zeros((), dtype=torch.int64, device=device),
-            torch.zeros(kept, dtype=torch.int64, device=device),
-            torch.zeros((kept, D), dtype=torch.float32, device=device),
+            torch.zeros(listed, dtype=torch.int64, device=device),
+            torch.zeros((listed, D), dtype=torch.float32, device=device),
         )
     number_of_copies = copies(K, D)
     header = int(HEADER.value)
     scratch = torch.empty(accumulators(K, D) if statistics else header, dtype=torch.int64, device=device)
-    counts = torch.empty(kept, dtype=torch.int64, device=device)
+    counts = torch.empty(listed, dtype=torch.int64, device=device)
     found = search(
-        x, codebook, mask, metric, precision, scratch=scratch, counts=counts, measure_range=statistics
+        x,
+        codebook,
+        mask,
+        metric,
+        precision,
+        scratch=scratch,
+        counts=counts,
+        kept=kept,
+        measure_range=statistics,
     )
     indices = torch.empty((B, M), dtype=torch.int64, device=device)
     error = torch.empty(N, dtype=torch.float32, device=device)
@@ -224,10 +235,10 @@ def vector_quantize(
         **found.settle_arguments(),
     )
     blocks = -(-N // ERROR_BLOCK)
-    sums = torch.empty((kept, D), dtype=torch.float32, device=device)
+    sums = torch.empty((listed, D), dtype=torch.float32, device=device)
     mse = torch.empty((), dtype=torch.float32, device=device)
     valid_rows = torch.empty((), dtype=torch.int64, device=device)
-    programs = max(1, min(4 * common.multiprocessors(device), max(blocks, -(-kept * D // 1024))))
+    programs = max(1, min(4 * common.multiprocessors(device), max(blocks, -(-listed * D // 1024))))
     finish_kernel[(programs,)](
         error,
         torch.empty(blocks, dtype=torch.float64, device=device),
@@ -237,7 +248,7 @@ def vector_quantize(
         sums,
         row_bits(N),
         N,
-        kept * D,
+        listed * D,
         D,
         HAS_MASK=mask is not None,
         STATISTICS=statistics,

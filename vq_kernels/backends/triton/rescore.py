@@ -76,6 +76,7 @@ def rescore_rows(
         acc = product(
             firsts, seconds, high, low, x, offset, keep, finite, p, stride_d, center, tile,
             D, PADDED_D, CHUNK, RESIDENT, TILE, BK, SPLIT, PARTS, CODE_PARTS, CENTERED, INTERPRETED,
+            True,
         )  # fmt: skip
         score = code_bias[None, :] * t[:, None] + acc
         # Written so that a NaN on either side leaves the code in.

@@ -77,16 +77,23 @@ def product(
     firsts, seconds, high, low, x, offset, keep, usable, p, stride_d, center, tile,
     D: tl.constexpr, PADDED_D: tl.constexpr, CHUNK: tl.constexpr, RESIDENT: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr, PARTS: tl.constexpr,
-    CODE_PARTS: tl.constexpr, CENTERED: tl.constexpr, INTERPRETED: tl.constexpr,
+    CODE_PARTS: tl.constexpr, CENTERED: tl.constexpr, INTERPRETED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Minus the products of a tile of rows with a tile of codes: ``[BN, BK]`` float32.
 
-    With RESIDENT rows the products with a second part come first, so that their rounding errors are
-    relative to small sums.
+    WIDE takes codebooks of 2^31 elements and more, at the price of a few registers. With RESIDENT rows
+    the products with a second part come first, so that their rounding errors are relative to small sums.
     """
     dtype: tl.constexpr = high.dtype.element_ty
     acc = tl.zeros((BN, BK), tl.float32)
-    at = (tile + tl.arange(0, BK))[None, :] * PADDED_D + tl.arange(0, CHUNK)[:, None]
+    inside_tile = tl.arange(0, BK)
+    if WIDE:
+        skipped = (tile + tl.zeros((), tl.int64)) * PADDED_D
+        high += skipped
+        low += skipped
+    else:
+        inside_tile += tile
+    at = inside_tile[None, :] * PADDED_D + tl.arange(0, CHUNK)[:, None]
     if RESIDENT:
         for i in tl.static_range(PADDED_D // CHUNK):
             if CODE_PARTS == 2:
@@ -129,7 +136,7 @@ def search_kernel(
     L2: tl.constexpr, EXACT: tl.constexpr, PACK: tl.constexpr, DIVIDED: tl.constexpr,
     HAS_MASK: tl.constexpr, RANGE: tl.constexpr, INTERPRETED: tl.constexpr,
     MAIN: tl.constexpr, MINOR: tl.constexpr, CONTRACT: tl.constexpr, DELTA: tl.constexpr, SLACK: tl.constexpr,
-    BOUND_SCALE: tl.constexpr, LINES: tl.constexpr,
+    BOUND_SCALE: tl.constexpr, LINES: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     CHUNKS: tl.constexpr = PADDED_D // CHUNK
     PACK_MASK: tl.constexpr = BK // 4 - 1
@@ -202,7 +209,7 @@ def search_kernel(
         code_bias = tl.load(bias + tile + column)
         acc = product(
             firsts, seconds, high, low, x, offset, keep, finite, p, stride_d, center, tile,
-            D, PADDED_D, CHUNK, RESIDENT, BN, BK, SPLIT, PARTS, CODE_PARTS, CENTERED, INTERPRETED,
+            D, PADDED_D, CHUNK, RESIDENT, BN, BK, SPLIT, PARTS, CODE_PARTS, CENTERED, INTERPRETED, WIDE,
         )  # fmt: skip
         score = tl.fma(
             tl.broadcast_to(code_bias[None, :], (BN, BK)), tl.broadcast_to(t[:, None], (BN, BK)), acc

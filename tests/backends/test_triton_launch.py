@@ -1,0 +1,104 @@
+"""How the Triton kernels are launched: every code prepared, tuned stages, few variants, wide offsets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from vq_kernels.backends import get_backend, reference
+
+
+@pytest.fixture(autouse=True)
+def _available() -> None:
+    if (reason := get_backend("triton").unavailable_reason()) is not None:
+        pytest.skip(f"triton: {reason}")
+
+
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+def test_the_last_codes_of_a_large_codebook_are_prepared(precision: str, device: torch.device) -> None:
+    """40,000 is no multiple of what a program prepares of the largest codebooks."""
+    codebook = torch.randn(40_000, 4, device=device)
+    x = codebook[-9:][None].clone()
+    got = get_backend("triton").nearest_code(x, codebook, "l2", precision)
+    assert torch.equal(got, torch.arange(39_991, 40_000, device=device)[None])
+
+
+@pytest.mark.parametrize("k", [1, 129, 4096, 32_768, 32_769, 40_000, 50_176, 65_536, 100_000, 1_000_001])
+def test_programs_share_all_padded_codes(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vq_kernels.backends.triton import prepare
+
+    seen: dict[str, int] = {}
+
+    class Recorder:
+        def __getitem__(self, grid: tuple[int]) -> Any:
+            return lambda *args, **constants: seen.update(programs=grid[0], codes=constants["CODES"])
+
+    monkeypatch.setattr(prepare, "prepare_kernel", Recorder())
+    nothing = torch.empty(0, dtype=torch.int64)
+    prepared = prepare.prepare(
+        torch.empty(k, 2), 16, split=True, parts=2, centered_rows=True, metric="l2", squares=False,
+        scratch=nothing, counts=nothing,
+    )  # fmt: skip
+    assert seen["programs"] * seen["codes"] == len(prepared.high) >= k
+    assert len(prepared.extremes) == seen["programs"]
+    assert seen["codes"] <= prepare.MOST_CODES
+
+
+@pytest.mark.parametrize("dim", [64, 512])
+def test_the_search_is_launched_as_it_was_tuned(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vq_kernels.backends.triton import nearest
+
+    seen: dict[str, Any] = {}
+
+    class Recorder:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            return lambda *args, **options: seen.update(options)
+
+    monkeypatch.setattr(nearest, "search_kernel", Recorder())
+    monkeypatch.setattr(nearest.common, "architecture", lambda device: 90)
+    monkeypatch.setattr(nearest, "prepare", lambda codebook, depth, **_: _empty_codebook(depth))
+    config = nearest.search(torch.empty(1, 9, dim), torch.empty(256, dim), None, "l2", "exact").config
+    assert seen["num_stages"] == seen["STAGES"] == config.stages
+    assert seen["num_warps"] == config.warps
+    assert not seen["WIDE"]
+
+
+def _empty_codebook(depth: int) -> Any:
+    from vq_kernels.backends.triton.prepare import Prepared
+
+    parts = torch.empty(256, depth, dtype=torch.float16)
+    return Prepared(parts, parts, *(torch.empty(256, 8) for _ in range(3)), *(torch.empty(0),) * 2)
+
+
+def test_batch_sizes_share_few_compiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel is compiled for each number of programs that share the codes."""
+    from vq_kernels.backends.triton import nearest
+    from vq_kernels.backends.triton.plan import make_config, make_plan
+
+    monkeypatch.setattr(nearest.common, "multiprocessors", lambda device: 132)
+    config = make_config(90, make_plan(torch.float32, torch.float32, "l2", "exact"), 64)
+    splits = {
+        rows: nearest.count_splits(rows, 16_384, config, torch.device("cpu")) for rows in range(1, 70_000, 7)
+    }
+    assert set(splits.values()) == {1, 2, 4, 8, 16, 32, 64}
+    for rows, programs in splits.items():
+        tiles = -(-rows // config.rows)
+        assert programs == 64 or 2 * tiles * programs > 132, "at least half of what fills the GPU twice"
+        assert programs == 1 or tiles * programs <= 2 * 132
+
+
+@pytest.mark.parametrize("dim", [12, 300], ids=["resident", "read_anew"])
+def test_offsets_of_64_bits_find_the_same(
+    dim: int, monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    from vq_kernels.backends.triton import nearest
+
+    monkeypatch.setattr(nearest, "WIDE_CODEBOOK", 0)
+    x, codebook = torch.randn(1, 70, dim, device=device), torch.randn(300, dim, device=device)
+    for precision in ("exact", "fast"):
+        got = get_backend("triton").nearest_code(x, codebook, "l2", precision)
+        assert torch.equal(got, reference.nearest_code(x, codebook, "l2", "exact"))
