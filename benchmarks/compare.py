@@ -134,6 +134,9 @@ def compare_search(case: Case, options: Options, first: str = "exact") -> list[R
             comparison.add(f"vq_kernels {precision}", partial(ours, precision, options.backend))
         for backend in options.also:
             comparison.add(f"vq_kernels {precision}, {backend}", partial(ours, precision, backend))
+    if options.device == "cuda":
+        # Without the host's share: small searches take the GPU less time than the host.
+        comparison.add(f"vq_kernels {first}, CUDA graph", lambda: (captured(call), differing))
     if options.device == "cpu" and torch.get_num_threads() > 1:
         comparison.add(f"vq_kernels {first}, 1 thread", lambda: (one_thread(call), differing))
     for peer in search_peers(options.device, case.dtype):

@@ -70,11 +70,20 @@ class GpuBench:
     def __init__(self, device: str, seconds: float, backend: str | None = None) -> None:
         self.device, self.backend = device, backend
         self.deadline = Deadline(seconds)
+        self.roofs: Roofs | None = None
         self.rows: list[Row] = []
         self.failures: list[dict[str, str]] = []
+        self.parts: dict[str, Any] = {"roofs": None, "memory_over_k": [], "scaling": []}
+        self.save: Callable[[], None] = lambda: None  # called after every part
 
     def guarded(self, what: str, action: Callable[[], Any]) -> Any:
         """Run a part; a failure is printed and recorded, and the other parts still run."""
+        try:
+            return self._tried(what, action)
+        finally:
+            self.save()
+
+    def _tried(self, what: str, action: Callable[[], Any]) -> Any:
         print(f"[{self.deadline.used:4.0%}] {what}", file=sys.stderr, flush=True)
         if self.deadline.used >= 1.0:
             self.failures.append({"what": what, "error": self.deadline.spent})
@@ -117,8 +126,12 @@ class GpuBench:
                 what = f"{row.work} {row.case.shape}, {row.who}"
                 self.failures.append({"what": what, "error": row.reason or ""})
 
-    def memory(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = []
+    def measure_roofs(self) -> None:
+        self.roofs = measure_roofs(self.device)
+        self.parts["roofs"] = self.roofs.as_json()
+
+    def memory(self) -> None:
+        rows = self.parts["memory_over_k"]
         for k in SWEEP_K:
             probe = Probe("search", "vq_kernels exact", SWEEP_N, SWEEP_D, k, self.device, self.backend)
             call = probe.make_call()
@@ -127,7 +140,20 @@ class GpuBench:
                 {"n": probe.n, "d": probe.d, "k": k, "peak_bytes": peak_beyond_outputs(call, self.device)}
             )
             rows[-1] |= {"n_k_bytes": 4 * probe.n * k, "linear_bytes": 4 * (probe.n + k * probe.d)}
-        return rows
+
+    def curves(self) -> None:
+        """Whatever time is left is for them: kernels compile at each new D."""
+        self.parts["scaling"] = scaling.measure(self.device, seconds=self.deadline.left)
+
+    def results(self, description: dict[str, Any]) -> dict[str, Any]:
+        """All that has been found so far."""
+        mark_best(self.rows)
+        for row in self.rows:
+            if self.roofs is not None:
+                row.add_shares(self.roofs, units_of(row))
+        rows = [row.as_json() for row in self.rows]
+        return {**description, **self.parts, "rows": rows, "failures": self.failures,
+                "seconds_used": round(self.deadline.seconds - self.deadline.left, 1)}  # fmt: skip
 
     def everything(self, steps: tuple[Case, ...], fast: tuple[Case, ...], exact: tuple[Case, ...]) -> None:
         """Rows of all parts, most telling first."""
@@ -154,30 +180,17 @@ def main(arguments: list[str] | None = None) -> int:
     description = machine.describe("cuda")
     bench = GpuBench("cuda", options.seconds, options.backend)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")
-    roofs: Roofs | None = bench.guarded("roofs", lambda: measure_roofs("cuda"))
+    if not options.no_write:  # again after every part: whoever stops the run keeps what there is
+        bench.save = lambda: print(f"in {machine.write_results(bench.results(description))}", file=sys.stderr)
+    bench.guarded("roofs", bench.measure_roofs)
     bench.everything(STEPS, FAST, EXACT)
-    memory = bench.guarded("memory over K", bench.memory) or []
-    curves = bench.guarded("curves", lambda: scaling.measure("cuda", seconds=40.0)) or []
-    mark_best(bench.rows)
-    for row in bench.rows:
-        if roofs is not None:
-            row.add_shares(roofs, units_of(row))
+    bench.guarded("memory over K", bench.memory)
+    bench.guarded("curves", bench.curves)
+    bench.results(description)
     print("\n" + table(bench.rows) + "\n")
-    print("\n".join(sweep_lines(memory)))
+    print("\n".join(sweep_lines(bench.parts["memory_over_k"])))
     for failure in bench.failures:
         print(f"FAILED {failure['what']}: {failure['error']}")
-    results = {
-        **description,
-        "roofs": None if roofs is None else roofs.as_json(),
-        "rows": [row.as_json() for row in bench.rows],
-        "memory_over_k": memory,
-        "scaling": curves,
-        "failures": bench.failures,
-        "seconds_used": round(bench.deadline.used * options.seconds, 1),
-    }
-    if not options.no_write:
-        path = machine.write_results(results)
-        print(f"written to {path.relative_to(machine.ROOT)}")
     return 1 if bench.failures else 0
 
 

@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -25,7 +26,7 @@ import torch
 
 from vq_kernels import available_backends
 
-from .gpu_checks import CHECKS, Check, NotHere
+from .gpu_checks import CHECKS, SANITIZERS, Check, NotHere, passes_sanitizer
 from .machine import RESULTS, ROOT, describe, machine_name
 
 BACKENDS = ("cuda", "triton")
@@ -33,6 +34,7 @@ TESTS = tuple(
     f"tests/test_{name}.py"
     for name in ("ops", "exactness", "edge_cases", "gradients", "properties", "registration")
 )
+OWN_TESTS = {"triton": ("tests/backends/test_triton.py", "tests/backends/test_triton_launch.py"), "cuda": ()}
 SECONDS = 510.0
 PASSED, FAILED, SKIPPED = "passed", "FAILED", "skipped"
 
@@ -84,7 +86,11 @@ def run_tests(backend: str, seconds: float) -> str:
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", *TESTS, "-q", "-k", backend, f"--junitxml={report}"]
+        # What names another backend is not this one's; what names none concerns both.
+        others = " or ".join(sorted({"cuda", "triton", "native", "reference"} - {backend}))
+        chosen = ["-k", f"{backend} or not ({others})"]
+        files = (*TESTS, *OWN_TESTS.get(backend, ()))
+        command = [sys.executable, "-m", "pytest", *files, "-q", *chosen, f"--junitxml={report}"]
         command += ["-p", "no:cacheprovider", "--tb=short", "-o", "addopts="]
         if importlib.util.find_spec("pytest_timeout") is not None:
             command.append(f"--session-timeout={seconds:.0f}")
@@ -135,18 +141,24 @@ def table(results: list[Result]) -> str:
     )
 
 
-def write(results: list[Result], description: dict[str, Any], name: str, folder: Path = RESULTS) -> Path:
+def write(results: list[Result], description: dict[str, Any], path: Path) -> None:
     """``<gpu>-check.json``: machine, versions, commit and date with every result."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-check.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     failed = sum(r.status == FAILED for r in results)
     content = {**description, "failed": failed, "results": [asdict(r) for r in results]}
     path.write_text(json.dumps(content, indent=1) + "\n")
-    return path
 
 
-def run(backends: list[str], seconds: float, clock: Callable[[], float] = time.monotonic) -> list[Result]:
-    """Every check for every backend; what no time is left for is skipped and says so."""
+def run(
+    backends: list[str],
+    seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+    save: Callable[[list[Result]], object] = lambda results: None,
+) -> list[Result]:
+    """Every check for every backend; what no time is left for is skipped and says so.
+
+    ``save`` gets all results so far after each of them, so that a run that is stopped leaves them behind.
+    """
     end = clock() + seconds
     unavailable = available_backends()
     results = []
@@ -157,18 +169,22 @@ def run(backends: list[str], seconds: float, clock: Callable[[], float] = time.m
     for i, backend in enumerate(working):
         share = (end - clock()) / (len(working) - i)  # the time of this backend, tests included
         stop = clock() + share
-        questions: dict[str, Check] = dict(CHECKS)
-        sanitizers = {name: questions.pop(name) for name in list(questions) if "sanitizer" in name}
 
         def test(name: str, stop: float = stop) -> str:
             return run_tests(name, max(30.0, stop - clock() - 60.0))
 
-        for name, check in {**questions, "tests of the operations": test, **sanitizers}.items():
+        def sanitize(name: str, tool: str, stop: float = stop) -> str:
+            return passes_sanitizer(tool, name, min(100.0, max(15.0, stop - clock())))
+
+        questions: dict[str, Check] = {**CHECKS, "tests of the operations": test}
+        questions |= {f"compute-sanitizer {tool}": partial(sanitize, tool=tool) for tool in SANITIZERS}
+        for name, check in questions.items():
             print(f"{backend}: {name}", file=sys.stderr, flush=True)
             if clock() >= end:
                 results.append(Result(name, backend, SKIPPED, "no time left"))
             else:
                 results.append(ask(name, backend, check))
+            save(results)
     return results
 
 
@@ -183,11 +199,18 @@ def main(arguments: list[str] | None = None) -> int:
         print("gpu-check needs a CUDA GPU, and torch sees none on this machine.", file=sys.stderr)
         return 2
     description = describe("cuda")
-    results = run(options.backend or list(BACKENDS), options.seconds)
+    path = RESULTS / f"{machine_name('cuda')}-check.json"
+
+    def save(found: list[Result]) -> None:
+        if not options.no_write:
+            write(found, description, path)
+
+    results = run(options.backend or list(BACKENDS), options.seconds, save=save)
     print(f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}\n")
     print(table(results))
+    save(results)
     if not options.no_write:
-        print(f"\nwritten: {write(results, description, machine_name('cuda'))}")
+        print(f"\nwritten: {path}")
     return 1 if any(r.status == FAILED for r in results) else 0
 
 

@@ -126,13 +126,18 @@ class Deadline:
     """
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._start, self._seconds = clock, clock(), seconds
+        self._clock, self._start, self.seconds = clock, clock(), seconds
         self.spent = f"no time left of the {seconds:g} s of a run"
 
     @property
     def used(self) -> float:
         """Share of the time used up."""
-        return (self._clock() - self._start) / self._seconds
+        return (self._clock() - self._start) / self.seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds left."""
+        return self._start + self.seconds - self._clock()
 
     def leave_out(self, who: str) -> str | None:
         """The reason not to begin with a contender, or None."""

@@ -75,6 +75,7 @@ def mark_best(rows: list[Row]) -> None:
     """Mark the fastest measured peer of each piece of work."""
     groups: dict[tuple[str, Case], list[Row]] = {}
     for row in rows:
+        row.best = False
         if not row.is_ours and row.spread is not None:
             groups.setdefault((row.work, row.case), []).append(row)
     for group in groups.values():

@@ -246,7 +246,10 @@ def test_gpu_bench_goes_on_after_a_failure_and_stops_in_time(monkeypatch, capsys
     monkeypatch.setattr(gpu_bench, "BUDGET", tiny)
     bench = gpu_bench.GpuBench("cpu", seconds=1e9)
     monkeypatch.setattr(bench.deadline, "leave_out", lambda who: "left out" if "compiled" in who else None)
+    saved: list[int] = []
+    bench.save = lambda: saved.append(len(bench.results({})["rows"]))
     bench.everything((), (), (Case(64, 4, 8), Case(64, 0, 8), SMALL))
+    assert saved == [len(bench.rows) // 2] * 2 + [len(bench.rows)], "after every part"
     assert [f["what"] for f in bench.failures] == ["search N=64 D=0 K=8"]
     measured = [row.who for row in bench.rows if row.spread is not None]
     assert measured.count("vq_kernels exact") == 2

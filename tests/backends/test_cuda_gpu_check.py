@@ -42,7 +42,7 @@ def _absent(backend: str) -> str:
     raise NotHere("one GPU")
 
 
-CHECKS = {"right": _right, "wrong": _wrong, "absent": _absent, "sanitizer": _right}
+CHECKS = {"right": _right, "wrong": _wrong, "absent": _absent}
 
 
 @pytest.fixture
@@ -55,7 +55,12 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return "7 passed"
 
     monkeypatch.setattr(gpu_check, "CHECKS", CHECKS)
+
+    def sanitize(tool: str, backend: str, seconds: float) -> str:
+        return f"{tool} of {backend}, {seconds:.0f} s"
+
     monkeypatch.setattr(gpu_check, "run_tests", run_tests)
+    monkeypatch.setattr(gpu_check, "passes_sanitizer", sanitize)
     monkeypatch.setattr(gpu_check, "available_backends", lambda: {"cuda": None, "triton": "not installed"})
     return asked
 
@@ -69,16 +74,22 @@ def test_every_outcome_is_a_line(made_up: list[str]) -> None:
         ("wrong", "cuda", FAILED, "AssertionError: 3 of 5 indices differ"),
         ("absent", "cuda", SKIPPED, "one GPU"),
         ("tests of the operations", "cuda", PASSED, "7 passed"),
-        ("sanitizer", "cuda", PASSED, "cuda is right\nmore of it"),
+        ("compute-sanitizer memcheck", "cuda", PASSED, "memcheck of cuda, 100 s"),
+        ("compute-sanitizer racecheck", "cuda", PASSED, "racecheck of cuda, 100 s"),
     ]
     assert made_up == ["cuda 440"], "the tests get the backend's time less a minute for what follows"
 
 
 def test_no_check_begins_after_the_time(made_up: list[str]) -> None:
     ticks: Iterator[float] = iter(range(0, 10_000, 7))
-    results = gpu_check.run(["cuda"], 30.0, clock=lambda: next(ticks))
-    assert [r.status for r in results] == [PASSED, FAILED, SKIPPED, SKIPPED, SKIPPED]
-    assert [r.detail for r in results[2:]] == ["no time left"] * 3
+    saved: list[int] = []
+    results = gpu_check.run(
+        ["cuda"], 30.0, clock=lambda: next(ticks), save=lambda found: saved.append(len(found))
+    )
+    assert [r.status for r in results] == [PASSED, FAILED] + [SKIPPED] * 4
+    assert [r.detail for r in results[2:]] == ["no time left"] * 4
+    assert saved[-1] == len(results), "whoever stops a run keeps what there is"
+    assert saved == sorted(saved)
 
 
 def test_table_is_aligned_and_short() -> None:
@@ -97,8 +108,8 @@ def test_table_is_aligned_and_short() -> None:
 
 def test_the_file_says_where_and_what(tmp_path: Path) -> None:
     results = [Result("a", "cuda", PASSED, "x", 0.1), Result("b", "cuda", FAILED, "y\nz", 0.2)]
-    path = gpu_check.write(results, describe(), "nvidia-h200", tmp_path / "results")
-    assert path.name == "nvidia-h200-check.json"
+    path = tmp_path / "results" / "nvidia-h200-check.json"
+    gpu_check.write(results, describe(), path)
     content = json.loads(path.read_text())
     assert {"machine", "versions", "commit", "date"} <= content.keys()
     assert content["failed"] == 1
@@ -126,6 +137,28 @@ def test_report_of_pytest_is_counted(tmp_path: Path) -> None:
 
 def test_the_tests_it_names_exist() -> None:
     assert all((gpu_check.ROOT / name).exists() for name in gpu_check.TESTS)
+
+
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_what_names_no_backend_is_tested_too(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled layers, export and functorch name none."""
+    commands: list[list[str]] = []
+
+    def collect(command: list[str], **options: object) -> object:
+        commands.append(command)
+        return gpu_check.subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(gpu_check.subprocess, "run", collect)
+    with pytest.raises(AssertionError, match="pytest ended"):
+        gpu_check.run_tests(backend, 10.0)
+    other = {"cuda": "triton", "triton": "cuda"}[backend]
+    (command,) = commands
+    assert (
+        command[command.index("-k") + 1]
+        == f"{backend} or not ({' or '.join(sorted(('native', other, 'reference')))})"
+    )
+    assert ("tests/backends/test_triton.py" in command) == (backend == "triton")
+    assert all((gpu_check.ROOT / name).exists() for name in command if name.startswith("tests/"))
 
 
 def test_tests_really_run(monkeypatch: pytest.MonkeyPatch) -> None:
