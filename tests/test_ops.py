@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 from support import DTYPES, LAYOUTS, float64_argmin, is_interpreted, rows_of, sizes_for
@@ -224,3 +227,15 @@ def test_codebook_of_the_dtype_of_x(backend: str, device: torch.device) -> None:
         got = vq.vector_quantize(x, codebook[:7], backend=backend)
         assert torch.equal(got.indices, float64_argmin(x, codebook[:7]))
         assert torch.equal(got.quantized, codebook[:7][got.indices])
+
+
+def test_a_backend_is_called_with_the_tensors_gpu_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are launched on the current device; a tensor may lie on another."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext(device.index))
+    for index, made_current in ((1, 1), (0, None)):
+        tensor = SimpleNamespace(device=torch.device("cuda", index))
+        with ops._on_device_of(tensor) as current:  # type: ignore[arg-type]
+            assert current == made_current
+    with ops._on_device_of(torch.empty(0)) as current:
+        assert current is None

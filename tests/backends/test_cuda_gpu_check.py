@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import cuda_host
 import pytest
@@ -253,3 +254,20 @@ def test_a_training_step_gives_results_and_a_gradient(here: str) -> None:
     assert indices.shape == (50,)
     assert loss.shape == ()
     assert not torch.equal(layer.codebook, before), "the codebook follows"
+
+
+def test_a_driver_older_than_the_extensions_runtime_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known before the first call, so that automatic choice takes another backend."""
+
+    def capability(device: int) -> tuple[int, int]:
+        raise RuntimeError("capability: CUDA driver version is insufficient for CUDA runtime version")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    old = ModuleType("old")
+    old.capability = capability  # type: ignore[attr-defined]
+    reason = CudaBackend(old).unavailable_reason()
+    assert reason is not None
+    assert "driver version is insufficient" in reason
+    old.capability = lambda device: (9, 0)  # type: ignore[attr-defined]
+    assert CudaBackend(old).unavailable_reason() is None

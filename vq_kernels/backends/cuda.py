@@ -6,6 +6,7 @@ current stream, so that nothing waits for the device and everything can be captu
 
 from __future__ import annotations
 
+import functools
 import importlib
 from types import ModuleType
 from typing import Any
@@ -65,6 +66,15 @@ class CudaBackend:
             return self._missing
         if self._device_type == "cuda" and not torch.cuda.is_available():
             return "torch sees no CUDA device"
+        return self._runtime_problem if self._device_type == "cuda" else None
+
+    @functools.cached_property
+    def _runtime_problem(self) -> str | None:
+        """Why the module's own CUDA runtime cannot work, such as a driver that is older than it."""
+        try:
+            self._kernels.capability(torch.cuda.current_device())
+        except RuntimeError as error:
+            return f"the CUDA runtime that it was built with does not work here: {error}"
         return None
 
     def unsupported_reason(self, x: Tensor, codebook: Tensor | None = None) -> str | None:
