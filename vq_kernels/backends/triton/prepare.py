@@ -95,10 +95,10 @@ def prepare_kernel(
     for start in tl.static_range(0, PADDED_D, CHUNK):
         d = start + d0
         inside = real[:, None] & (d < D)[None, :]
-        entry = tl.load(codebook + base[:, None] * D + d[None, :], mask=inside, other=0.0)
+        loaded = tl.load(codebook + base[:, None] * D + d[None, :], mask=inside, other=0.0)
         if KEEP:
-            tl.store(kept + base[:, None] * D + d[None, :], entry, mask=inside)
-        e = entry.to(tl.float32)
+            tl.store(kept + base[:, None] * D + d[None, :], loaded, mask=inside)
+        e = loaded.to(tl.float32)
         nonfinite = tl.maximum(nonfinite, tl.max(tl.where(tl.abs(e) <= FLOAT32_MAX, 0, 1), 1))
         c = tl.zeros((CHUNK,), tl.float64)
         if SPLIT:
