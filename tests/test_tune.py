@@ -130,7 +130,7 @@ def test_time_is_shared_evenly_and_what_is_left_goes_on(monkeypatch: pytest.Monk
     given = []
 
     def run(entry: Entry, deadline: Deadline) -> tune.Outcome:
-        given.append(deadline._seconds)
+        given.append(deadline.seconds)
         now[0] += 10.0 if len(given) == 1 else 45.0
         return tune.Outcome(entry, BEST, BEST)
 
