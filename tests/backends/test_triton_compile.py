@@ -19,6 +19,8 @@ import pytest
 
 pytest.importorskip("triton")
 
+from triton_targets import OTHERS
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
@@ -65,18 +67,6 @@ PER_PAIR = {
     "100-f32-f32-exact-64": 13.5,
 }
 SEARCHES = [*PER_PAIR, "90-f32-f32-exact-256", "90-f32-f32-exact-512", "120-f32-f32-exact-64"]
-OTHERS = [
-    "prepare",
-    "prepare-wide",
-    "settle",
-    "write",
-    "finish",
-    "range",
-    "accumulate",
-    "ema",
-    "gather",
-    "backward",
-]
 SHARED = {"80": 99, "90": 227, "100": 227, "120": 99}
 MATRIX = {"80": "HMMA", "90": "HGMMA", "100": "UTCHMMA", "120": "HMMA"}
 
