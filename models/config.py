@@ -55,6 +55,8 @@ class LoopConfig:
         self._at_least(1, "epochs", "steps", "batch_size", "accumulate", "devices", "patience", "log_every")
         self._at_least(1, "checkpoint_every")
         self._at_least(0, "warmup", "seed")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be below 2**32 = {2**32}, got {self.seed}")
         self._one_of("schedule", "constant", "cosine")
         self._one_of("precision", *PRECISIONS)
         self._one_of("accelerator", "auto", "cpu", "gpu")

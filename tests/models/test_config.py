@@ -19,6 +19,8 @@ from models.config import PriorConfig, TrainConfig
         ("warmup", "-1", "warmup must be at least 0, got -1"),
         ("latent_dim", "0", "latent_dim must be at least 1, got 0"),
         ("hidden", "1", "hidden must be at least 2, got 1"),
+        ("seed", "-1", "seed must be at least 0, got -1"),
+        ("seed", str(2**32), r"seed must be below 2\*\*32 = 4294967296, got 4294967296"),
         ("steps", "0", "steps must be at least 1, got 0"),
         ("limit", "0", "limit must be at least 1, got 0"),
         ("epochs", "0", "epochs must be at least 1, got 0"),
