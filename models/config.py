@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, get_type_hints
+from typing import Any, ClassVar, Self, get_type_hints
 
 from models.data.options import DataConfig, option
 
@@ -27,6 +28,8 @@ MAY_CHANGE = (
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
     """What every training loop needs."""
+
+    command: ClassVar[str] = ""  # that trains with these settings
 
     name: str = option("run", "name of the run; results go to RUNS/NAME")
     runs: str = option("runs", "folder of all runs")
@@ -49,6 +52,11 @@ class LoopConfig:
     progress: bool = option(True, "show progress bars")
 
     def __post_init__(self) -> None:
+        inside = os.path.normpath(self.name)
+        if not self.name or os.path.isabs(inside) or inside.split(os.sep)[0] in (".", ".."):
+            raise ValueError(
+                f"name must be that of a folder inside runs, got {self.name!r}; give --name NAME"
+            )
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{name} must be finite, got {value}")
@@ -88,9 +96,15 @@ class LoopConfig:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str) -> Self:
         """Checks names and types. Raises ValueError naming ``source``, the setting and the nearest name."""
-        hints = get_type_hints(cls)
+        hints = _settings(cls)
         for name in values:
             if name not in hints:
+                for other in LoopConfig.__subclasses__():
+                    if name in _settings(other):
+                        raise ValueError(
+                            f"{source} is of a {other.command} run, not of a {cls.command} run: it sets "
+                            f"{name}; give another name (--name) or configuration (--config)"
+                        )
                 near = difflib.get_close_matches(name, hints, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"{source}: unknown setting {name!r}{hint}")
@@ -124,6 +138,8 @@ class LoopConfig:
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(DataConfig, LoopConfig):
     """A VAE, VQ-VAE or VQ-VAE-2 and its data."""
+
+    command: ClassVar[str] = "train"
 
     model: str = option("vqvae", "vqvae, vqvae2 or vae")
     hidden: int = option(128, "channels of the convolutions")
@@ -161,6 +177,8 @@ class TrainConfig(DataConfig, LoopConfig):
 class PriorConfig(LoopConfig):
     """Priors over the codes of a trained VQ-VAE or VQ-VAE-2, one for each level."""
 
+    command: ClassVar[str] = "train-prior"
+
     name: str = option("prior", "name of the run")
     codes: str = option("", "folder of codes written by `encode`")
     prior: str = option("transformer", "transformer, pixelcnn or pixelsnail")
@@ -189,6 +207,12 @@ class PriorConfig(LoopConfig):
             raise ValueError(f"kernel_size must be odd and at least 3, got {self.kernel_size}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+
+
+def _settings(kind: type[LoopConfig]) -> dict[str, Any]:
+    """The settings of ``kind`` and their types."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from models.cli.options import add_config_flags, given_settings
 from models.data.options import DataConfig
@@ -34,7 +35,8 @@ def run(arguments: argparse.Namespace) -> None:
     TrainConfig.from_mapping(given, "flags")  # before the checkpoint is read, which takes longer
     model = convert_file(arguments.checkpoint)
     # The settings that describe the model under the same name there and here.
-    found = {name: value for name, value in model.config.items() if name in get_type_hints(TrainConfig)}
+    settings = {field.name for field in dataclasses.fields(TrainConfig)}
+    found = {name: value for name, value in model.config.items() if name in settings}
     found["model"] = type(model).__name__.lower()
     config = TrainConfig.from_mapping(found | given, str(arguments.checkpoint))
     model.save_pretrained(folder / "model")

@@ -15,13 +15,13 @@ from models.likelihoods import Gaussian
 from models.pictures import save_curves
 from models.reproducible import start_reproducibly
 from models.training.callbacks import ReconstructionPictures
+from models.training.folder import prepare_folder
 from models.training.history import read_history
 from models.training.loop import (
     check_start,
     fit,
     load_best,
     make_trainer,
-    prepare_folder,
     processes,
     training_loader,
 )
@@ -57,7 +57,7 @@ def train(
         folder = config.folder / "reconstructions"
         pictures = [ReconstructionPictures(images, folder, config.pictures_every)]
     trainer = make_trainer(config, module, pictures)
-    checkpoint = prepare_folder(config, resume, overwrite)
+    checkpoint = prepare_folder(config, module, resume, overwrite)
     load_best(module, fit(trainer, module, validation, checkpoint))
     model = model.cpu().eval()
     calibrate(model, data.validation, config.batch_size)
