@@ -53,8 +53,8 @@ class TrainedRun:
 class Runner:
     """Trains what a study asks for under ``RUNS/reproduce-STUDY-SCALE`` and writes its tables there.
 
-    A run that is already there with the same settings is loaded, so an interrupted study goes on where
-    it stopped.
+    A run that is already there with the same settings is loaded, and one that was interrupted goes on from
+    its last checkpoint, so that a study goes on where it stopped.
     """
 
     def __init__(self, study: str, options: StudyOptions, settings: Mapping[str, Mapping[str, Any]]) -> None:
@@ -84,7 +84,7 @@ class Runner:
             loaded: Any = load_pretrained(config.folder / "model", self.device)
         else:
             self._say(f"training {name}")
-            loaded = train(config, self.data, overwrite=True).to(self.device)
+            loaded = train(config, self.data, **self._start(config)).to(self.device)
         return TrainedRun(config, loaded, read_history(config.folder))
 
     def train_priors(
@@ -108,11 +108,12 @@ class Runner:
             store = encode(model, self.data, codes, source=source, device=self.device, overwrite=True)
         # A prior keeps the description of its codes: another run of the model makes it out of date.
         seen = config.folder / DESCRIPTION_FILE
-        known = seen.is_file() and CodeDescription.load(config.folder) == store.description
-        if known and self._is_done(config, "level0"):
+        known = seen.is_file() and CodeDescription.load(config.folder).difference(store.description) is None
+        if known and self._is_done(config, f"level{len(store.description.shapes) - 1}"):  # written last
             return store, open_priors(config.folder, self.device)
         self._say(f"training {name}")
-        trained: list[Any] = [prior.to(self.device) for prior in train_prior(config, store, overwrite=True)]
+        start = self._start(config) if known else {"overwrite": True}
+        trained: list[Any] = [prior.to(self.device) for prior in train_prior(config, store, **start)]
         return store, trained
 
     def evaluate(self, run: TrainedRun, **options: Any) -> dict[str, float | str]:
@@ -155,9 +156,21 @@ class Runner:
         print(f"\n{name}\n{text}\n{note}", flush=True)
 
     def _is_done(self, config: TrainConfig | PriorConfig, part: str) -> bool:
-        file = config.folder / "config.yaml"
-        same = file.is_file() and type(config).load(file).replace(progress=config.progress) == config
-        return same and (config.folder / part / "model.safetensors").is_file()
+        return self._is_same(config) and (config.folder / part / "model.safetensors").is_file()
+
+    def _is_same(self, config: TrainConfig | PriorConfig) -> bool:
+        """Whether the run in the folder has these settings, progress bars aside."""
+        from models.training.folder import CONFIG
+
+        file = config.folder / CONFIG
+        return file.is_file() and type(config).load(file).replace(progress=config.progress) == config
+
+    def _start(self, config: TrainConfig | PriorConfig) -> dict[str, bool]:
+        """How to train: an interrupted run with the same settings goes on, any other one is replaced."""
+        from models.training.folder import LAST
+
+        interrupted = self._is_same(config) and (config.folder / "checkpoints" / LAST).is_file()
+        return {"resume": True} if interrupted else {"overwrite": True}
 
     def _say(self, text: str) -> None:
         if self.options.progress:

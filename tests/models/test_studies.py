@@ -113,6 +113,34 @@ def test_finished_runs_of_a_study_are_not_trained_again(
     assert trained == ["best"]
 
 
+def test_interrupted_runs_of_a_study_go_on_from_their_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model and a prior without what is written last, each with a checkpoint: both end as they were."""
+    import models.training.autoencoder as autoencoder
+    import models.training.prior as prior
+    from models.studies import likelihood as module
+
+    for attribute, value in CASES["likelihood"][0].items():
+        monkeypatch.setattr(module, attribute, value)
+    monkeypatch.setattr(module, "SETTINGS", {"small": module.SETTINGS["small"] | SMALLEST})
+    options = StudyOptions(runs=str(tmp_path), limit=150, progress=False, accelerator="cpu")
+    folder = load_study("likelihood")(options)
+    table = (folder / "bits.csv").read_text()
+    (folder / "vae-gaussian" / "model" / "model.safetensors").unlink()
+    (folder / "vqvae-gaussian-prior" / "level0" / "model.safetensors").unlink()
+    started = []
+    for loop, name in ((autoencoder, "train"), (prior, "train_prior")):
+        original = getattr(loop, name)
+        monkeypatch.setattr(
+            loop, name, lambda *a, original=original, **k: started.append((a[0].name, k)) or original(*a, **k)
+        )
+    load_study("likelihood")(options)
+    assert started == [("vae-gaussian", {"resume": True}), ("vqvae-gaussian-prior", {"resume": True})]
+    assert (folder / "bits.csv").read_text() == table
+    assert len(list((folder / "vae-gaussian" / "logs").iterdir())) == 2
+
+
 def test_priors_of_an_earlier_model_are_trained_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
