@@ -182,7 +182,7 @@ class PriorConfig(LoopConfig):
     name: str = option("prior", "name of the run")
     codes: str = option("", "folder of codes written by `encode`")
     prior: str = option("transformer", "transformer, pixelcnn or pixelsnail")
-    conditional: bool = option(True, "condition on the labels, where the codes have them")
+    conditional: bool | None = option(None, "condition on the labels; by default where the codes have them")
     width: int = option(64, "channels of the network")
     layers: int = option(3, "number of layers or blocks")
     heads: int = option(4, "attention heads (transformer, pixelsnail)")

@@ -21,12 +21,20 @@ if TYPE_CHECKING:
     from models.training.history import Series
 
 SCALES = ("small", "paper")
+# Options that only some studies take: who averages over seeds, and who varies the batch size itself.
+SEEDED = ("kaokore-vqvae2",)
+VARY_BATCH_SIZE = ("cifar-vae-vqvae",)
+_OWN = ("data", "limit", "size", "label_column", "epochs", "batch_size")
 Row = Mapping[str, str | float | int]
 
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """What `reproduce` takes; ``None`` means: as the scale has it."""
+    """What `reproduce` takes; ``None`` means: as the scale has it.
+
+    seeds: runs to average over, at least 1; of the studies in ``SEEDED`` only. batch_size: of every model
+    and prior; not of those in ``VARY_BATCH_SIZE``. Raises ValueError for others.
+    """
 
     data: str | None = None
     scale: str = "small"
@@ -36,6 +44,7 @@ class StudyOptions:
     size: str | None = None
     label_column: str | None = None
     epochs: int | None = None
+    batch_size: int | None = None
     accelerator: str = "auto"
     precision: str = "32-true"
     progress: bool = True
@@ -61,11 +70,12 @@ class Runner:
         from models.data import load_data
         from models.device import find_device
 
+        _check_options(study, options)
         if options.scale not in settings:
             raise ValueError(f"scale must be one of {', '.join(settings)}, got {options.scale!r}")
         self.options = options
         self.folder = Path(options.runs) / f"reproduce-{study}-{options.scale}"
-        given = {name: getattr(options, name) for name in ("data", "limit", "size", "label_column", "epochs")}
+        given = {name: getattr(options, name) for name in _OWN}
         own = {name: value for name, value in given.items() if value is not None}
         loop = {name: getattr(options, name) for name in ("accelerator", "precision", "progress")}
         self.shared: dict[str, Any] = {"runs": str(self.folder)} | loop
@@ -96,8 +106,8 @@ class Runner:
         from models.encode import encode
         from models.training.prior import train_prior
 
-        if self.options.epochs is not None:
-            settings["epochs"] = self.options.epochs
+        given = {name: getattr(self.options, name) for name in ("epochs", "batch_size")}
+        settings |= {name: value for name, value in given.items() if value is not None}
         model: CodeModel = as_vq(run.model)
         codes = run.config.folder / "codes"
         config = PriorConfig(name=name, codes=str(codes), **self.shared, **settings)
@@ -115,6 +125,12 @@ class Runner:
         start = self._start(config) if known else {"overwrite": True}
         trained: list[Any] = [prior.to(self.device) for prior in train_prior(config, store, **start)]
         return store, trained
+
+    def steps(self, run: TrainedRun) -> int:
+        """Optimizer steps that the run did: as many as it was to do, or fewer if its epochs had fewer."""
+        from models.training.modules import total_steps
+
+        return total_steps(run.config, len(self.data.train) // run.config.batch_size)
 
     def evaluate(self, run: TrainedRun, **options: Any) -> dict[str, float | str]:
         """:func:`models.evaluate.evaluate` of the run on the study's data and device."""
@@ -177,6 +193,15 @@ class Runner:
             print(text, flush=True)
 
 
+def _check_options(study: str, options: StudyOptions) -> None:
+    if options.seeds is not None and study not in SEEDED:
+        raise ValueError(f"seeds is {options.seeds}, but {study} trains one run a setting; leave it out")
+    if options.seeds is not None and options.seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {options.seeds}")
+    if options.batch_size is not None and study in VARY_BATCH_SIZE:
+        raise ValueError(f"batch_size is {options.batch_size}, but {study} varies it; leave it out")
+
+
 def as_vq(model: Autoencoder) -> CodeModel:
     """TypeError for a VAE, which has no codes."""
     from models.vae import VAE
@@ -187,9 +212,9 @@ def as_vq(model: Autoencoder) -> CodeModel:
 
 
 def mean_std(values: Sequence[float]) -> str:
-    """``0.0793 (0.0027)``: mean and sample standard deviation."""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.4f} ({spread:.4f})"
+    """``0.0793 (0.0027)``: mean and sample standard deviation; one value has none."""
+    mean = f"{statistics.mean(values):.4f}"
+    return f"{mean} ({statistics.stdev(values):.4f})" if len(values) > 1 else mean
 
 
 def _cell(value: str | float | int) -> str:

@@ -64,11 +64,11 @@ def run(options: StudyOptions) -> Path:
     best = {name: ranked[0][name] for name in grid}
     for parameter in grid:
         _curves(runner, runs, grid, best, parameter)
-    steps = LONGER[options.scale]
-    longer = runner.train("best", **best, steps=steps)
+    longer = runner.train("best", **best, steps=LONGER[options.scale])
     found = runner.evaluate(longer)
     figures = {name: found[name] for name in ("mse", "nmse", "psnr", "ssim", "perplexity", "usage")}
-    runner.write_table("best", [best | {"steps": steps} | figures], f"Test split of {runner.data.name}.")
+    done = {"steps": runner.steps(longer)}  # fewer with few epochs
+    runner.write_table("best", [best | done | figures], f"Test split of {runner.data.name}.")
     history = longer.history
     save_curves(
         runner.folder / "best.png",

@@ -50,8 +50,9 @@ def run(options: StudyOptions) -> Path:
     runner = Runner("cifar-vae-vqvae", options, SETTINGS)
     runs: dict[tuple[str, int], TrainedRun] = {}
     rows: list[Row] = []
+    sizes, left_out = _batch_sizes(runner, BATCH_SIZES[options.scale])
     for model, settings in MODELS.items():
-        for batch_size in BATCH_SIZES[options.scale]:
+        for batch_size in sizes:
             trained = runner.train(f"{model}-batch{batch_size}", batch_size=batch_size, **settings)
             runs[model, batch_size] = trained
             found = runner.evaluate(trained)
@@ -62,29 +63,40 @@ def run(options: StudyOptions) -> Path:
         rows,
         f"Test split of {runner.data.name}; nmse is the squared error over the variance of the data. "
         f"Published on CIFAR-10: SSIM about 0.78 (VAE) and above 0.96 (VQ-VAE), VQ-VAE reconstruction loss "
-        f"0.051 (batch 16) to 0.055 (batch 256).",
+        f"0.051 (batch 16) to 0.055 (batch 256).{left_out}",
     )
     for quantity, title in (("ssim", "SSIM"), ("nmse", "normalised squared error")):
         panels = {
             f"{title}, {model}": {
-                f"batch {batch_size}": _by_epoch(runs[model, batch_size], quantity)
-                for batch_size in BATCH_SIZES[options.scale]
+                f"batch {batch_size}": _by_epoch(runs[model, batch_size], quantity) for batch_size in sizes
             }
             for model in MODELS
         }
         save_curves(runner.folder / f"{quantity}.png", panels, x_label="epoch")
     losses = {
         f"loss, {model}": {
-            f"batch {batch_size}": _by_epoch(runs[model, batch_size], "loss")
-            for batch_size in BATCH_SIZES[options.scale]
+            f"batch {batch_size}": _by_epoch(runs[model, batch_size], "loss") for batch_size in sizes
         }
         for model in MODELS
     }
     save_curves(runner.folder / "loss.png", losses, x_label="epoch")
-    largest = BATCH_SIZES[options.scale][-1]
+    largest = sizes[-1]
     shown = {model: runs[model, largest].model for model in MODELS}
     compare_reconstructions(runner.folder / "reconstructions.png", runner.data, shown)
     return runner.folder
+
+
+def _batch_sizes(runner: Runner, all_sizes: tuple[int, ...]) -> tuple[list[int], str]:
+    """The sizes that the training split fills, and a sentence about the others. ValueError if none are."""
+    images = len(runner.data.train)
+    sizes = [size for size in all_sizes if size <= images]
+    if not sizes:
+        raise ValueError(
+            f"{runner.data.name} has {images} training images, fewer than the smallest batch of "
+            f"{all_sizes[0]}; give more (--limit)"
+        )
+    others = ", ".join(str(size) for size in all_sizes if size not in sizes)
+    return sizes, f" Left out, as there are {images} training images: batches of {others}." if others else ""
 
 
 def _by_epoch(trained: TrainedRun, name: str) -> tuple[list[float], list[float]]:

@@ -80,7 +80,7 @@ def tsne_by_label(path: Path, features: Mapping[str, Tensor], labels: Tensor, na
     figure, axes = new_figure(len(features), width=4.6, height=4.4)
     for axis, (title, vectors) in zip(axes, features.items(), strict=True):
         reduced = PCA(min(50, *vectors.shape), random_state=0).fit_transform(vectors.numpy())
-        perplexity = min(30, (len(vectors) - 1) // 3)
+        perplexity = max(1, min(30, (len(vectors) - 1) // 3))
         points: NDArray[np.float32] = TSNE(perplexity=perplexity, random_state=0).fit_transform(reduced)
         shown = names or ("all",)
         for number, name in enumerate(shown):
@@ -113,7 +113,8 @@ def stacked_bars(path: Path, parts: Mapping[str, Mapping[str, float]], ylabel: s
 def compare_reconstructions(
     path: Path, data: ImageData, models: Mapping[str, Autoencoder], count: int = 12
 ) -> Path:
-    """A row of held-out originals, then a row for each model."""
+    """A row of ``count`` held-out originals, or of all there are, then a row for each model."""
+    count = min(count, len(data.test))
     figure, _ = new_figure(1)
     figure.clear()
     x = to_float(data.test.batch(range(count)))

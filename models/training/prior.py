@@ -78,7 +78,12 @@ def build_priors(config: PriorConfig, description: CodeDescription) -> list[Auto
 
     if config.prior not in ("transformer", "pixelcnn", "pixelsnail"):
         raise ValueError(f"prior must be transformer, pixelcnn or pixelsnail, got {config.prior!r}")
-    classes = len(description.class_names) if config.conditional and description.class_names else None
+    if config.conditional and not description.class_names:
+        raise ValueError(
+            f"conditional is true, but the codes of {description.data} in {config.codes} have no labels; "
+            f"leave it out (--no-conditional), or encode labelled images"
+        )
+    classes = len(description.class_names) if config.conditional is not False else 0
     levels = len(description.shapes)
     attention, res_channels, out_res_blocks = (
         _of_levels(config, name, levels) for name in ("attention", "res_channels", "out_res_blocks")
@@ -86,7 +91,10 @@ def build_priors(config: PriorConfig, description: CodeDescription) -> list[Auto
     priors: list[AutoregressivePrior] = []
     for level, shape in enumerate(description.shapes):
         size = description.codebook_size
-        conditions: dict[str, Any] = {"num_classes": classes, "upper_codebook_size": size if level else None}
+        conditions: dict[str, Any] = {
+            "num_classes": classes or None,
+            "upper_codebook_size": size if level else None,
+        }
         if config.prior == "transformer":
             prior: AutoregressivePrior = TransformerPrior(
                 size, config.width, shape=shape, layers=config.layers, heads=config.heads,

@@ -84,6 +84,30 @@ def test_what_a_resumed_run_may_change(tmp_path, monkeypatch, capsys) -> None:
     assert TrainConfig.load(earlier.folder / "config.yaml") == earlier
 
 
+def test_a_prior_is_conditional_where_there_are_labels() -> None:
+    from models.training.prior import build_priors
+
+    def classes(config: PriorConfig, names: tuple[str, ...]) -> int | None:
+        description = SimpleNamespace(codebook_size=8, shapes=((4, 4),), class_names=names, data="faces")
+        return build_priors(config, description)[0].num_classes
+
+    assert classes(PriorConfig(), ("a", "b")) == classes(PriorConfig(conditional=True), ("a", "b")) == 2
+    assert classes(PriorConfig(conditional=False), ("a", "b")) is classes(PriorConfig(), ()) is None
+    with pytest.raises(
+        ValueError, match=r"conditional is true, but the codes of faces .* no labels; leave it"
+    ):
+        classes(PriorConfig(conditional=True), ())
+
+
+@pytest.mark.parametrize(("flag", "expected"), [("--conditional", True), ("--no-conditional", False)])
+def test_conditional_is_a_flag_without_a_value(monkeypatch, flag: str, expected: bool) -> None:
+    seen = []
+    monkeypatch.setattr("models.training.prior.train_prior", lambda config, **options: seen.append(config))
+    assert main(["train-prior", "--codes", "x", flag]) == 0
+    assert main(["train-prior", "--codes", "x"]) == 0
+    assert [config.conditional for config in seen] == [expected, None]
+
+
 def test_settings_of_each_level_of_a_published_pixelsnail() -> None:
     """VQ-VAE-2: attention on the upper level alone, a stack of residual blocks that reads it below."""
     from models.priors import PixelSNAIL
