@@ -137,7 +137,12 @@ class LoopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(DataConfig, LoopConfig):
-    """A VAE, VQ-VAE or VQ-VAE-2 and its data."""
+    """A VAE, VQ-VAE or VQ-VAE-2 and its data.
+
+    ``beta`` and ``likelihood`` that are None become those of the model when the settings are made: a VAE
+    minimises the ELBO by default, the others squared error and commitment loss. ``replace(model=...)``
+    keeps what they have become.
+    """
 
     command: ClassVar[str] = "train"
 
@@ -151,17 +156,25 @@ class TrainConfig(DataConfig, LoopConfig):
     downscales: tuple[int, ...] = option((4, 2), "vqvae2: downscale of each level, bottom first")
     codebook: str = option("ema", "how codes are learnt: ema or gradient")
     alpha: float = option(1.0, "weight of the codebook loss (gradient codebooks)")
-    beta: float = option(0.25, "weight of the commitment loss; vae: weight of the KL term")
+    beta: float | None = option(
+        None, "weight of the commitment loss, by default 0.25; vae: of the KL term, by default 1"
+    )
     decay: float = option(0.99, "decay of the codes' moving averages")
     kmeans_init: bool = option(False, "start the codebook from k-means of the first batch")
     dead_code_threshold: float = option(0.0, "restart codes whose averaged count falls below this")
-    likelihood: str = option("mse", "mse, gaussian, logistic or categorical")
+    likelihood: str | None = option(
+        None, "mse, gaussian, logistic or categorical; by default gaussian for a vae, else mse"
+    )
     latent_dim: int = option(128, "vae: dimension of the latent")
     kl_warmup: int = option(0, "vae: steps over which the weight of the KL term rises from zero")
     channels_vae: tuple[int, ...] = option((32, 64, 128, 256), "vae: widths of the four convolutions")
     pictures_every: int = option(1, "epochs between two pictures of reconstructions; 0 for none")
 
     def __post_init__(self) -> None:
+        likelihood, beta = ("gaussian", 1.0) if self.model == "vae" else ("mse", 0.25)
+        for name, value in (("likelihood", likelihood), ("beta", beta)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)  # frozen for others
         super().__post_init__()
         self._at_least(2, "hidden")  # the first convolution has half as many
         self._at_least(1, "residual_hidden", "embedding_dim", "codebook_size", "downscale", "downscales")

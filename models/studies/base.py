@@ -79,7 +79,8 @@ class Runner:
         own = {name: value for name, value in given.items() if value is not None}
         loop = {name: getattr(options, name) for name in ("accelerator", "precision", "progress")}
         self.shared: dict[str, Any] = {"runs": str(self.folder)} | loop
-        self.config = TrainConfig(**{**settings[options.scale], **self.shared, **own})
+        self.settings = {**settings[options.scale], **self.shared, **own}
+        self.config = TrainConfig(**self.settings)
         self.data: ImageData = load_data(self.config)
         self.device = find_device({"gpu": "cuda"}.get(options.accelerator, options.accelerator))
 
@@ -89,7 +90,7 @@ class Runner:
         from models.training.autoencoder import train
         from models.training.history import read_history
 
-        config = self.config.replace(name=name, **changes)
+        config = TrainConfig(**self.settings | {"name": name} | changes)
         if self._is_done(config, "model"):
             loaded: Any = load_pretrained(config.folder / "model", self.device)
         else:

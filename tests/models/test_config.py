@@ -84,6 +84,31 @@ def test_what_a_resumed_run_may_change(tmp_path, monkeypatch, capsys) -> None:
     assert TrainConfig.load(earlier.folder / "config.yaml") == earlier
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--model vae", ("gaussian", 1.0)),
+        ("--model vqvae", ("mse", 0.25)),
+        ("--model vqvae2", ("mse", 0.25)),
+        ("--config cifar10", ("mse", 0.25)),
+        ("--config cifar10 --model vae", ("gaussian", 1.0)),
+        ("--config cifar10 --model vae --likelihood mse --beta 0.25", ("mse", 0.25)),
+        ("--config demo", ("mse", 0.25)),
+        ("--config mnist", ("mse", 0.25)),
+    ],
+)
+def test_likelihood_and_beta_are_those_of_the_model(tmp_path, monkeypatch, flags: str, expected) -> None:
+    """A VAE minimises the ELBO; the stored settings show what was taken."""
+    seen = []
+    monkeypatch.setattr("models.training.autoencoder.train", lambda config, **options: seen.append(config))
+    assert main(["train", *flags.split()]) == 0
+    config = seen[0]
+    assert (config.likelihood, config.beta) == expected
+    config.save(tmp_path / "config.yaml")
+    assert f"likelihood: {expected[0]}\n" in (tmp_path / "config.yaml").read_text()
+    assert TrainConfig.load(tmp_path / "config.yaml") == config
+
+
 def test_a_prior_is_conditional_where_there_are_labels() -> None:
     from models.training.prior import build_priors
 
