@@ -66,20 +66,40 @@ def save_curves(
     path: Path,
     panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
     x_label: str = "step",
+    y_labels: Mapping[str, str] | None = None,
+    share_y: bool = False,
     **axis: Any,
 ) -> Path:
-    """One panel for each quantity, one line for each (label: (x, y)); empty panels are left out."""
+    """One panel for each quantity, one line for each (label: (x, y)); empty panels are left out.
+
+    Panels that all show the same lines get one legend below them, others one each. y_labels: unit of each
+    panel. share_y: the same range for all. axis: settings of every panel, such as ``yscale``. Raises
+    ValueError if there is nothing to draw.
+    """
     filled = {name: lines for name, lines in panels.items() if lines}
     if not filled:
         raise ValueError(f"nothing to draw in {path}")
+    first = list(next(iter(filled.values())))
+    shared = all(list(lines) == first for lines in filled.values())
     figure, axes = new_figure(len(filled))
     for axes_of_panel, (name, lines) in zip(axes, filled.items(), strict=True):
         for label, (x, y) in lines.items():
             axes_of_panel.plot(x, y, label=label, marker="o" if len(x) < 3 else None)
-        axes_of_panel.set(title=name, xlabel=x_label, **axis)
+        axes_of_panel.set(title=name, xlabel=x_label, ylabel=(y_labels or {}).get(name, ""), **axis)
         axes_of_panel.grid(alpha=0.3)
-        if len(lines) > 1:
+        if len(lines) > 1 and not shared:
             axes_of_panel.legend(fontsize="small")
+    if shared and len(first) > 1:
+        figure.legend(
+            *axes[0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=min(len(first), 2 * len(axes)),
+            fontsize="small",
+        )
+    if share_y:
+        limits = [axes_of_panel.get_ylim() for axes_of_panel in axes]
+        for axes_of_panel in axes:
+            axes_of_panel.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return path

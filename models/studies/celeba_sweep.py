@@ -13,7 +13,7 @@ from typing import Any
 
 from models.pictures import save_curves
 from models.studies.base import Row, Runner, StudyOptions, TrainedRun
-from models.studies.figures import compare_reconstructions
+from models.studies.figures import LOSS_UNITS, compare_reconstructions
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "small": {
@@ -75,6 +75,7 @@ def run(options: StudyOptions) -> Path:
         {name: {"train": history[f"train/{name}"], "validation": history[f"validation/{name}"]}
          for name in ("loss", "reconstruction", "perplexity")},
         x_label="iteration",
+        y_labels=LOSS_UNITS,
     )  # fmt: skip
     compare_reconstructions(
         runner.folder / "reconstructions.png", runner.data, {"best setting": longer.model}
@@ -98,4 +99,4 @@ def _curves(
         name: {label: history[f"train/{name}"] for label, history in lines.items()}
         for name in ("loss", "reconstruction", "perplexity")
     }
-    save_curves(runner.folder / f"over-{parameter}.png", panels, x_label="iteration")
+    save_curves(runner.folder / f"over-{parameter}.png", panels, x_label="iteration", y_labels=LOSS_UNITS)

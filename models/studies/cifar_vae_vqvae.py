@@ -11,7 +11,7 @@ from typing import Any
 
 from models.pictures import save_curves
 from models.studies.base import Row, Runner, StudyOptions, TrainedRun
-from models.studies.figures import compare_reconstructions
+from models.studies.figures import LOSS_UNITS, compare_reconstructions
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "small": {
@@ -43,6 +43,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "vae": {"model": "vae", "likelihood": "gaussian", "beta": 1.0},
     "vqvae": {"model": "vqvae", "likelihood": "mse", "beta": 0.25},
 }
+# The two losses are not of one unit, and so no panel holds both.
+LOSSES = {"vae": "nats a dimension", "vqvae": LOSS_UNITS["loss"]}
 
 
 def run(options: StudyOptions) -> Path:
@@ -65,21 +67,23 @@ def run(options: StudyOptions) -> Path:
         f"Published on CIFAR-10: SSIM about 0.78 (VAE) and above 0.96 (VQ-VAE), VQ-VAE reconstruction loss "
         f"0.051 (batch 16) to 0.055 (batch 256).{left_out}",
     )
-    for quantity, title in (("ssim", "SSIM"), ("nmse", "normalised squared error")):
+    for quantity, title, unit in (("ssim", "SSIM", "SSIM"), ("nmse", "squared error", "error / variance")):
         panels = {
             f"{title}, {model}": {
                 f"batch {batch_size}": _by_epoch(runs[model, batch_size], quantity) for batch_size in sizes
             }
             for model in MODELS
         }
-        save_curves(runner.folder / f"{quantity}.png", panels, x_label="epoch")
+        units = dict.fromkeys(panels, unit)
+        save_curves(runner.folder / f"{quantity}.png", panels, x_label="epoch", y_labels=units, share_y=True)
     losses = {
         f"loss, {model}": {
             f"batch {batch_size}": _by_epoch(runs[model, batch_size], "loss") for batch_size in sizes
         }
         for model in MODELS
     }
-    save_curves(runner.folder / "loss.png", losses, x_label="epoch")
+    units = {f"loss, {model}": unit for model, unit in LOSSES.items()}
+    save_curves(runner.folder / "loss.png", losses, x_label="epoch", y_labels=units)
     largest = sizes[-1]
     shown = {model: runs[model, largest].model for model in MODELS}
     compare_reconstructions(runner.folder / "reconstructions.png", runner.data, shown)

@@ -77,9 +77,8 @@ def run(options: StudyOptions) -> Path:
     runner.write_table(
         "variants", rows, f"Test split of {runner.data.name}. {_of_classes(runner, judge)}{skipped}"
     )
-    save_curves(
-        runner.folder / "priors.png", {f"nats per code, {kind}": lines for kind, lines in curves.items()}
-    )
+    panels = {f"{kind} prior, validation": lines for kind, lines in curves.items()}
+    save_curves(runner.folder / "priors.png", panels, y_labels=dict.fromkeys(panels, "nats a code"))
     return runner.folder
 
 

@@ -55,7 +55,7 @@ def train_prior(
             prior.save_pretrained(config.folder / f"level{level}")
         history = read_history(config.folder)
         lines = {name.replace("/", " "): series for name, series in history.items() if "nats" in name}
-        save_curves(config.folder / "curves.png", {"nats per code": lines})
+        save_curves(config.folder / "curves.png", {"priors": lines}, y_labels={"priors": "nats a code"})
     return priors
 
 

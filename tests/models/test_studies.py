@@ -23,7 +23,7 @@ QUICK_PRIOR = {"prior": "transformer", "width": 8, "layers": 1, "heads": 2, "epo
 CASES: dict[str, tuple[dict[str, object], set[str], int]] = {
     "kaokore-vqvae2": (
         {"PRIORS": {"small": QUICK_PRIOR}},
-        {"losses.md", "losses.csv", "curves.png", "reconstructions.png", "tsne.png", "samples.png"},
+        {"losses.md", "curves.png", "reconstructions.png", "tsne.png", "samples.png", "samples.md"},
         2,
     ),
     "cifar-vae-vqvae": (
@@ -164,6 +164,61 @@ def test_priors_of_an_earlier_model_are_trained_again(
     monkeypatch.setattr(module, "SETTINGS", {"small": module.SETTINGS["small"] | SMALLEST | {"epochs": 3}})
     load_study("likelihood")(options)
     assert len(trained) == 2
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The (figure, axes) that are drawn."""
+    import models.pictures as pictures
+    import models.studies.figures as studies
+
+    drawn: list[Any] = []
+    original = pictures.new_figure
+    for module in (pictures, studies):
+        monkeypatch.setattr(
+            module, "new_figure", lambda *a, **k: drawn.append(original(*a, **k)) or drawn[-1]
+        )
+    return drawn
+
+
+def test_panels_of_the_same_lines_share_a_legend_outside_and_a_range(tmp_path: Path, figures) -> None:
+    from models.pictures import save_curves
+
+    low, high = ([1.0, 2.0, 3.0], [0.0, 1.0, 1.0]), ([1.0, 2.0, 3.0], [5.0, 6.0, 9.0])
+    panels = {"a": {"x": low, "y": low}, "b": {"x": high, "y": high}}
+    save_curves(tmp_path / "shared.png", panels, y_labels={"a": "nats"}, share_y=True)
+    figure, axes = figures[-1]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["x", "y"]
+    assert [axis.get_legend() for axis in axes] == [None, None]
+    assert [axis.get_ylabel() for axis in axes] == ["nats", ""]
+    assert axes[0].get_ylim() == axes[1].get_ylim()
+    save_curves(tmp_path / "own.png", {"a": {"x": low, "y": low}, "b": {"z": high, "y": high}})
+    figure, axes = figures[-1]
+    assert figure.legends == []
+    assert None not in [axis.get_legend() for axis in axes]
+
+
+@pytest.mark.parametrize("classes", [1, 10, 14, 50])
+def test_classes_have_distinct_colours(classes: int) -> None:
+    from models.studies.figures import distinct_colours
+
+    assert len(set(distinct_colours(classes))) == classes
+
+
+def test_rows_of_samples_and_classes_in_t_sne_are_named(tmp_path: Path, figures) -> None:
+    from models.studies.figures import labelled_rows, tsne_by_label
+
+    names = ("noble", "warrior", "commoner")
+    labelled_rows(tmp_path / "rows.png", torch.rand(12, 3, 8, 8) - 0.5, 4, names)
+    _, (axis,) = figures[-1]
+    ticks = zip(axis.get_yticklabels(), axis.get_yticks(), strict=True)
+    places = {text.get_text(): place for text, place in ticks}
+    assert places == {"noble": 3.5, "warrior": 12.5, "commoner": 21.5}
+    labels = torch.arange(30) % 3
+    tsne_by_label(tmp_path / "tsne.png", {"a": torch.rand(30, 4), "b": torch.rand(30, 5)}, labels, names)
+    figure, axes = figures[-1]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(names)
+    assert [axis.get_legend() for axis in axes] == [None, None]
 
 
 def test_mean_and_deviation() -> None:
