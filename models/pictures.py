@@ -62,6 +62,20 @@ def new_figure(panels: int, width: float = 4.2, height: float = 3.0) -> tuple[Fi
     return figure, list(axes[:panels])
 
 
+def legend_below(figure: Figure, axis: Axes, marker_scale: float = 1.0) -> None:
+    """The legend of ``axis`` below all panels, in as many columns as fit side by side."""
+    handles, labels = axis.get_legend_handles_labels()
+    inches = 0.6 + 0.085 * max(map(len, labels))  # of a column: the line or marker and a small font
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=max(1, min(len(labels), int(figure.get_figwidth() / inches))),
+        fontsize="small",
+        markerscale=marker_scale,
+    )
+
+
 def save_curves(
     path: Path,
     panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
@@ -90,12 +104,7 @@ def save_curves(
         if len(lines) > 1 and not shared:
             axes_of_panel.legend(fontsize="small")
     if shared and len(first) > 1:
-        figure.legend(
-            *axes[0].get_legend_handles_labels(),
-            loc="outside lower center",
-            ncols=min(len(first), 2 * len(axes)),
-            fontsize="small",
-        )
+        legend_below(figure, axes[0])
     if share_y:
         limits = [axes_of_panel.get_ylim() for axes_of_panel in axes]
         for axes_of_panel in axes:

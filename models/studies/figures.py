@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.data import BatchLoader, ImageData, to_float
-from models.pictures import grid, new_figure
+from models.pictures import grid, legend_below, new_figure
 from models.vqvae import quantizers
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 # Of a VQ-VAE with the `mse` likelihood.
 LOSS_UNITS = {
-    "loss": "squared error / variance + commitment",
+    "loss": "squared error / variance\n+ weighted commitment",
     "reconstruction": "squared error / variance",
-    "commitment": "squared distance to the code",
+    "commitment": "squared distance",
     "perplexity": "codes",
 }
 
@@ -101,13 +101,7 @@ def tsne_by_label(path: Path, features: Mapping[str, Tensor], labels: Tensor, na
             axis.scatter(points[mine, 0], points[mine, 1], s=8, label=name, color=colour)
         axis.set(title=f"t-SNE of {title}", xticks=[], yticks=[])
     if names:
-        figure.legend(
-            *axes[0].get_legend_handles_labels(),
-            loc="outside lower center",
-            ncols=5 * len(axes),
-            fontsize="small",
-            markerscale=2,
-        )
+        legend_below(figure, axes[0], marker_scale=2)
     figure.savefig(path, dpi=110)
     return path
 
