@@ -20,17 +20,16 @@ def build_model(config: TrainConfig, data: ImageData) -> Autoencoder:
     The fixed variance of the ``mse`` likelihood is the variance of the data, so that its loss is the
     normalised squared error. Raises ValueError for an unknown model or a size that does not divide.
     """
+    loss: dict[str, Any] = {
+        "beta": config.beta,
+        "likelihood": config.likelihood,
+        "variance": data.variance,
+    }
     if config.model == "vae":
         return VAE(
-            data.channels,
-            data.size,
-            latent_dim=config.latent_dim,
-            channels=config.channels_vae,
-            beta=config.beta,
-            likelihood=config.likelihood,
-            variance=data.variance,
+            data.channels, data.size, latent_dim=config.latent_dim, channels=config.channels_vae, **loss
         )
-    shared: dict[str, Any] = {
+    shared: dict[str, Any] = loss | {
         "hidden": config.hidden,
         "residual_layers": config.residual_layers,
         "residual_hidden": config.residual_hidden,
@@ -38,13 +37,10 @@ def build_model(config: TrainConfig, data: ImageData) -> Autoencoder:
         "codebook_size": config.codebook_size,
         "codebook": config.codebook,
         "alpha": config.alpha,
-        "beta": config.beta,
         "decay": config.decay,
         "kmeans_init": config.kmeans_init,
         "dead_code_threshold": config.dead_code_threshold,
         "manual_ema_update": config.accumulate > 1,
-        "likelihood": config.likelihood,
-        "variance": data.variance,
     }
     if config.model == "vqvae":
         model: VQVAE | VQVAE2 = VQVAE(data.channels, downscale=config.downscale, **shared)

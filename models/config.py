@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, get_type_hints
+from typing import Any, ClassVar, Self, get_type_hints
 
 from models.data.options import DataConfig, option
 
@@ -27,6 +28,8 @@ MAY_CHANGE = (
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
     """What every training loop needs."""
+
+    command: ClassVar[str] = ""  # that trains with these settings
 
     name: str = option("run", "name of the run; results go to RUNS/NAME")
     runs: str = option("runs", "folder of all runs")
@@ -49,12 +52,19 @@ class LoopConfig:
     progress: bool = option(True, "show progress bars")
 
     def __post_init__(self) -> None:
+        inside = os.path.normpath(self.name)
+        if not self.name or os.path.isabs(inside) or inside.split(os.sep)[0] in (".", ".."):
+            raise ValueError(
+                f"name must be that of a folder inside runs, got {self.name!r}; give --name NAME"
+            )
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{name} must be finite, got {value}")
         self._at_least(1, "epochs", "steps", "batch_size", "accumulate", "devices", "patience", "log_every")
         self._at_least(1, "checkpoint_every")
         self._at_least(0, "warmup", "seed")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be below 2**32 = {2**32}, got {self.seed}")
         self._one_of("schedule", "constant", "cosine")
         self._one_of("precision", *PRECISIONS)
         self._one_of("accelerator", "auto", "cpu", "gpu")
@@ -86,9 +96,15 @@ class LoopConfig:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str) -> Self:
         """Checks names and types. Raises ValueError naming ``source``, the setting and the nearest name."""
-        hints = get_type_hints(cls)
+        hints = _settings(cls)
         for name in values:
             if name not in hints:
+                for other in LoopConfig.__subclasses__():
+                    if name in _settings(other):
+                        raise ValueError(
+                            f"{source} is of a {other.command} run, not of a {cls.command} run: it sets "
+                            f"{name}; give another name (--name) or configuration (--config)"
+                        )
                 near = difflib.get_close_matches(name, hints, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"{source}: unknown setting {name!r}{hint}")
@@ -121,7 +137,14 @@ class LoopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(DataConfig, LoopConfig):
-    """A VAE, VQ-VAE or VQ-VAE-2 and its data."""
+    """A VAE, VQ-VAE or VQ-VAE-2 and its data.
+
+    ``beta`` and ``likelihood`` that are None become those of the model when the settings are made: a VAE
+    minimises the ELBO by default, the others squared error and commitment loss. ``replace(model=...)``
+    keeps what they have become.
+    """
+
+    command: ClassVar[str] = "train"
 
     model: str = option("vqvae", "vqvae, vqvae2 or vae")
     hidden: int = option(128, "channels of the convolutions")
@@ -133,17 +156,25 @@ class TrainConfig(DataConfig, LoopConfig):
     downscales: tuple[int, ...] = option((4, 2), "vqvae2: downscale of each level, bottom first")
     codebook: str = option("ema", "how codes are learnt: ema or gradient")
     alpha: float = option(1.0, "weight of the codebook loss (gradient codebooks)")
-    beta: float = option(0.25, "weight of the commitment loss; vae: weight of the KL term")
+    beta: float | None = option(
+        None, "weight of the commitment loss, by default 0.25; vae: of the KL term, by default 1"
+    )
     decay: float = option(0.99, "decay of the codes' moving averages")
     kmeans_init: bool = option(False, "start the codebook from k-means of the first batch")
     dead_code_threshold: float = option(0.0, "restart codes whose averaged count falls below this")
-    likelihood: str = option("mse", "mse, gaussian, logistic or categorical")
+    likelihood: str | None = option(
+        None, "mse, gaussian, logistic or categorical; by default gaussian for a vae, else mse"
+    )
     latent_dim: int = option(128, "vae: dimension of the latent")
     kl_warmup: int = option(0, "vae: steps over which the weight of the KL term rises from zero")
     channels_vae: tuple[int, ...] = option((32, 64, 128, 256), "vae: widths of the four convolutions")
     pictures_every: int = option(1, "epochs between two pictures of reconstructions; 0 for none")
 
     def __post_init__(self) -> None:
+        likelihood, beta = ("gaussian", 1.0) if self.model == "vae" else ("mse", 0.25)
+        for name, value in (("likelihood", likelihood), ("beta", beta)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)  # frozen for others
         super().__post_init__()
         self._at_least(2, "hidden")  # the first convolution has half as many
         self._at_least(1, "residual_hidden", "embedding_dim", "codebook_size", "downscale", "downscales")
@@ -159,10 +190,12 @@ class TrainConfig(DataConfig, LoopConfig):
 class PriorConfig(LoopConfig):
     """Priors over the codes of a trained VQ-VAE or VQ-VAE-2, one for each level."""
 
+    command: ClassVar[str] = "train-prior"
+
     name: str = option("prior", "name of the run")
     codes: str = option("", "folder of codes written by `encode`")
     prior: str = option("transformer", "transformer, pixelcnn or pixelsnail")
-    conditional: bool = option(True, "condition on the labels, where the codes have them")
+    conditional: bool | None = option(None, "condition on the labels; by default where the codes have them")
     width: int = option(64, "channels of the network")
     layers: int = option(3, "number of layers or blocks")
     heads: int = option(4, "attention heads (transformer, pixelsnail)")
@@ -187,6 +220,12 @@ class PriorConfig(LoopConfig):
             raise ValueError(f"kernel_size must be odd and at least 3, got {self.kernel_size}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+
+
+def _settings(kind: type[LoopConfig]) -> dict[str, Any]:
+    """The settings of ``kind`` and their types."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

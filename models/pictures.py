@@ -62,24 +62,53 @@ def new_figure(panels: int, width: float = 4.2, height: float = 3.0) -> tuple[Fi
     return figure, list(axes[:panels])
 
 
+def legend_below(figure: Figure, axis: Axes, marker_scale: float = 1.0) -> None:
+    """The legend of ``axis`` below all panels, in as many columns as fit side by side."""
+    handles, labels = axis.get_legend_handles_labels()
+    inches = 0.6 + 0.085 * max(map(len, labels))  # of a column: the line or marker and a small font
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=max(1, min(len(labels), int(figure.get_figwidth() / inches))),
+        fontsize="small",
+        markerscale=marker_scale,
+    )
+
+
 def save_curves(
     path: Path,
     panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
     x_label: str = "step",
+    y_labels: Mapping[str, str] | None = None,
+    share_y: bool = False,
     **axis: Any,
 ) -> Path:
-    """One panel for each quantity, one line for each (label: (x, y)); empty panels are left out."""
+    """One panel for each quantity, one line for each (label: (x, y)); empty panels are left out.
+
+    Panels that all show the same lines get one legend below them, others one each. y_labels: unit of each
+    panel. share_y: the same range for all. axis: settings of every panel, such as ``yscale``. Raises
+    ValueError if there is nothing to draw.
+    """
     filled = {name: lines for name, lines in panels.items() if lines}
     if not filled:
         raise ValueError(f"nothing to draw in {path}")
+    first = list(next(iter(filled.values())))
+    shared = all(list(lines) == first for lines in filled.values())
     figure, axes = new_figure(len(filled))
     for axes_of_panel, (name, lines) in zip(axes, filled.items(), strict=True):
         for label, (x, y) in lines.items():
             axes_of_panel.plot(x, y, label=label, marker="o" if len(x) < 3 else None)
-        axes_of_panel.set(title=name, xlabel=x_label, **axis)
+        axes_of_panel.set(title=name, xlabel=x_label, ylabel=(y_labels or {}).get(name, ""), **axis)
         axes_of_panel.grid(alpha=0.3)
-        if len(lines) > 1:
+        if len(lines) > 1 and not shared:
             axes_of_panel.legend(fontsize="small")
+    if shared and len(first) > 1:
+        legend_below(figure, axes[0])
+    if share_y:
+        limits = [axes_of_panel.get_ylim() for axes_of_panel in axes]
+        for axes_of_panel in axes:
+            axes_of_panel.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,14 @@ def run(arguments: argparse.Namespace) -> None:
     if folder.exists():
         raise ValueError(f"{folder} exists; give a new folder")
     own = {"name": folder.name, "runs": str(folder.parent)}
-    config = TrainConfig.from_mapping(given_settings(arguments, DataConfig) | own, "flags")
+    given = given_settings(arguments, DataConfig) | own
+    TrainConfig.from_mapping(given, "flags")  # before the checkpoint is read, which takes longer
     model = convert_file(arguments.checkpoint)
     # The settings that describe the model under the same name there and here.
-    found = {name: value for name, value in model.config.items() if hasattr(config, name)}
-    config = config.replace(model=type(model).__name__.lower(), **found)
+    settings = {field.name for field in dataclasses.fields(TrainConfig)}
+    found = {name: value for name, value in model.config.items() if name in settings}
+    found["model"] = type(model).__name__.lower()
+    config = TrainConfig.from_mapping(found | given, str(arguments.checkpoint))
     model.save_pretrained(folder / "model")
     config.save(folder / "config.yaml")
     print(

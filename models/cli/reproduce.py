@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from models.studies.base import SCALES, StudyOptions
+from models.studies.base import SCALES, SEEDED, VARY_BATCH_SIZE, StudyOptions
 from models.studies.names import STUDIES, load_study
 
 
@@ -21,7 +21,12 @@ def add_parser(commands: Any) -> None:
             "--scale", choices=SCALES, default="small", help="small: minutes on two cores (small)"
         )
         study.add_argument("--runs", default="runs", help="folder of all runs (runs)")
-        study.add_argument("--seeds", type=int, help="runs to average over, where the study does")
+        if name in SEEDED:
+            study.add_argument("--seeds", type=int, help="runs to average over")
+        if name not in VARY_BATCH_SIZE:
+            study.add_argument(
+                "--batch-size", type=int, help="of every model and prior, instead of the scale's"
+            )
         study.add_argument("--limit", type=int, help="use at most this many images of each split")
         study.add_argument("--size", help="resize and crop images to this")
         study.add_argument("--label-column", help="column of the labels")
@@ -37,7 +42,8 @@ def run(arguments: argparse.Namespace) -> None:
         data=arguments.data,
         scale=arguments.scale,
         runs=arguments.runs,
-        seeds=arguments.seeds,
+        seeds=getattr(arguments, "seeds", None),
+        batch_size=getattr(arguments, "batch_size", None),
         limit=arguments.limit,
         size=arguments.size,
         label_column=arguments.label_column,

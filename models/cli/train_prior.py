@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from typing import Any
 
 from models.cli.options import add_config_flags, add_run_flags, run_config
@@ -10,9 +11,18 @@ from models.config import PriorConfig
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("train-prior", help="train priors over codes", description=__doc__)
+    parser = commands.add_parser(
+        "train-prior", help="train priors over codes", description=__doc__, conflict_handler="resolve"
+    )
     add_run_flags(parser)
     add_config_flags(parser, PriorConfig)
+    # True, false or by the codes: a flag without a value, instead of the one for settings that may be none.
+    parser.add_argument(
+        "--conditional",
+        action=argparse.BooleanOptionalAction,
+        default=argparse.SUPPRESS,
+        help=next(field for field in fields(PriorConfig) if field.name == "conditional").metadata["help"],
+    )
     parser.set_defaults(run=run)
 
 

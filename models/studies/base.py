@@ -21,12 +21,20 @@ if TYPE_CHECKING:
     from models.training.history import Series
 
 SCALES = ("small", "paper")
+# Options that only some studies take: who averages over seeds, and who varies the batch size itself.
+SEEDED = ("kaokore-vqvae2",)
+VARY_BATCH_SIZE = ("cifar-vae-vqvae",)
+_OWN = ("data", "limit", "size", "label_column", "epochs", "batch_size")
 Row = Mapping[str, str | float | int]
 
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """What `reproduce` takes; ``None`` means: as the scale has it."""
+    """What `reproduce` takes; ``None`` means: as the scale has it.
+
+    seeds: runs to average over, at least 1; of the studies in ``SEEDED`` only. batch_size: of every model
+    and prior; not of those in ``VARY_BATCH_SIZE``. Raises ValueError for others.
+    """
 
     data: str | None = None
     scale: str = "small"
@@ -36,6 +44,7 @@ class StudyOptions:
     size: str | None = None
     label_column: str | None = None
     epochs: int | None = None
+    batch_size: int | None = None
     accelerator: str = "auto"
     precision: str = "32-true"
     progress: bool = True
@@ -53,23 +62,25 @@ class TrainedRun:
 class Runner:
     """Trains what a study asks for under ``RUNS/reproduce-STUDY-SCALE`` and writes its tables there.
 
-    A run that is already there with the same settings is loaded, so an interrupted study goes on where
-    it stopped.
+    A run that is already there with the same settings is loaded, and one that was interrupted goes on from
+    its last checkpoint, so that a study goes on where it stopped.
     """
 
     def __init__(self, study: str, options: StudyOptions, settings: Mapping[str, Mapping[str, Any]]) -> None:
         from models.data import load_data
         from models.device import find_device
 
+        _check_options(study, options)
         if options.scale not in settings:
             raise ValueError(f"scale must be one of {', '.join(settings)}, got {options.scale!r}")
         self.options = options
         self.folder = Path(options.runs) / f"reproduce-{study}-{options.scale}"
-        given = {name: getattr(options, name) for name in ("data", "limit", "size", "label_column", "epochs")}
+        given = {name: getattr(options, name) for name in _OWN}
         own = {name: value for name, value in given.items() if value is not None}
         loop = {name: getattr(options, name) for name in ("accelerator", "precision", "progress")}
         self.shared: dict[str, Any] = {"runs": str(self.folder)} | loop
-        self.config = TrainConfig(**{**settings[options.scale], **self.shared, **own})
+        self.settings = {**settings[options.scale], **self.shared, **own}
+        self.config = TrainConfig(**self.settings)
         self.data: ImageData = load_data(self.config)
         self.device = find_device({"gpu": "cuda"}.get(options.accelerator, options.accelerator))
 
@@ -79,12 +90,12 @@ class Runner:
         from models.training.autoencoder import train
         from models.training.history import read_history
 
-        config = self.config.replace(name=name, **changes)
+        config = TrainConfig(**self.settings | {"name": name} | changes)
         if self._is_done(config, "model"):
             loaded: Any = load_pretrained(config.folder / "model", self.device)
         else:
             self._say(f"training {name}")
-            loaded = train(config, self.data, overwrite=True).to(self.device)
+            loaded = train(config, self.data, **self._start(config)).to(self.device)
         return TrainedRun(config, loaded, read_history(config.folder))
 
     def train_priors(
@@ -96,8 +107,8 @@ class Runner:
         from models.encode import encode
         from models.training.prior import train_prior
 
-        if self.options.epochs is not None:
-            settings["epochs"] = self.options.epochs
+        given = {name: getattr(self.options, name) for name in ("epochs", "batch_size")}
+        settings |= {name: value for name, value in given.items() if value is not None}
         model: CodeModel = as_vq(run.model)
         codes = run.config.folder / "codes"
         config = PriorConfig(name=name, codes=str(codes), **self.shared, **settings)
@@ -108,12 +119,19 @@ class Runner:
             store = encode(model, self.data, codes, source=source, device=self.device, overwrite=True)
         # A prior keeps the description of its codes: another run of the model makes it out of date.
         seen = config.folder / DESCRIPTION_FILE
-        known = seen.is_file() and CodeDescription.load(config.folder) == store.description
-        if known and self._is_done(config, "level0"):
+        known = seen.is_file() and CodeDescription.load(config.folder).difference(store.description) is None
+        if known and self._is_done(config, f"level{len(store.description.shapes) - 1}"):  # written last
             return store, open_priors(config.folder, self.device)
         self._say(f"training {name}")
-        trained: list[Any] = [prior.to(self.device) for prior in train_prior(config, store, overwrite=True)]
+        start = self._start(config) if known else {"overwrite": True}
+        trained: list[Any] = [prior.to(self.device) for prior in train_prior(config, store, **start)]
         return store, trained
+
+    def steps(self, run: TrainedRun) -> int:
+        """Optimizer steps that the run did: as many as it was to do, or fewer if its epochs had fewer."""
+        from models.training.modules import total_steps
+
+        return total_steps(run.config, len(self.data.train) // run.config.batch_size)
 
     def evaluate(self, run: TrainedRun, **options: Any) -> dict[str, float | str]:
         """:func:`models.evaluate.evaluate` of the run on the study's data and device."""
@@ -155,13 +173,34 @@ class Runner:
         print(f"\n{name}\n{text}\n{note}", flush=True)
 
     def _is_done(self, config: TrainConfig | PriorConfig, part: str) -> bool:
-        file = config.folder / "config.yaml"
-        same = file.is_file() and type(config).load(file).replace(progress=config.progress) == config
-        return same and (config.folder / part / "model.safetensors").is_file()
+        return self._is_same(config) and (config.folder / part / "model.safetensors").is_file()
+
+    def _is_same(self, config: TrainConfig | PriorConfig) -> bool:
+        """Whether the run in the folder has these settings, progress bars aside."""
+        from models.training.folder import CONFIG
+
+        file = config.folder / CONFIG
+        return file.is_file() and type(config).load(file).replace(progress=config.progress) == config
+
+    def _start(self, config: TrainConfig | PriorConfig) -> dict[str, bool]:
+        """How to train: an interrupted run with the same settings goes on, any other one is replaced."""
+        from models.training.folder import LAST
+
+        interrupted = self._is_same(config) and (config.folder / "checkpoints" / LAST).is_file()
+        return {"resume": True} if interrupted else {"overwrite": True}
 
     def _say(self, text: str) -> None:
         if self.options.progress:
             print(text, flush=True)
+
+
+def _check_options(study: str, options: StudyOptions) -> None:
+    if options.seeds is not None and study not in SEEDED:
+        raise ValueError(f"seeds is {options.seeds}, but {study} trains one run a setting; leave it out")
+    if options.seeds is not None and options.seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {options.seeds}")
+    if options.batch_size is not None and study in VARY_BATCH_SIZE:
+        raise ValueError(f"batch_size is {options.batch_size}, but {study} varies it; leave it out")
 
 
 def as_vq(model: Autoencoder) -> CodeModel:
@@ -174,9 +213,9 @@ def as_vq(model: Autoencoder) -> CodeModel:
 
 
 def mean_std(values: Sequence[float]) -> str:
-    """``0.0793 (0.0027)``: mean and sample standard deviation."""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.4f} ({spread:.4f})"
+    """``0.0793 (0.0027)``: mean and sample standard deviation; one value has none."""
+    mean = f"{statistics.mean(values):.4f}"
+    return f"{mean} ({statistics.stdev(values):.4f})" if len(values) > 1 else mean
 
 
 def _cell(value: str | float | int) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from models.pictures import save_curves
 from models.studies.base import Row, Runner, StudyOptions, TrainedRun
-from models.studies.figures import compare_reconstructions
+from models.studies.figures import LOSS_UNITS, compare_reconstructions
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "small": {
@@ -64,17 +64,18 @@ def run(options: StudyOptions) -> Path:
     best = {name: ranked[0][name] for name in grid}
     for parameter in grid:
         _curves(runner, runs, grid, best, parameter)
-    steps = LONGER[options.scale]
-    longer = runner.train("best", **best, steps=steps)
+    longer = runner.train("best", **best, steps=LONGER[options.scale])
     found = runner.evaluate(longer)
     figures = {name: found[name] for name in ("mse", "nmse", "psnr", "ssim", "perplexity", "usage")}
-    runner.write_table("best", [best | {"steps": steps} | figures], f"Test split of {runner.data.name}.")
+    done = {"steps": runner.steps(longer)}  # fewer with few epochs
+    runner.write_table("best", [best | done | figures], f"Test split of {runner.data.name}.")
     history = longer.history
     save_curves(
         runner.folder / "best.png",
         {name: {"train": history[f"train/{name}"], "validation": history[f"validation/{name}"]}
          for name in ("loss", "reconstruction", "perplexity")},
         x_label="iteration",
+        y_labels=LOSS_UNITS,
     )  # fmt: skip
     compare_reconstructions(
         runner.folder / "reconstructions.png", runner.data, {"best setting": longer.model}
@@ -98,4 +99,4 @@ def _curves(
         name: {label: history[f"train/{name}"] for label, history in lines.items()}
         for name in ("loss", "reconstruction", "perplexity")
     }
-    save_curves(runner.folder / f"over-{parameter}.png", panels, x_label="iteration")
+    save_curves(runner.folder / f"over-{parameter}.png", panels, x_label="iteration", y_labels=LOSS_UNITS)

@@ -11,7 +11,7 @@ from typing import Any
 
 from models.pictures import save_curves
 from models.studies.base import Row, Runner, StudyOptions, TrainedRun
-from models.studies.figures import compare_reconstructions
+from models.studies.figures import LOSS_UNITS, compare_reconstructions
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "small": {
@@ -43,6 +43,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "vae": {"model": "vae", "likelihood": "gaussian", "beta": 1.0},
     "vqvae": {"model": "vqvae", "likelihood": "mse", "beta": 0.25},
 }
+# The two losses are not of one unit, and so no panel holds both.
+LOSSES = {"vae": "nats a dimension", "vqvae": LOSS_UNITS["loss"]}
 
 
 def run(options: StudyOptions) -> Path:
@@ -50,8 +52,9 @@ def run(options: StudyOptions) -> Path:
     runner = Runner("cifar-vae-vqvae", options, SETTINGS)
     runs: dict[tuple[str, int], TrainedRun] = {}
     rows: list[Row] = []
+    sizes, left_out = _batch_sizes(runner, BATCH_SIZES[options.scale])
     for model, settings in MODELS.items():
-        for batch_size in BATCH_SIZES[options.scale]:
+        for batch_size in sizes:
             trained = runner.train(f"{model}-batch{batch_size}", batch_size=batch_size, **settings)
             runs[model, batch_size] = trained
             found = runner.evaluate(trained)
@@ -62,29 +65,42 @@ def run(options: StudyOptions) -> Path:
         rows,
         f"Test split of {runner.data.name}; nmse is the squared error over the variance of the data. "
         f"Published on CIFAR-10: SSIM about 0.78 (VAE) and above 0.96 (VQ-VAE), VQ-VAE reconstruction loss "
-        f"0.051 (batch 16) to 0.055 (batch 256).",
+        f"0.051 (batch 16) to 0.055 (batch 256).{left_out}",
     )
-    for quantity, title in (("ssim", "SSIM"), ("nmse", "normalised squared error")):
+    for quantity, title, unit in (("ssim", "SSIM", "SSIM"), ("nmse", "squared error", "error / variance")):
         panels = {
             f"{title}, {model}": {
-                f"batch {batch_size}": _by_epoch(runs[model, batch_size], quantity)
-                for batch_size in BATCH_SIZES[options.scale]
+                f"batch {batch_size}": _by_epoch(runs[model, batch_size], quantity) for batch_size in sizes
             }
             for model in MODELS
         }
-        save_curves(runner.folder / f"{quantity}.png", panels, x_label="epoch")
+        units = dict.fromkeys(panels, unit)
+        save_curves(runner.folder / f"{quantity}.png", panels, x_label="epoch", y_labels=units, share_y=True)
     losses = {
         f"loss, {model}": {
-            f"batch {batch_size}": _by_epoch(runs[model, batch_size], "loss")
-            for batch_size in BATCH_SIZES[options.scale]
+            f"batch {batch_size}": _by_epoch(runs[model, batch_size], "loss") for batch_size in sizes
         }
         for model in MODELS
     }
-    save_curves(runner.folder / "loss.png", losses, x_label="epoch")
-    largest = BATCH_SIZES[options.scale][-1]
+    units = {f"loss, {model}": unit for model, unit in LOSSES.items()}
+    save_curves(runner.folder / "loss.png", losses, x_label="epoch", y_labels=units)
+    largest = sizes[-1]
     shown = {model: runs[model, largest].model for model in MODELS}
     compare_reconstructions(runner.folder / "reconstructions.png", runner.data, shown)
     return runner.folder
+
+
+def _batch_sizes(runner: Runner, all_sizes: tuple[int, ...]) -> tuple[list[int], str]:
+    """The sizes that the training split fills, and a sentence about the others. ValueError if none are."""
+    images = len(runner.data.train)
+    sizes = [size for size in all_sizes if size <= images]
+    if not sizes:
+        raise ValueError(
+            f"{runner.data.name} has {images} training images, fewer than the smallest batch of "
+            f"{all_sizes[0]}; give more (--limit)"
+        )
+    others = ", ".join(str(size) for size in all_sizes if size not in sizes)
+    return sizes, f" Left out, as there are {images} training images: batches of {others}." if others else ""
 
 
 def _by_epoch(trained: TrainedRun, name: str) -> tuple[list[float], list[float]]:

@@ -13,15 +13,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.data import BatchLoader, ImageData, to_float
-from models.pictures import new_figure
+from models.pictures import grid, legend_below, new_figure
 from models.vqvae import quantizers
 
 if TYPE_CHECKING:
     from models.outputs import Autoencoder, CodeModel
 
+# Of a VQ-VAE with the `mse` likelihood.
+LOSS_UNITS = {
+    "loss": "squared error / variance\n+ weighted commitment",
+    "reconstruction": "squared error / variance",
+    "commitment": "squared distance",
+    "perplexity": "codes",
+}
+
 
 def reconstructions_over_epochs(path: Path, runs: Mapping[str, Path], shown: int = 6) -> Path:
-    """The pictures that training saved at evenly spaced epochs: a column a run, epochs downwards."""
+    """The pictures that training saved at evenly spaced epochs: a column a run, epochs downwards.
+
+    In each picture originals and their reconstructions alternate.
+    """
     from PIL import Image
 
     pictures = {
@@ -33,7 +44,8 @@ def reconstructions_over_epochs(path: Path, runs: Mapping[str, Path], shown: int
         panel = 5 * height / image.width + 0.35
     figure, _ = new_figure(1)
     figure.clear()
-    figure.set_size_inches(5 * len(pictures), panel * rows)
+    figure.set_size_inches(5 * len(pictures), panel * rows + 0.3)
+    figure.suptitle("in each row original, reconstruction, original, reconstruction, ...", fontsize="small")
     axes = figure.subplots(rows, len(pictures), squeeze=False)
     for column, (label, files) in enumerate(pictures.items()):
         chosen = np.linspace(0, len(files) - 1, rows).round().astype(int)
@@ -73,21 +85,50 @@ def image_vectors(data: ImageData, split: str, limit: int = 2000) -> Tensor:
 
 
 def tsne_by_label(path: Path, features: Mapping[str, Tensor], labels: Tensor, names: Sequence[str]) -> Path:
-    """t-SNE of each set of features ``[N, F]``, one panel each, coloured by label."""
+    """t-SNE of each set of features ``[N, F]``, one panel each, coloured by label, and one legend."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
+    shown = names or ("all",)
+    colours = distinct_colours(len(shown))
     figure, axes = new_figure(len(features), width=4.6, height=4.4)
     for axis, (title, vectors) in zip(axes, features.items(), strict=True):
         reduced = PCA(min(50, *vectors.shape), random_state=0).fit_transform(vectors.numpy())
-        perplexity = min(30, (len(vectors) - 1) // 3)
+        perplexity = max(1, min(30, (len(vectors) - 1) // 3))
         points: NDArray[np.float32] = TSNE(perplexity=perplexity, random_state=0).fit_transform(reduced)
-        shown = names or ("all",)
-        for number, name in enumerate(shown):
+        for number, (name, colour) in enumerate(zip(shown, colours, strict=True)):
             mine = labels.numpy() == number if names else np.ones(len(labels), dtype=bool)
-            axis.scatter(points[mine, 0], points[mine, 1], s=8, label=name, color=f"C{number}")
+            axis.scatter(points[mine, 0], points[mine, 1], s=8, label=name, color=colour)
         axis.set(title=f"t-SNE of {title}", xticks=[], yticks=[])
-        axis.legend(fontsize="x-small", markerscale=1.5)
+    if names:
+        legend_below(figure, axes[0], marker_scale=2)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def distinct_colours(count: int) -> list[tuple[float, ...]]:
+    """``count`` colours (RGBA), none twice: those of a palette for up to 20, else samples of a rainbow."""
+    import matplotlib
+
+    name = "tab10" if count <= 10 else "tab20" if count <= 20 else "turbo"
+    palette = matplotlib.colormaps[name]
+    places = np.linspace(0, 1, count) if name == "turbo" else np.arange(count)
+    return [tuple(palette(place)) for place in places.tolist()]
+
+
+def labelled_rows(path: Path, images: Tensor, columns: int, names: Sequence[str]) -> Path:
+    """Images ``[len(names) * columns, C, H, W]`` in rows of ``columns``, each with its name on the left."""
+    picture = grid(images, columns)
+    height, width = picture.shape[1:]
+    scale = 7 / width
+    figure, (axis,) = new_figure(1, width=8.2, height=scale * height + 0.2)
+    axis.imshow(picture.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
+    row = (height + 1) / len(names)
+    axis.set_yticks([row * (number + 0.5) - 1 for number in range(len(names))], names)
+    axis.set_xticks([])
+    axis.tick_params(left=False)
+    for side in axis.spines.values():
+        side.set_visible(False)
     figure.savefig(path, dpi=110)
     return path
 
@@ -113,7 +154,8 @@ def stacked_bars(path: Path, parts: Mapping[str, Mapping[str, float]], ylabel: s
 def compare_reconstructions(
     path: Path, data: ImageData, models: Mapping[str, Autoencoder], count: int = 12
 ) -> Path:
-    """A row of held-out originals, then a row for each model."""
+    """A row of ``count`` held-out originals, or of all there are, then a row for each model."""
+    count = min(count, len(data.test))
     figure, _ = new_figure(1)
     figure.clear()
     x = to_float(data.test.batch(range(count)))

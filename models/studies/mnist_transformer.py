@@ -72,29 +72,38 @@ def run(options: StudyOptions) -> Path:
     curves: dict[str, dict[str, Any]] = {"unconditional": {}, "conditional": {}}
     for variant in fitting:
         rows.append(_variant(runner, variant, judge, curves))
-    note = (
-        f"Test split of {runner.data.name}. Agreement: share of class-conditional samples that a classifier"
-    )
-    accuracy = f" (accuracy on real images {judge.accuracy(runner.data.test):.3f})" if judge else ""
     left_out = [f"downscale {v['downscale']}" for v in variants if v not in fitting]
     skipped = f" Left out, as the image size is not a multiple: {', '.join(left_out)}." if left_out else ""
-    runner.write_table("variants", rows, f"{note}{accuracy} takes for the class asked for.{skipped}")
-    save_curves(
-        runner.folder / "priors.png", {f"nats per code, {kind}": lines for kind, lines in curves.items()}
+    runner.write_table(
+        "variants", rows, f"Test split of {runner.data.name}. {_of_classes(runner, judge)}{skipped}"
     )
+    panels = {f"{kind} prior, validation": lines for kind, lines in curves.items()}
+    save_curves(runner.folder / "priors.png", panels, y_labels=dict.fromkeys(panels, "nats a code"))
     return runner.folder
+
+
+def _of_classes(runner: Runner, judge: Judge | None) -> str:
+    if judge is None:
+        return f"No class-conditional priors, as {runner.data.name} has no labels."
+    return (
+        f"Agreement: share of class-conditional samples that a classifier (accuracy on real images "
+        f"{judge.accuracy(runner.data.test):.3f}) takes for the class asked for."
+    )
 
 
 def _variant(
     runner: Runner, variant: dict[str, int], judge: Judge | None, curves: dict[str, dict[str, Any]]
 ) -> Row:
-    """Train one VQ-VAE and its two priors; one row of the table, and a picture of samples of each prior."""
+    """Train one VQ-VAE and its priors; one row of the table, and a picture of samples of each prior.
+
+    The conditional prior is left out where there are no classes, and so no ``judge``.
+    """
     from models.training.history import read_history
 
     name = "-".join(f"{key}{value}" for key, value in variant.items())
     trained = runner.train(name, **(SHARED | variant))
     row: dict[str, str | float | int] = dict(variant)
-    for kind in ("unconditional", "conditional"):
+    for kind in ("unconditional", "conditional") if judge else ("unconditional",):
         settings = PRIORS[runner.options.scale] | {"conditional": kind == "conditional"}
         store, priors = runner.train_priors(trained, f"{name}-{kind}", **settings)
         found = runner.evaluate(trained, priors=priors)
@@ -112,6 +121,6 @@ def _variant(
             )
             file = f"samples-{name}-{kind}-temperature{temperature:g}.png"
             save_image(grid(images, PER_CLASS), runner.folder / file)
-            if judge is not None and kind == "conditional":
+            if judge and kind == "conditional":
                 row[f"agreement, {title}"] = judge.agreement(images, labels)
     return row

@@ -15,13 +15,13 @@ from models.likelihoods import Gaussian
 from models.pictures import save_curves
 from models.reproducible import start_reproducibly
 from models.training.callbacks import ReconstructionPictures
+from models.training.folder import prepare_folder
 from models.training.history import read_history
 from models.training.loop import (
     check_start,
     fit,
     load_best,
     make_trainer,
-    prepare_folder,
     processes,
     training_loader,
 )
@@ -57,13 +57,13 @@ def train(
         folder = config.folder / "reconstructions"
         pictures = [ReconstructionPictures(images, folder, config.pictures_every)]
     trainer = make_trainer(config, module, pictures)
-    checkpoint = prepare_folder(config, resume, overwrite)
+    checkpoint = prepare_folder(config, module, resume, overwrite)
     load_best(module, fit(trainer, module, validation, checkpoint))
     model = model.cpu().eval()
     calibrate(model, data.validation, config.batch_size)
     if rank == 0:
         model.save_pretrained(config.folder / "model")
-        save_training_curves(config.folder)
+        save_training_curves(config)
     return model
 
 
@@ -79,9 +79,11 @@ def calibrate(model: Autoencoder, split: ImageSplit, batch_size: int) -> None:
     model.likelihood.calibrate((total / (len(split) * math.prod(split.size))).float())
 
 
-def save_training_curves(folder: Path) -> Path:
+def save_training_curves(config: TrainConfig) -> Path:
     """``curves.png`` in the run's folder: losses, and how the codes are used, over the steps."""
-    history = read_history(folder)
+    history = read_history(config.folder)
+    error = "squared error / variance" if config.likelihood == "mse" else "nats a dimension"
+    units = {"reconstruction loss": error, "SSIM": "SSIM", "perplexity": "codes", "usage": "share of codes"}
     panels = {
         "loss": ("loss",),
         "reconstruction loss": ("reconstruction",),
@@ -98,4 +100,4 @@ def save_training_curves(folder: Path) -> Path:
         }
         for title, starts in panels.items()
     }
-    return save_curves(folder / "curves.png", drawn)
+    return save_curves(config.folder / "curves.png", drawn, y_labels=units)

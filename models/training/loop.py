@@ -19,9 +19,8 @@ from models.config import LoopConfig
 from models.data.loader import BatchLoader, Split
 from models.reproducible import deterministic_algorithms
 from models.training.callbacks import AtomicCheckpointIO, LastCheckpoint, RunBar, interrupt_handler_kept
+from models.training.folder import BEST, LAST, check_folder, read_checkpoint
 from models.training.modules import SeededModule
-
-BEST, LAST = "best.ckpt", "last.ckpt"
 
 
 def check_start(config: LoopConfig, resume: bool, overwrite: bool) -> None:
@@ -37,34 +36,8 @@ def check_start(config: LoopConfig, resume: bool, overwrite: bool) -> None:
         raise ValueError(
             "precision is 16-mixed, which needs a GPU; accepted on the CPU: 32-true or bf16-mixed"
         )
-    if rank > 0:  # the first process makes the folder, perhaps already
-        return
-    stored = config.folder / "config.yaml"
-    if resume and overwrite:
-        raise ValueError("resume and overwrite exclude each other; give one of them")
-    if resume and not stored.is_file():
-        raise ValueError(f"{config.folder} holds no run to go on with; leave --resume out to start it")
-    if resume:
-        config.check_resumes(type(config).load(stored))
-    elif stored.is_file() and not overwrite:
-        raise ValueError(
-            f"{config.folder} holds an earlier run; go on with it (--resume), replace it (--overwrite) or "
-            f"choose another name (--name)"
-        )
-
-
-def prepare_folder(config: LoopConfig, resume: bool, overwrite: bool) -> Path | None:
-    """Make the run's folder, write its configuration and return the checkpoint to go on from, if any.
-
-    To be called last, after all that can refuse the settings.
-    """
-    folder, last = config.folder, config.folder / "checkpoints" / LAST
-    if processes()[0] == 0:
-        if overwrite and (folder / "config.yaml").is_file():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        config.save(folder / "config.yaml")
-    return last if resume and last.is_file() else None
+    if rank == 0:  # which makes the folder, perhaps before the others look
+        check_folder(config, resume, overwrite)
 
 
 def processes() -> tuple[int, int, int]:
@@ -170,5 +143,4 @@ def make_trainer(config: LoopConfig, module: SeededModule, callbacks: list[Callb
 
 def load_best(module: SeededModule, checkpoint: Path) -> None:
     """Put the weights of the best checkpoint into the module's model."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    module.load_state_dict(state)
+    module.load_state_dict(read_checkpoint(checkpoint)["state_dict"])

@@ -72,7 +72,8 @@ class SeededModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         number = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        torch.manual_seed((self.config.seed * 65_537 + self.global_rank) * 1_000_000_007 + number)
+        # torch takes 64 bits; the remainder leaves small seeds as they are.
+        torch.manual_seed(((self.config.seed * 65_537 + self.global_rank) * 1_000_000_007 + number) % 2**63)
 
     def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         torch.manual_seed(batch_idx)

@@ -5,24 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from models.config import PriorConfig
-from models.data.codes import CodeStore
+from models.data.codes import DESCRIPTION_FILE, CodeDescription, CodeStore
 from models.data.loader import BatchLoader
 from models.pictures import save_curves
 from models.reproducible import start_reproducibly
+from models.training.folder import prepare_folder
 from models.training.history import read_history
 from models.training.loop import (
     check_start,
     fit,
     load_best,
     make_trainer,
-    prepare_folder,
     processes,
     training_loader,
 )
 from models.training.modules import PriorModule
 
 if TYPE_CHECKING:
-    from models.data.codes import CodeDescription
     from models.priors.base import AutoregressivePrior
 
 
@@ -37,6 +36,8 @@ def train_prior(
     """
     check_start(config, resume, overwrite)
     store = CodeStore(config.codes) if store is None else store
+    if resume:
+        _check_codes(config, store.description)
     start_reproducibly(config.seed)
     priors = build_priors(config, store.description)
     rank, world, _ = processes()
@@ -44,17 +45,31 @@ def train_prior(
     validation = BatchLoader(store.split("validation"), config.batch_size, rank=rank, world=world)
     module = PriorModule(priors, config, loader)
     trainer = make_trainer(config, module, [])
-    checkpoint = prepare_folder(config, resume, overwrite)
+    checkpoint = prepare_folder(config, module, resume, overwrite)
+    if rank == 0:  # before training, so that an interrupted run knows its codes
+        store.description.save(config.folder)
     load_best(module, fit(trainer, module, validation, checkpoint))
     priors = [prior.cpu().eval() for prior in priors]
     if rank == 0:
         for level, prior in enumerate(priors):
             prior.save_pretrained(config.folder / f"level{level}")
-        store.description.save(config.folder)
         history = read_history(config.folder)
         lines = {name.replace("/", " "): series for name, series in history.items() if "nats" in name}
-        save_curves(config.folder / "curves.png", {"nats per code": lines})
+        save_curves(config.folder / "curves.png", {"priors": lines}, y_labels={"priors": "nats a code"})
     return priors
+
+
+def _check_codes(config: PriorConfig, description: CodeDescription) -> None:
+    """ValueError if the run to go on with has seen other codes than ``description`` says."""
+    if not (config.folder / DESCRIPTION_FILE).is_file():
+        return  # stopped before its first step
+    found = CodeDescription.load(config.folder).difference(description)
+    if found:
+        name, there, now = found
+        raise ValueError(
+            f"the prior in {config.folder} was trained on codes with {name} {there!r}, now it is {now!r}; "
+            f"train it again (--overwrite) or choose another name (--name)"
+        )
 
 
 def build_priors(config: PriorConfig, description: CodeDescription) -> list[AutoregressivePrior]:
@@ -63,7 +78,12 @@ def build_priors(config: PriorConfig, description: CodeDescription) -> list[Auto
 
     if config.prior not in ("transformer", "pixelcnn", "pixelsnail"):
         raise ValueError(f"prior must be transformer, pixelcnn or pixelsnail, got {config.prior!r}")
-    classes = len(description.class_names) if config.conditional and description.class_names else None
+    if config.conditional and not description.class_names:
+        raise ValueError(
+            f"conditional is true, but the codes of {description.data} in {config.codes} have no labels; "
+            f"leave it out (--no-conditional), or encode labelled images"
+        )
+    classes = len(description.class_names) if config.conditional is not False else 0
     levels = len(description.shapes)
     attention, res_channels, out_res_blocks = (
         _of_levels(config, name, levels) for name in ("attention", "res_channels", "out_res_blocks")
@@ -71,7 +91,10 @@ def build_priors(config: PriorConfig, description: CodeDescription) -> list[Auto
     priors: list[AutoregressivePrior] = []
     for level, shape in enumerate(description.shapes):
         size = description.codebook_size
-        conditions: dict[str, Any] = {"num_classes": classes, "upper_codebook_size": size if level else None}
+        conditions: dict[str, Any] = {
+            "num_classes": classes or None,
+            "upper_codebook_size": size if level else None,
+        }
         if config.prior == "transformer":
             prior: AutoregressivePrior = TransformerPrior(
                 size, config.width, shape=shape, layers=config.layers, heads=config.heads,

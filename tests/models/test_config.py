@@ -19,6 +19,8 @@ from models.config import PriorConfig, TrainConfig
         ("warmup", "-1", "warmup must be at least 0, got -1"),
         ("latent_dim", "0", "latent_dim must be at least 1, got 0"),
         ("hidden", "1", "hidden must be at least 2, got 1"),
+        ("seed", "-1", "seed must be at least 0, got -1"),
+        ("seed", str(2**32), r"seed must be below 2\*\*32 = 4294967296, got 4294967296"),
         ("steps", "0", "steps must be at least 1, got 0"),
         ("limit", "0", "limit must be at least 1, got 0"),
         ("epochs", "0", "epochs must be at least 1, got 0"),
@@ -80,6 +82,55 @@ def test_what_a_resumed_run_may_change(tmp_path, monkeypatch, capsys) -> None:
         assert f"{setting} is {value}, but the run in runs/a has {before}" in error
         assert f"leave {setting} out, or choose another name" in error
     assert TrainConfig.load(earlier.folder / "config.yaml") == earlier
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--model vae", ("gaussian", 1.0)),
+        ("--model vqvae", ("mse", 0.25)),
+        ("--model vqvae2", ("mse", 0.25)),
+        ("--config cifar10", ("mse", 0.25)),
+        ("--config cifar10 --model vae", ("gaussian", 1.0)),
+        ("--config cifar10 --model vae --likelihood mse --beta 0.25", ("mse", 0.25)),
+        ("--config demo", ("mse", 0.25)),
+        ("--config mnist", ("mse", 0.25)),
+    ],
+)
+def test_likelihood_and_beta_are_those_of_the_model(tmp_path, monkeypatch, flags: str, expected) -> None:
+    """A VAE minimises the ELBO; the stored settings show what was taken."""
+    seen = []
+    monkeypatch.setattr("models.training.autoencoder.train", lambda config, **options: seen.append(config))
+    assert main(["train", *flags.split()]) == 0
+    config = seen[0]
+    assert (config.likelihood, config.beta) == expected
+    config.save(tmp_path / "config.yaml")
+    assert f"likelihood: {expected[0]}\n" in (tmp_path / "config.yaml").read_text()
+    assert TrainConfig.load(tmp_path / "config.yaml") == config
+
+
+def test_a_prior_is_conditional_where_there_are_labels() -> None:
+    from models.training.prior import build_priors
+
+    def classes(config: PriorConfig, names: tuple[str, ...]) -> int | None:
+        description = SimpleNamespace(codebook_size=8, shapes=((4, 4),), class_names=names, data="faces")
+        return build_priors(config, description)[0].num_classes
+
+    assert classes(PriorConfig(), ("a", "b")) == classes(PriorConfig(conditional=True), ("a", "b")) == 2
+    assert classes(PriorConfig(conditional=False), ("a", "b")) is classes(PriorConfig(), ()) is None
+    with pytest.raises(
+        ValueError, match=r"conditional is true, but the codes of faces .* no labels; leave it"
+    ):
+        classes(PriorConfig(conditional=True), ())
+
+
+@pytest.mark.parametrize(("flag", "expected"), [("--conditional", True), ("--no-conditional", False)])
+def test_conditional_is_a_flag_without_a_value(monkeypatch, flag: str, expected: bool) -> None:
+    seen = []
+    monkeypatch.setattr("models.training.prior.train_prior", lambda config, **options: seen.append(config))
+    assert main(["train-prior", "--codes", "x", flag]) == 0
+    assert main(["train-prior", "--codes", "x"]) == 0
+    assert [config.conditional for config in seen] == [expected, None]
 
 
 def test_settings_of_each_level_of_a_published_pixelsnail() -> None:

@@ -13,8 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.build import build_model
 from models.cli import main
+from models.config import TrainConfig
 from models.convert import convert_file, convert_rosinality, convert_zalando
+from models.data import load_data
+from models.pretrained import load_pretrained
 
 HIDDEN, RESIDUAL, DIM, SIZE = 8, 4, 6, 10
 
@@ -162,9 +166,10 @@ def test_rosinality(tmp_path: Path) -> None:
     torch.testing.assert_close(averages, theirs.state["quantize_t.embed_avg"].T)
 
 
-def test_a_converted_run_serves_the_other_commands(tmp_path: Path, capsys) -> None:
-    torch.save(Zalando(True).state, tmp_path / "model.pt")
-    folder = tmp_path / "zalando"
+@pytest.mark.parametrize("theirs", [Zalando(True), Rosinality()], ids=["zalando", "rosinality"])
+def test_a_converted_run_serves_the_other_commands(theirs: Layers, tmp_path: Path, capsys) -> None:
+    torch.save(theirs.state, tmp_path / "model.pt")
+    folder = tmp_path / "converted"
     convert = [
         "convert",
         str(tmp_path / "model.pt"),
@@ -177,9 +182,15 @@ def test_a_converted_run_serves_the_other_commands(tmp_path: Path, capsys) -> No
     ]
     assert main([*convert, "--limit", "40", "--size", "16"]) == 0
     assert main(["evaluate", str(folder)]) == 0
-    assert "| perplexity |" in capsys.readouterr().out
+    assert "| perplexity" in capsys.readouterr().out
+    config = TrainConfig.load(folder / "config.yaml")
+    ours, stored = build_model(config, load_data(config)), load_pretrained(folder / "model")
+    assert type(ours) is type(stored)
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {
+        k: v.shape for k, v in stored.state_dict().items()
+    }
     assert main(convert) == 2
-    assert "zalando exists" in capsys.readouterr().err
+    assert "converted exists" in capsys.readouterr().err
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:

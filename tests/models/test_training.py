@@ -145,6 +145,23 @@ def test_equal_seeds_give_equal_runs_and_other_seeds_do_not(tmp_path: Path, data
     assert a["train/loss"] != c["train/loss"]
 
 
+@pytest.mark.parametrize("seed", [20_240_101, 2**32 - 1])
+def test_any_seed_trains(tmp_path: Path, data, seed: int) -> None:
+    train(settings(tmp_path, name="seeded", seed=seed, steps=1), data)
+
+
+def test_noise_of_a_step_is_that_of_its_seed_and_number(tmp_path: Path, data) -> None:
+    from models.training.modules import AutoencoderModule
+
+    seen: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            AutoencoderModule, "watch", lambda self, loss: seen.append(torch.initial_seed()) or loss
+        )
+        train(settings(tmp_path, name="seeded", seed=3, steps=2), data)
+    assert seen == [3 * 65_537 * 1_000_000_007 + number for number in range(2)]
+
+
 def test_accumulated_batches_equal_one_large_batch(tmp_path: Path, data) -> None:
     """Gradients and code averages of two batches of 32 are those of one batch of 64."""
     common = {"codebook": "ema", "kmeans_init": False, "dead_code_threshold": 0.0, "epochs": 1}
