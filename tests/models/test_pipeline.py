@@ -15,7 +15,6 @@ from models import VAE, VQVAE, VQVAE2, TransformerPrior
 from models.cli import main
 from models.data import DataConfig, ImageSplit, load_data, to_float
 from models.evaluate import code_log_prob, evaluate
-from models.judge import Judge
 from models.metrics import ReconstructionMeter, level_names, ssim
 from models.sample import decode, sample_codes
 
@@ -127,13 +126,6 @@ def test_samples_follow_the_priors(model: VQVAE2) -> None:
     assert all(torch.equal(a, b) for a, b in zip(draws[0], draws[1], strict=True))
     assert not torch.equal(draws[0][1], draws[2][1])
     torch.testing.assert_close(decode(model, draws[0], batch_size=2), decode(model, draws[0]))
-
-
-def test_judge_tells_digits_apart() -> None:
-    data = load_data(DataConfig(data="digits"))
-    judge = Judge(data.train)
-    assert judge.accuracy(data.test) > 0.95
-    assert judge.agreement(to_float(data.test.batch(range(50))), (data.test.labels[:50] + 1) % 10) < 0.1
 
 
 def count_decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
