@@ -15,7 +15,7 @@ from models.data import ImageData, to_float
 from models.data.codes import DESCRIPTION_FILE, CodeDescription, CodeStore, code_features
 from models.data.images import SPLITS, ImageSplit
 from models.data.sources import location
-from models.pretrained import WEIGHTS_FILE
+from models.pretrained import weights_hash
 
 if TYPE_CHECKING:
     from models.outputs import CodeModel
@@ -128,6 +128,6 @@ def _hash(model: torch.nn.Module, source: str) -> str:
     from safetensors.torch import save
 
     if source:
-        return hashlib.sha256((Path(source) / WEIGHTS_FILE).read_bytes()).hexdigest()
+        return weights_hash(source)
     state = {name: values.detach().cpu().contiguous() for name, values in model.state_dict().items()}
     return hashlib.sha256(save(state)).hexdigest()

@@ -47,8 +47,15 @@ def evaluate(
       of the latent for each image; ``seed`` fixes it).
 
     ``rfid`` is the Frechet distance in the features of ``fid_weights``, or the reason why it is missing.
+    ValueError for a model, priors or feature network that do not take the data.
     """
     check_size(model, data)
+    for prior in priors:
+        if prior.num_classes not in (None, len(data.class_names)):
+            raise ValueError(
+                f"the priors know {prior.num_classes} classes, {data.name} has {len(data.class_names)}; give "
+                f"data with the labels they were trained on (label_column)"
+            )
     model = model.to(device).eval()
     for prior in priors:
         prior.to(device).eval()

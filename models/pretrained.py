@@ -6,6 +6,7 @@ to build the model again. Nothing is pickled.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,6 +79,11 @@ def load_pretrained(directory: str | Path, device: str = "cpu") -> Pretrained:
     model = kind(**description["arguments"])
     load_weights(model, _read(folder / WEIGHTS_FILE), str(folder / WEIGHTS_FILE))
     return model.to(device).eval()
+
+
+def weights_hash(directory: str | Path) -> str:
+    """SHA-256 of the weights in a folder written by ``save_pretrained``, in hexadecimal."""
+    return hashlib.sha256((Path(directory) / WEIGHTS_FILE).read_bytes()).hexdigest()
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

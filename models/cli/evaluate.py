@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from models.cli.options import add_model_flags, open_priors, open_run
+from models.cli.options import add_model_flags, check_output, open_priors, open_run
 
 
 def add_parser(commands: Any) -> None:
@@ -21,15 +21,18 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from models.cli.priors import check_prior_of
+    from models.cli.priors import check_classes, check_prior_of
     from models.device import find_device
     from models.evaluate import as_table, evaluate
 
+    path = check_output(arguments.out or Path(arguments.run_folder) / f"evaluation-{arguments.split}.json")
     device = find_device(arguments.device)
     priors = open_priors(arguments.prior, device) if arguments.prior else []
     if priors:
         check_prior_of(arguments.prior, arguments.run_folder)
     _, model, data = open_run(arguments)
+    if priors:
+        check_classes(arguments.prior, priors, data.name, data.class_names)
     result = evaluate(
         model,
         data,
@@ -39,7 +42,6 @@ def run(arguments: argparse.Namespace) -> None:
         device=device,
         fid_weights=arguments.fid_weights,
     )
-    path = Path(arguments.out or Path(arguments.run_folder) / f"evaluation-{arguments.split}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(as_table(result) + f"\n\nwritten to {path}")

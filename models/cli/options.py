@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
@@ -91,6 +92,22 @@ def open_run(arguments: argparse.Namespace) -> tuple[TrainConfig, Autoencoder, I
     changed = given_settings(arguments, DataConfig)
     config = TrainConfig.from_mapping(read_yaml(folder / "config.yaml") | changed, "flags")
     return config, model, load_data(config, stream=True)
+
+
+def check_output(path: str | Path, *, folder: bool = False) -> Path:
+    """``path`` as a Path; ValueError unless a file, or with ``folder`` a folder, can be written there."""
+    found = Path(path)
+    if found.exists() and found.is_dir() != folder:
+        kind, wanted = ("a file", "a folder") if folder else ("a folder", "a file")
+        raise ValueError(f"{found} is {kind}; give the path of {wanted} (--out)")
+    there = found
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if there != found and not there.is_dir():
+        raise ValueError(f"{found} cannot be written, as {there} is no folder; give another path (--out)")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"{there} may not be written to; give another path (--out)")
+    return found
 
 
 def as_code_model(model: Autoencoder) -> CodeModel:

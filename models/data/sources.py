@@ -34,6 +34,8 @@ def open_source(data: str, cache_dir: str | None = None) -> dict[str, Dataset]:
     """
     if data == "digits":
         return {"train": _digits()}
+    if not data.strip():
+        raise DataError(f"data is {data!r}; give a folder ('.' for this one), a hub id or 'digits'")
     path = Path(data).expanduser()
     if not path.exists():
         if path.is_absolute() or data.startswith((".", "~")) or data.count("/") > 1:
