@@ -18,6 +18,7 @@ from models.device import find_device
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+LATER_KEYS = ("likelihood.calibrated",)  # not in older files; the module that owns one infers it
 
 
 def constructor_arguments(local_names: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
     Raises ValueError listing the missing, unknown and mismatching keys with their shapes.
     """
     own = model.state_dict()
-    problems = [f"missing {key} {tuple(own[key].shape)}" for key in own if key not in state]
+    problems = [f"missing {key} {tuple(own[key].shape)}" for key in own if key not in (*state, *LATER_KEYS)]
     problems += [f"unknown {key} {tuple(state[key].shape)}" for key in state if key not in own]
     problems += [
         f"{key} is {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"

@@ -119,13 +119,17 @@ def as_code_model(model: Autoencoder) -> CodeModel:
     return model
 
 
+def prior_levels(folder: str | Path) -> list[Path]:
+    """The folders of the priors of a `train-prior` run, top level first; FileNotFoundError without any."""
+    found = [path for path in Path(folder).glob("level*") if path.name.removeprefix("level").isdecimal()]
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no priors; train them with `python -m models train-prior`")
+    return sorted(found, key=lambda path: int(path.name.removeprefix("level")))
+
+
 def open_priors(folder: str | Path, device: str) -> list[AutoregressivePrior]:
     """The priors of a `train-prior` run, top level first."""
     from models.pretrained import load_pretrained
 
-    found = [path for path in Path(folder).glob("level*") if path.name.removeprefix("level").isdecimal()]
-    levels = sorted(found, key=lambda path: int(path.name.removeprefix("level")))
-    if not levels:
-        raise FileNotFoundError(f"{folder} holds no priors; train them with `python -m models train-prior`")
-    priors: list[Any] = [load_pretrained(level, device) for level in levels]
+    priors: list[Any] = [load_pretrained(level, device) for level in prior_levels(folder)]
     return priors

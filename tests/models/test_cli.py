@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -94,6 +95,28 @@ def test_priors_are_not_asked_for_classes_of_another_column(tmp_path: Path, caps
     plain = write_prior(tmp_path / "plain", run, conditional=False)
     unconditional = ["evaluate", run, "--prior", plain, "--label-column", "other", *out]
     assert main([str(argument) for argument in unconditional]) == 0
+
+
+def test_figures_say_what_they_are_of(tmp_path: Path, capsys) -> None:
+    run = write_run(tmp_path / "run", likelihood="mse", limit=60)
+    prior = write_prior(tmp_path / "prior", run)
+    assert main(["evaluate", str(run), "--prior", str(prior)]) == 0
+    assert "these bits are of the squared error on the validation split" in capsys.readouterr().out
+    written = (run / "evaluation-test.json").read_text()
+    found = json.loads(written)
+    of = found.pop("of")
+    assert not any(isinstance(value, dict) for value in found.values()), "figures stay flat"
+    assert (of["data"], of["split"], of["images"], of["settings"]["limit"]) == ("digits", "test", 60, 60)
+    assert of["prior"] == str(prior)
+    assert of["weights"] == CodeDescription.load(prior).weights
+    assert found["nmse"] == pytest.approx(found["mse"] / of["variance"])
+    said = fails(capsys, "evaluate", run, "--limit", "50")
+    assert "limit 50 is not that of the run, whose figures" in said
+    assert (run / "evaluation-test.json").read_text() == written
+    same = ["evaluate", str(run), "--limit", "60", "--cache-gb", "1"]
+    assert main(same) == 0
+    assert main(["evaluate", str(run), "--limit", "50", "--out", str(tmp_path / "50.json")]) == 0
+    assert json.loads((tmp_path / "50.json").read_text())["of"]["settings"]["limit"] == 50
 
 
 def test_outputs_are_checked_before_the_work(run: Path, prior: Path, tmp_path: Path, capsys, monkeypatch):

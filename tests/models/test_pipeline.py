@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import VAE, VQVAE, VQVAE2, TransformerPrior
+from models import VAE, VQVAE2, TransformerPrior
 from models.cli import main
 from models.data import DataConfig, ImageSplit, load_data, to_float
 from models.evaluate import code_log_prob, evaluate
@@ -88,27 +88,6 @@ def test_reconstruction_figures_against_their_definitions(data) -> None:
         expected = (2 * 0.9 * 0.3 + 1e-4) / (0.9**2 + 0.3**2 + 1e-4)
         assert ssim(light, dark).item() == pytest.approx(expected, rel=1e-3)
     assert level_names(3) == ["_top", "_middle1", "_bottom"]
-
-
-def test_rfid_with_a_feature_network(tmp_path: Path, data) -> None:
-    pytest.importorskip("torchmetrics.image.fid")
-    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 6))
-
-    class OnBytes(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return self.network(images.float() / 255)
-
-    torch.jit.script(OnBytes()).save(str(tmp_path / "features.pt"))
-    torch.manual_seed(0)
-    model = VQVAE(1, downscale=2, **TINY)
-    found = evaluate(model, data, fid_weights=str(tmp_path / "features.pt"))
-    assert found["rfid"] > 0
-    with pytest.raises(ValueError, match=r"nowhere\.pt' do not exist"):
-        evaluate(model, data, fid_weights="nowhere.pt")
 
 
 def test_samples_follow_the_priors(model: VQVAE2) -> None:
