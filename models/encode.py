@@ -12,7 +12,7 @@ import torch
 
 from models.build import check_size
 from models.data import ImageData, to_float
-from models.data.codes import DESCRIPTION_FILE, CodeDescription, CodeStore, code_features
+from models.data.codes import DESCRIPTION_FILE, CodeDescription, CodeStore, code_features, read_shard
 from models.data.images import SPLITS, ImageSplit
 from models.data.sources import location
 from models.pretrained import weights_hash
@@ -35,8 +35,8 @@ def encode(
 ) -> CodeStore:
     """Write the codes and labels of every split into ``folder`` and open it.
 
-    One batch is held in memory. A shard appears under its name when it is complete; shards that are there
-    are not computed again, unless ``overwrite``. Raises ValueError if the folder holds codes of another
+    One batch is held in memory. A shard appears under its name when it is complete; whole shards that are
+    there are not computed again, unless ``overwrite``. Raises ValueError if the folder holds codes of another
     model, of other data or in shards of another size.
     """
     from tqdm import tqdm
@@ -70,7 +70,7 @@ def encode(
             split = data.split(name)
             (folder / name).mkdir(exist_ok=True)
             for target, rows in description.shards(folder, name).items():
-                if not target.is_file():
+                if not target.is_file() or read_shard(target, len(rows), shapes) is None:
                     _write_shard(model, split, rows, target, shapes, batch_size, device)
                 bar.update(len(rows))
     return CodeStore(folder)

@@ -15,6 +15,7 @@ from typing import Any, Self, cast
 from torch import Tensor, nn
 
 from models.device import find_device
+from models.files import read_object
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -62,8 +63,6 @@ def load_pretrained(directory: str | Path, device: str = "cpu") -> Pretrained:
     device: as torch names it, or ``auto``. FileNotFoundError or ValueError where there is no such model,
     or no such device.
     """
-    import models
-
     device = find_device(device)
     folder = Path(directory)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
@@ -72,14 +71,28 @@ def load_pretrained(directory: str | Path, device: str = "cpu") -> Pretrained:
                 f"{folder / name} does not exist; give a folder written by save_pretrained, "
                 f"for example runs/NAME/model"
             )
-    description = json.loads((folder / CONFIG_FILE).read_text())
-    kinds = [name for name in models.__all__ if name[0].isupper()]
-    kind = getattr(models, description["class"]) if description.get("class") in kinds else None
-    if not (isinstance(kind, type) and issubclass(kind, Pretrained)):
-        raise ValueError(f"{folder / CONFIG_FILE}: unknown model class {description.get('class')!r}")
-    model = kind(**description["arguments"])
+    model = _build(folder / CONFIG_FILE)
     load_weights(model, _read(folder / WEIGHTS_FILE), str(folder / WEIGHTS_FILE))
     return model.to(device).eval()
+
+
+def _build(path: Path) -> Pretrained:
+    """An untrained model from its ``config.json``; ValueError naming the file."""
+    import models
+
+    remedy = "save the model again (save_pretrained)"
+    description = read_object(path, remedy)
+    name, arguments = description.get("class"), description.get("arguments")
+    kinds = [kind for kind in models.__all__ if kind[0].isupper()]
+    found = getattr(models, name) if name in kinds else None
+    if not (isinstance(found, type) and issubclass(found, Pretrained)):
+        raise ValueError(f"{path}: unknown model class {name!r}; {remedy}")
+    if not isinstance(arguments, dict):
+        raise ValueError(f"{path} gives no object of arguments for {name}, but {arguments!r}; {remedy}")
+    try:
+        return found(**arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: {name} cannot be built from its arguments ({error}); {remedy}") from error
 
 
 def weights_hash(directory: str | Path) -> str:
