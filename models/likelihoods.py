@@ -75,10 +75,10 @@ class Gaussian(nn.Module):
     def loss(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Mean over elements: ``[]``."""
         if not self.learnt:
-            return (x - parameters).square().mean() / self.variance
+            return mean_or_zero((x - parameters).square()) / self.variance
         log_variance = _per_channel(self.log_variance, x)
         scaled = (x - parameters).square() * torch.exp(-log_variance)
-        return 0.5 * (scaled + log_variance + math.log(2 * math.pi)).mean()
+        return 0.5 * mean_or_zero(scaled + log_variance + math.log(2 * math.pi))
 
     def mean(self, parameters: Tensor) -> Tensor:
         return parameters
@@ -118,7 +118,7 @@ class DiscretizedLogistic(nn.Module):
 
     def loss(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Negative log-probability in nats, mean over elements: ``[]``."""
-        return -self.log_prob(parameters, x).mean()
+        return -mean_or_zero(self.log_prob(parameters, x))
 
     def mean(self, parameters: Tensor) -> Tensor:
         return parameters.chunk(2, dim=1)[0]
@@ -146,7 +146,7 @@ class Categorical(nn.Module):
 
     def loss(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Cross-entropy in nats, mean over elements: ``[]``."""
-        return -self.log_prob(parameters, x).mean()
+        return -mean_or_zero(self.log_prob(parameters, x))
 
     def mean(self, parameters: Tensor) -> Tensor:
         probability = _split_levels(parameters.float()).softmax(dim=1)
@@ -173,6 +173,11 @@ def make_likelihood(kind: str, channels: int, variance: float = 1.0) -> Likeliho
     if kind == "categorical":
         return cast(Likelihood, Categorical())
     raise ValueError(f"likelihood must be one of {', '.join(KINDS)}, got {kind!r}")
+
+
+def mean_or_zero(values: Tensor) -> Tensor:
+    """Mean over elements, 0 (with a gradient) where there are none: ``[]``."""
+    return values.mean() if values.numel() else values.sum()
 
 
 def log_softmax_at(logits: Tensor, classes: Tensor) -> Tensor:
