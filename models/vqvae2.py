@@ -148,7 +148,7 @@ class VQVAE2(Pretrained):
         return self.likelihood.log_prob(parameters, x)
 
     def code_shapes(self, spatial: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-        """Size of every level's code map, top first, for data of size ``spatial``; ValueError if none fits."""
+        """Size of every level's code map, top first, for data of size ``spatial``; else ValueError."""
         check_divides(spatial, self.ndim, self.total_downscale)
         scales = [math.prod(self.downscales[: level + 1]) for level in range(len(self.downscales))]
         return tuple(tuple(size // scale for size in spatial) for scale in reversed(scales))

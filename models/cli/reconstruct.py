@@ -46,6 +46,9 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"originals beside reconstructions in {path}")
         if not arguments.images:
             return
+        # Those of an earlier run on more images would pass for this one's.
+        for earlier in (folder / "images").glob("[0-9]*.png"):
+            earlier.unlink()
         number = 0
         for images, _ in BatchLoader(split, arguments.batch_size):
             for image in to_uint8(model.reconstruct(to_float(images.to(device)))).cpu():

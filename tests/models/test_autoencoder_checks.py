@@ -86,5 +86,5 @@ def test_codes_that_do_not_fit_are_named() -> None:
             model.code_shapes((16,))
     with pytest.raises(ValueError, match=r"codes have the shapes .* top first, each below 2 times the size"):
         deep.decode_codes(deep.encode(x)[::-1])
-    with pytest.raises(ValueError, match="downscales must be whole numbers .* in a sequence, got 4"):
+    with pytest.raises(ValueError, match=r"downscales must be whole numbers .* in a sequence, got 4"):
         VQVAE2(1, downscales=4)

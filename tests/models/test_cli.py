@@ -183,6 +183,13 @@ def test_a_prior_whose_model_moved_or_changed_says_so(tmp_path: Path, capsys) ->
     assert CodeDescription.load(prior).model == str(tmp_path / "run" / "model")
 
 
+def test_reconstructions_of_an_earlier_run_do_not_stay(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", limit=60)
+    for limit in (60, 20):
+        assert main(["reconstruct", str(run), "--images", "--limit", str(limit)]) == 0
+        assert len(list((run / "reconstruct-test" / "images").iterdir())) == limit
+
+
 @pytest.mark.parametrize("seed", [-1, 2**63])
 def test_seeds_of_samples_have_a_range(prior: Path, capsys, seed: int) -> None:
     assert f"and below 2**63, got {seed}" in fails(capsys, "sample", prior, "--seed", seed)
