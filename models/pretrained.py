@@ -34,14 +34,21 @@ class Pretrained(nn.Module):
     config: dict[str, Any]
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors`` into ``directory``, which is made if needed."""
+        """Write ``config.json`` and ``model.safetensors`` into ``directory``, which is made if needed.
+
+        OSError where they cannot be written.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         description = {"class": type(self).__name__, "arguments": self.config}
         state = {key: value.detach().cpu().contiguous().clone() for key, value in self.state_dict().items()}
-        save_file(state, folder / WEIGHTS_FILE)
+        try:
+            save_file(state, folder / WEIGHTS_FILE)
+        except SafetensorError as error:  # a full disk, for example
+            raise OSError(f"{folder / WEIGHTS_FILE} cannot be written ({error})") from error
         (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n")
 
     @classmethod
