@@ -1,7 +1,8 @@
 """VAE, VQ-VAE, VQ-VAE-2, their priors, and everything from data to samples.
 
 ``import models`` loads nothing heavy: each name below is imported when it is first used. The command
-line is ``python -m models --help``.
+line is ``python -m models --help``. :func:`models.encode.encode` and :func:`models.evaluate.evaluate` are
+not among them, as a name of this package cannot be a function and a module.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from models.likelihoods import make_likelihood
     from models.pretrained import load_pretrained
     from models.priors import PixelCNN, PixelSNAIL, TransformerPrior
+    from models.sample import decode, sample_codes
+    from models.training.autoencoder import train
+    from models.training.prior import train_prior
     from models.vae import VAE
     from models.vqvae import VQVAE
     from models.vqvae2 import VQVAE2
@@ -31,6 +35,10 @@ _HOME = {
     "ImageData": "models.data",
     "ImageSplit": "models.data",
     "load_data": "models.data",
+    "train": "models.training.autoencoder",
+    "train_prior": "models.training.prior",
+    "sample_codes": "models.sample",
+    "decode": "models.sample",
 }
 
 __all__ = [
@@ -43,9 +51,13 @@ __all__ = [
     "PixelCNN",
     "PixelSNAIL",
     "TransformerPrior",
+    "decode",
     "load_data",
     "load_pretrained",
     "make_likelihood",
+    "sample_codes",
+    "train",
+    "train_prior",
 ]
 
 

@@ -13,6 +13,8 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.checks import check_at_least
+
 CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 CONV_TRANSPOSED: dict[int, type[nn.Module]] = {
     1: nn.ConvTranspose1d,
@@ -106,9 +108,20 @@ class Decoder(nn.Module):
 
 def log2_downscale(downscale: int) -> int:
     """Number of stride-2 layers; ValueError unless ``downscale`` is a power of two of at least 2."""
-    if downscale < 2 or downscale & (downscale - 1):
-        raise ValueError(f"downscale must be 2, 4, 8 or a higher power of two, got {downscale}")
+    if not isinstance(downscale, int) or downscale < 2 or downscale & (downscale - 1):
+        raise ValueError(f"downscale must be 2, 4, 8 or a higher power of two, got {downscale!r}")
     return int(math.log2(downscale))
+
+
+def check_convolutions(
+    *, in_channels: int, hidden: int, residual_layers: int, residual_hidden: int, ndim: int
+) -> None:
+    """TypeError or ValueError for the first argument with which no encoder and decoder can be built."""
+    check_at_least(1, in_channels=in_channels, residual_hidden=residual_hidden)
+    check_at_least(2, hidden=hidden)  # the first convolution has half as many
+    check_at_least(0, residual_layers=residual_layers)
+    if ndim not in CONV:
+        raise ValueError(f"ndim must be 1, 2 or 3, got {ndim!r}")
 
 
 def check_input(x: Tensor, channels: int, ndim: int, downscale: int) -> None:

@@ -12,10 +12,10 @@ import torch
 
 from models.build import check_size
 from models.data import ImageData, to_float
-from models.data.codes import DESCRIPTION_FILE, CodeDescription, CodeStore, code_features
+from models.data.codes import DESCRIPTION_FILE, CodeDescription, CodeStore, code_features, read_shard
 from models.data.images import SPLITS, ImageSplit
 from models.data.sources import location
-from models.pretrained import WEIGHTS_FILE
+from models.pretrained import weights_hash
 
 if TYPE_CHECKING:
     from models.outputs import CodeModel
@@ -35,8 +35,8 @@ def encode(
 ) -> CodeStore:
     """Write the codes and labels of every split into ``folder`` and open it.
 
-    One batch is held in memory. A shard appears under its name when it is complete; shards that are there
-    are not computed again, unless ``overwrite``. Raises ValueError if the folder holds codes of another
+    One batch is held in memory. A shard appears under its name when it is complete; whole shards that are
+    there are not computed again, unless ``overwrite``. Raises ValueError if the folder holds codes of another
     model, of other data or in shards of another size.
     """
     from tqdm import tqdm
@@ -70,7 +70,7 @@ def encode(
             split = data.split(name)
             (folder / name).mkdir(exist_ok=True)
             for target, rows in description.shards(folder, name).items():
-                if not target.is_file():
+                if not target.is_file() or read_shard(target, len(rows), shapes) is None:
                     _write_shard(model, split, rows, target, shapes, batch_size, device)
                 bar.update(len(rows))
     return CodeStore(folder)
@@ -128,6 +128,6 @@ def _hash(model: torch.nn.Module, source: str) -> str:
     from safetensors.torch import save
 
     if source:
-        return hashlib.sha256((Path(source) / WEIGHTS_FILE).read_bytes()).hexdigest()
+        return weights_hash(source)
     state = {name: values.detach().cpu().contiguous() for name, values in model.state_dict().items()}
     return hashlib.sha256(save(state)).hexdigest()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from models.build import check_size
+from models.calibration import calibrated
 from models.data import BatchLoader, ImageData, to_float
 from models.metrics import ReconstructionMeter
+from models.rfid import RFID
 from models.vae import VAE
 from models.vqvae import quantizers
 
@@ -46,32 +47,44 @@ def evaluate(
     - VAE: ``bits_decoder`` and ``bits_kl``, whose sum ``bits_per_dim`` is the negative ELBO (one sample
       of the latent for each image; ``seed`` fixes it).
 
+    A Gaussian of fixed variance (``mse``) that ``train`` has not calibrated, as in a converted model, takes
+    the squared error on the validation split for these figures; the model stays as it is.
+
     ``rfid`` is the Frechet distance in the features of ``fid_weights``, or the reason why it is missing.
+    ValueError for a model, priors or feature network that do not take the data.
     """
     check_size(model, data)
+    for prior in priors:
+        if prior.num_classes not in (None, len(data.class_names)):
+            raise ValueError(
+                f"the priors know {prior.num_classes} classes, {data.name} has {len(data.class_names)}; give "
+                f"data with the labels they were trained on (label_column)"
+            )
     model = model.to(device).eval()
     for prior in priors:
         prior.to(device).eval()
     meter = ReconstructionMeter([layer.codebook_size for layer in quantizers(model)])
-    fid = RFID(fid_weights, device)
+    images_of = data.split(split)
+    fid = RFID(fid_weights, data.size, len(images_of), device)
     nats: dict[str, float] = {}
     commitment = 0.0
     torch.manual_seed(seed)
-    for images, labels in BatchLoader(data.split(split), batch_size):
-        x = to_float(images.to(device))
-        output = model(x)
-        reconstruction, codes = output.reconstruction, output.codes
-        if isinstance(model, VAE):
-            reconstruction = model.reconstruct(x)  # of the mean latent, without noise
-            log_likelihood, negative_kl = model.elbo(x)
-            parts = {"decoder": -log_likelihood, "kl": -negative_kl}
-        else:
-            commitment += float(output.terms["commitment"]) * len(x)
-            parts = _code_nats(model, x, codes, labels.to(device), priors)
-        meter.update(x, reconstruction, codes)
-        fid.update(images.to(device), reconstruction)
-        for name, values in parts.items():
-            nats[name] = nats.get(name, 0.0) + float(values.double().sum())
+    with calibrated(model, data.validation, batch_size):
+        for images, labels in BatchLoader(images_of, batch_size):
+            x = to_float(images.to(device))
+            output = model(x)
+            reconstruction, codes = output.reconstruction, output.codes
+            if isinstance(model, VAE):
+                reconstruction = model.reconstruct(x)  # of the mean latent, without noise
+                log_likelihood, negative_kl = model.elbo(x)
+                parts = {"decoder": -log_likelihood, "kl": -negative_kl}
+            else:
+                commitment += float(output.terms["commitment"]) * len(x)
+                parts = _code_nats(model, x, codes, labels.to(device), priors)
+            meter.update(x, reconstruction, codes)
+            fid.update(images.to(device), reconstruction)
+            for name, values in parts.items():
+                nats[name] = nats.get(name, 0.0) + float(values.double().sum())
     result: dict[str, float | str] = dict(meter.compute(data.variance))
     if not isinstance(model, VAE):
         result["commitment"] = commitment / meter.images
@@ -122,59 +135,7 @@ def code_log_prob(priors: Sequence[AutoregressivePrior], codes: Sequence[Tensor]
     return total
 
 
-class RFID:
-    """Frechet distance between images and reconstructions in the features of a TorchScript network.
-
-    The network takes uint8 ``[B, 3, H, W]`` and returns ``[B, F]``, like the exported Inception-v3 that
-    published values use. It is not part of this project, so without its file there is no value.
-    """
-
-    def __init__(self, weights: str | None, device: str) -> None:
-        self.metric: Any = None
-        if weights is None:
-            return
-        if not Path(weights).is_file():
-            raise ValueError(f"fid weights {weights!r} do not exist; give a TorchScript feature network")
-        from torchmetrics.image.fid import FrechetInceptionDistance
-
-        try:
-            network = torch.jit.load(weights, map_location=device)
-        except RuntimeError as error:
-            raise ValueError(
-                f"fid weights {weights!r} are no TorchScript file: save one by torch.jit.save"
-            ) from error
-        self.metric = FrechetInceptionDistance(feature=_Features(network)).to(device)
-
-    def update(self, images: Tensor, reconstruction: Tensor) -> None:
-        """images uint8 ``[B, C, H, W]``, reconstruction in the models' range."""
-        if self.metric is None:
-            return
-        from models.data import to_uint8
-
-        for pictures, real in ((images, True), (to_uint8(reconstruction), False)):
-            self.metric.update(pictures.expand(-1, 3, -1, -1), real=real)
-
-    def compute(self) -> float | str:
-        if self.metric is None:
-            return "not computed: no feature network was given (--fid-weights)"
-        return float(self.metric.compute())
-
-
-class _Features(torch.nn.Module):
-    """A feature network that says how many features it gives, as torchmetrics asks."""
-
-    def __init__(self, network: torch.nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        probe = torch.zeros(1, 3, 299, 299, dtype=torch.uint8, device=next(network.parameters()).device)
-        self.num_features = int(network(probe).shape[1])
-
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.network(images)
-        return features
-
-
-def as_table(result: dict[str, float | str]) -> str:
+def as_table(result: Mapping[str, float | str]) -> str:
     """The figures as lines of a Markdown table."""
     lines = ["| figure | value |", "|---|---|"]
     for name, value in result.items():

@@ -15,13 +15,22 @@ if TYPE_CHECKING:
 
 
 class Judge:
-    """A support vector machine with a radial kernel on raw pixels of at most ``limit`` training images."""
+    """A support vector machine with a radial kernel on raw pixels of at most ``limit`` training images.
+
+    The images are drawn at random, always the same ones. ValueError unless they have two classes or more.
+    """
 
     def __init__(self, split: ImageSplit, limit: int = 10_000) -> None:
         from sklearn.svm import SVC
 
-        rows = range(min(limit, len(split)))
-        self.machine = SVC(C=10).fit(_pixels(split.batch(rows)), split.batch_labels(rows).numpy())
+        if split.labels is None:
+            raise ValueError("the judge's images have no labels; give images in a folder per class")
+        # Not the first ones: folders of images are sorted by class.
+        rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:limit].sort().values
+        labels = split.batch_labels(rows)
+        if len(labels.unique()) < 2:
+            raise ValueError("the judge's images are all of one class; give images of two classes or more")
+        self.machine = SVC(C=10).fit(_pixels(split.batch(rows)), labels.numpy())
 
     def accuracy(self, split: ImageSplit) -> float:
         """Share of real images of ``split`` whose label it finds."""

@@ -13,7 +13,7 @@ each level, which sums to one over the 256 levels and is what bits per dimension
 from __future__ import annotations
 
 import math
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -46,10 +46,13 @@ class Gaussian(nn.Module):
     ``log_prob`` integrates the density over each level's cell (the outer two reach to infinity), in
     float64. The loss is ``(x - mean)^2 / variance`` for a fixed variance and the negative log-density,
     in nats, for a learnt one. The fixed variance only scales the loss: :meth:`calibrate` gives
-    ``log_prob`` the variance that is most likely for a trained decoder, its mean squared error.
+    ``log_prob`` the variance that is most likely for a trained decoder, its mean squared error. Until
+    then, and ``calibrated`` (saved with the weights) says so, its values mean nothing.
     """
 
     parameters_per_channel = 1
+    log_variance: Tensor  # [C]
+    calibrated: Tensor  # [] bool, only with a fixed variance
 
     def __init__(self, channels: int, variance: float, learnt: bool) -> None:
         super().__init__()
@@ -60,20 +63,22 @@ class Gaussian(nn.Module):
             self.log_variance = nn.Parameter(start)
         else:
             self.register_buffer("log_variance", start)
+            self.register_buffer("calibrated", torch.tensor(False))
         self.learnt, self.variance = learnt, variance
 
     def calibrate(self, squared_error: Tensor) -> None:
         """Set a fixed variance to the mean squared error of each channel, ``[C]``, on held-out data."""
         if not self.learnt:
             self.log_variance.copy_(squared_error.clamp(min=1e-10).log())
+            self.calibrated.fill_(True)
 
     def loss(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Mean over elements: ``[]``."""
         if not self.learnt:
-            return (x - parameters).square().mean() / self.variance
+            return mean_or_zero((x - parameters).square()) / self.variance
         log_variance = _per_channel(self.log_variance, x)
         scaled = (x - parameters).square() * torch.exp(-log_variance)
-        return 0.5 * (scaled + log_variance + math.log(2 * math.pi)).mean()
+        return 0.5 * mean_or_zero(scaled + log_variance + math.log(2 * math.pi))
 
     def mean(self, parameters: Tensor) -> Tensor:
         return parameters
@@ -93,6 +98,13 @@ class Gaussian(nn.Module):
         high, low = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
         return high + torch.log(-torch.expm1(low - high))
 
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        # Files of before the flag: a variance that is not the constructor's has been calibrated.
+        there, flag = state_dict.get(prefix + "log_variance"), prefix + "calibrated"
+        if not self.learnt and there is not None and flag not in state_dict:
+            state_dict[flag] = (there != torch.full_like(there, math.log(self.variance))).any()
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
 
 class DiscretizedLogistic(nn.Module):
     """Logistic distribution integrated over each level's cell; mean and log-scale from the decoder.
@@ -106,7 +118,7 @@ class DiscretizedLogistic(nn.Module):
 
     def loss(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Negative log-probability in nats, mean over elements: ``[]``."""
-        return -self.log_prob(parameters, x).mean()
+        return -mean_or_zero(self.log_prob(parameters, x))
 
     def mean(self, parameters: Tensor) -> Tensor:
         return parameters.chunk(2, dim=1)[0]
@@ -134,7 +146,7 @@ class Categorical(nn.Module):
 
     def loss(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Cross-entropy in nats, mean over elements: ``[]``."""
-        return -self.log_prob(parameters, x).mean()
+        return -mean_or_zero(self.log_prob(parameters, x))
 
     def mean(self, parameters: Tensor) -> Tensor:
         probability = _split_levels(parameters.float()).softmax(dim=1)
@@ -161,6 +173,11 @@ def make_likelihood(kind: str, channels: int, variance: float = 1.0) -> Likeliho
     if kind == "categorical":
         return cast(Likelihood, Categorical())
     raise ValueError(f"likelihood must be one of {', '.join(KINDS)}, got {kind!r}")
+
+
+def mean_or_zero(values: Tensor) -> Tensor:
+    """Mean over elements, 0 (with a gradient) where there are none: ``[]``."""
+    return values.mean() if values.numel() else values.sum()
 
 
 def log_softmax_at(logits: Tensor, classes: Tensor) -> Tensor:

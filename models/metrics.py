@@ -14,8 +14,9 @@ from vq_kernels.quantizers.metrics import perplexity, usage
 def ssim(images: Tensor, references: Tensor) -> Tensor:
     """Structural similarity of each image (Wang et al. 2004), ``[B, C, H, W]`` in -0.5..0.5: ``[B]``.
 
-    Gaussian window of 11 pixels, deviation 1.5; images smaller than 16 pixels take a uniform window of
-    5, as the usual one would leave nothing of them.
+    Gaussian window of 11 pixels, deviation 1.5; images smaller than 16 pixels take a uniform window of 5.
+    The mean is over all pixels: torchmetrics pads by reflection, and of a small image the usual window
+    would hold more reflections than image (below 6 pixels it cannot be padded at all).
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 

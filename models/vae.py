@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.likelihoods import make_likelihood
+from models.checks import check_at_least, check_dtype, check_sizes, check_weight
+from models.likelihoods import make_likelihood, mean_or_zero
 from models.outputs import AutoencoderOutput
 from models.pretrained import Pretrained, constructor_arguments
 
@@ -45,11 +46,14 @@ class VAE(Pretrained):
         config = constructor_arguments(locals())
         super().__init__()
         self.config = config
+        check_at_least(1, in_channels=in_channels, latent_dim=latent_dim)
+        check_weight(beta=beta)
+        check_sizes("channels", channels)
+        pair = (image_size, image_size) if isinstance(image_size, int) else image_size
+        height, width = self.image_size = check_sizes("image_size", pair, 2, 2)
         self.in_channels, self.latent_dim, self.beta = in_channels, latent_dim, beta
         self.kl_share = 1.0  # training raises it from 0, so that the latent is not given up at the start
-        self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         self.likelihood = make_likelihood(likelihood, in_channels, variance)
-        height, width = self.image_size
         outputs = in_channels * self.likelihood.parameters_per_channel
         down: list[nn.Module] = []
         up: list[nn.Module] = []
@@ -68,12 +72,15 @@ class VAE(Pretrained):
         self.apply(initialize)
 
     def forward(self, x: Tensor) -> AutoencoderOutput:
-        """x: ``[B, C, H, W]`` float in -0.5..0.5. The noise comes from torch's global generator."""
+        """x: ``[B, C, H, W]`` float in -0.5..0.5. The noise comes from torch's global generator.
+
+        The loss of an empty batch is 0.
+        """
         mean, log_variance = self.encode(x)
         z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
         parameters = self._decode(z)
         reconstruction_loss = self.likelihood.loss(parameters, x)
-        kl = kl_divergence(mean, log_variance).mean() / x[0].numel()
+        kl = mean_or_zero(kl_divergence(mean, log_variance)) / math.prod(x.shape[1:])
         terms = {"reconstruction": reconstruction_loss.detach(), "kl": kl.detach()}
         share = self.kl_share if self.training else 1.0
         loss = reconstruction_loss + self.beta * share * kl
@@ -86,6 +93,7 @@ class VAE(Pretrained):
                 f"x has shape {tuple(x.shape)}, expected [batch, {self.in_channels}, "
                 f"{self.image_size[0]}, {self.image_size[1]}]"
             )
+        check_dtype(x, self)
         mean, log_variance = self.encoder(x).chunk(2, dim=1)
         return mean, log_variance
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.blocks import CONV, Decoder, Encoder, check_input
-from models.likelihoods import make_likelihood
+from models.blocks import CONV, Decoder, Encoder, check_convolutions, check_input
+from models.checks import check_at_least, check_divides, check_dtype, check_same_images, check_weight
+from models.likelihoods import make_likelihood, mean_or_zero
 from models.outputs import AutoencoderOutput
 from models.pretrained import Pretrained, constructor_arguments
 from vq_kernels.quantizers import FusedVectorQuantizer
@@ -67,6 +67,13 @@ class VQVAE(Pretrained):
         config = constructor_arguments(locals())
         super().__init__()
         self.config = config
+        check_convolutions(
+            in_channels=in_channels,
+            hidden=hidden,
+            residual_layers=residual_layers,
+            residual_hidden=residual_hidden,
+            ndim=ndim,
+        )
         self.in_channels, self.ndim = in_channels, ndim
         self.downscale, self.codebook_size = downscale, codebook_size
         self.total_downscale = downscale
@@ -99,7 +106,10 @@ class VQVAE(Pretrained):
         )
 
     def forward(self, x: Tensor) -> AutoencoderOutput:
-        """x: ``[B, C, *S]`` float in -0.5..0.5, S divisible by ``downscale``; ValueError otherwise."""
+        """x: ``[B, C, *S]`` float in -0.5..0.5, S divisible by ``downscale``; ValueError otherwise.
+
+        The loss of an empty batch is 0.
+        """
         z = self._embed(x)  # [B, D, *S / downscale]
         quantized, indices, latent_loss = self.quantizer(z)
         parameters = self.decoder(quantized)
@@ -107,7 +117,7 @@ class VQVAE(Pretrained):
         loss = reconstruction_loss + latent_loss
         terms = {
             "reconstruction": reconstruction_loss.detach(),
-            "commitment": F.mse_loss(z.detach(), quantized.detach()),
+            "commitment": mean_or_zero((z.detach() - quantized.detach()).square()),
         }
         return AutoencoderOutput(self.likelihood.mean(parameters), loss, terms, (indices,))
 
@@ -125,14 +135,19 @@ class VQVAE(Pretrained):
 
     def decoder_log_prob(self, x: Tensor, codes: Sequence[Tensor]) -> Tensor:
         """log p(x | codes) of every element in nats: x's shape."""
-        return self.likelihood.log_prob(self._decode(codes), x)
+        check_input(x, self.in_channels, self.ndim, self.downscale)
+        parameters = self._decode(codes)
+        check_same_images(x, parameters)
+        return self.likelihood.log_prob(parameters, x)
 
     def code_shapes(self, spatial: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-        """Size of the code map for data of size ``spatial``."""
+        """Size of the code map for data of size ``spatial``; ValueError unless ``downscale`` divides it."""
+        check_divides(spatial, self.ndim, self.downscale)
         return (tuple(size // self.downscale for size in spatial),)
 
     def _embed(self, x: Tensor) -> Tensor:
         check_input(x, self.in_channels, self.ndim, self.downscale)
+        check_dtype(x, self)
         z: Tensor = self.to_embedding(self.encoder(x))
         return z
 
@@ -157,6 +172,8 @@ def make_quantizer(
     manual_ema_update: bool,
 ) -> FusedVectorQuantizer:
     """A channel-first ``FusedVectorQuantizer`` with the papers' two ways to learn the codebook."""
+    check_at_least(1, embedding_dim=dim, codebook_size=codebook_size)
+    check_weight(alpha=alpha, beta=beta, dead_code_threshold=dead_code_threshold)
     if codebook not in ("ema", "gradient"):
         raise ValueError(f"codebook must be 'ema' or 'gradient', got {codebook!r}")
     learnt = codebook == "gradient"

@@ -6,11 +6,19 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.blocks import CONV, CONV_TRANSPOSED, Decoder, Encoder, check_input, log2_downscale
-from models.likelihoods import make_likelihood
+from models.blocks import (
+    CONV,
+    CONV_TRANSPOSED,
+    Decoder,
+    Encoder,
+    check_convolutions,
+    check_input,
+    log2_downscale,
+)
+from models.checks import check_divides, check_dtype, check_same_images, check_sizes
+from models.likelihoods import make_likelihood, mean_or_zero
 from models.outputs import AutoencoderOutput
 from models.pretrained import Pretrained, constructor_arguments
 from models.vqvae import make_quantizer, quantizers
@@ -57,7 +65,14 @@ class VQVAE2(Pretrained):
         config = constructor_arguments(locals())
         super().__init__()
         self.config = config
-        if len(downscales) < 2:
+        check_convolutions(
+            in_channels=in_channels,
+            hidden=hidden,
+            residual_layers=residual_layers,
+            residual_hidden=residual_hidden,
+            ndim=ndim,
+        )
+        if len(check_sizes("downscales", downscales)) < 2:
             raise ValueError(f"downscales must name two or more levels, got {list(downscales)}")
         self.in_channels, self.ndim = in_channels, ndim
         self.downscales, self.codebook_size = tuple(downscales), codebook_size
@@ -99,7 +114,10 @@ class VQVAE2(Pretrained):
         self.decoder = Decoder(levels * dim, outputs, *shape, downscales[0], ndim)
 
     def forward(self, x: Tensor) -> AutoencoderOutput:
-        """x: ``[B, C, *S]`` float in -0.5..0.5, S divisible by all downscales together; else ValueError."""
+        """x: ``[B, C, *S]`` float in -0.5..0.5, S divisible by all downscales together; else ValueError.
+
+        The loss of an empty batch is 0.
+        """
         quantized, indices, latent_losses, commitments = self._quantize(x)
         parameters = self._decode(quantized)
         reconstruction_loss = self.likelihood.loss(parameters, x)
@@ -124,10 +142,14 @@ class VQVAE2(Pretrained):
 
     def decoder_log_prob(self, x: Tensor, codes: Sequence[Tensor]) -> Tensor:
         """log p(x | codes) of every element in nats: x's shape."""
-        return self.likelihood.log_prob(self._decode(self._look_up(codes)), x)
+        check_input(x, self.in_channels, self.ndim, self.total_downscale)
+        parameters = self._decode(self._look_up(codes))
+        check_same_images(x, parameters)
+        return self.likelihood.log_prob(parameters, x)
 
     def code_shapes(self, spatial: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-        """Size of every level's code map, top first, for data of size ``spatial``."""
+        """Size of every level's code map, top first, for data of size ``spatial``; else ValueError."""
+        check_divides(spatial, self.ndim, self.total_downscale)
         scales = [math.prod(self.downscales[: level + 1]) for level in range(len(self.downscales))]
         return tuple(tuple(size // scale for size in spatial) for scale in reversed(scales))
 
@@ -136,6 +158,7 @@ class VQVAE2(Pretrained):
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
         """Quantized maps, indices, latent losses and commitment errors, each top first."""
         check_input(x, self.in_channels, self.ndim, self.total_downscale)
+        check_dtype(x, self)
         features = []
         for encoder in self.encoders:
             x = encoder(x)
@@ -146,7 +169,7 @@ class VQVAE2(Pretrained):
             inputs = [features[level]] if condition is None else [condition, features[level]]
             z = self.to_embedding[level](torch.cat(inputs, dim=1))
             quantized, indices, loss = self.quantizers[level](z, freeze_codebook=freeze)
-            commitment = F.mse_loss(z.detach(), quantized.detach())
+            commitment = mean_or_zero((z.detach() - quantized.detach()).square())
             for found, value in zip(results, (quantized, indices, loss, commitment), strict=True):
                 found.append(value)
             if level:
@@ -157,6 +180,17 @@ class VQVAE2(Pretrained):
     def _look_up(self, codes: Sequence[Tensor]) -> list[Tensor]:
         if len(codes) != len(self.quantizers):
             raise ValueError(f"codes must hold {len(self.quantizers)} levels, top first, got {len(codes)}")
+        scales = self.downscales[:0:-1]  # of each map below the top with respect to the one above it
+        wanted = [tuple(codes[0].shape)]
+        for scale in scales:
+            batch, *space = wanted[-1]
+            wanted.append((batch, *(size * scale for size in space)))
+        found = [tuple(level.shape) for level in codes]
+        if codes[0].ndim != self.ndim + 1 or found != wanted:
+            raise ValueError(
+                f"codes have the shapes {found}, expected equal batches of maps in {self.ndim} dimensions, "
+                f"top first, each below {' and '.join(map(str, scales))} times the size of the one above"
+            )
         pairs = zip(quantizers(self), codes, strict=True)
         return [quantizer.get_output_from_indices(indices) for quantizer, indices in pairs]
 

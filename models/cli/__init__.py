@@ -10,10 +10,18 @@ from models.cli import convert, encode, evaluate, reconstruct, reproduce, sample
 from models.reproducible import settle_first_calls
 
 COMMANDS = (train, train_prior, encode, reconstruct, sample, evaluate, reproduce, convert)
+AFTER_INTERRUPTION = {
+    train.run: "; go on with --resume",
+    train_prior.run: "; go on with --resume",
+    encode.run: "; run the same command again to go on",
+    reproduce.run: "; run the same command again to go on",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Mistakes in the input are printed in one line, with exit status 2."""
+    """Run one command. Mistakes in the input, and files that cannot be read or written, are printed in one
+    line, with exit status 2.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m models", description="VAE, VQ-VAE, VQ-VAE-2 and their priors."
     )
@@ -24,10 +32,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settle_first_calls()
     try:
         given.run(given)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {_in_words(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("interrupted; go on with --resume", file=sys.stderr)
+        print(f"interrupted{AFTER_INTERRUPTION.get(given.run, '')}", file=sys.stderr)
         return 130
     return 0
+
+
+def _in_words(error: OSError) -> str:
+    """The file and what is wrong with it; the message itself where it is ours."""
+    if error.strerror is None:
+        return str(error)
+    paths = " to ".join(str(path) for path in (error.filename, error.filename2) if path is not None)
+    return f"{paths}: {error.strerror}" if paths else error.strerror

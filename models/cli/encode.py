@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from models.cli.options import add_model_flags, as_code_model, open_run
+from models.cli.options import add_model_flags, as_code_model, check_output, open_run
 
 
 def add_parser(commands: Any) -> None:
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
     from models.encode import encode
 
     _, model, data = open_run(arguments)
-    folder = Path(arguments.out or Path(arguments.run_folder) / "codes")
+    folder = check_output(arguments.out or Path(arguments.run_folder) / "codes", folder=True)
     store = encode(
         as_code_model(model),
         data,

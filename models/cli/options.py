@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
@@ -93,6 +94,22 @@ def open_run(arguments: argparse.Namespace) -> tuple[TrainConfig, Autoencoder, I
     return config, model, load_data(config, stream=True)
 
 
+def check_output(path: str | Path, *, folder: bool = False) -> Path:
+    """``path`` as a Path; ValueError unless a file, or with ``folder`` a folder, can be written there."""
+    found = Path(path)
+    if found.exists() and found.is_dir() != folder:
+        kind, wanted = ("a file", "a folder") if folder else ("a folder", "a file")
+        raise ValueError(f"{found} is {kind}; give the path of {wanted} (--out)")
+    there = found
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if there != found and not there.is_dir():
+        raise ValueError(f"{found} cannot be written, as {there} is no folder; give another path (--out)")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"{there} may not be written to; give another path (--out)")
+    return found
+
+
 def as_code_model(model: Autoencoder) -> CodeModel:
     """ValueError for a VAE, which has no codes."""
     from models.vae import VAE
@@ -102,13 +119,17 @@ def as_code_model(model: Autoencoder) -> CodeModel:
     return model
 
 
+def prior_levels(folder: str | Path) -> list[Path]:
+    """The folders of the priors of a `train-prior` run, top level first; FileNotFoundError without any."""
+    found = [path for path in Path(folder).glob("level*") if path.name.removeprefix("level").isdecimal()]
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no priors; train them with `python -m models train-prior`")
+    return sorted(found, key=lambda path: int(path.name.removeprefix("level")))
+
+
 def open_priors(folder: str | Path, device: str) -> list[AutoregressivePrior]:
     """The priors of a `train-prior` run, top level first."""
     from models.pretrained import load_pretrained
 
-    found = [path for path in Path(folder).glob("level*") if path.name.removeprefix("level").isdecimal()]
-    levels = sorted(found, key=lambda path: int(path.name.removeprefix("level")))
-    if not levels:
-        raise FileNotFoundError(f"{folder} holds no priors; train them with `python -m models train-prior`")
-    priors: list[Any] = [load_pretrained(level, device) for level in levels]
+    priors: list[Any] = [load_pretrained(level, device) for level in prior_levels(folder)]
     return priors

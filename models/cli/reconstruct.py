@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from models.cli.options import add_model_flags, open_run
+from models.cli.options import add_model_flags, check_output, open_run
 
 
 def add_parser(commands: Any) -> None:
@@ -36,7 +36,9 @@ def run(arguments: argparse.Namespace) -> None:
     _, model, data = open_run(arguments)
     check_size(model, data)
     split = data.split(arguments.split)
-    folder = Path(arguments.out or Path(arguments.run_folder) / f"reconstruct-{arguments.split}")
+    folder = check_output(
+        arguments.out or Path(arguments.run_folder) / f"reconstruct-{arguments.split}", folder=True
+    )
     with torch.no_grad():
         x = to_float(split.batch(range(min(arguments.count, len(split)))).to(device))
         reconstructed = torch.cat([model.reconstruct(part) for part in x.split(arguments.batch_size)])
@@ -44,6 +46,9 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"originals beside reconstructions in {path}")
         if not arguments.images:
             return
+        # Those of an earlier run on more images would pass for this one's.
+        for earlier in (folder / "images").glob("[0-9]*.png"):
+            earlier.unlink()
         number = 0
         for images, _ in BatchLoader(split, arguments.batch_size):
             for image in to_uint8(model.reconstruct(to_float(images.to(device)))).cpu():

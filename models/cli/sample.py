@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from models.cli.options import add_device_flag, as_code_model, open_priors
+from models.cli.options import add_device_flag, as_code_model, check_output, open_priors
+
+if TYPE_CHECKING:
+    from models.data.codes import CodeDescription
+    from models.judge import Judge
+    from models.priors.base import AutoregressivePrior
 
 SAMPLES_AT_ONCE = 512
 
@@ -50,6 +56,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     if arguments.count < 1:
         raise ValueError(f"count must be at least 1, got {arguments.count}")
+    if not 0 <= arguments.seed < 2**63:
+        raise ValueError(f"seed must be at least 0 and below 2**63, got {arguments.seed}")
     device = find_device(arguments.device)
     priors = open_priors(arguments.prior_folder, device)
     description = CodeDescription.load(Path(arguments.prior_folder))
@@ -58,6 +66,8 @@ def run(arguments: argparse.Namespace) -> None:
     loaded: Any = load_pretrained(decoder, device)
     model = as_code_model(loaded)
     classes = chosen_classes(arguments.classes, description.class_names, priors[0].num_classes)
+    folder = check_output(arguments.out or Path(arguments.prior_folder) / "samples", folder=True)
+    judge = open_judge(arguments, priors, description) if arguments.judge is not None else None
     labels = torch.tensor(classes, device=device).repeat_interleave(arguments.count)
     generator = torch.Generator(device).manual_seed(arguments.seed)
     parts = [
@@ -73,26 +83,43 @@ def run(arguments: argparse.Namespace) -> None:
         for some in labels.split(SAMPLES_AT_ONCE)
     ]
     codes = [torch.cat(level) for level in zip(*parts, strict=True)]
-    folder = Path(arguments.out or Path(arguments.prior_folder) / "samples")
     columns = arguments.count if priors[0].num_classes else min(arguments.count, 16)
     images = torch.cat([decode(model, part).cpu() for part in parts])
     picture = save_image(grid(images, columns), folder / "samples.png")
     arrays: dict[str, Any] = {f"level{number}": level.cpu().numpy() for number, level in enumerate(codes)}
     np.savez(folder / "codes.npz", labels=labels.cpu().numpy(), **arrays)
     print(f"{len(labels)} samples in {picture}, their codes in {folder / 'codes.npz'}")
-    if arguments.judge:
-        from models.config import TrainConfig
-        from models.data import load_data
-        from models.judge import Judge
-
-        if not priors[0].num_classes:
-            raise ValueError("--judge needs samples of classes; this prior was trained without labels")
-        data = load_data(TrainConfig(data=arguments.judge))
-        judge = Judge(data.train)
+    if judge is not None:
+        machine, accuracy = judge
         print(
-            f"a classifier, right on {judge.accuracy(data.test):.1%} of the real test images, takes "
-            f"{judge.agreement(images.cpu(), labels.cpu()):.1%} of the samples for the class asked for"
+            f"a classifier, right on {accuracy:.1%} of the real test images, takes "
+            f"{machine.agreement(images, labels.cpu()):.1%} of the samples for the class asked for"
         )
+
+
+def open_judge(
+    arguments: argparse.Namespace, priors: Sequence[AutoregressivePrior], description: CodeDescription
+) -> tuple[Judge, float]:
+    """A judge trained on the data of ``--judge`` in the size and channels of the codes' images; its accuracy.
+
+    Of the data that were encoded, it reads the same columns and splits, all images of them. ValueError
+    unless the classes are those of the prior, in the same order.
+    """
+    from models.cli.priors import check_classes
+    from models.data import DataConfig, load_data
+    from models.data.sources import location
+    from models.judge import Judge
+
+    if not priors[0].num_classes:
+        raise ValueError("--judge needs samples of classes; this prior was trained without labels")
+    names: tuple[str, ...] = ("size", "channels")
+    if location(arguments.judge) == description.data:
+        names += ("image_column", "label_column", "validation", "test", "split_seed")
+    known = {name: description.settings[name] for name in names if name in description.settings}
+    data = load_data(DataConfig(data=arguments.judge, **known), stream=True)
+    check_classes(arguments.prior_folder, priors, f"the judge's data {data.name}", data.class_names)
+    judge = Judge(data.train)
+    return judge, judge.accuracy(data.test)
 
 
 def chosen_classes(names: str | None, known: tuple[str, ...], num_classes: int | None) -> list[int]:
@@ -105,7 +132,10 @@ def chosen_classes(names: str | None, known: tuple[str, ...], num_classes: int |
         return [0]
     if not names:
         return list(range(num_classes))
-    for name in names.split(","):
+    if names in known:  # one class, whose name may hold a comma
+        return [known.index(names)]
+    chosen = [name.strip() for name in names.split(",")]
+    for name in chosen:
         if name not in known:
             raise ValueError(f"unknown class {name!r}; the classes are: {', '.join(known)}")
-    return [known.index(name) for name in names.split(",")]
+    return [known.index(name) for name in chosen]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from models.data.images import SPLITS
 from models.data.sources import DataError
+from models.files import read_object
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -69,21 +70,62 @@ class CodeDescription:
 
     @classmethod
     def load(cls, folder: Path) -> CodeDescription:
-        """Raises DataError if ``folder`` is no store of codes."""
+        """Raises ValueError, a DataError mostly, if ``folder`` is no store of codes."""
         if not (folder / DESCRIPTION_FILE).is_file():
             raise DataError(f"{folder} holds no codes; write them with `python -m models encode RUN`")
-        values = json.loads((folder / DESCRIPTION_FILE).read_text())
+        file = folder / DESCRIPTION_FILE
+        remedy = "write them again with `python -m models encode RUN --overwrite`"
+        values = read_object(file, remedy)
         missing = [entry.name for entry in fields(cls) if entry.name not in values]
         if missing:
-            raise DataError(
-                f"{folder / DESCRIPTION_FILE} does not say the {missing[0]} of its codes; "
-                f"write them again with `python -m models encode RUN --overwrite`"
-            )
+            raise DataError(f"{file} does not say the {missing[0]} of its codes; {remedy}")
+        for name, value in values.items():
+            if name not in _FORMS:
+                raise DataError(f"{file} has the unknown entry {name!r}; {remedy}")
+            fits, expected = _FORMS[name]
+            if not fits(value):
+                raise DataError(f"{file}: {name} is {value!r}, expected {expected}; {remedy}")
         values["shapes"] = tuple(tuple(shape) for shape in values["shapes"])
         if values["model"]:
             values["model"] = os.path.normpath(folder / values["model"])
         values["class_names"] = tuple(values["class_names"])
         return cls(**values)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(map(_is_size, value))
+
+
+_FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "shapes": (
+        lambda v: isinstance(v, list) and len(v) > 0 and all(map(_is_shape, v)),
+        "the size of each level's code map",
+    ),
+    "codebook_size": (_is_size, "a whole number of at least 1"),
+    "class_names": (lambda v: isinstance(v, list) and all(isinstance(n, str) for n in v), "a list of names"),
+    **{name: (lambda v: isinstance(v, str), "text") for name in ("data", "model", "weights")},
+    "settings": (lambda v: isinstance(v, dict), "an object"),
+    "sizes": (
+        lambda v: isinstance(v, dict) and set(v) == set(SPLITS) and all(map(_is_size, v.values())),
+        f"the number of images of {', '.join(SPLITS)}",
+    ),
+    "shard_size": (_is_size, "a whole number of at least 1"),
+}
+
+
+def read_shard(file: Path, rows: int, shapes: Sequence[Sequence[int]]) -> Dataset | None:
+    """A file of the store, mapped into memory; None unless it is whole and in the store's form."""
+    import datasets
+
+    try:
+        found = datasets.Dataset.from_file(str(file))
+    except (OSError, ValueError, TypeError):  # as Arrow has it
+        return None
+    return found if len(found) == rows and found.features == code_features(shapes) else None
 
 
 def code_features(shapes: Sequence[Sequence[int]]) -> Features:
@@ -131,11 +173,13 @@ class CodeStore:
         self.description = CodeDescription.load(self.folder)
         self.splits: dict[str, CodeSplit] = {}
         for name in SPLITS:
-            files = self.description.shards(self.folder, name)
-            missing = [file for file in files if not file.is_file()]
-            if missing:
-                raise DataError(f"{missing[0]} is missing; finish it with `python -m models encode RUN`")
-            parts = [datasets.Dataset.from_file(str(file)) for file in files]
+            parts = []
+            for file, rows in self.description.shards(self.folder, name).items():
+                part = read_shard(file, len(rows), self.description.shapes) if file.is_file() else None
+                if part is None:
+                    state = "damaged" if file.is_file() else "missing"
+                    raise DataError(f"{file} is {state}; finish it with `python -m models encode RUN`")
+                parts.append(part)
             whole = datasets.concatenate_datasets(parts)
             self.splits[name] = CodeSplit(whole, self.description.shapes)
 

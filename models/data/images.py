@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,7 +111,6 @@ class ImageSplit:
         try:
             image = eight_bits(image) if image.mode.startswith("I;16") else image
             image = image if image.mode == wanted else image.convert(wanted)
-            image.load()
         except (OSError, ValueError, SyntaxError) as error:
             raise unreadable(record, row, error) from error
         height, width = self.size
@@ -154,18 +155,23 @@ def eight_bits(image: Image) -> Image:
 
 
 def open_image(record: dict[str, Any] | None, row: int) -> Image:
-    """The image of one record, header read; DataError naming the file if it cannot be opened."""
+    """The image of one record, turned as its EXIF orientation says; DataError naming the file."""
     from PIL import Image as pillow
+    from PIL import ImageOps
 
     if record is None or (record["bytes"] is None and record["path"] is None):
         raise DataError(f"image {row} of the split is missing (null); remove that row from the data")
     try:
-        if record["bytes"] is not None:
-            return pillow.open(io.BytesIO(record["bytes"]))
-        with open(record["path"], "rb") as file:
-            return pillow.open(io.BytesIO(file.read()))
+        encoded = record["bytes"]
+        if encoded is None:
+            encoded = Path(record["path"]).read_bytes()
+        image = pillow.open(io.BytesIO(encoded))
+        image.load()
     except (OSError, ValueError, SyntaxError) as error:
         raise unreadable(record, row, error) from error
+    with contextlib.suppress(SyntaxError):  # a block that is no EXIF gives no orientation
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def unreadable(record: dict[str, Any], row: int, error: Exception) -> DataError:

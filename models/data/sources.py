@@ -29,15 +29,22 @@ def open_source(data: str, cache_dir: str | None = None) -> dict[str, Dataset]:
 
     data: ``digits``; a folder holding ``labels.csv`` and ``images_256/`` (KaoKore), parquet files, or
     images (in a subfolder per class, below ``train/``, ``test/`` if split); else the id of a data set
-    on the Hugging Face hub. Parquet files may lie in ``data/``, as in a snapshot of the hub. Raises
-    DataError.
+    on the Hugging Face hub, OWNER/NAME. Parquet files may lie in ``data/``, as in a snapshot of the hub.
+    Raises DataError.
     """
     if data == "digits":
         return {"train": _digits()}
+    if not data.strip():
+        raise DataError(f"data is {data!r}; give a folder ('.' for this one), a hub id or 'digits'")
     path = Path(data).expanduser()
     if not path.exists():
         if path.is_absolute() or data.startswith((".", "~")) or data.count("/") > 1:
             raise DataError(f"{data} does not exist; give an existing folder, a hub id or 'digits'")
+        if "/" not in data:  # asking the hub would take half a minute of retries
+            raise DataError(
+                f"there is no folder {data!r}; give an existing folder, 'digits', or the full id of a data "
+                f"set on the hub, OWNER/NAME (ylecun/mnist, not mnist)"
+            )
         return _hub(data, cache_dir)
     if not path.is_dir():
         raise DataError(f"{data} is a file; give the folder that holds it")
@@ -134,6 +141,15 @@ def _image_folder(path: Path) -> dict[str, Dataset]:
         raise DataError(
             f"{unlabelled[0]} lies outside the class folders ({', '.join(classes[:5])}); move it into one"
         )
+    if classes and "train" in found:
+        trained = set(found["train"][1])
+        for split, (files, labels) in found.items():
+            for file, label in zip(files, labels, strict=True):
+                if label not in trained:
+                    raise DataError(
+                        f"{file} is in {split} of class {label!r}, of which there is no training image; add "
+                        f"some below {roots['train']}, or remove the class"
+                    )
     return {
         split: _from_files(files, {"label": (labels, classes)} if classes else {})
         for split, (files, labels) in found.items()

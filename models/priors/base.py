@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from models.checks import check_at_least
 from models.likelihoods import log_softmax_at
 from models.pretrained import Pretrained
 from models.priors.filters import check_filters, draw, filter_logits
@@ -157,23 +158,6 @@ class AutoregressivePrior(Pretrained, ABC):
 
     def _axes(self) -> str:
         return " or ".join(str(axes) for axes in self.map_axes)
-
-
-def check_at_least(lowest: int, **arguments: int) -> None:
-    """Raises TypeError or ValueError for the first argument that is not an integer of at least ``lowest``."""
-    for name, value in arguments.items():
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an integer, got {value!r}")
-        if value < lowest:
-            raise ValueError(f"{name} must be at least {lowest}, got {value}")
-
-
-def check_dropout(dropout: float) -> None:
-    """Raises TypeError or ValueError unless ``dropout`` is a number in [0, 1)."""
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float):
-        raise TypeError(f"dropout must be a number, got {dropout!r}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.priors.base import check_at_least
+from models.checks import check_at_least
 
 
 class RowsConv(nn.Conv2d):

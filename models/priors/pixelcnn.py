@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.checks import check_at_least, check_dropout
 from models.pretrained import constructor_arguments
-from models.priors.base import Decoder, check_at_least, check_dropout
+from models.priors.base import Decoder
 from models.priors.causal import (
     LeftCache,
     LeftConv,

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.checks import check_at_least, check_dropout
 from models.pretrained import constructor_arguments
 from models.priors.attention import KeyValueCache, attend, token_map, token_rows, upsample_to
-from models.priors.base import AutoregressivePrior, Decoder, check_at_least, check_dropout
+from models.priors.base import AutoregressivePrior, Decoder
 
 
 class Block(nn.Module):

@@ -220,6 +220,8 @@ def test_kaokore_layout(tmp_path: Path) -> None:
     [
         ({"data": "/no/such/folder"}, "/no/such/folder does not exist; give an existing folder"),
         ({"data": "./nowhere"}, "nowhere does not exist"),
+        ({"data": ""}, "data is ''; give a folder"),
+        ({"data": "minst"}, "there is no folder 'minst'; give .* OWNER/NAME"),
         ({"data": __file__}, "is a file; give the folder"),
         ({"data": str(Path(__file__).parent)}, "holds no images, no parquet files"),
         ({"size": "8by8"}, "size must be a number such as 64"),
@@ -234,6 +236,13 @@ def test_kaokore_layout(tmp_path: Path) -> None:
 def test_mistakes(settings: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         load_data(DataConfig(**settings))
+
+
+def test_a_class_without_training_images_is_refused(tmp_path: Path) -> None:
+    for name in ("train/ant", "train/bee", "test/ant", "test/cat"):
+        write_images(tmp_path / name, 12)
+    with pytest.raises(DataError, match=r"test/cat/00.png is in test of class 'cat', of which there is"):
+        load(tmp_path)
 
 
 def test_hub_errors_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 
 from models import VQVAE2
 from models.data import DataConfig, load_data, to_float
-from models.data.codes import CodeStore
+from models.data.codes import CodeDescription, CodeStore
+from models.data.images import SPLITS
 from models.encode import encode
 
 pytestmark = pytest.mark.xdist_group("training")
@@ -99,6 +101,45 @@ def test_codes_are_not_mixed_with_others(tmp_path: Path, model: VQVAE2) -> None:
     (tmp_path / "codes.json").write_text('{"shapes": [], "class_names": [], "model": ""}')
     with pytest.raises(ValueError, match=r"does not say the codebook_size of its codes; .*--overwrite"):
         run()
+
+
+def test_damaged_shards_are_named_and_written_again(tmp_path: Path, data, model: VQVAE2) -> None:
+    encode(model, data, tmp_path, shard_size=64)
+    shard = tmp_path / "train" / "000000064-000000128.arrow"
+    whole = shard.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"junk", b""):
+        shard.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"train/000000064-000000128.arrow is damaged; finish it with"):
+            CodeStore(tmp_path)
+        encode(model, data, tmp_path, shard_size=64)
+        assert shard.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("[]", r"codes.json holds a JSON list, expected an object; write them again with"),
+        ("junk", r"codes.json is not valid JSON \(Expecting value"),
+        ({"shapes": 3}, r"codes.json: shapes is 3, expected the size of each level's code map"),
+        ({"codebook_size": "16"}, r"codebook_size is '16', expected a whole number of at least 1"),
+        ({"class_names": None}, r"class_names is None, expected a list of names"),
+        ({"model": 1}, r"model is 1, expected text"),
+        ({"sizes": {"train": 1}}, r"sizes is \{'train': 1\}, expected the number of images of train, valid"),
+        ({"shard_size": 0}, r"shard_size is 0, expected"),
+        ({"colour": 0}, r"has the unknown entry 'colour'"),
+    ],
+)
+def test_descriptions_of_codes_are_checked(
+    tmp_path: Path, data, model: VQVAE2, change: str | dict[str, object], message: str
+) -> None:
+    CodeDescription(
+        model.code_shapes(data.size), 16, (), "digits", "", "", {}, dict.fromkeys(SPLITS, 1)
+    ).save(tmp_path)
+    file = tmp_path / "codes.json"
+    CodeDescription.load(tmp_path)
+    file.write_text(change if isinstance(change, str) else json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        CodeDescription.load(tmp_path)
 
 
 @pytest.mark.parametrize("argument", ["batch_size", "shard_size"])

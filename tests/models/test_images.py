@@ -76,3 +76,23 @@ def test_truncated_pixels_are_found_before_training(tmp_path: Path, cache_gb: fl
     Image.open(bad)  # its header is whole
     with pytest.raises(DataError, match=rf"{split}/02.png cannot be read as an image"):
         load(tmp_path, cache_gb=cache_gb)
+
+
+def test_images_are_turned_as_their_exif_says(tmp_path: Path) -> None:
+    """A photograph that its camera stored lying on its side is 12 high and 8 wide."""
+    pixels = np.zeros((8, 12, 3), dtype=np.uint8)
+    pixels[:, :6] = 255  # left half white: upright, the top half
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x0112] = 6  # to be turned clockwise by 90 degrees
+    (tmp_path / "a").mkdir()
+    for number in range(10):
+        image.save(tmp_path / "a" / f"{number}.png", exif=exif)
+    data = load(tmp_path)
+    assert data.size == (12, 8)
+    first = data.train.batch([0])[0]
+    assert first[:, :6].min() == 255
+    assert first[:, 6:].max() == 0
+    image.save(tmp_path / "a" / "0.png", exif=b"Exif\0\0no such block")
+    with pytest.raises(DataError, match=r"is 8x12, the first image is 12x8|is 12x8, the first image is 8x12"):
+        load(tmp_path)

@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 
+from models import VQVAE
 from models.likelihoods import KINDS, LEVELS, Gaussian, make_likelihood, to_levels
+from models.pretrained import load_weights
 
 ALL_LEVELS = torch.arange(LEVELS).view(LEVELS, 1, 1).float() / 255 - 0.5
 
@@ -82,6 +84,24 @@ def test_fixed_variance_scales_the_loss_and_is_calibrated_for_the_likelihood() -
     likelihood.calibrate((x**2).mean((0, 2)))
     torch.testing.assert_close(likelihood.loss(mean, x), (x**2).mean() / 0.25)
     assert likelihood.log_prob(mean, x).sum() > before
+
+
+def test_calibration_survives_saving_and_is_inferred_for_older_files(tmp_path) -> None:
+    model = VQVAE(1, downscale=2, hidden=8, embedding_dim=4, codebook_size=8, variance=0.3)
+    older = {key: value for key, value in model.state_dict().items() if key != "likelihood.calibrated"}
+    assert not load_with(model, older).likelihood.calibrated, "a converted model of before the flag"
+    model.likelihood.calibrate(torch.tensor([0.01]))
+    model.save_pretrained(tmp_path)
+    assert VQVAE.from_pretrained(tmp_path).likelihood.calibrated
+    older["likelihood.log_variance"] = model.likelihood.log_variance
+    assert load_with(model, older).likelihood.calibrated, "a trained run of before the flag"
+
+
+def load_with(model: VQVAE, state: dict[str, torch.Tensor]) -> VQVAE:
+    """A fresh model with the weights ``state``."""
+    fresh = VQVAE(**model.config)
+    load_weights(fresh, state, "file")
+    return fresh
 
 
 def test_levels_round_trip() -> None:

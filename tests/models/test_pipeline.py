@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from models import VAE, VQVAE, VQVAE2, TransformerPrior
+from models import VAE, VQVAE2, TransformerPrior
 from models.cli import main
 from models.data import DataConfig, ImageSplit, load_data, to_float
 from models.evaluate import code_log_prob, evaluate
-from models.judge import Judge
 from models.metrics import ReconstructionMeter, level_names, ssim
 from models.sample import decode, sample_codes
 
@@ -91,27 +90,6 @@ def test_reconstruction_figures_against_their_definitions(data) -> None:
     assert level_names(3) == ["_top", "_middle1", "_bottom"]
 
 
-def test_rfid_with_a_feature_network(tmp_path: Path, data) -> None:
-    pytest.importorskip("torchmetrics.image.fid")
-    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 6))
-
-    class OnBytes(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return self.network(images.float() / 255)
-
-    torch.jit.script(OnBytes()).save(str(tmp_path / "features.pt"))
-    torch.manual_seed(0)
-    model = VQVAE(1, downscale=2, **TINY)
-    found = evaluate(model, data, fid_weights=str(tmp_path / "features.pt"))
-    assert found["rfid"] > 0
-    with pytest.raises(ValueError, match=r"nowhere\.pt' do not exist"):
-        evaluate(model, data, fid_weights="nowhere.pt")
-
-
 def test_samples_follow_the_priors(model: VQVAE2) -> None:
     torch.manual_seed(0)
     priors = [
@@ -127,13 +105,6 @@ def test_samples_follow_the_priors(model: VQVAE2) -> None:
     assert all(torch.equal(a, b) for a, b in zip(draws[0], draws[1], strict=True))
     assert not torch.equal(draws[0][1], draws[2][1])
     torch.testing.assert_close(decode(model, draws[0], batch_size=2), decode(model, draws[0]))
-
-
-def test_judge_tells_digits_apart() -> None:
-    data = load_data(DataConfig(data="digits"))
-    judge = Judge(data.train)
-    assert judge.accuracy(data.test) > 0.95
-    assert judge.agreement(to_float(data.test.batch(range(50))), (data.test.labels[:50] + 1) % 10) < 0.1
 
 
 def count_decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:

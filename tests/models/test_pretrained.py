@@ -1,0 +1,53 @@
+"""A saved model's description is checked before anything is built from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import models
+from models import VQVAE, load_pretrained
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", r"config\.json holds a JSON list, expected an object; save the model again"),
+        ("junk", r"config\.json is not valid JSON"),
+        ('{"class": "VQVAE"}', r"config\.json gives no object of arguments for VQVAE, but None"),
+        ('{"class": ["VQVAE"], "arguments": {}}', r"config\.json: unknown model class \['VQVAE'\]"),
+        (
+            '{"class": "VQVAE", "arguments": {"colour": 1}}',
+            r"config\.json: VQVAE cannot be built from its arguments \(.*keyword argument 'colour'",
+        ),
+        (
+            '{"class": "VQVAE", "arguments": {"downscale": 3}}',
+            r"config\.json: VQVAE cannot be built from its arguments \(downscale must be 2, 4, 8",
+        ),
+    ],
+)
+def test_descriptions_of_models_are_checked(tmp_path: Path, text: str, message: str) -> None:
+    VQVAE(1, downscale=2, hidden=8, embedding_dim=4, codebook_size=8).save_pretrained(tmp_path)
+    load_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(tmp_path)
+
+
+def test_weights_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(OSError, match=r"model\.safetensors cannot be written"):
+        VQVAE(1, downscale=2, hidden=8, embedding_dim=4, codebook_size=8).save_pretrained(tmp_path)
+
+
+def test_every_name_of_the_package_is_what_it_says() -> None:
+    """Also after its module was imported, which sets an attribute of the package."""
+    import importlib
+
+    for name, home in models._HOME.items():
+        importlib.import_module(home)
+        assert getattr(models, name).__name__ == name
+    assert sorted(models._HOME) == sorted(models.__all__)
+    assert callable(models.train)
+    assert callable(models.decode)
