@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from models.outputs import Autoencoder
 
 
-def needs_calibration(model: Autoencoder) -> bool:
-    """Whether the log-probabilities of ``model`` have a variance that nothing has been fitted to yet."""
+def uncalibrated(model: Autoencoder) -> Gaussian | None:
+    """The likelihood of ``model`` if its variance is fixed, but has not been fitted to anything yet."""
     likelihood = model.likelihood
-    return isinstance(likelihood, Gaussian) and not likelihood.learnt and not bool(likelihood.calibrated)
+    if isinstance(likelihood, Gaussian) and not likelihood.learnt and not bool(likelihood.calibrated):
+        return likelihood
+    return None
 
 
 @torch.no_grad()
@@ -37,8 +39,8 @@ def squared_error(model: Autoencoder, split: ImageSplit, batch_size: int) -> Ten
 @contextmanager
 def calibrated(model: Autoencoder, split: ImageSplit, batch_size: int) -> Iterator[None]:
     """Inside the block a variance that needs it is calibrated on ``split``; afterwards it is as before."""
-    likelihood = model.likelihood
-    if not (isinstance(likelihood, Gaussian) and needs_calibration(model)):
+    likelihood = uncalibrated(model)
+    if likelihood is None:
         yield
         return
     before = likelihood.log_variance.clone()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from models.data import ImageSplit, to_uint8
+from models.data import ImageSplit, some_rows, to_uint8
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,8 +25,7 @@ class Judge:
 
         if split.labels is None:
             raise ValueError("the judge's images have no labels; give images in a folder per class")
-        # Not the first ones: folders of images are sorted by class.
-        rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:limit].sort().values
+        rows = some_rows(len(split), limit)
         labels = split.batch_labels(rows)
         if len(labels.unique()) < 2:
             raise ValueError("the judge's images are all of one class; give images of two classes or more")

@@ -33,7 +33,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from models.calibration import needs_calibration
+    from models.calibration import uncalibrated
     from models.cli.priors import check_classes, check_prior_of
     from models.device import find_device
     from models.evaluate import as_table, evaluate
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     _, model, data = open_run(arguments)
     if priors:
         check_classes(arguments.prior, priors, data.name, data.class_names)
-    calibrated_here = needs_calibration(model)
+    calibrated_here = uncalibrated(model) is not None
     result = evaluate(
         model,
         data,

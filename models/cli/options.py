@@ -61,7 +61,8 @@ def run_config(arguments: argparse.Namespace, kind: type[Config]) -> Config:
     merged = kind.from_mapping(values | given, arguments.config or "flags")
     earlier = merged.folder / "config.yaml"
     if arguments.resume and not arguments.config and earlier.is_file():
-        merged = kind.from_mapping(read_yaml(earlier) | given, str(earlier))
+        here = {"name": merged.name, "runs": merged.runs}  # the folder may have moved
+        merged = kind.from_mapping(read_yaml(earlier) | here | given, str(earlier))
     return merged
 
 

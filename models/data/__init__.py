@@ -1,6 +1,6 @@
 """Images and labels from anywhere, in one form: see :func:`load_data`."""
 
-from models.data.images import ImageSplit, to_float, to_uint8
+from models.data.images import ImageSplit, some_rows, to_float, to_uint8
 from models.data.load import ImageData, load_data
 from models.data.loader import BatchLoader
 from models.data.options import DataConfig
@@ -13,6 +13,7 @@ __all__ = [
     "ImageData",
     "ImageSplit",
     "load_data",
+    "some_rows",
     "to_float",
     "to_uint8",
 ]

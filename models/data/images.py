@@ -25,6 +25,14 @@ SPLITS = ("train", "validation", "test")
 GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
 
 
+def some_rows(count: int, limit: int) -> Tensor:
+    """``limit`` of ``count`` row numbers, ascending, drawn at random but always the same ones.
+
+    The first rows would not do: folders of images are sorted by class.
+    """
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:limit].sort().values
+
+
 def to_float(images: Tensor) -> Tensor:
     """uint8 levels to the models' value range: ``x / 255 - 0.5``."""
     return images.float() / 255 - 0.5

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.data import BatchLoader, ImageData, to_float
+from models.data import ImageData, some_rows, to_float
 from models.pictures import grid, legend_below, new_figure
 from models.vqvae import quantizers
 
@@ -63,23 +63,22 @@ def reconstructions_over_epochs(path: Path, runs: Mapping[str, Path], shown: int
 
 @torch.no_grad()
 def code_vectors(model: CodeModel, data: ImageData, split: str, limit: int = 2000) -> tuple[Tensor, Tensor]:
-    """The quantized vectors of every level of ``limit`` images, flattened, and the labels."""
+    """The quantized vectors of every level of ``limit`` random images, flattened, and the labels."""
     part = data.split(split)
     device = next(model.parameters()).device
-    vectors, labels = [], []
-    for images, batch_labels in BatchLoader(part, 100):
-        levels = zip(quantizers(model), model.encode(to_float(images.to(device))), strict=True)
+    rows = some_rows(len(part), limit)
+    vectors = []
+    for some in rows.split(100):
+        levels = zip(quantizers(model), model.encode(to_float(part.batch(some).to(device))), strict=True)
         flat = [layer.get_output_from_indices(codes).flatten(1) for layer, codes in levels]
         vectors.append(torch.cat(flat, dim=1).cpu())
-        labels.append(batch_labels)
-        if sum(map(len, labels)) >= limit:
-            break
-    return torch.cat(vectors)[:limit], torch.cat(labels)[:limit]
+    return torch.cat(vectors), part.batch_labels(rows)
 
 
 def image_vectors(data: ImageData, split: str, limit: int = 2000) -> Tensor:
-    """The images themselves, ``[N, F]``, at 32 pixels a side at most."""
-    images = to_float(data.split(split).batch(range(min(limit, len(data.split(split))))))
+    """The same images themselves, ``[N, F]``, at 32 pixels a side at most."""
+    part = data.split(split)
+    images = to_float(part.batch(some_rows(len(part), limit)))
     height, width = images.shape[-2:]
     return F.adaptive_avg_pool2d(images, (min(32, height), min(32, width))).flatten(1)
 
@@ -158,7 +157,7 @@ def compare_reconstructions(
     count = min(count, len(data.test))
     figure, _ = new_figure(1)
     figure.clear()
-    x = to_float(data.test.batch(range(count)))
+    x = to_float(data.test.batch(some_rows(len(data.test), count)))
     rows = {"original": x}
     for label, model in models.items():
         device = next(model.parameters()).device

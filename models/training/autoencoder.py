@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from models.build import build_model
+from models.calibration import squared_error, uncalibrated
 from models.config import TrainConfig
-from models.data import BatchLoader, ImageData, ImageSplit, load_data, to_float
-from models.likelihoods import Gaussian
+from models.data import BatchLoader, ImageData, load_data
 from models.pictures import save_curves
 from models.reproducible import start_reproducibly
 from models.training.callbacks import ReconstructionPictures
@@ -60,23 +57,12 @@ def train(
     checkpoint = prepare_folder(config, module, resume, overwrite)
     load_best(module, fit(trainer, module, validation, checkpoint))
     model = model.cpu().eval()
-    calibrate(model, data.validation, config.batch_size)
+    if (likelihood := uncalibrated(model)) is not None:
+        likelihood.calibrate(squared_error(model, data.validation, config.batch_size))
     if rank == 0:
         model.save_pretrained(config.folder / "model")
         save_training_curves(config)
     return model
-
-
-@torch.no_grad()
-def calibrate(model: Autoencoder, split: ImageSplit, batch_size: int) -> None:
-    """Give a likelihood of fixed variance the squared error on ``split``, see ``Gaussian.calibrate``."""
-    if not isinstance(model.likelihood, Gaussian):
-        return
-    total = torch.zeros(model.in_channels, dtype=torch.float64)
-    for images, _ in BatchLoader(split, batch_size):
-        x = to_float(images)
-        total += (model.reconstruct(x) - x).double().square().sum((0, 2, 3))
-    model.likelihood.calibrate((total / (len(split) * math.prod(split.size))).float())
 
 
 def save_training_curves(config: TrainConfig) -> Path:

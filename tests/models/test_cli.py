@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from data_support import write_images
 from run_support import write_prior, write_run
 
 from models.cli import encode, evaluate, main, reproduce, sample, train
+from models.cli.options import run_config
+from models.config import TrainConfig
 from models.data.codes import CodeDescription
 
 pytestmark = pytest.mark.xdist_group("training")
@@ -194,3 +197,13 @@ def test_reconstructions_of_an_earlier_run_do_not_stay(tmp_path: Path) -> None:
 def test_seeds_of_samples_have_a_range(prior: Path, capsys, seed: int) -> None:
     assert f"and below 2**63, got {seed}" in fails(capsys, "sample", prior, "--seed", seed)
     assert torch.Generator().manual_seed(2**63 - 1)
+
+
+def test_a_run_that_has_moved_goes_on_where_it_is_now(tmp_path: Path) -> None:
+    there = tmp_path / "moved" / "new-name"
+    there.mkdir(parents=True)
+    TrainConfig(name="old", runs="old-runs", lr=0.5).save(there / "config.yaml")
+    flags = Namespace(config=None, resume=True, name="new-name", runs=str(tmp_path / "moved"), epochs=3)
+    config = run_config(flags, TrainConfig)
+    assert config.folder == there
+    assert (config.lr, config.epochs) == (0.5, 3)
