@@ -13,17 +13,20 @@ class KeyValueCache:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.length = 0
-        self._stored: Tensor | None = None  # [2, B, heads, capacity, d], made when dtype and sizes are known
+        self._stored: tuple[Tensor, Tensor] | None = None  # [B, heads, capacity, d] each, made at the first
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Adds ``[B, heads, n, d]`` and gives views of all keys and values so far."""
         if self._stored is None:
             batch, heads, _, width = key.shape
-            self._stored = key.new_empty(2, batch, heads, self.capacity, width)
-        start, self.length = self.length, self.length + key.shape[2]
-        self._stored[0, :, :, start : self.length] = key
-        self._stored[1, :, :, start : self.length] = value
-        return self._stored[0, :, :, : self.length], self._stored[1, :, :, : self.length]
+            keys, values = key.new_empty(2, batch, heads, self.capacity, width)
+            self._stored = keys, values
+        keys, values = self._stored
+        start, added = self.length, key.shape[2]
+        self.length = start + added
+        keys.narrow(2, start, added).copy_(key)
+        values.narrow(2, start, added).copy_(value)
+        return keys.narrow(2, 0, self.length), values.narrow(2, 0, self.length)
 
 
 def attend(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -30,14 +31,31 @@ class Block(nn.Module):
         self.contract = nn.Linear(4 * width, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.query_key_value(self.attention_norm(x)).chunk(3, dim=-1)
         dropout = self.dropout.p if self.training else 0.0
-        attended = attend(
-            query, key, value, heads=self.heads, causal=self.causal, dropout=dropout, cache=cache
-        )
+        attended = attend(query, key, value, heads=self.heads, causal=self.causal, dropout=dropout)
         x = x + self.dropout(self.project(attended))
         return x + self.dropout(self.contract(F.gelu(self.expand(self.mlp_norm(x)))))
+
+    def step(self, x: Tensor, cache: KeyValueCache) -> Tensor:
+        """The same for the one next position, ``[B, width]``, without dropout.
+
+        On the CPU a step of a narrow network is mostly the calls themselves: functions, no modules.
+        """
+        rows = _linear(self.query_key_value, _norm(self.attention_norm, x))
+        query, key, value = rows.view(len(x), 3, self.heads, 1, x.shape[1] // self.heads).unbind(1)
+        attended = F.scaled_dot_product_attention(query, *cache.append(key, value))
+        x = x + _linear(self.project, attended.view(x.shape))
+        return x + _linear(self.contract, F.gelu(_linear(self.expand, _norm(self.mlp_norm, x))))
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    return F.linear(x, layer.weight, layer.bias)
+
+
+def _norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
+    return F.layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
 
 
 class TransformerPrior(AutoregressivePrior):
@@ -132,18 +150,16 @@ class TransformerPrior(AutoregressivePrior):
 
     def _decoder(self, shape: tuple[int, ...], labels: Tensor | None, upper: Tensor | None) -> Decoder:
         context = self._context(shape, upper)
-        start = self._start_token(shape[0], labels)
-        caches = [KeyValueCache(context.shape[1]) for _ in self.blocks]
-        steps = iter(range(context.shape[1]))
+        start = self._start_token(shape[0], labels)[:, 0]
+        steps = iter(context.unbind(1))
+        layers = [(cast(Block, block).step, KeyValueCache(context.shape[1])) for block in self.blocks]
 
         def next_logits(previous: Tensor | None) -> Tensor:
-            position = next(steps)
-            before = start if previous is None else self.code(previous[:, None])
-            x = before + context[:, position : position + 1]  # [B, 1, width]
-            for block, cache in zip(self.blocks, caches, strict=True):
-                x = block(x, cache)
-            logits: Tensor = self.head(self.norm(x[:, 0]))
-            return logits
+            before = start if previous is None else F.embedding(previous, self.code.weight)
+            x = before + next(steps)  # [B, width]
+            for step, cache in layers:
+                x = step(x, cache)
+            return _linear(self.head, _norm(self.norm, x))
 
         return next_logits
 
