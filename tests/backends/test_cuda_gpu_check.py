@@ -264,10 +264,14 @@ def test_a_driver_older_than_the_extensions_runtime_is_a_reason(monkeypatch: pyt
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     old = ModuleType("old")
     old.capability = capability  # type: ignore[attr-defined]
     reason = CudaBackend(old).unavailable_reason()
     assert reason is not None
     assert "driver version is insufficient" in reason
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert CudaBackend(old).unavailable_reason() is None, "asking does not start CUDA"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     old.capability = lambda device: (9, 0)  # type: ignore[attr-defined]
     assert CudaBackend(old).unavailable_reason() is None

@@ -66,7 +66,9 @@ class CudaBackend:
             return self._missing
         if self._device_type == "cuda" and not torch.cuda.is_available():
             return "torch sees no CUDA device"
-        return self._runtime_problem if self._device_type == "cuda" else None
+        # Asking must not be what starts CUDA: a process that has can no longer fork workers that use it.
+        started = self._device_type == "cuda" and torch.cuda.is_initialized()
+        return self._runtime_problem if started else None
 
     @functools.cached_property
     def _runtime_problem(self) -> str | None:
