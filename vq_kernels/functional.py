@@ -216,6 +216,7 @@ def vector_quantize(
         if mask.device != x.device:
             raise ValueError(f"mask is on {mask.device}; accepted: x's device {x.device}")
         _check_same_shape("mask", mask, x, channel_dim)
+    differentiable = torch.is_grad_enabled() and (x.requires_grad or codebook.requires_grad)
     options = Options(
         float(commitment_weight),
         float(codebook_weight),
@@ -224,10 +225,10 @@ def vector_quantize(
         precision,
         channel_dim,
         bool(statistics),
-        bool(keep_codes),
+        bool(keep_codes) and differentiable,
         backend,
     )
-    if torch.is_grad_enabled() and (x.requires_grad or codebook.requires_grad):
+    if differentiable:
         function = EagerVectorQuantize if ops.is_plain(x, codebook, mask) else VectorQuantize
         outputs = function.apply(x, codebook, mask, options)
     else:

@@ -45,10 +45,13 @@ def _without_channel(x: Tensor, channel_dim: int) -> list[int]:
     return shape
 
 
+_HERE = contextlib.nullcontext()  # one for all calls: entering it changes nothing
+
+
 def _on_device_of(t: Tensor) -> contextlib.AbstractContextManager[object]:
     """The tensor's GPU as the current one, on which backends launch."""
     if t.device.type != "cuda" or t.device.index == torch.cuda.current_device():
-        return contextlib.nullcontext()
+        return _HERE
     return torch.cuda.device(t.device)
 
 

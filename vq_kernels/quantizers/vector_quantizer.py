@@ -268,7 +268,7 @@ class FusedVectorQuantizer(CodebookAccess):
                 mask=rows.mask,
                 statistics=self.training or weight > 0,
                 # The backward pass reads the codes that were searched, not the updated ones.
-                keep_codes=learns and self._codebook.changes_in_forward and torch.is_grad_enabled(),
+                keep_codes=learns and self._codebook.changes_in_forward,
                 backend=self.backend,
             )
             for h, view in enumerate(rows.views)

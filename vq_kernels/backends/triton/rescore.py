@@ -76,7 +76,7 @@ def rescore_rows(
         acc = product(
             firsts, seconds, high, low, x, offset, keep, finite, p, stride_d, center, tile,
             D, PADDED_D, CHUNK, RESIDENT, TILE, BK, SPLIT, PARTS, CODE_PARTS, CENTERED, INTERPRETED,
-            True,
+            True,  # 64-bit offsets, for which this pass has the registers
         )  # fmt: skip
         score = code_bias[None, :] * t[:, None] + acc
         # Written so that a NaN on either side leaves the code in.
