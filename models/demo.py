@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from models.config import PriorConfig, TrainConfig
+from models.codes.encode import encode
+from models.codes.sample import decode, sample_codes
+from models.codes.store import CodeStore
 from models.data import ImageData, load_data, to_float
-from models.data.codes import CodeStore
-from models.encode import encode
-from models.evaluate import evaluate
-from models.judge import Judge
-from models.pictures import grid, save_image, side_by_side
-from models.sample import decode, sample_codes
+from models.evaluation.evaluate import evaluate
+from models.evaluation.judge import Judge
+from models.evaluation.pictures import grid, save_image, side_by_side
+from models.runs.config import PriorConfig, TrainConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from models.autoencoders.vqvae import VQVAE
     from models.priors.base import AutoregressivePrior
-    from models.vqvae import VQVAE
 
 SAMPLES_PER_CLASS = 50
 TEMPERATURE = 0.8  # below 1: fewer unlikely codes, clearer digits
@@ -75,8 +75,8 @@ def main() -> None:
 
 
 def train_vqvae(config: TrainConfig, data: ImageData) -> VQVAE:
+    from models.autoencoders.vqvae import VQVAE
     from models.training.autoencoder import train
-    from models.vqvae import VQVAE
 
     model = train(config, data, overwrite=True)
     if not isinstance(model, VQVAE):

@@ -14,8 +14,8 @@ from typing import Any, Self, cast
 
 from torch import Tensor, nn
 
-from models.device import find_device
 from models.files import read_object
+from models.runs.device import find_device
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from models.cli import convert, encode, evaluate, reconstruct, reproduce, sample, train, train_prior
-from models.reproducible import settle_first_calls
+from models.runs.reproducible import settle_first_calls
 
 COMMANDS = (train, train_prior, encode, reconstruct, sample, evaluate, reproduce, convert)
 AFTER_INTERRUPTION = {

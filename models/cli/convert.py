@@ -7,8 +7,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from models.cli.options import add_config_flags, given_settings
-from models.data.options import DataConfig
+from models.cli.flags import add_config_flags, given_settings
+from models.data.settings import DataConfig
 
 
 def add_parser(commands: Any) -> None:
@@ -24,8 +24,8 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from models.config import TrainConfig
-    from models.convert import convert_file
+    from models.autoencoders.convert import convert_file
+    from models.runs.config import TrainConfig
 
     folder = Path(arguments.out)
     if folder.exists():

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from models.cli.options import add_model_flags, as_code_model, check_output, open_run
+from models.cli.flags import add_model_flags, as_code_model, check_output, open_run
 
 
 def add_parser(commands: Any) -> None:
@@ -23,8 +23,8 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from models.device import find_device
-    from models.encode import encode
+    from models.codes.encode import encode
+    from models.runs.device import find_device
 
     _, model, data = open_run(arguments)
     folder = check_output(arguments.out or Path(arguments.run_folder) / "codes", folder=True)

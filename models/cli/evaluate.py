@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.cli.options import (
+from models.cli.flags import (
     add_model_flags,
     check_output,
     given_settings,
@@ -15,8 +15,8 @@ from models.cli.options import (
     open_run,
     prior_levels,
 )
-from models.config import TrainConfig, read_yaml
-from models.data.options import DataConfig
+from models.data.settings import DataConfig
+from models.runs.config import TrainConfig, read_yaml
 
 if TYPE_CHECKING:
     from models.data import ImageData
@@ -33,10 +33,10 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from models.calibration import uncalibrated
-    from models.cli.priors import check_classes, check_prior_of
-    from models.device import find_device
-    from models.evaluate import as_table, evaluate
+    from models.evaluation.calibration import uncalibrated
+    from models.evaluation.evaluate import as_table, evaluate
+    from models.runs.device import find_device
+    from models.runs.priors import check_classes, check_prior_of
 
     path = check_output(arguments.out or Path(arguments.run_folder) / f"evaluation-{arguments.split}.json")
     changed = other_data(arguments)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from models.cli.options import add_model_flags, check_output, open_run
+from models.cli.flags import add_model_flags, check_output, open_run
 
 
 def add_parser(commands: Any) -> None:
@@ -24,10 +24,10 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     import torch
 
-    from models.build import check_size
     from models.data import BatchLoader, to_float, to_uint8
-    from models.device import find_device
-    from models.pictures import save_image, side_by_side
+    from models.evaluation.pictures import save_image, side_by_side
+    from models.runs.build import check_size
+    from models.runs.device import find_device
 
     for flag in ("count", "batch_size"):
         if getattr(arguments, flag) < 1:

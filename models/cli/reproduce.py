@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from models.studies.base import SCALES, SEEDED, VARY_BATCH_SIZE, StudyOptions
-from models.studies.names import STUDIES, load_study
+from models.studies.catalogue import STUDIES, load_study
+from models.studies.runner import SCALES, SEEDED, VARY_BATCH_SIZE, StudyOptions
 
 
 def add_parser(commands: Any) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.cli.options import add_device_flag, as_code_model, check_output, open_priors
+from models.cli.flags import add_device_flag, as_code_model, check_output, open_priors
 
 if TYPE_CHECKING:
-    from models.data.codes import CodeDescription
-    from models.judge import Judge
+    from models.codes.store import CodeDescription
+    from models.evaluation.judge import Judge
     from models.priors.base import AutoregressivePrior
 
 SAMPLES_AT_ONCE = 512
@@ -47,12 +47,12 @@ def run(arguments: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
-    from models.cli.priors import check_prior_of, model_folder
-    from models.data.codes import CodeDescription
-    from models.device import find_device
-    from models.pictures import grid, save_image
+    from models.codes.sample import decode, sample_codes
+    from models.codes.store import CodeDescription
+    from models.evaluation.pictures import grid, save_image
     from models.pretrained import load_pretrained
-    from models.sample import decode, sample_codes
+    from models.runs.device import find_device
+    from models.runs.priors import check_prior_of, model_folder
 
     if arguments.count < 1:
         raise ValueError(f"count must be at least 1, got {arguments.count}")
@@ -105,10 +105,10 @@ def open_judge(
     Of the data that were encoded, it reads the same columns and splits, all images of them. ValueError
     unless the classes are those of the prior, in the same order.
     """
-    from models.cli.priors import check_classes
     from models.data import DataConfig, load_data
     from models.data.sources import location
-    from models.judge import Judge
+    from models.evaluation.judge import Judge
+    from models.runs.priors import check_classes
 
     if not priors[0].num_classes:
         raise ValueError("--judge needs samples of classes; this prior was trained without labels")

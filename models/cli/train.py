@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from models.cli.options import add_config_flags, add_run_flags, run_config
-from models.config import TrainConfig
+from models.cli.flags import add_config_flags, add_run_flags, run_config
+from models.runs.config import TrainConfig
 
 
 def add_parser(commands: Any) -> None:

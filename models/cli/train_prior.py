@@ -6,8 +6,8 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
-from models.cli.options import add_config_flags, add_run_flags, run_config
-from models.config import PriorConfig
+from models.cli.flags import add_config_flags, add_run_flags, run_config
+from models.runs.config import PriorConfig
 
 
 def add_parser(commands: Any) -> None:

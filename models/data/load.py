@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.data.images import GREY_MODES, SPLITS, ImageSplit, open_image, to_float
-from models.data.options import DataConfig
+from models.data.settings import DataConfig
 from models.data.sources import DataError, open_source
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from models.autoencoders.likelihoods import log_softmax_at
 from models.checks import check_at_least
-from models.likelihoods import log_softmax_at
 from models.pretrained import Pretrained
 from models.priors.filters import check_filters, draw, filter_logits
 

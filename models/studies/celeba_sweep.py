@@ -11,9 +11,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from models.pictures import save_curves
-from models.studies.base import Row, Runner, StudyOptions, TrainedRun
+from models.evaluation.pictures import save_curves
 from models.studies.figures import LOSS_UNITS, compare_reconstructions
+from models.studies.runner import Row, Runner, StudyOptions, TrainedRun
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "small": {

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.autoencoders.vqvae import quantizers
 from models.data import ImageData, some_rows, to_float
-from models.pictures import grid, legend_below, new_figure
-from models.vqvae import quantizers
+from models.evaluation.pictures import grid, legend_below, new_figure
 
 if TYPE_CHECKING:
-    from models.outputs import Autoencoder, CodeModel
+    from models.autoencoders.base import Autoencoder, CodeModel
 
 # Of a VQ-VAE with the `mse` likelihood.
 LOSS_UNITS = {

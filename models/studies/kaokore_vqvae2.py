@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-from models.judge import Judge
-from models.pictures import grid, save_curves, save_image
-from models.studies.base import Runner, StudyOptions, TrainedRun, as_vq, mean_std
+from models.evaluation.judge import Judge
+from models.evaluation.pictures import grid, save_curves, save_image
 from models.studies.figures import (
     LOSS_UNITS,
     code_vectors,
@@ -22,6 +21,7 @@ from models.studies.figures import (
     reconstructions_over_epochs,
     tsne_by_label,
 )
+from models.studies.runner import Runner, StudyOptions, TrainedRun, as_vq, mean_std
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "small": {

@@ -10,9 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from models.judge import Judge
-from models.pictures import grid, save_curves, save_image
-from models.studies.base import Row, Runner, StudyOptions
+from models.evaluation.judge import Judge
+from models.evaluation.pictures import grid, save_curves, save_image
+from models.studies.runner import Row, Runner, StudyOptions
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "small": {
@@ -98,7 +98,7 @@ def _variant(
 
     The conditional prior is left out where there are no classes, and so no ``judge``.
     """
-    from models.training.history import read_history
+    from models.runs.history import read_history
 
     name = "-".join(f"{key}{value}" for key, value in variant.items())
     trained = runner.train(name, **(SHARED | variant))

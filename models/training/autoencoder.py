@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.build import build_model
-from models.calibration import squared_error, uncalibrated
-from models.config import TrainConfig
 from models.data import BatchLoader, ImageData, load_data
-from models.pictures import save_curves
-from models.reproducible import start_reproducibly
+from models.evaluation.calibration import squared_error, uncalibrated
+from models.evaluation.pictures import save_curves
+from models.runs.build import build_model
+from models.runs.config import TrainConfig
+from models.runs.history import read_history
+from models.runs.reproducible import start_reproducibly
+from models.runs.start import prepare_folder
 from models.training.callbacks import ReconstructionPictures
-from models.training.folder import prepare_folder
-from models.training.history import read_history
 from models.training.loop import (
     check_start,
     fit,
@@ -27,7 +27,7 @@ from models.training.modules import AutoencoderModule
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
 
-    from models.outputs import Autoencoder
+    from models.autoencoders.base import Autoencoder
 
 
 def train(

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.data import to_float
-from models.pictures import save_image, side_by_side
+from models.evaluation.pictures import save_image, side_by_side
 from models.training.modules import AutoencoderModule
 
 

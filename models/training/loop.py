@@ -15,11 +15,11 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
-from models.config import LoopConfig
 from models.data.loader import BatchLoader, Split
-from models.reproducible import deterministic_algorithms
+from models.runs.config import LoopConfig
+from models.runs.reproducible import deterministic_algorithms
+from models.runs.start import BEST, LAST, check_folder, read_checkpoint
 from models.training.callbacks import AtomicCheckpointIO, LastCheckpoint, RunBar, interrupt_handler_kept
-from models.training.folder import BEST, LAST, check_folder, read_checkpoint
 from models.training.modules import SeededModule
 
 

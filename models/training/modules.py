@@ -10,16 +10,16 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from models.config import LoopConfig, PriorConfig, TrainConfig
+from models.autoencoders.vae import VAE
+from models.autoencoders.vqvae import quantizers, update_ema
+from models.codes.store import CodeBatch
 from models.data import to_float
-from models.data.codes import CodeBatch
 from models.data.loader import Batch, BatchLoader
-from models.metrics import ReconstructionMeter, level_names
-from models.vae import VAE
-from models.vqvae import quantizers, update_ema
+from models.evaluation.metrics import ReconstructionMeter, level_names
+from models.runs.config import LoopConfig, PriorConfig, TrainConfig
 
 if TYPE_CHECKING:
-    from models.outputs import Autoencoder
+    from models.autoencoders.base import Autoencoder
     from models.priors.base import AutoregressivePrior
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from models.config import PriorConfig
-from models.data.codes import DESCRIPTION_FILE, CodeDescription, CodeStore
+from models.codes.store import DESCRIPTION_FILE, CodeDescription, CodeStore
 from models.data.loader import BatchLoader
-from models.pictures import save_curves
-from models.reproducible import start_reproducibly
-from models.training.folder import prepare_folder
-from models.training.history import read_history
+from models.evaluation.pictures import save_curves
+from models.runs.config import PriorConfig
+from models.runs.history import read_history
+from models.runs.reproducible import start_reproducibly
+from models.runs.start import prepare_folder
 from models.training.loop import (
     check_start,
     fit,

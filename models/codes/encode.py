@@ -1,0 +1,133 @@
+"""Codes of a whole data set, batch by batch, into a store that an interrupted run goes on filling."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from models.codes.store import DESCRIPTION_FILE, CodeDescription, CodeStore, code_features, read_shard
+from models.data import ImageData, to_float
+from models.data.images import SPLITS, ImageSplit
+from models.data.sources import location
+from models.pretrained import weights_hash
+from models.runs.build import check_size
+
+if TYPE_CHECKING:
+    from models.autoencoders.base import CodeModel
+
+
+def encode(
+    model: CodeModel,
+    data: ImageData,
+    folder: str | Path,
+    *,
+    source: str = "",
+    batch_size: int = 256,
+    shard_size: int = 16_384,
+    device: str = "cpu",
+    overwrite: bool = False,
+    progress: bool = False,
+) -> CodeStore:
+    """Write the codes and labels of every split into ``folder`` and open it.
+
+    One batch is held in memory. A shard appears under its name when it is complete; whole shards that are
+    there are not computed again, unless ``overwrite``. Raises ValueError if the folder holds codes of another
+    model, of other data or in shards of another size.
+    """
+    from tqdm import tqdm
+
+    for argument, value in (("batch_size", batch_size), ("shard_size", shard_size)):
+        if value < 1:
+            raise ValueError(f"{argument} must be at least 1, got {value}")
+    check_size(model, data)
+    folder = Path(folder)
+    shapes = model.code_shapes(data.size)
+    description = CodeDescription(
+        shapes,
+        model.codebook_size,
+        data.class_names,
+        location(data.name),
+        source,
+        _hash(model, source),
+        data.settings,
+        {name: len(data.split(name)) for name in SPLITS},
+        shard_size,
+    )
+    if overwrite:
+        _remove_codes(folder)
+    _check_resumes(description, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    description.save(folder)
+    model = model.to(device).eval()
+    total = sum(len(data.split(name)) for name in SPLITS)
+    with tqdm(total=total, desc="encode", unit="image", disable=not progress) as bar:
+        for name in SPLITS:
+            split = data.split(name)
+            (folder / name).mkdir(exist_ok=True)
+            for target, rows in description.shards(folder, name).items():
+                if not target.is_file() or read_shard(target, len(rows), shapes) is None:
+                    _write_shard(model, split, rows, target, shapes, batch_size, device)
+                bar.update(len(rows))
+    return CodeStore(folder)
+
+
+@torch.no_grad()
+def _write_shard(
+    model: CodeModel,
+    split: ImageSplit,
+    rows: range,
+    target: Path,
+    shapes: Sequence[Sequence[int]],
+    batch_size: int,
+    device: str,
+) -> None:
+    from datasets.arrow_writer import ArrowWriter
+
+    unfinished = target.with_suffix(".unfinished")
+    with ArrowWriter(path=str(unfinished), features=code_features(shapes)) as writer:
+        for start in range(rows.start, rows.stop, batch_size):
+            part = range(start, min(start + batch_size, rows.stop))
+            codes = model.encode(to_float(split.batch(part).to(device)))
+            columns = {f"level{i}": level.flatten(1).int().cpu().numpy() for i, level in enumerate(codes)}
+            writer.write_batch({name: list(values) for name, values in columns.items()}
+                               | {"label": split.batch_labels(part).tolist()})  # fmt: skip
+        writer.finalize()
+    os.replace(unfinished, target)
+
+
+def _check_resumes(description: CodeDescription, folder: Path) -> None:
+    """ValueError naming the first setting in which the codes in ``folder`` differ from ``description``."""
+    remedy = "give another folder (--out), or overwrite them (--overwrite)"
+    if (folder / DESCRIPTION_FILE).is_file():
+        found = CodeDescription.load(folder).difference(description)
+        if found:
+            name, there, now = found
+            raise ValueError(f"{folder} holds codes with {name} {there!r}, now it is {now!r}; {remedy}")
+    elif any(_shards_in(folder)):
+        raise ValueError(f"{folder} holds codes, but no {DESCRIPTION_FILE} says of what; {remedy}")
+
+
+def _remove_codes(folder: Path) -> None:
+    for shard in _shards_in(folder):
+        shard.unlink()
+    (folder / DESCRIPTION_FILE).unlink(missing_ok=True)
+
+
+def _shards_in(folder: Path) -> list[Path]:
+    digits = "[0-9]" * 9
+    return [shard for name in SPLITS for shard in (folder / name).glob(f"{digits}-{digits}.arrow")]
+
+
+def _hash(model: torch.nn.Module, source: str) -> str:
+    """Of the file of the model's weights, or of what that file would hold."""
+    from safetensors.torch import save
+
+    if source:
+        return weights_hash(source)
+    state = {name: values.detach().cpu().contiguous() for name, values in model.state_dict().items()}
+    return hashlib.sha256(save(state)).hexdigest()

@@ -1,0 +1,55 @@
+"""Samples from priors and a decoder: codes top to bottom, then images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from models.autoencoders.base import CodeModel
+    from models.priors.base import AutoregressivePrior
+
+
+@torch.no_grad()
+def sample_codes(
+    priors: Sequence[AutoregressivePrior],
+    shapes: Sequence[Sequence[int]],
+    labels: Tensor,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, ...]:
+    """One code map a level for each label, top first: int64 ``[B, *S_level]``.
+
+    shapes: size of each level's map, top first. labels: ``[B]``; unconditional priors use their number only.
+    """
+    if len(priors) != len(shapes):
+        raise ValueError(f"there are {len(priors)} priors for {len(shapes)} levels of codes")
+    codes: list[Tensor] = []
+    for prior, shape in zip(priors, shapes, strict=True):
+        level = prior.sample(
+            (len(labels), *shape),
+            labels=labels if prior.num_classes is not None else None,
+            upper=codes[-1] if codes else None,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            generator=generator,
+        )
+        codes.append(level)
+    return tuple(codes)
+
+
+@torch.no_grad()
+def decode(model: CodeModel, codes: Sequence[Tensor], batch_size: int = 256) -> Tensor:
+    """Mean images of code maps, in batches: ``[B, C, H, W]`` in -0.5..0.5."""
+    parts = [
+        model.decode_codes([level[start : start + batch_size] for level in codes])
+        for start in range(0, len(codes[0]), batch_size)
+    ]
+    return torch.cat(parts).clamp(-0.5, 0.5)
