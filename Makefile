@@ -63,7 +63,7 @@ gpu-check gpu-bench:
 	fi; \
 	$$python setup.py --quiet build_ext --inplace; \
 	$$python -m vq_kernels.info; \
-	$$python -m benchmarks.$(subst -,_,$@)
+	$$python -m benchmarks.$(subst -,.,$@)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import layers
-from benchmarks.compare import LAYER_PEER
-from benchmarks.pytest_timing import time_call
-from benchmarks.work import Case, make_inputs
+from . import layers
+from .compare import LAYER_PEER
+from .pytest_timing import time_call
+from .work import Case, make_inputs
 
 PARAMETERS = [
     pytest.param(Case(16384, 64, 512), id="N=16384-D=64-K=512"),

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_bench, machine, measure, report, scaling
+from benchmarks import machine, measure, report, scaling
 from benchmarks.agreement import Disagreement, check_against_float64, check_close, check_indices
+from benchmarks.gpu import bench as gpu_bench
 from benchmarks.measure import Budget, Spread, WallTimer, measure_pairs
 from benchmarks.memory import Probe, measure_probes, peak_beyond_outputs
 from benchmarks.peers import Peer, cdist_argmin, chunked_matmul, our_search

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from . import machine, scaling
-from .compare import LAYER_PEER, Options, compare_layer, compare_search
-from .measure import Budget, Deadline
-from .memory import SWEEP_D, SWEEP_K, Probe, peak_beyond_outputs, sweep_lines
-from .report import Row, mark_best, table
-from .roofline import Roofs, measure_roofs
-from .work import Case
+from .. import machine, scaling
+from ..compare import LAYER_PEER, Options, compare_layer, compare_search
+from ..measure import Budget, Deadline
+from ..memory import SWEEP_D, SWEEP_K, Probe, peak_beyond_outputs, sweep_lines
+from ..report import Row, mark_best, table
+from ..roofline import Roofs, measure_roofs
+from ..work import Case
 
 SECONDS = 510.0  # of the nine minutes, with room for start, memory and writing
 BUDGET = Budget(seconds=0.4, sample_s=0.01, min_pairs=5, max_pairs=25)
@@ -169,7 +169,7 @@ class GpuBench:
 
 def main(arguments: list[str] | None = None) -> int:
     """0 when everything of ours was measured, 1 when something failed, 2 without a CUDA GPU."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.bench", description=__doc__)
     parser.add_argument("--backend", help="a backend's name instead of automatic choice")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="time to use, default %(default)s")
     parser.add_argument("--no-write", action="store_true", help="write no results file")

@@ -26,8 +26,8 @@ import torch
 
 from vq_kernels import available_backends
 
-from .gpu_checks import CHECKS, SANITIZERS, Check, NotHere, passes_sanitizer
-from .machine import RESULTS, ROOT, describe, machine_name
+from ..machine import RESULTS, ROOT, describe, machine_name
+from .checks import CHECKS, SANITIZERS, Check, NotHere, passes_sanitizer
 
 BACKENDS = ("cuda", "triton")
 TESTS = tuple(
@@ -190,7 +190,7 @@ def run(
 
 def main(arguments: list[str] | None = None) -> int:
     """0 when nothing failed, 1 when something did, 2 without a CUDA GPU."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.check", description=__doc__)
     parser.add_argument("--backend", action="append", choices=BACKENDS, help="default: both")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="time to use, default %(default)s")
     parser.add_argument("--no-write", action="store_true", help="write no results file")

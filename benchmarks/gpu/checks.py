@@ -1,7 +1,7 @@
 """What ``make gpu-check`` asks of a backend on a CUDA GPU, one function a question.
 
 A check returns a word on what it saw, raises AssertionError where the answer is wrong, and raises
-``NotHere`` where this machine cannot be asked. ``python -m benchmarks.gpu_checks BACKEND`` calls every
+``NotHere`` where this machine cannot be asked. ``python -m benchmarks.gpu.checks BACKEND`` calls every
 operation once on small inputs: the program that compute-sanitizer watches.
 """
 
@@ -19,9 +19,9 @@ from torch import Tensor
 
 import vq_kernels as vq
 
-from .gpu_models import from_data_to_samples
-from .launches import device_activities
-from .machine import ROOT
+from ..launches import device_activities
+from ..machine import ROOT
+from .models import from_data_to_samples
 
 MOST_LAUNCHES = 6  # in a training step of the layer
 DEVICE = "cuda"
@@ -238,7 +238,7 @@ def passes_sanitizer(tool: str, backend: str, seconds: float = 100.0) -> str:
         raise NotHere("compute-sanitizer is not installed")
     only = ["--kernel-regex", "kns=vq_cuda"] if backend == "cuda" else []
     command = [program, "--tool", tool, "--error-exitcode", "9", *only, sys.executable]
-    command += ["-m", "benchmarks.gpu_checks", backend]
+    command += ["-m", "benchmarks.gpu.checks", backend]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired as error:

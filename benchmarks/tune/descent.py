@@ -16,11 +16,11 @@ from vq_kernels.backends.triton import certificate, common, nearest
 from vq_kernels.backends.triton.plan import Config
 from vq_kernels.backends.triton.tuned import TABLE
 
-from .agreement import Disagreement, check_against_float64, check_indices
-from .compare import PRECISION_UNITS
-from .measure import Budget, Deadline, Timer, measure_pairs
-from .tune_source import ANY, served, stored
-from .work import Case, make_inputs
+from ..agreement import Disagreement, check_against_float64, check_indices
+from ..compare import PRECISION_UNITS
+from ..measure import Budget, Deadline, Timer, measure_pairs
+from ..work import Case, make_inputs
+from .source import ANY, served, stored
 
 DIMS = (32, 64, 128, 256, 512)  # measured for all D up to there, the last for all above the one before
 MARGIN = 0.02  # a change is kept that makes a search faster by more

@@ -13,9 +13,11 @@ import pytest
 import torch
 
 import vq_kernels as vq
-from benchmarks import gpu_check, gpu_checks, gpu_models
-from benchmarks.gpu_check import FAILED, PASSED, SKIPPED, NotHere, Result
-from benchmarks.gpu_models import from_data_to_samples
+from benchmarks.gpu import check as gpu_check
+from benchmarks.gpu import checks as gpu_checks
+from benchmarks.gpu import models as gpu_models
+from benchmarks.gpu.check import FAILED, PASSED, SKIPPED, NotHere, Result
+from benchmarks.gpu.models import from_data_to_samples
 from benchmarks.machine import describe
 from vq_kernels.backends import QuantizeResult, register_backend
 from vq_kernels.backends.cuda import CudaBackend

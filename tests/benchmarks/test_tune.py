@@ -17,10 +17,13 @@ pytest.importorskip("triton")
 import triton
 from triton.runtime.errors import OutOfResources
 
-from benchmarks import machine, measure, tune, tune_descent, tune_source
+from benchmarks import machine, measure
 from benchmarks.agreement import Disagreement
 from benchmarks.measure import Budget, Deadline
-from benchmarks.tune_descent import DIMS, ENTRIES, Descent, Entry, Search, in_table, legal_values, neighbours
+from benchmarks.tune import descent as tune_descent
+from benchmarks.tune import run as tune
+from benchmarks.tune import source as tune_source
+from benchmarks.tune.descent import DIMS, ENTRIES, Descent, Entry, Search, in_table, legal_values, neighbours
 from benchmarks.work import Case
 from vq_kernels.backends import reference
 from vq_kernels.backends.triton import common, nearest, tuned

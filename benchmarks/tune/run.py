@@ -26,11 +26,12 @@ from vq_kernels.backends import get_backend
 from vq_kernels.backends.triton import common
 from vq_kernels.backends.triton.plan import Config
 
-from . import machine, tune_source
-from .measure import Budget, Deadline, timer_for
-from .tune_descent import DIMS, ENTRIES, PAIRS, Descent, Entry, Outcome, Search
-from .tune_source import Block, Line
-from .work import Case
+from .. import machine
+from ..measure import Budget, Deadline, timer_for
+from ..work import Case
+from . import source as tune_source
+from .descent import DIMS, ENTRIES, PAIRS, Descent, Entry, Outcome, Search
+from .source import Block, Line
 
 SECONDS = 480.0
 N, K = 2**18, 4096
@@ -185,7 +186,3 @@ def main(arguments: list[str] | None = None) -> int:
             write=write,
         )
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
