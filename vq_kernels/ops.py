@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .backends import choose
-from .layout import common_rows, write_back
+from .rows import common_rows, write_back
 
 _library = torch.library.Library("vq_kernels", "DEF")
 

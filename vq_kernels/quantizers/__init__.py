@@ -2,6 +2,6 @@
 
 from .checkpoints import convert_state_dict
 from .metrics import perplexity, usage
-from .vector_quantizer import FusedVectorQuantizer, QuantizerOutput
+from .vector import FusedVectorQuantizer, QuantizerOutput
 
 __all__ = ["FusedVectorQuantizer", "QuantizerOutput", "convert_state_dict", "perplexity", "usage"]

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..clustering.draw import DrawnRows, draw_rows
+from ..clustering.engine import kmeans
+from ..distributed import reduce_statistics
 from ..functional import ema_update_, gather_codes
-from .distributed import reduce_statistics
-from .kmeans import kmeans
-from .layout import Rows
-from .sampling import DrawnRows, draw_rows
-from .state import CodebookState
+from .codebook_state import CodebookState
+from .heads import Rows
 
 
 class Codebook(CodebookState):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .distributed import broadcast_from_first
+from ..distributed import broadcast_from_first
 
 
 class CodebookState(nn.Module):

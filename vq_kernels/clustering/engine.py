@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..distributed import reduce_statistics
 from ..functional import code_statistics, nearest_code
-from .distributed import reduce_statistics
-from .sampling import draw_rows
+from .draw import draw_rows
 
 
 class Clusters(NamedTuple):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vq_kernels.quantizers import FusedVectorQuantizer
-from vq_kernels.quantizers.options import UNSUPPORTED_CALL_OPTIONS, UNSUPPORTED_OPTIONS
+from vq_kernels.quantizers.settings import UNSUPPORTED_CALL_OPTIONS, UNSUPPORTED_OPTIONS
 
 WRONG_TYPE: list[tuple[str, Any]] = [
     ("dim", 4.0),

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..distributed import is_synchronized
 from ..functional import gather_codes
 from . import metrics
 from .checkpoints import find_problems
 from .codebook import Codebook
-from .distributed import is_synchronized
 
 
 class CodebookAccess(nn.Module):

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..distributed import is_synchronized
 from ..functional import VectorQuantized, vector_quantize
-from .access import CodebookAccess
+from .base import CodebookAccess
 from .codebook import Codebook
-from .distributed import is_synchronized
-from .layout import Rows, merge_heads, row_mask, split_heads
-from .options import (
+from .heads import Rows, merge_heads, row_mask, split_heads
+from .settings import (
     UNSUPPORTED_CALL_OPTIONS,
     UNSUPPORTED_OPTIONS,
     check_flag,

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from vq_kernels.clustering.draw import draw_rows, take_rows
+from vq_kernels.clustering.engine import kmeans
 from vq_kernels.quantizers import FusedVectorQuantizer
-from vq_kernels.quantizers.kmeans import kmeans
-from vq_kernels.quantizers.sampling import draw_rows, take_rows
 
 LAYOUTS = {
     "rows": (-1, lambda: torch.randn(105, 4)),

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .distributed import share_randomness, sum_over_ranks
+from ..distributed import share_randomness, sum_over_ranks
 
 
 class DrawnRows(NamedTuple):

@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vq_kernels.quantizers import FusedVectorQuantizer, codebook, vector_quantizer
-from vq_kernels.quantizers import kmeans as kmeans_module
-from vq_kernels.quantizers.kmeans import kmeans
-from vq_kernels.quantizers.sampling import draw_rows
+from vq_kernels.clustering import engine as kmeans_module
+from vq_kernels.clustering.draw import draw_rows
+from vq_kernels.clustering.engine import kmeans
+from vq_kernels.quantizers import FusedVectorQuantizer, codebook
+from vq_kernels.quantizers import vector as vector_quantizer
 
 
 def test_sizes_of_a_gradient_codebook_are_averaged_with_its_decay() -> None:
