@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..build_info import why_not_built
-from .base import QuantizeResult
+from ..devices import launch_queue_of
+from .base import Operation, QuantizeOptions, QuantizeResult
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _METRICS = {"l2": 0, "cosine": 1}
@@ -79,7 +80,9 @@ class CudaBackend:
             return f"the CUDA runtime that it was built with does not work here: {error}"
         return None
 
-    def unsupported_reason(self, x: Tensor, codebook: Tensor | None = None) -> str | None:
+    def unsupported_reason(
+        self, operation: Operation, x: Tensor, codebook: Tensor | None = None
+    ) -> str | None:
         if x.device.type != self._device_type:
             return f"it serves {self._device_type} tensors, not {x.device.type}"
         if x.dtype not in _DTYPES:
@@ -88,19 +91,13 @@ class CudaBackend:
             return f"it serves a codebook of float32 or of x's dtype {x.dtype}, not {codebook.dtype}"
         return None
 
-    # --- where and on which stream ------------------------------------------------------------------
+    # --- kernels and scratch memory -----------------------------------------------------------------
 
     @property
     def _kernels(self) -> Any:
         if self._module is None:
             raise RuntimeError(f"backend {self.name!r} is not available: {self._missing}")
         return self._module
-
-    def _queue(self, t: Tensor) -> tuple[int, int]:
-        """Device number, of the current device, and stream handle."""
-        if self._device_type != "cuda":
-            return 0, 0
-        return t.device.index, torch.cuda.current_stream(t.device).cuda_stream
 
     @staticmethod
     def _scratch(t: Tensor, size: int) -> Tensor:
@@ -109,7 +106,7 @@ class CudaBackend:
     # --- operations ---------------------------------------------------------------------------------
 
     def nearest_code(self, x: Tensor, codebook: Tensor, metric: str, precision: str) -> Tensor:
-        device, stream = self._queue(x)
+        device, stream = launch_queue_of(x)
         indices = torch.empty(x.shape[:2], dtype=torch.int64, device=x.device)
         rows, codes, level = _rows(x), _codes(codebook), _PRECISIONS[precision]
         size = self._kernels.search_workspace(rows, codes, level, False, False, device)
@@ -121,13 +118,13 @@ class CudaBackend:
         return indices
 
     def gather_codes(self, codebook: Tensor, indices: Tensor, out: Tensor) -> None:
-        device, stream = self._queue(codebook)
+        device, stream = launch_queue_of(codebook)
         self._kernels.gather_codes(_codes(codebook), indices.data_ptr(), _rows(out), device, stream)
 
     def code_statistics(
         self, x: Tensor, indices: Tensor, codebook_size: int, skip_nonfinite: bool
     ) -> tuple[Tensor, Tensor]:
-        device, stream = self._queue(x)
+        device, stream = launch_queue_of(x)
         counts = torch.empty(codebook_size, dtype=torch.int64, device=x.device)
         sums = torch.empty((codebook_size, x.shape[2]), dtype=torch.float32, device=x.device)
         size = self._kernels.statistics_workspace(indices.numel(), codebook_size, x.shape[2])
@@ -149,7 +146,7 @@ class CudaBackend:
         eps: float,
         normalize: bool,
     ) -> None:
-        device, stream = self._queue(codebook)
+        device, stream = launch_queue_of(codebook)
         size = self._kernels.ema_workspace(codebook.shape[0])
         scratch = self._scratch(codebook, size)
         self._kernels.ema_update(
@@ -163,30 +160,30 @@ class CudaBackend:
         x: Tensor,
         codebook: Tensor,
         mask: Tensor | None,
-        metric: str,
-        precision: str,
-        out: Tensor,
-        statistics: bool,
-        kept: Tensor | None = None,
+        options: QuantizeOptions,
+        quantized: Tensor,
+        codebook_copy: Tensor | None,
     ) -> QuantizeResult:
-        if kept is not None:
-            kept.copy_(codebook)
-        device, stream = self._queue(x)
+        if codebook_copy is not None:
+            codebook_copy.copy_(codebook)
+        device, stream = launch_queue_of(x)
+        statistics = options.statistics
         size, dim = codebook.shape if statistics else (0, x.shape[2])
         indices = torch.empty(x.shape[:2], dtype=torch.int64, device=x.device)
         mse = torch.empty((), dtype=torch.float32, device=x.device)
         valid_rows = torch.empty((), dtype=torch.int64, device=x.device)
         counts = torch.empty(size, dtype=torch.int64, device=x.device)
         sums = torch.empty((size, dim), dtype=torch.float32, device=x.device)
-        rows, codes, level = _rows(x), _codes(codebook), _PRECISIONS[precision]
+        rows, codes, level = _rows(x), _codes(codebook), _PRECISIONS[options.precision]
         bytes_needed = self._kernels.search_workspace(rows, codes, level, True, statistics, device)
         scratch = self._scratch(x, bytes_needed)
         self._kernels.vector_quantize(
-            rows, codes, _METRICS[metric], level, indices.data_ptr(), _rows(out), _pointer(mask),
-            mse.data_ptr(), valid_rows.data_ptr(), counts.data_ptr() if statistics else 0,
+            rows, codes, _METRICS[options.metric], level, indices.data_ptr(), _rows(quantized),
+            _pointer(mask), mse.data_ptr(), valid_rows.data_ptr(), counts.data_ptr() if statistics else 0,
             sums.data_ptr() if statistics else 0, scratch.data_ptr(), bytes_needed, device, stream,
         )  # fmt: skip
-        return QuantizeResult(indices, mse, valid_rows, counts, sums)
+        loss = mse if options.loss_weight == 1.0 else mse * options.loss_weight
+        return QuantizeResult(quantized, indices, loss, valid_rows, counts, sums, codebook_copy)
 
     def vector_quantize_backward(
         self,
@@ -204,7 +201,7 @@ class CudaBackend:
             raise TypeError(f"grad_quantized has dtype {grad_quantized.dtype}; accepted: x's, {x.dtype}")
         if grad_loss is not None and grad_loss.dtype != torch.float32:
             raise TypeError(f"grad_loss has dtype {grad_loss.dtype}; accepted: torch.float32")
-        device, stream = self._queue(x)
+        device, stream = launch_queue_of(x)
         self._kernels.backward(
             None if grad_quantized is None else _rows(grad_quantized), _pointer(grad_loss), _rows(x),
             _codes(codebook), indices.data_ptr(), valid_rows.data_ptr(), scale,

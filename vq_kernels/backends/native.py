@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..build_info import why_not_built
-from .base import QuantizeResult
+from .base import Operation, QuantizeOptions, QuantizeResult
 
 name = "native"
 
@@ -48,7 +48,7 @@ def unavailable_reason() -> str | None:
     return module if isinstance(module, str) else None
 
 
-def unsupported_reason(x: Tensor, codebook: Tensor | None = None) -> str | None:
+def unsupported_reason(operation: Operation, x: Tensor, codebook: Tensor | None = None) -> str | None:
     for label, t in (("x", x), ("codebook", codebook)):
         if t is None:
             continue
@@ -136,15 +136,13 @@ def vector_quantize(
     x: Tensor,
     codebook: Tensor,
     mask: Tensor | None,
-    metric: str,
-    precision: str,
-    out: Tensor,
-    statistics: bool,
-    kept: Tensor | None = None,
+    options: QuantizeOptions,
+    quantized: Tensor,
+    codebook_copy: Tensor | None,
 ) -> QuantizeResult:
-    if kept is not None:
-        kept.copy_(codebook)
-    size = codebook.shape[0] if statistics else 0
+    if codebook_copy is not None:
+        codebook_copy.copy_(codebook)
+    size = codebook.shape[0] if options.statistics else 0
     indices = torch.empty(x.shape[:2], dtype=torch.int64)
     mse = torch.empty((), dtype=torch.float32)
     valid_rows = torch.empty((), dtype=torch.int64)
@@ -154,17 +152,18 @@ def vector_quantize(
         _rows(x),
         _codes(codebook),
         0 if mask is None else mask.data_ptr(),
-        _METRICS[metric],
-        _PRECISIONS[precision],
+        _METRICS[options.metric],
+        _PRECISIONS[options.precision],
         torch.get_num_threads(),
-        _rows(out),
+        _rows(quantized),
         indices.data_ptr(),
         mse.data_ptr(),
         valid_rows.data_ptr(),
-        counts.data_ptr() if statistics else 0,
-        sums.data_ptr() if statistics else 0,
+        counts.data_ptr() if options.statistics else 0,
+        sums.data_ptr() if options.statistics else 0,
     )
-    return QuantizeResult(indices, mse, valid_rows, counts, sums)
+    loss = mse if options.loss_weight == 1.0 else mse * options.loss_weight
+    return QuantizeResult(quantized, indices, loss, valid_rows, counts, sums, codebook_copy)
 
 
 def vector_quantize_backward(
@@ -178,15 +177,15 @@ def vector_quantize_backward(
     gradient: str,
     out: Tensor,
 ) -> None:
-    pull = None
+    loss_grad = None
     if grad_loss is not None:
-        pull = float(grad_loss) * scale / max(int(valid_rows), 1)
+        loss_grad = float(grad_loss) * scale / max(int(valid_rows), 1)
     _module().vector_quantize_backward(
         None if grad_quantized is None else _rows(grad_quantized),
         _rows(x),
         _codes(codebook),
         indices.data_ptr(),
-        pull,
+        loss_grad,
         _GRADIENTS[gradient],
         torch.get_num_threads(),
         _rows(out),

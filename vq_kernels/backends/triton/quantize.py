@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..base import QuantizeResult
+from ..base import QuantizeOptions, QuantizeResult
 from . import common
 from .common import FLOAT32_MAX
 from .nearest import search, settle_programs
@@ -161,26 +161,27 @@ def vector_quantize(
     x: Tensor,
     codebook: Tensor,
     mask: Tensor | None,
-    metric: str,
-    precision: str,
-    out: Tensor,
-    statistics: bool,
-    kept: Tensor | None = None,
+    options: QuantizeOptions,
+    quantized: Tensor,
+    codebook_copy: Tensor | None,
 ) -> QuantizeResult:
     """``base.Backend.vector_quantize``."""
+    statistics = options.statistics
     B, M, D = x.shape
     N, K = B * M, codebook.shape[0]
     device = x.device
     listed = K if statistics else 0
     if N == 0:
-        if kept is not None:
-            kept.copy_(codebook)
+        if codebook_copy is not None:
+            codebook_copy.copy_(codebook)
         return QuantizeResult(
+            quantized,
             torch.empty((B, M), dtype=torch.int64, device=device),
             torch.zeros((), dtype=torch.float32, device=device),
             torch.zeros((), dtype=torch.int64, device=device),
             torch.zeros(listed, dtype=torch.int64, device=device),
             torch.zeros((listed, D), dtype=torch.float32, device=device),
+            codebook_copy,
         )
     number_of_copies = copies(K, D)
     header = int(HEADER.value)
@@ -190,11 +191,11 @@ def vector_quantize(
         x,
         codebook,
         mask,
-        metric,
-        precision,
+        options.metric,
+        options.precision,
         scratch=scratch,
         counts=counts,
-        kept=kept,
+        kept=codebook_copy,
         measure_range=statistics,
     )
     indices = torch.empty((B, M), dtype=torch.int64, device=device)
@@ -202,13 +203,13 @@ def vector_quantize(
     chunk, rows = common.row_tile(D)
     programs = max(settle_programs(N, device), min(4 * common.multiprocessors(device), -(-N // rows)))
     stride_b, stride_m, stride_d = common.strides(x)
-    out_b, out_m, out_d = common.strides(out)
+    out_b, out_m, out_d = common.strides(quantized)
     write_kernel[(programs,)](
         x,
         codebook,
         candidates=torch.empty(programs * TILE.value * CANDIDATES.value, dtype=torch.int32, device=device),
         mask=mask,
-        out=out,
+        out=quantized,
         index_out=indices,
         error=error,
         scratch=scratch,
@@ -258,4 +259,5 @@ def vector_quantize(
         LINES=triton.next_power_of_2(blocks),
         num_warps=4,
     )
-    return QuantizeResult(indices, mse, valid_rows, counts, sums)
+    loss = mse if options.loss_weight == 1.0 else mse * options.loss_weight
+    return QuantizeResult(quantized, indices, loss, valid_rows, counts, sums, codebook_copy)
