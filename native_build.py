@@ -224,11 +224,6 @@ def build_native(
     cuda_flags = native.pop("cuda_flags")
     if nvcc is not None and archs:
         version = ".".join(map(str, nvcc.version))
-        cuda |= {
-            "built": True,
-            "nvcc": version,
-            "path": nvcc.path,
-            "targets": list(archs),
-            "flags": cuda_flags,
-        }
+        cuda |= {"built": True, "nvcc": version, "path": nvcc.path}
+        cuda |= {"targets": list(archs), "flags": cuda_flags}
     return folder, info
