@@ -59,9 +59,12 @@ def quantize_into(
     codebook: Tensor,
     mask: Tensor | None = None,
     precision: str = "exact",
+    loss_weight: float = 1.0,
 ) -> QuantizeResult:
-    """The fused step of a backend on rows ``[B, M, D]``, with statistics and an unweighted loss."""
-    options = QuantizeOptions("l2", precision, -1, statistics=True, keep_codes=False, backend=None)
+    """The fused step of a backend on rows ``[B, M, D]``, with statistics."""
+    options = QuantizeOptions(
+        "l2", precision, -1, statistics=True, keep_codes=False, backend=None, commitment_weight=loss_weight
+    )
     return backend.vector_quantize(x, codebook, mask, options, quantized, None)
 
 

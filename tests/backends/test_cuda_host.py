@@ -255,6 +255,22 @@ def test_fused_mean_is_the_same_in_every_schedule(kernels: CudaBackend) -> None:
     assert torch.equal(results[0].sums, results[1].sums)
 
 
+def test_the_loss_carries_its_weight_at_no_launch(kernels: CudaBackend) -> None:
+    module = cuda_host.load_module()
+    x, codebook = rows(1, 300, 16, torch.float32), torch.randn(64, 16)
+    mask = torch.rand(1, 300) > 0.3
+    before = module.launches()
+    want = quantize_into(torch.empty_like(x), kernels, x, codebook, mask)
+    launches = module.launches() - before
+    for weight in (0.25, 1.0, 1.3):
+        before = module.launches()
+        got = quantize_into(torch.empty_like(x), kernels, x, codebook, mask, loss_weight=weight)
+        assert module.launches() - before == launches
+        assert torch.equal(got.loss, want.loss * weight)
+        for a, b in zip(got._replace(loss=want.loss)[:-1], want[:-1], strict=True):
+            assert torch.equal(a, b)
+
+
 def test_a_training_step_is_five_launches(kernels: CudaBackend) -> None:
     module = cuda_host.load_module()
     x, codebook = rows(1, 300, 16, torch.float32), torch.randn(64, 16)
@@ -404,7 +420,7 @@ def test_errors_name_the_operation(kernels: CudaBackend) -> None:
     module = cuda_host.load_module().cuda
     given = (x.data_ptr(), 0, 1, 4, 3, 12, 3, 1), (codebook.data_ptr(), 0, 2, 3)
     with pytest.raises(RuntimeError, match="nearest_code: cudaErrorInvalidValue"):
-        module.nearest_code(*given, 0, 0, indices.data_ptr(), 0, 0, 0, 0)
+        module.nearest_code(*given, (0, 0, 1.0), indices.data_ptr(), 0, 0, 0, 0)
     with pytest.raises(TypeError, match="grad_loss"):
         kernels.vector_quantize_backward(
             None,

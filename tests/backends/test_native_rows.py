@@ -98,6 +98,17 @@ def test_statistics(isa: str, layout: str, dtype: str) -> None:
         torch.testing.assert_close(sums, want_sums, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("rows", [2, 150], ids=["few_rows", "blocks"])
+def test_the_loss_carries_its_weight(isa: str, rows: int) -> None:
+    x, codebook = torch.randn(1, rows, 19), torch.randn(40, 19)
+    want = quantize_into(poisoned(x), native, x, codebook)
+    for weight in (0.25, 1.0, 1.3, 0.0):
+        got = quantize_into(poisoned(x), native, x, codebook, loss_weight=weight)
+        assert torch.equal(got.loss, want.loss * weight)
+        for a, b in zip(got._replace(loss=want.loss)[:-1], want[:-1], strict=True):
+            assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("skew", ["even", "one_code", "few_rows"])
 def test_threads_change_no_bit(isa: str, skew: str, threads: Callable[[int], None]) -> None:
     x = 100 * torch.randn(2, 1500, 40)
