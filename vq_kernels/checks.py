@@ -18,6 +18,8 @@ def check_integer(lowest: int, /, **arguments: object) -> None:
     """
     accepted = f"an integer of at least {lowest}"
     for name, value in arguments.items():
+        if type(value) is int and value >= lowest:
+            continue
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             raise TypeError(f"{name} is {value!r}; accepted: {accepted}")
         if int(value) < lowest:

@@ -36,7 +36,7 @@ def check_dtype(name: str, t: Tensor, accepted: Sequence[torch.dtype]) -> None:
 
 def check_shape(name: str, t: Tensor, accepted: Sequence[int], why: str) -> None:
     """Raise ValueError if the shape is another one; ``why`` says where the accepted one comes from."""
-    if list(t.shape) != list(accepted):
+    if t.shape != tuple(accepted):
         raise ValueError(f"{name} has shape {tuple(t.shape)}; accepted: {tuple(accepted)}, {why}")
 
 

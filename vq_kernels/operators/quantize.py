@@ -30,10 +30,14 @@ def _run(x: Tensor, codebook: Tensor, mask: Tensor | None, options: QuantizeOpti
     with current_device_of(x):
         result = chosen.vector_quantize(rows, codebook.contiguous(), flat_mask, options, quantized_rows, copy)
     write_back(quantized_rows, quantized, channel_dim)
-    return result._replace(
-        quantized=quantized,
-        indices=result.indices.view(shape_without_channel(x, channel_dim)),
-        codebook_copy=codebook.new_empty((0, codebook.shape[1])) if copy is None else copy,
+    return QuantizeResult(
+        quantized,
+        result.indices.view(shape_without_channel(x, channel_dim)),
+        result.loss,
+        result.valid_rows,
+        result.counts,
+        result.sums,
+        codebook.new_empty((0, codebook.shape[1])) if copy is None else copy,
     )
 
 

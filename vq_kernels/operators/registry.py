@@ -90,6 +90,7 @@ def is_plain(*args: object) -> bool:
         or torch._C._len_torch_dispatch_stack()
     ):
         return False
-    return not any(
-        isinstance(a, Tensor) and type(a) is not Tensor and type(a) is not torch.nn.Parameter for a in args
-    )
+    for a in args:
+        if isinstance(a, Tensor) and type(a) is not Tensor and type(a) is not torch.nn.Parameter:
+            return False
+    return True

@@ -96,18 +96,21 @@ def merge_heads(results: Sequence[VectorQuantized], channel_dim: int, heads: int
     """The inverse of :func:`split_heads` for the results of its views.
 
     Indices get the heads as last dimension, counts and sums the codebooks as first: ``[H, K]`` and
-    ``[H, K, D]``, H being 1 for a shared one. The loss is the mean over the views.
+    ``[H, K, D]``, H being 1 for a shared one, where there are any. The loss is the mean over the views.
     """
     if len(results) == 1:
-        quantized, indices, loss, counts, sums = results[0]
-        counts, sums = counts.unsqueeze(0), sums.unsqueeze(0)
+        (result,) = results
+        if result.counts.numel():
+            result = result._replace(counts=result.counts.unsqueeze(0), sums=result.sums.unsqueeze(0))
         if heads > 1 and channel_dim == -1:
-            quantized = quantized.flatten(-2)
-        elif heads > 1:
-            batch_and_heads = (quantized.shape[0] // heads, heads)
-            quantized = quantized.unflatten(0, batch_and_heads).flatten(1, 2)
-            indices = indices.unflatten(0, batch_and_heads).movedim(1, -1)
-        return VectorQuantized(quantized, indices, loss, counts, sums)
+            return result._replace(quantized=result.quantized.flatten(-2))
+        if heads > 1:
+            batch_and_heads = (result.quantized.shape[0] // heads, heads)
+            return result._replace(
+                quantized=result.quantized.unflatten(0, batch_and_heads).flatten(1, 2),
+                indices=result.indices.unflatten(0, batch_and_heads).movedim(1, -1),
+            )
+        return result
     return VectorQuantized(
         torch.cat([r.quantized for r in results], channel_dim),
         torch.stack([r.indices for r in results], -1),
