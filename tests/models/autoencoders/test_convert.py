@@ -16,9 +16,9 @@ from torch import Tensor
 from models.autoencoders.convert import convert_file, convert_rosinality, convert_zalando
 from models.cli import main
 from models.data import load_data
-from models.pretrained import load_pretrained
 from models.runs.build import build_model
 from models.runs.config import TrainConfig
+from models.runs.open import load_pretrained
 
 HIDDEN, RESIDUAL, DIM, SIZE = 8, 4, 6, 10
 
