@@ -190,7 +190,7 @@ def test_a_converted_run_serves_the_other_commands(theirs: Layers, tmp_path: Pat
         k: v.shape for k, v in stored.state_dict().items()
     }
     assert main(convert) == 2
-    assert "converted exists" in capsys.readouterr().err
+    assert "converted, which exists; accepted: a new folder" in capsys.readouterr().err
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
