@@ -46,6 +46,9 @@ def to_uint8(x: Tensor) -> Tensor:
 class ImageSplit:
     """``len(split)`` images; ``split.batch(rows)`` gives ``[B, C, H, W]`` uint8, ``split.labels`` ``[N]``.
 
+    Of the digits ``load_data(DataConfig()).test.batch([0, 5])`` is ``[2, 1, 8, 8]`` uint8, and
+    ``batch_labels([0, 5])`` the two digits, ``[2]`` int64.
+
     cache: decode all images now and keep them; else they are decoded batch by batch.
     check: without a cache, decode all images once, so that a bad one is found before training starts.
     resize, recolour: fit an image of another size, or a coloured one among grey ones; else it is an error.

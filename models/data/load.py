@@ -24,6 +24,9 @@ LABEL_COLUMNS = ("label", "labels", "status", "fine_label", "class", "target")
 class ImageData:
     """The three splits and what is true of all of them.
 
+    ``load_data(DataConfig(data="digits"))`` has 1,258 images to train on, 180 for validation and 359 for the
+    test, a ``size`` of (8, 8), one channel and the class names "0" to "9".
+
     class_names: name of each label; empty for data without labels.
     settings: what, besides ``name``, says which images the splits hold and in what form.
     """
@@ -58,10 +61,11 @@ class ImageData:
 
 
 def load_data(config: DataConfig, *, stream: bool = False) -> ImageData:
-    """Open, check, decode and split. Raises DataError before anything is trained.
+    """Open the data that ``config`` names, check them, and split and decode their images.
 
-    stream: for a single pass. Images are decoded when their batch is read, none before and none are kept;
-    a bad one raises DataError then.
+    stream: for a single pass. Images are decoded when their batch is read, none before, and none are kept;
+    a bad one raises DataError then. Otherwise everything that is wrong raises DataError here, before
+    anything is trained.
     """
     if config.limit is not None and config.limit < 1:
         raise DataError(f"limit is {config.limit}; accepted: an integer of at least 1, none for all images")

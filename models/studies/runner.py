@@ -1,4 +1,4 @@
-"""What the studies share: options, trained runs that are kept, tables."""
+"""What the studies share: their options, runs that are trained once and kept, and tables."""
 
 from __future__ import annotations
 
