@@ -30,9 +30,10 @@ from ..machine import RESULTS, ROOT, describe, machine_name
 from .checks import CHECKS, SANITIZERS, Check, NotHere, passes_sanitizer
 
 BACKENDS = ("cuda", "triton")
-TESTS = tuple(
-    f"tests/test_{name}.py"
-    for name in ("ops", "exactness", "edge_cases", "gradients", "properties", "registration")
+TESTS = (
+    *(f"tests/operators/test_{name}.py" for name in ("operations", "gradients", "registration")),
+    *(f"tests/backends/test_{name}.py" for name in ("exactness", "edge_cases")),
+    "tests/test_properties.py",
 )
 OWN_TESTS = {"triton": ("tests/backends/test_triton.py", "tests/backends/test_triton_launch.py"), "cuda": ()}
 SECONDS = 510.0

@@ -156,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     x = torch.empty(1, 1, 1, device="cuda")
     backend = get_backend("triton")
-    reason = backend.unavailable_reason() or backend.unsupported_reason(x)
+    reason = backend.unavailable_reason() or backend.unsupported_reason("nearest_code", x)
     if reason is None and common.interpreted():
         reason = "TRITON_INTERPRET is set, and nothing is compiled"
     if reason is not None:

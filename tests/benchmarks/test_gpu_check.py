@@ -166,7 +166,7 @@ def test_what_names_no_backend_is_tested_too(backend: str, monkeypatch: pytest.M
 
 def test_tests_really_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command line for pytest is right: here on the CPU, with one small file."""
-    monkeypatch.setattr(gpu_check, "TESTS", ("tests/test_edge_cases.py",))
+    monkeypatch.setattr(gpu_check, "TESTS", ("tests/backends/test_edge_cases.py",))
     monkeypatch.setattr(gpu_check.importlib.util, "find_spec", lambda name: None)
     real = gpu_check.subprocess.run
 
