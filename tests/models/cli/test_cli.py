@@ -14,7 +14,7 @@ from run_support import write_prior, write_run
 
 from models.cli import encode, evaluate, main, reproduce, sample, train
 from models.cli.flags import run_config
-from models.codes.store import CodeDescription
+from models.codes.description import CodeDescription
 from models.runs.config import TrainConfig
 
 pytestmark = pytest.mark.xdist_group("training")
