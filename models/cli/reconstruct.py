@@ -29,7 +29,6 @@ def run(arguments: argparse.Namespace) -> None:
 
     from models.data import BatchLoader, to_float, to_uint8
     from models.evaluation.pictures import save_image, side_by_side
-    from models.runs.build import check_size
     from models.runs.device import find_device
 
     check_integer(1, count=arguments.count, batch_size=arguments.batch_size)
@@ -37,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     layout = RunLayout(Path(arguments.run_folder))
     _, config = opened_config(arguments)
     model, data = open_run(layout.folder, config, device)
-    check_size(model, data)
+    model.check_size(data)
     split = data.split(arguments.split)
     folder = check_output(arguments.out or layout.reconstruct(arguments.split), folder=True)
     with torch.no_grad():

@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from models.autoencoders.base import require_codes
 from models.cli.flags import add_device_flag, check_output
 from models.runs.layout import RunLayout
-from models.runs.open import load_pretrained, open_priors, require_codes
+from models.runs.open import load_pretrained, open_priors
 from vq_kernels.checks import check_integer
 
 SAMPLES_AT_ONCE = 512
@@ -44,8 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
+    from models.codes.description import CodeDescription
     from models.codes.sample import decode, sample_codes
-    from models.codes.store import CodeDescription
     from models.evaluation.judge import Judge
     from models.evaluation.pictures import grid, save_image
     from models.runs.device import find_device

@@ -12,13 +12,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.autoencoders.vqvae import quantizers
 from models.data import ImageData, some_rows, to_float
 from models.evaluation.pictures import grid, legend_below, new_figure
 from models.runs.layout import RunLayout
 
 if TYPE_CHECKING:
-    from models.autoencoders.base import Autoencoder, CodeModel
+    from models.autoencoders.base import Autoencoder, DiscreteAutoencoder
 
 # Of a VQ-VAE with the `mse` likelihood.
 LOSS_UNITS = {
@@ -60,16 +59,17 @@ def reconstructions_over_epochs(path: Path, runs: Mapping[str, RunLayout], shown
 
 
 @torch.no_grad()
-def code_vectors(model: CodeModel, data: ImageData, split: str, limit: int = 2000) -> tuple[Tensor, Tensor]:
+def code_vectors(
+    model: DiscreteAutoencoder, data: ImageData, split: str, limit: int = 2000
+) -> tuple[Tensor, Tensor]:
     """The quantized vectors of every level of ``limit`` random images, flattened, and the labels."""
     part = data.split(split)
     device = next(model.parameters()).device
     rows = some_rows(len(part), limit)
     vectors = []
     for some in rows.split(100):
-        levels = zip(quantizers(model), model.encode(to_float(part.batch(some).to(device))), strict=True)
-        flat = [layer.get_output_from_indices(codes).flatten(1) for layer, codes in levels]
-        vectors.append(torch.cat(flat, dim=1).cpu())
+        maps = model.look_up(model.encode(to_float(part.batch(some).to(device))))
+        vectors.append(torch.cat([level.flatten(1) for level in maps], dim=1).cpu())
     return torch.cat(vectors), part.batch_labels(rows)
 
 

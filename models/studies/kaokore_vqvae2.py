@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from models.autoencoders.base import require_codes
 from models.evaluation.judge import Judge
 from models.evaluation.pictures import grid, save_curves, save_image
-from models.runs.open import require_codes
 from models.studies.figures import (
     LOSS_UNITS,
     code_vectors,

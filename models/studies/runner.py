@@ -109,7 +109,7 @@ class Runner:
         self, run: TrainedRun, name: str, **settings: Any
     ) -> tuple[CodeStore, list[AutoregressivePrior]]:
         """Priors over the codes of ``run``, top level first, and the store of codes."""
-        from models.codes.store import CodeDescription
+        from models.codes.description import CodeDescription
         from models.runs.open import open_priors
         from models.training.prior import train_prior
 
@@ -134,8 +134,8 @@ class Runner:
 
     def _encode(self, run: TrainedRun) -> CodeStore:
         """The codes of ``run``; those of an earlier model or of other data are replaced."""
+        from models.autoencoders.base import require_codes
         from models.codes.encode import OtherCodesError, encode
-        from models.runs.open import require_codes
 
         layout = run.config.layout
         arguments: Any = (require_codes(run.model), self.data, layout.codes)
@@ -168,8 +168,8 @@ class Runner:
         """Images ``[classes * per_class, C, H, W]``, one class after the other, and their labels."""
         import torch
 
+        from models.autoencoders.base import require_codes
         from models.codes.sample import decode, sample_codes
-        from models.runs.open import require_codes
 
         labels = torch.arange(max(1, len(self.data.class_names))).repeat_interleave(per_class)
         generator = torch.Generator(self.device).manual_seed(0)

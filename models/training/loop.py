@@ -28,13 +28,13 @@ def check_start(config: LoopConfig, resume: bool, overwrite: bool) -> None:
     rank, world, local = processes()
     if config.devices not in (None, local):
         command = f"torchrun --nproc-per-node {config.devices} -m models ..."
-        found = f"torchrun started {local} processes here" if world > 1 else "this is a single process"
-        raise ValueError(f"devices is {config.devices}, but {found}; start with: {command}")
+        here = f"the {local} processes that torchrun started here" if world > 1 else "1, a single process"
+        raise ValueError(f"devices is {config.devices}; accepted: {here}, or start with: {command}")
     if config.accelerator == "gpu" and not torch.cuda.is_available():
-        raise ValueError("accelerator is gpu, but torch finds no GPU here; accepted: auto or cpu")
+        raise ValueError("accelerator is 'gpu', but torch finds no GPU here; accepted: 'auto' or 'cpu'")
     if config.precision == "16-mixed" and (config.accelerator == "cpu" or not torch.cuda.is_available()):
         raise ValueError(
-            "precision is 16-mixed, which needs a GPU; accepted on the CPU: 32-true or bf16-mixed"
+            "precision is '16-mixed', which needs a GPU; accepted on the CPU: '32-true' or 'bf16-mixed'"
         )
     if rank == 0:  # which makes the folder, perhaps before the others look
         check_folder(config, resume, overwrite)
@@ -90,10 +90,10 @@ def _validate_end(
     """Validate a run that ``steps`` ended inside an epoch, which Lightning does not; keep the better one."""
     monitored = trainer.checkpoint_callback
     if not isinstance(monitored, ModelCheckpoint):
-        raise TypeError(f"the first checkpoint callback must be a ModelCheckpoint, got {monitored!r}")
+        raise TypeError(f"the first checkpoint callback must be a ModelCheckpoint, but is {monitored!r}")
     before = monitored.best_model_score if best.is_file() else None
-    (found,) = trainer.validate(module, validation, verbose=False)
-    if trainer.is_global_zero and (before is None or found["validation/loss"] < before):
+    (metrics,) = trainer.validate(module, validation, verbose=False)
+    if trainer.is_global_zero and (before is None or metrics["validation/loss"] < before):
         shutil.copyfile(last, best)
     trainer.strategy.barrier()
 
@@ -106,7 +106,7 @@ def make_trainer(config: LoopConfig, module: SeededModule, callbacks: list[Callb
     layout = config.layout
     _, world, local = processes()
     devices = config.devices or local
-    kept: list[Callback] = [
+    checkpoint_callbacks: list[Callback] = [
         ModelCheckpoint(
             layout.checkpoints,
             filename=layout.best.stem,
@@ -135,7 +135,7 @@ def make_trainer(config: LoopConfig, module: SeededModule, callbacks: list[Callb
             CSVLogger(layout.folder, name=layout.logs.name),
             TensorBoardLogger(str(layout.folder), name=layout.tensorboard.name),
         ],
-        callbacks=[*kept, *stopping, *bar, *callbacks],
+        callbacks=[*checkpoint_callbacks, *stopping, *bar, *callbacks],
         enable_progress_bar=config.progress,
         enable_model_summary=False,
         num_sanity_val_steps=0,

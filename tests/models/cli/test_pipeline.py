@@ -70,7 +70,7 @@ def test_reconstruction_figures_against_their_definitions(data) -> None:
     x = to_float(data.test.batch(range(20)))
     y = (x + 0.1 * torch.randn(x.shape)).clamp(-0.5, 0.5)
     codes = torch.tensor([0, 0, 1, 3]).view(1, 2, 2).repeat(20, 1, 1)
-    meter = ReconstructionMeter([4])
+    meter = ReconstructionMeter([(4,)])
     meter.update(x[:7], y[:7], [codes[:7]])
     meter.update(x[7:], y[7:], [codes[7:]])
     found = meter.compute(variance=0.25)
@@ -247,7 +247,7 @@ def test_help(command: str, capsys) -> None:
 
 @pytest.mark.parametrize("kind", ["transformer", "pixelcnn", "pixelsnail"])
 def test_priors_are_built_for_every_level(kind: str, data, model: VQVAE2) -> None:
-    from models.codes.store import CodeDescription
+    from models.codes.description import CodeDescription
     from models.runs.build import build_priors
     from models.runs.config import PriorConfig
 
