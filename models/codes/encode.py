@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from models.autoencoders.base import CodeModel
 
 
+class OtherCodesError(ValueError):
+    """A folder holds codes of another model, of other data or in shards of another size."""
+
+
 def encode(
     model: CodeModel,
     data: ImageData,
@@ -36,8 +40,8 @@ def encode(
     """Write the codes and labels of every split into ``folder`` and open it.
 
     One batch is held in memory. A shard appears under its name when it is complete; whole shards that are
-    there are not computed again, unless ``overwrite``. Raises ValueError if the folder holds codes of another
-    model, of other data or in shards of another size.
+    there are not computed again, unless ``overwrite``. Raises OtherCodesError, a ValueError, if the folder
+    holds codes of another model, of other data or in shards of another size.
     """
     from tqdm import tqdm
 
@@ -101,15 +105,17 @@ def _write_shard(
 
 
 def _check_resumes(description: CodeDescription, folder: Path) -> None:
-    """ValueError naming the first setting in which the codes in ``folder`` differ from ``description``."""
+    """OtherCodesError naming the first setting of the codes in ``folder`` that is not ``description``'s."""
     remedy = "give another folder (--out), or overwrite them (--overwrite)"
     if (folder / DESCRIPTION_FILE).is_file():
-        found = CodeDescription.load(folder).difference(description)
-        if found:
-            name, there, now = found
-            raise ValueError(f"{folder} holds codes with {name} {there!r}, now it is {now!r}; {remedy}")
+        difference = CodeDescription.load(folder).difference(description)
+        if difference:
+            name, stored, current = difference
+            raise OtherCodesError(
+                f"{folder} holds codes with {name} {stored!r}, now it is {current!r}; {remedy}"
+            )
     elif any(_shards_in(folder)):
-        raise ValueError(f"{folder} holds codes, but no {DESCRIPTION_FILE} says of what; {remedy}")
+        raise OtherCodesError(f"{folder} holds codes, but no {DESCRIPTION_FILE} says of what; {remedy}")
 
 
 def _remove_codes(folder: Path) -> None:

@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from models.data.loader import BatchLoader, Split
 from models.runs.config import LoopConfig
 from models.runs.reproducible import deterministic_algorithms
-from models.runs.start import BEST, LAST, check_folder, read_checkpoint
+from models.runs.start import check_folder, read_checkpoint
 from models.training.callbacks import AtomicCheckpointIO, LastCheckpoint, RunBar, interrupt_handler_kept
 from models.training.modules import SeededModule
 
@@ -57,7 +57,7 @@ def fit(trainer: pl.Trainer, module: SeededModule, validation: BatchLoader, chec
     Raises KeyboardInterrupt after Ctrl-C, and FloatingPointError if the loss or the weights diverge.
     """
     config = module.config
-    best, last = (config.folder / "checkpoints" / name for name in (BEST, LAST))
+    best, last = config.layout.best, config.layout.last
     on_gpu = trainer.strategy.root_device.type == "cuda"
     with (
         warnings.catch_warnings(),
@@ -103,17 +103,17 @@ def make_trainer(config: LoopConfig, module: SeededModule, callbacks: list[Callb
     steps = module.total_steps
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    folder = config.folder
+    layout = config.layout
     _, world, local = processes()
     devices = config.devices or local
     kept: list[Callback] = [
         ModelCheckpoint(
-            folder / "checkpoints",
-            filename=BEST.removesuffix(".ckpt"),
+            layout.checkpoints,
+            filename=layout.best.stem,
             monitor="validation/loss",
             enable_version_counter=False,
         ),
-        LastCheckpoint(folder / "checkpoints" / LAST, config.checkpoint_every),
+        LastCheckpoint(layout.last, config.checkpoint_every),
     ]
     stopping = [EarlyStopping("validation/loss", patience=config.patience)] if config.patience else []
     bar = [RunBar(steps)] if config.progress else []
@@ -131,13 +131,16 @@ def make_trainer(config: LoopConfig, module: SeededModule, callbacks: list[Callb
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip,
         log_every_n_steps=module.log_every,
-        logger=[CSVLogger(folder, name="logs"), TensorBoardLogger(str(folder), name="tensorboard")],
+        logger=[
+            CSVLogger(layout.folder, name=layout.logs.name),
+            TensorBoardLogger(str(layout.folder), name=layout.tensorboard.name),
+        ],
         callbacks=[*kept, *stopping, *bar, *callbacks],
         enable_progress_bar=config.progress,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        default_root_dir=str(folder),
+        default_root_dir=str(layout.folder),
     )
 
 

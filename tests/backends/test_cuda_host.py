@@ -16,7 +16,7 @@ import torch
 from cuda_host import machine
 from torch import Tensor
 
-from vq_kernels.backends import reference
+from vq_kernels.backends import marshal, reference
 from vq_kernels.backends.cuda import CudaBackend
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -254,6 +254,30 @@ def test_fused_mean_is_the_same_in_every_schedule(kernels: CudaBackend) -> None:
     assert torch.equal(results[0].sums, results[1].sums)
 
 
+def test_the_loss_carries_its_weight_at_no_launch(kernels: CudaBackend) -> None:
+    module = cuda_host.load_module()
+    x, codebook = rows(1, 300, 16, torch.float32), torch.randn(64, 16)
+    mask = torch.rand(1, 300) > 0.3
+    out = torch.empty_like(x)
+    before = module.launches()
+    want = kernels.vector_quantize(x, codebook, mask, "l2", "exact", out, True)
+    launches = module.launches() - before
+    size = module.cuda.search_workspace(marshal.rows(x), marshal.codes(codebook), 0, True, True, 0)
+    scratch = torch.empty(size, dtype=torch.uint8)
+    for weight in (0.25, 1.0, 1.3):
+        got, quantized = marshal.empty_result(x, 64, True), torch.empty_like(x)
+        before = module.launches()
+        module.cuda.vector_quantize(
+            marshal.rows(x), marshal.codes(codebook), mask.data_ptr(),
+            marshal.quantize_options("l2", "exact", loss_weight=weight),
+            marshal.result(quantized, got, True), scratch.data_ptr(), size, 0, 0,
+        )  # fmt: skip
+        assert module.launches() - before == launches
+        assert torch.equal(got.mse, want.mse * weight)
+        for a, b in zip((quantized, *got._replace(mse=want.mse)), (out, *want), strict=True):
+            assert torch.equal(a, b)
+
+
 def test_a_training_step_is_five_launches(kernels: CudaBackend) -> None:
     module = cuda_host.load_module()
     x, codebook = rows(1, 300, 16, torch.float32), torch.randn(64, 16)
@@ -403,7 +427,7 @@ def test_errors_name_the_operation(kernels: CudaBackend) -> None:
     module = cuda_host.load_module().cuda
     given = (x.data_ptr(), 0, 1, 4, 3, 12, 3, 1), (codebook.data_ptr(), 0, 2, 3)
     with pytest.raises(RuntimeError, match="nearest_code: cudaErrorInvalidValue"):
-        module.nearest_code(*given, 0, 0, indices.data_ptr(), 0, 0, 0, 0)
+        module.nearest_code(*given, (0, 0, 1.0), indices.data_ptr(), 0, 0, 0, 0)
     with pytest.raises(TypeError, match="grad_loss"):
         kernels.vector_quantize_backward(
             None,

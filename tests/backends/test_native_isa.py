@@ -10,6 +10,7 @@ import torch
 from native_support import ISAS
 
 from vq_kernels.backends import native
+from vq_kernels.build_info import read_build_info
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +25,12 @@ def test_features_name_what_the_machine_has_and_what_is_used(monkeypatch: pytest
     usable = [isa for isa in ISAS if isa in features["machine"] and isa in features["compiled"]]
     assert "portable" in usable
     assert features["used"] == usable[-1]
+
+
+def test_the_build_lists_the_instruction_sets_that_have_kernels() -> None:
+    info = read_build_info()
+    assert info is not None
+    assert ["portable", *info["native"]["instruction_sets"]] == native.cpu_features()["compiled"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/cpuinfo")

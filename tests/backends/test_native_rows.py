@@ -9,7 +9,7 @@ import torch
 from native_support import ISAS, use_isa
 from torch import Tensor
 
-from vq_kernels.backends import native, reference
+from vq_kernels.backends import marshal, native, reference
 
 LAYOUTS: dict[str, Callable[[int, int, int], Tensor]] = {
     "channel_last": lambda b, m, d: torch.randn(b, m, d),
@@ -95,6 +95,23 @@ def test_statistics(isa: str, layout: str, dtype: str) -> None:
         want_counts, want_sums = reference.code_statistics(x, indices, 9, skip)
         assert torch.equal(counts, want_counts)
         torch.testing.assert_close(sums, want_sums, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("rows", [2, 150], ids=["few_rows", "blocks"])
+def test_the_loss_carries_its_weight(isa: str, rows: int) -> None:
+    from vq_kernels import _C
+
+    x, codebook = torch.randn(1, rows, 19), torch.randn(40, 19)
+    out = poisoned(x)
+    want = native.vector_quantize(x, codebook, None, "l2", "exact", out, True)
+    for weight in (0.25, 1.0, 1.3, 0.0):
+        got, quantized = marshal.empty_result(x, 40, True), poisoned(x)
+        options = marshal.quantize_options("l2", "exact", loss_weight=weight)
+        where = marshal.result(quantized, got, True)
+        _C.vector_quantize(marshal.rows(x), marshal.codes(codebook), 0, options, 1, where)
+        assert torch.equal(got.mse, want.mse * weight)
+        for a, b in zip((quantized, *got._replace(mse=want.mse)), (out, *want), strict=True):
+            assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("skew", ["even", "one_code", "few_rows"])

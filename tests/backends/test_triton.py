@@ -218,7 +218,13 @@ def test_search_takes_three_launches(launches: list[str], device: torch.device) 
     backend = get_backend("triton")
     backend.nearest_code(x, codebook, "l2", "exact")
     backend.nearest_code(x, codebook, "l2", "fast")
-    assert launches == ["prepare_kernel", "search_kernel", "settle_kernel", "prepare_kernel", "search_kernel"]
+    assert launches == [
+        "prepare_kernel",
+        "search_kernel",
+        "resolve_kernel",
+        "prepare_kernel",
+        "search_kernel",
+    ]
 
 
 # --- paths the interpreter replaces -----------------------------------------------------------------

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from models import VAE, VQVAE, VQVAE2
 from models.autoencoders.blocks import Decoder, Encoder, ResidualBlock
 from models.autoencoders.vqvae import quantizers, update_ema
-from models.pretrained import Pretrained, load_pretrained
+from models.pretrained import Pretrained
+from models.runs.open import load_pretrained
 
 SMALL = {"hidden": 8, "residual_hidden": 4, "embedding_dim": 6, "codebook_size": 11}
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from models.autoencoders.convert import convert_file, convert_rosinality, convert_zalando
 from models.cli import main
 from models.data import load_data
-from models.pretrained import load_pretrained
 from models.runs.build import build_model
 from models.runs.config import TrainConfig
+from models.runs.open import load_pretrained
 
 HIDDEN, RESIDUAL, DIM, SIZE = 8, 4, 6, 10
 
@@ -190,7 +190,7 @@ def test_a_converted_run_serves_the_other_commands(theirs: Layers, tmp_path: Pat
         k: v.shape for k, v in stored.state_dict().items()
     }
     assert main(convert) == 2
-    assert "converted exists" in capsys.readouterr().err
+    assert "converted, which exists; accepted: a new folder" in capsys.readouterr().err
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:

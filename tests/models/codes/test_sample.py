@@ -18,8 +18,8 @@ from models.codes.sample import decode, sample_codes
 from models.data import DataConfig, load_data, to_float
 from models.evaluation.evaluate import evaluate
 from models.evaluation.pictures import grid, side_by_side
-from models.pretrained import load_pretrained
 from models.runs.config import TrainConfig
+from models.runs.open import load_pretrained
 
 pytestmark = pytest.mark.xdist_group("training")  # one process pays for importing torchmetrics
 TINY = {"hidden": 8, "residual_hidden": 4, "embedding_dim": 4, "codebook_size": CODES}

@@ -14,8 +14,8 @@ from training_support import Settings, histories, settings, train
 
 from models.data import DataConfig, load_data, to_float
 from models.evaluation.metrics import ReconstructionMeter
-from models.pretrained import load_pretrained
 from models.runs.config import PriorConfig, TrainConfig
+from models.runs.open import load_pretrained
 
 pytestmark = pytest.mark.xdist_group("training")  # one process pays for importing Lightning
 
