@@ -78,8 +78,10 @@ def convert_value(value: Any, hint: Any, name: str, source: str) -> Any:
 
 
 def format_value(value: Any) -> str:
-    """A setting's value as a flag takes it: the entries of a tuple separated by commas."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    """A setting's value as a flag takes it: ``true``, and the entries of a tuple separated by commas."""
+    if isinstance(value, tuple):
+        return ",".join(map(format_value, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _accepted(kind: type) -> str:

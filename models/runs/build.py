@@ -55,7 +55,7 @@ def build_priors(config: PriorConfig, description: CodeDescription) -> list[Auto
     check_choice(("transformer", "pixelcnn", "pixelsnail"), prior=config.prior)
     if config.conditional and not description.class_names:
         raise ValueError(
-            f"conditional is True, but the codes of {description.data} in {config.codes} have no labels; "
+            f"conditional is true, but the codes of {description.data} in {config.codes} have no labels; "
             f"leave it out (--no-conditional), or encode labelled images"
         )
     classes = len(description.class_names) if config.conditional is not False else 0

@@ -30,7 +30,7 @@ RESUMABLE_SETTINGS = (
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """What every training loop needs."""
+    """What every training loop needs; the results go to the folder ``RUNS/NAME``."""
 
     command: ClassVar[str] = ""  # that trains with these settings
 
@@ -158,6 +158,9 @@ class LoopConfig:
 class TrainConfig(QuantizerSettings, DataConfig, LoopConfig):
     """A VAE, VQ-VAE or VQ-VAE-2 and its data.
 
+    ``TrainConfig(data="digits", downscale=2, embedding_dim=16)`` trains a VQ-VAE that stands for an image
+    ``[1, 8, 8]`` by 4 x 4 codes of 16 numbers each.
+
     ``beta`` and ``likelihood`` that are None become those of the model when the settings are made: a VAE
     minimises the ELBO by default, the others squared error and commitment loss. ``replace(model=...)``
     keeps what they have become.
@@ -198,7 +201,11 @@ class TrainConfig(QuantizerSettings, DataConfig, LoopConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PriorConfig(LoopConfig):
-    """Priors over the codes of a trained VQ-VAE or VQ-VAE-2, one for each level."""
+    """Priors over the codes of a trained VQ-VAE or VQ-VAE-2, one for each level.
+
+    ``PriorConfig(codes="runs/digits/codes", width=64)`` trains a Transformer on the codes that `encode`
+    wrote there.
+    """
 
     command: ClassVar[str] = "train-prior"
 

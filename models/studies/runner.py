@@ -1,4 +1,4 @@
-"""What the studies share: options, trained runs that are kept, tables."""
+"""What the studies share: their options, runs that are trained once and kept, and tables."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ class Runner:
         check_choice(tuple(settings), scale=options.scale)
         self.options = options
         self.folder = Path(options.runs) / f"reproduce-{study}-{options.scale}"
-        given = {name: getattr(options, name) for name in _MODEL_SETTINGS}
-        model_settings = {name: value for name, value in given.items() if value is not None}
+        overrides = {name: getattr(options, name) for name in _MODEL_SETTINGS}
+        model_settings = {name: value for name, value in overrides.items() if value is not None}
         loop = {name: getattr(options, name) for name in ("accelerator", "precision", "progress")}
         self.shared: dict[str, Any] = {"runs": str(self.folder)} | loop
         self.settings = {**settings[options.scale], **self.shared, **model_settings}
@@ -113,8 +113,8 @@ class Runner:
         from models.runs.open import open_priors
         from models.training.prior import train_prior
 
-        given = {name: getattr(self.options, name) for name in ("epochs", "batch_size")}
-        settings |= {name: value for name, value in given.items() if value is not None}
+        overrides = {name: getattr(self.options, name) for name in ("epochs", "batch_size")}
+        settings |= {name: value for name, value in overrides.items() if value is not None}
         layout = run.config.layout
         config = PriorConfig(name=name, codes=str(layout.codes), **self.shared, **settings)
         store = self._encode(run)

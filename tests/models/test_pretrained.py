@@ -13,7 +13,7 @@ from models import VQVAE, load_pretrained
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[]", r"config\.json.* JSON list.*; save the model again"),
+        ("[]", r"config\.json holds a JSON list; accepted: an object; save the model again"),
         ("junk", r"config\.json is not valid JSON"),
         ('{"class": "VQVAE"}', r"config\.json: arguments is None; accepted: those of VQVAE by name"),
         (

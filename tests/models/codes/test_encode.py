@@ -119,7 +119,7 @@ def test_damaged_shards_are_named_and_written_again(tmp_path: Path, data, model:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("[]", r"codes.json.* JSON list.*; write them again with"),
+        ("[]", r"codes.json holds a JSON list; accepted: an object; write them again with"),
         ("junk", r"codes.json is not valid JSON \(Expecting value"),
         ({"shapes": 3}, r"codes.json: shapes is 3; accepted: the size of each level's code map"),
         ({"codebook_size": "16"}, r"codebook_size is '16'; accepted: an integer of at least 1"),

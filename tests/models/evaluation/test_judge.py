@@ -34,7 +34,7 @@ def test_judge_knows_every_class_of_sorted_images(tmp_path: Path) -> None:
 
 def test_judge_refuses_images_without_classes(tmp_path: Path) -> None:
     write_images(tmp_path / "flat", 20)
-    with pytest.raises(ValueError, match="labels of the judge.s images is None; accepted: images in"):
+    with pytest.raises(ValueError, match=r"labels of the judge.s images is None; accepted: images in"):
         Judge(load(tmp_path / "flat").train)
     write_images(tmp_path / "one" / "ant", 20)
     with pytest.raises(ValueError, match="are of one class; accepted: images of two classes"):
