@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import get_args
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor
 from torch.library import opcheck
 
 import vq_kernels as vq
-from vq_kernels import ops
+from vq_kernels.backends import Operation
 
 OPS = torch.ops.vq_kernels
+OPERATORS = get_args(Operation)
 
 
 def cases(backend: str, device: torch.device) -> dict[str, list[tuple[object, ...]]]:
@@ -46,6 +48,7 @@ def cases(backend: str, device: torch.device) -> dict[str, list[tuple[object, ..
             (x, codebook, None, "l2", "exact", -1, True, False, backend),
             (x, codebook, mask, "l2", "exact", -1, False, True, backend),
             (first, codebook, None, "cosine", "exact", 1, True, True, backend),
+            (x, codebook, mask, "l2", "exact", -1, True, False, backend, "rotation_trick", 0.25, 0.5),
             (x.transpose(0, 1), codebook, None, "l2", "exact", -1, True, False, backend),
         ],
         "vector_quantize_backward": [
@@ -57,7 +60,7 @@ def cases(backend: str, device: torch.device) -> dict[str, list[tuple[object, ..
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", list(ops._OPERATORS))
+@pytest.mark.parametrize("name", OPERATORS)
 def test_opcheck(name: str, backend: str, device: torch.device) -> None:
     for args in cases(backend, device)[name]:
         opcheck(getattr(OPS, name).default, args)
