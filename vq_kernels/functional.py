@@ -97,10 +97,9 @@ def gather_codes(
     if channel_dim == 1 and indices.ndim < 1:
         raise ValueError("indices has shape (); accepted with channel_dim=1: at least [B]")
     indices = indices.long()
-    if codebook.requires_grad and torch.is_grad_enabled():
-        codes: Tensor = gather.GatherCodes.apply(codebook, indices, channel_dim, backend)
-        return codes
-    return gather.gather_codes(codebook, indices, channel_dim, backend)
+    differentiable = codebook.requires_grad and torch.is_grad_enabled()
+    function = gather.differentiable_gather_codes if differentiable else gather.gather_codes
+    return function(codebook, indices, channel_dim, backend)
 
 
 def code_statistics(

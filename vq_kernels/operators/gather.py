@@ -12,7 +12,7 @@ from ..backends import choose
 from ..devices import current_device_of
 from ..rows import common_rows
 from ..tensor_checks import check_index_range
-from .registry import operator
+from .registry import is_traced, operator
 from .statistics import code_statistics
 
 
@@ -36,6 +36,16 @@ def gather_codes(codebook: Tensor, indices: Tensor, channel_dim: int, backend: s
         chosen = choose("gather_codes", backend, codebook, codebook)
         with current_device_of(codebook):
             chosen.gather_codes(codebook.contiguous(), flat, rows)
+    return codes
+
+
+def differentiable_gather_codes(
+    codebook: Tensor, indices: Tensor, channel_dim: int, backend: str | None
+) -> Tensor:
+    """:func:`gather_codes` with a gradient for the codebook; traced programs have none."""
+    if is_traced():
+        return gather_codes(codebook, indices, channel_dim, backend)
+    codes: Tensor = GatherCodes.apply(codebook, indices, channel_dim, backend)
     return codes
 
 

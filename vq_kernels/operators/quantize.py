@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from ..backends import QuantizeOptions, QuantizeResult, choose
 from ..devices import current_device_of
 from ..rows import common_rows, shape_without_channel, write_back
-from .registry import define, is_plain, operator, options_schema
+from .registry import define, is_plain, is_traced, operator, options_schema
 from .statistics import compute_dtype
 
 
@@ -208,6 +208,11 @@ class EagerVectorQuantize(torch.autograd.Function):
 def differentiable_vector_quantize(
     x: Tensor, codebook: Tensor, mask: Tensor | None, options: QuantizeOptions
 ) -> QuantizeResult:
-    """:func:`vector_quantize` with gradients for x, and with ``codebook_weight`` for the codebook."""
+    """:func:`vector_quantize` with gradients for x, and with ``codebook_weight`` for the codebook.
+
+    A traced program (``torch.jit.trace``) holds the operator, which can be saved, and has no gradients.
+    """
+    if is_traced():
+        return vector_quantize(x, codebook, mask, options)
     function = EagerVectorQuantize if is_plain(x, codebook, mask) else VectorQuantize
     return QuantizeResult(*function.apply(x, codebook, mask, options))
