@@ -14,13 +14,16 @@ if TYPE_CHECKING:
     from models.autoencoders.vae import VAE
     from models.autoencoders.vqvae import VQVAE
     from models.autoencoders.vqvae2 import VQVAE2
+    from models.codes.encode import encode
     from models.codes.sample import decode, sample_codes
     from models.data import DataConfig, ImageData, ImageSplit, load_data
-    from models.pretrained import load_pretrained
+    from models.evaluation.evaluate import evaluate
     from models.priors import PixelCNN, PixelSNAIL, TransformerPrior
+    from models.runs.open import load_pretrained
     from models.training.autoencoder import train
     from models.training.prior import train_prior
 
+# The module that each public name comes from.
 _HOME = {
     "VAE": "models.autoencoders.vae",
     "VQVAE": "models.autoencoders.vqvae",
@@ -28,7 +31,7 @@ _HOME = {
     "PixelCNN": "models.priors",
     "PixelSNAIL": "models.priors",
     "TransformerPrior": "models.priors",
-    "load_pretrained": "models.pretrained",
+    "load_pretrained": "models.runs.open",
     "make_likelihood": "models.autoencoders.likelihoods",
     "DataConfig": "models.data",
     "ImageData": "models.data",
@@ -36,6 +39,8 @@ _HOME = {
     "load_data": "models.data",
     "train": "models.training.autoencoder",
     "train_prior": "models.training.prior",
+    "encode": "models.codes.encode",
+    "evaluate": "models.evaluation.evaluate",
     "sample_codes": "models.codes.sample",
     "decode": "models.codes.sample",
 }
@@ -51,6 +56,8 @@ __all__ = [
     "PixelSNAIL",
     "TransformerPrior",
     "decode",
+    "encode",
+    "evaluate",
     "load_data",
     "load_pretrained",
     "make_likelihood",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .backends import QuantizeOptions
 from .checks import check_choice, check_flag, check_integer, check_number
+from .exportable import exportable
 from .operators import ema, gather, quantize, search, statistics
 from .rows import shape_without_channel
 from .tensor_checks import (
@@ -33,6 +34,7 @@ PRECISIONS = ("exact", "high", "fast")
 GRADIENTS = ("straight_through", "rotation_trick")
 
 
+@exportable
 class VectorQuantized(NamedTuple):
     """What :func:`vector_quantize` returns.
 

@@ -154,8 +154,8 @@ def _codebook(ours: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _filled(model: VQVAE | VQVAE2, converted: dict[str, Tensor], source: str) -> Any:
-    own = {key: value for key, value in model.state_dict().items() if key.startswith("likelihood.")}
-    load_weights(model, own | converted, source)
+    likelihood = {key: value for key, value in model.state_dict().items() if key.startswith("likelihood.")}
+    load_weights(model, likelihood | converted, source)
     return model.eval()
 
 

@@ -10,19 +10,24 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from models.codes.store import DESCRIPTION_FILE, CodeDescription, CodeStore, code_features, read_shard
+from models.codes.description import DESCRIPTION_FILE, CodeDescription
+from models.codes.store import CodeStore, code_features, read_shard
 from models.data import ImageData, to_float
 from models.data.images import SPLITS, ImageSplit
 from models.data.sources import location
 from models.pretrained import weights_hash
-from models.runs.build import check_size
+from vq_kernels.checks import check_integer
 
 if TYPE_CHECKING:
-    from models.autoencoders.base import CodeModel
+    from models.autoencoders.base import DiscreteAutoencoder
+
+
+class OtherCodesError(ValueError):
+    """A folder holds codes of another model, of other data or in shards of another size."""
 
 
 def encode(
-    model: CodeModel,
+    model: DiscreteAutoencoder,
     data: ImageData,
     folder: str | Path,
     *,
@@ -36,20 +41,30 @@ def encode(
     """Write the codes and labels of every split into ``folder`` and open it.
 
     One batch is held in memory. A shard appears under its name when it is complete; whole shards that are
-    there are not computed again, unless ``overwrite``. Raises ValueError if the folder holds codes of another
-    model, of other data or in shards of another size.
+    there are not computed again, unless ``overwrite``.
+
+    Args:
+        data: images of a size that the model takes.
+        source: folder of the model, which the description of the codes then names.
+        batch_size, shard_size: images in a batch, and in a file.
+        device: as torch names it; the model stays there, in eval mode.
+
+    Raises:
+        OtherCodesError: a ValueError, if the folder holds codes of another model, of other data or in shards
+            of another size.
+
+    For example, a VQ-VAE of downscale 4 on 28 x 28 images leaves 49 codes an image:
+    ``encode(model, data, "codes").train.batch([0])[0]`` is ``[1, 7, 7]``.
     """
     from tqdm import tqdm
 
-    for argument, value in (("batch_size", batch_size), ("shard_size", shard_size)):
-        if value < 1:
-            raise ValueError(f"{argument} must be at least 1, got {value}")
-    check_size(model, data)
+    check_integer(1, batch_size=batch_size, shard_size=shard_size)
+    model.check_size(data)
     folder = Path(folder)
     shapes = model.code_shapes(data.size)
     description = CodeDescription(
         shapes,
-        model.codebook_size,
+        model.codebook_sizes,
         data.class_names,
         location(data.name),
         source,
@@ -78,7 +93,7 @@ def encode(
 
 @torch.no_grad()
 def _write_shard(
-    model: CodeModel,
+    model: DiscreteAutoencoder,
     split: ImageSplit,
     rows: range,
     target: Path,
@@ -91,25 +106,27 @@ def _write_shard(
     unfinished = target.with_suffix(".unfinished")
     with ArrowWriter(path=str(unfinished), features=code_features(shapes)) as writer:
         for start in range(rows.start, rows.stop, batch_size):
-            part = range(start, min(start + batch_size, rows.stop))
-            codes = model.encode(to_float(split.batch(part).to(device)))
+            batch = range(start, min(start + batch_size, rows.stop))
+            codes = model.encode(to_float(split.batch(batch).to(device)))
             columns = {f"level{i}": level.flatten(1).int().cpu().numpy() for i, level in enumerate(codes)}
             writer.write_batch({name: list(values) for name, values in columns.items()}
-                               | {"label": split.batch_labels(part).tolist()})  # fmt: skip
+                               | {"label": split.batch_labels(batch).tolist()})  # fmt: skip
         writer.finalize()
     os.replace(unfinished, target)
 
 
 def _check_resumes(description: CodeDescription, folder: Path) -> None:
-    """ValueError naming the first setting in which the codes in ``folder`` differ from ``description``."""
+    """OtherCodesError naming the first setting of the codes in ``folder`` that is not ``description``'s."""
     remedy = "give another folder (--out), or overwrite them (--overwrite)"
     if (folder / DESCRIPTION_FILE).is_file():
-        found = CodeDescription.load(folder).difference(description)
-        if found:
-            name, there, now = found
-            raise ValueError(f"{folder} holds codes with {name} {there!r}, now it is {now!r}; {remedy}")
+        difference = CodeDescription.load(folder).difference(description)
+        if difference:
+            name, stored, current = difference
+            raise OtherCodesError(
+                f"{folder} holds codes with {name} {stored!r}, now it is {current!r}; {remedy}"
+            )
     elif any(_shards_in(folder)):
-        raise ValueError(f"{folder} holds codes, but no {DESCRIPTION_FILE} says of what; {remedy}")
+        raise OtherCodesError(f"{folder} holds codes, but no {DESCRIPTION_FILE} says of what; {remedy}")
 
 
 def _remove_codes(folder: Path) -> None:
@@ -124,7 +141,7 @@ def _shards_in(folder: Path) -> list[Path]:
 
 
 def _hash(model: torch.nn.Module, source: str) -> str:
-    """Of the file of the model's weights, or of what that file would hold."""
+    """The hash of the file of the model's weights, or of what that file would hold."""
     from safetensors.torch import save
 
     if source:

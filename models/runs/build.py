@@ -1,4 +1,4 @@
-"""From the settings of a run to its model."""
+"""From the settings of a run to its model and its priors."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any
 from models.autoencoders.vae import VAE
 from models.autoencoders.vqvae import VQVAE
 from models.autoencoders.vqvae2 import VQVAE2
+from models.codes.description import CodeDescription
 from models.data import ImageData
-from models.runs.config import TrainConfig
+from models.priors import PixelCNN, PixelSNAIL, TransformerPrior
+from models.runs.config import PriorConfig, TrainConfig
+from models.settings import format_value
+from vq_kernels.checks import check_choice
 
 if TYPE_CHECKING:
     from models.autoencoders.base import Autoencoder
+    from models.priors import AutoregressivePrior
 
 
 def build_model(config: TrainConfig, data: ImageData) -> Autoencoder:
@@ -20,6 +25,7 @@ def build_model(config: TrainConfig, data: ImageData) -> Autoencoder:
     The fixed variance of the ``mse`` likelihood is the variance of the data, so that its loss is the
     normalised squared error. Raises ValueError for an unknown model or a size that does not divide.
     """
+    check_choice(("vqvae", "vqvae2", "vae"), model=config.model)
     loss: dict[str, Any] = {
         "beta": config.beta,
         "likelihood": config.likelihood,
@@ -33,39 +39,65 @@ def build_model(config: TrainConfig, data: ImageData) -> Autoencoder:
         "hidden": config.hidden,
         "residual_layers": config.residual_layers,
         "residual_hidden": config.residual_hidden,
-        "embedding_dim": config.embedding_dim,
-        "codebook_size": config.codebook_size,
-        "codebook": config.codebook,
-        "alpha": config.alpha,
-        "decay": config.decay,
-        "kmeans_init": config.kmeans_init,
-        "dead_code_threshold": config.dead_code_threshold,
         "manual_ema_update": config.accumulate > 1,
     }
+    shared |= config.quantizer_settings()
     if config.model == "vqvae":
-        model: VQVAE | VQVAE2 = VQVAE(data.channels, downscale=config.downscale, **shared)
-    elif config.model == "vqvae2":
-        model = VQVAE2(data.channels, downscales=config.downscales, **shared)
+        model: Autoencoder = VQVAE(data.channels, downscale=config.downscale, **shared)
     else:
-        raise ValueError(f"model must be vqvae, vqvae2 or vae, got {config.model!r}")
-    check_size(model, data)
+        model = VQVAE2(data.channels, downscales=config.downscales, **shared)
+    model.check_size(data)
     return model
 
 
-def check_size(model: Autoencoder, data: ImageData) -> None:
-    """ValueError naming the remedy unless the model takes images of ``data``'s size and channels."""
-    if isinstance(model, VAE):
-        fits, wanted = data.size == model.image_size, f"{model.image_size[0]}x{model.image_size[1]}"
-    else:
-        fits = all(size % model.total_downscale == 0 for size in data.size)
-        wanted = f"a multiple of {model.total_downscale} in height and width"
-    if not fits:
+def build_priors(config: PriorConfig, description: CodeDescription) -> list[AutoregressivePrior]:
+    """Priors of every level, top first; each lower one is conditioned on the level above it."""
+    check_choice(("transformer", "pixelcnn", "pixelsnail"), prior=config.prior)
+    if config.conditional and not description.class_names:
         raise ValueError(
-            f"{data.name} has images of {data.size[0]}x{data.size[1]}, the model takes {wanted}; "
-            f"give a size (--size) or other downscales"
+            f"conditional is true, but the codes of {description.data} in {config.codes} have no labels; "
+            f"leave it out (--no-conditional), or encode labelled images"
         )
-    if model.in_channels != data.channels:
+    classes = len(description.class_names) if config.conditional is not False else 0
+    levels = len(description.shapes)
+    attention, res_channels, out_res_blocks = (
+        _of_levels(config, name, levels) for name in ("attention", "res_channels", "out_res_blocks")
+    )
+    priors: list[AutoregressivePrior] = []
+    for level, shape in enumerate(description.shapes):
+        size = description.vocabulary(level)
+        conditions: dict[str, Any] = {
+            "num_classes": classes or None,
+            "upper_codebook_size": description.vocabulary(level - 1) if level else None,
+        }
+        if config.prior == "transformer":
+            prior: AutoregressivePrior = TransformerPrior(
+                size, config.width, shape=shape, layers=config.layers, heads=config.heads,
+                dropout=config.dropout, **conditions)  # fmt: skip
+        elif config.prior == "pixelcnn":
+            prior = PixelCNN(
+                size, channels=config.width, layers=config.layers, kernel_size=config.kernel_size,
+                dropout=config.dropout, upper_blocks=config.upper_blocks, **conditions)  # fmt: skip
+        else:
+            prior = PixelSNAIL(
+                size, channels=config.width, kernel_size=config.kernel_size, blocks=config.layers,
+                res_blocks=config.res_blocks, res_channels=res_channels[level] or None,
+                attention=attention[level], heads=config.heads, out_res_blocks=out_res_blocks[level],
+                dropout=config.dropout, upper_blocks=config.upper_blocks,
+                upper_channels=config.upper_channels, **conditions)  # fmt: skip
+        if len(shape) not in prior.map_axes:
+            raise ValueError(
+                f"prior is {config.prior!r}; accepted for code maps of shape {tuple(shape)}: 'transformer'"
+            )
+        priors.append(prior)
+    return priors
+
+
+def _of_levels(config: PriorConfig, name: str, levels: int) -> tuple[Any, ...]:
+    """A setting for each level, from one for all or one for each."""
+    values: tuple[Any, ...] = getattr(config, name)
+    if len(values) not in (1, levels):
         raise ValueError(
-            f"{data.name} has {data.channels} channels, the model takes {model.in_channels}; "
-            f"give channels (--channels {model.in_channels})"
+            f"{name} is {format_value(values)}; accepted: one value, or one for each of {levels} levels"
         )
+    return values * levels if len(values) == 1 else values

@@ -6,7 +6,7 @@ import torch
 
 
 def find_device(name: str) -> str:
-    """A device's name for torch, which ``auto`` chooses; ValueError for one that cannot be used here."""
+    """The name of a device for torch; ``auto`` is a GPU where there is one. ValueError for one out of use."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -14,6 +14,6 @@ def find_device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:  # what torch raises for an unknown and a missing one
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"device {name!r} cannot be used here ({reason}); give auto, cpu, or cuda on a GPU"
+            f"device is {name!r}, which cannot be used here ({reason}); accepted: auto, cpu, or cuda on a GPU"
         ) from error
     return name

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from models.runs.layout import RunLayout
+
 Series = tuple[list[float], list[float]]  # steps, values
 
 
@@ -13,16 +15,20 @@ def read_history(folder: Path) -> dict[str, Series]:
 
     A resumed run logs again the steps between its checkpoint and the interruption; the later log counts.
     """
-    values: dict[str, dict[int, float]] = {}
-    versions = sorted((folder / "logs").glob("version_*"), key=lambda path: int(path.name.split("_")[1]))
-    for version in versions:
+    points: dict[str, dict[int, float]] = {}
+    versions = RunLayout(folder).logs.glob("version_*")
+    for version in sorted(versions, key=lambda path: int(path.name.split("_")[1])):
         file = version / "metrics.csv"
         if not file.is_file():
             continue  # interrupted before its first row
-        with open(file, newline="") as handle:
+        with open(file, newline="", encoding="utf-8") as handle:
             for row in csv.DictReader(handle):
                 for name, text in row.items():
                     if text and name not in ("step", "epoch"):
-                        values.setdefault(name, {})[int(row["step"])] = float(text)
-    return {name: (list(map(float, sorted(found))), [found[step] for step in sorted(found)])
-            for name, found in values.items()}  # fmt: skip
+                        points.setdefault(name, {})[int(row["step"])] = float(text)
+    return {name: _series(by_step) for name, by_step in points.items()}
+
+
+def _series(by_step: dict[int, float]) -> Series:
+    steps = sorted(by_step)
+    return [float(step) for step in steps], [by_step[step] for step in steps]

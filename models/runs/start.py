@@ -1,29 +1,43 @@
-"""The folder of a run: what may start in it, what training writes there, what it goes on from."""
+"""Starting and resuming a run: what may start in its folder, and what training goes on from."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from models.codes.store import DESCRIPTION_FILE
-from models.runs.config import LoopConfig, PriorConfig, TrainConfig, read_yaml
+from models.runs.config import LoopConfig, PriorConfig
 from models.runs.history import read_history
+from models.settings import read_yaml
 
-BEST, LAST = "best.ckpt", "last.ckpt"
-CONFIG = "config.yaml"
-# All that training writes into RUNS/NAME beside config.yaml, as patterns: what --overwrite removes.
-_BY_ANY = ("checkpoints", "logs", "tensorboard", "curves.png")
-WRITTEN: dict[type[LoopConfig], tuple[str, ...]] = {
-    TrainConfig: (*_BY_ANY, "model", "reconstructions"),
-    PriorConfig: (*_BY_ANY, "level[0-9]*", DESCRIPTION_FILE),
-}
+Config = TypeVar("Config", bound=LoopConfig)
 # What Lightning and our modules read back from a checkpoint.
-_PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step", "loader")
+_CHECKPOINT_ENTRIES = (
+    *("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step", "loader"),
+)
+
+
+def start_config(
+    kind: type[Config], values: Mapping[str, Any], *, config: str | None = None, resume: bool = False
+) -> Config:
+    """The settings to train with: those of ``config``, or of the run to resume, changed by ``values``.
+
+    kind: TrainConfig or PriorConfig. values: settings by name, as text or in their types. config: a YAML
+    file, or the name of one in ``models/configs``. resume: without ``config``, the settings that ``values``
+    leaves out are those of the run in the folder, which may have moved since. Raises ValueError.
+    """
+    base = read_yaml(config) if config else {}
+    settings = kind.from_mapping(base | dict(values), config or "flags")
+    stored = settings.layout.config
+    if not resume or config or not stored.is_file():
+        return settings
+    place = {"name": settings.name, "runs": settings.runs}
+    return kind.load(stored).with_values(dict(values) | place, "flags")
 
 
 def check_folder(config: LoopConfig, resume: bool, overwrite: bool) -> None:
@@ -32,8 +46,7 @@ def check_folder(config: LoopConfig, resume: bool, overwrite: bool) -> None:
     An earlier run there must be of the same kind (train or train-prior), and the codes that a prior reads
     must lie elsewhere.
     """
-    folder = config.folder
-    stored = folder / CONFIG
+    folder, stored = config.folder, config.layout.config
     if resume and overwrite:
         raise ValueError("resume and overwrite exclude each other; give one of them")
     if isinstance(config, PriorConfig) and config.codes:
@@ -46,17 +59,17 @@ def check_folder(config: LoopConfig, resume: bool, overwrite: bool) -> None:
     if not stored.is_file():
         if resume:
             raise ValueError(f"{folder} holds no run to go on with; leave --resume out to start it")
-        found = _written(config)
-        if found:
+        outputs = config.layout.outputs(config.command)
+        if outputs:
             raise ValueError(
-                f"{folder} holds {found[0].name}, but no {CONFIG} says of what run; choose another name "
-                f"(--name)"
+                f"{folder} holds {outputs[0].name}, but no {stored.name} says of what run; choose another "
+                f"name (--name)"
             )
         return
     earlier = _earlier(config, stored)
     if resume:
         config.check_resumes(earlier)
-        _check_goes_on(config)
+        _check_has_checkpoint(config)
     elif not overwrite:
         raise ValueError(
             f"{folder} holds an earlier run; go on with it (--resume), replace it (--overwrite) or "
@@ -68,20 +81,20 @@ def prepare_folder(config: LoopConfig, model: nn.Module, resume: bool, overwrite
     """Make the run's folder, write its configuration and return the checkpoint to go on from, if any.
 
     To be called last, after all that can refuse the settings; raises ValueError for a checkpoint that does
-    not fit ``model``, a Lightning module. Overwriting removes what training wrote, see ``WRITTEN``. What
-    other commands made of the earlier run stays: its ``codes/``, which `encode` refuses to mix with those
-    of another model, samples and evaluations.
+    not fit ``model``, a Lightning module. Overwriting removes what training wrote, see
+    :meth:`models.runs.layout.RunLayout.outputs`. What other commands made of the earlier run stays: its
+    ``codes/``, which `encode` refuses to mix with those of another model, samples and evaluations.
     """
-    last = config.folder / "checkpoints" / LAST
-    checkpoint = last if resume and last.is_file() else None
+    layout = config.layout
+    checkpoint = layout.last if resume and layout.last.is_file() else None
     if checkpoint is not None:
         _check_fits(read_checkpoint(checkpoint), model, checkpoint)
     if int(os.environ.get("RANK", "0")) == 0:
         if overwrite:
-            for path in _written(config):
+            for path in layout.outputs(config.command):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        config.folder.mkdir(parents=True, exist_ok=True)
-        config.save(config.folder / CONFIG)
+        layout.folder.mkdir(parents=True, exist_ok=True)
+        config.save(layout.config)
     return checkpoint
 
 
@@ -92,7 +105,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what is no checkpoint can make unpickling raise anything
         raise ValueError(f"{path} is no checkpoint that can be read; {remedy}") from error
-    missing = [part for part in _PARTS if not isinstance(state, dict) or part not in state]
+    missing = [name for name in _CHECKPOINT_ENTRIES if not isinstance(state, dict) or name not in state]
     if missing:
         raise ValueError(f"{path} is no checkpoint of a run, as it lacks {missing[0]}; {remedy}")
     return dict(state)
@@ -116,31 +129,30 @@ def _earlier(config: LoopConfig, stored: Path) -> LoopConfig:
     return earlier
 
 
-def _check_goes_on(config: LoopConfig) -> None:
+def _check_has_checkpoint(config: LoopConfig) -> None:
     """ValueError if the run was trained, but its last checkpoint is gone: it would start over."""
-    folder = config.folder
-    if (folder / "checkpoints" / LAST).is_file():
+    layout = config.layout
+    if layout.last.is_file():
         return
-    models = [path.name for path in _written(config) if path.name.startswith(("model", "level"))]
-    best = [f"checkpoints/{BEST}"] if (folder / "checkpoints" / BEST).is_file() else []
-    found = models or best or (["logged steps"] if read_history(folder) else [])
-    if found:
+    traces = [path.name for path in (layout.model, *layout.levels) if path.exists()]
+    if not traces and layout.best.is_file():
+        traces = [str(layout.best.relative_to(layout.folder))]
+    if not traces and read_history(layout.folder):
+        traces = ["logged steps"]
+    if traces:
         raise ValueError(
-            f"{folder} has {found[0]}, but no checkpoints/{LAST} to go on from; train again with "
-            f"--overwrite, or choose another name (--name)"
+            f"{layout.folder} has {traces[0]}, but no {layout.last.relative_to(layout.folder)} to go on "
+            f"from; train again with --overwrite, or choose another name (--name)"
         )
 
 
 def _check_fits(checkpoint: dict[str, Any], model: nn.Module, path: Path) -> None:
-    there = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-    here = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    different = [name for name in there | here if there.get(name) != here.get(name)]
-    if different:
-        raise ValueError(
-            f"{path} is of another model: {different[0]} has shape {there.get(different[0], 'none')} there "
-            f"and {here.get(different[0], 'none')} here; train again with --overwrite"
-        )
-
-
-def _written(config: LoopConfig) -> list[Path]:
-    return sorted(path for pattern in WRITTEN[type(config)] for path in config.folder.glob(pattern))
+    """ValueError naming the first weight whose shape in the checkpoint is not that in ``model``."""
+    saved = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+    built = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for name in saved | built:
+        if saved.get(name) != built.get(name):
+            raise ValueError(
+                f"{path} is of another model: {name} has shape {saved.get(name, 'none')} in the checkpoint "
+                f"and {built.get(name, 'none')} in the model; train again with --overwrite"
+            )

@@ -1,6 +1,6 @@
 """The CUDA kernels, run on the host: kernel by kernel against the reference, on every path they have.
 
-``tests/test_ops.py`` and its neighbours run the public operations on this backend too; here are the
+``tests/operators`` runs the public operations on this backend too; here are the
 things that only its author knows of: which kernel serves which size, both orders in which threads can
 run, what lies around the outputs, and whether the shim itself finds mistakes.
 """

@@ -1,6 +1,6 @@
 """What is special to the Triton backend: launches, divided codes, deterministic sums, its two epilogues.
 
-Semantics common to all backends are tested in ``tests/test_*.py``.
+Semantics common to all backends are tested in ``tests/operators``.
 """
 
 from __future__ import annotations

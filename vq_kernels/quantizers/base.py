@@ -8,10 +8,12 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from ..exportable import exportable
 from . import metrics
 from .checkpoints import find_problems
 
 
+@exportable
 class QuantizerOutput(NamedTuple):
     """What a quantizer returns; unpacks as ``quantized, indices, loss``."""
 

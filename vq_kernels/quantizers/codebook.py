@@ -115,7 +115,7 @@ class Codebook(CodebookState):
         means = torch.stack([c.means for c in clusters])  # [H, K, D]
         sizes = torch.stack([c.counts for c in clusters]).clamp(min=1)  # [H, K]
         has_rows = torch.stack([c.total for c in clusters]).amin() > 0  # []
-        self.embed.copy_(torch.where(has_rows, means, self.embed))
+        self.write_codes_(torch.where(has_rows, means, self.embed))
         self.cluster_size.copy_(torch.where(has_rows, sizes, self.cluster_size))
         self.embed_avg.copy_(torch.where(has_rows, means * sizes[..., None], self.embed_avg))
         self.initted.logical_or_(has_rows)
@@ -178,6 +178,8 @@ class Codebook(CodebookState):
                     self.embed[h] = embed
                     self.cluster_size[h] = size
                     self.embed_avg[h] = average
+            if self._sharded_embed is not None:
+                self.write_codes_(self.embed)
             return
         # Codes trained by gradient stay, but revival needs to know how often they are taken.
         weight = (1.0 - self.decay) * (counts.sum(-1, keepdim=True) > 0).float()  # [H, 1]
@@ -193,7 +195,7 @@ class Codebook(CodebookState):
         if self.unit_length:
             rows = F.normalize(rows, dim=-1, eps=1e-6)
         dead = (self.cluster_size < threshold) & usable  # [H, K]
-        self.embed.copy_(torch.where(dead[..., None], rows, self.embed))
+        self.write_codes_(torch.where(dead[..., None], rows, self.embed))
         self.embed_avg.copy_(torch.where(dead[..., None], rows * threshold, self.embed_avg))
         self.cluster_size.copy_(torch.where(dead, threshold, self.cluster_size))
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..distributed import broadcast_from_first
 from ..functional import gather_codes
 from ..tensor_checks import check_integer_tensor
+from .sharded import is_sharded, write_part
 
 
 class CodebookState(nn.Module):
@@ -25,6 +26,7 @@ class CodebookState(nn.Module):
     cluster_size: Tensor
     embed_avg: Tensor
     embed: Tensor
+    _sharded_embed: Tensor | None = None  # between forward passes, under fully_shard
 
     def __init__(
         self,
@@ -81,11 +83,27 @@ class CodebookState(nn.Module):
         codes = torch.where(left_out.unsqueeze(-1), 0.0, codes)
         return codes.flatten(-2) if heads > 1 else codes
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "embed" and is_sharded(value):
+            # fully_shard changes the parameter for a whole copy in forward, and back after it.
+            object.__setattr__(self, "_sharded_embed", value)
+        super().__setattr__(name, value)
+
+    @torch.no_grad()
+    def write_codes_(self, codes: Tensor) -> None:
+        """Let ``embed`` be ``codes`` [H, K, D], also in the parts that ``fully_shard`` keeps of it."""
+        if not is_sharded(self.embed):
+            self.embed.copy_(codes)
+        if self._sharded_embed is not None:
+            write_part(self._sharded_embed, codes)
+
     @torch.no_grad()
     def set_codes_(self, codes: Tensor) -> None:
         """Start again from ``codes`` [H, K, D], each as if it had taken one row so far."""
-        self.embed.copy_(F.normalize(codes, dim=-1, eps=1e-6) if self.unit_length else codes)
-        self.embed_avg.copy_(self.embed)
+        codes = codes.to(self.embed_avg)
+        codes = F.normalize(codes, dim=-1, eps=1e-6) if self.unit_length else codes
+        self.write_codes_(codes)
+        self.embed_avg.copy_(codes)
         self.cluster_size.fill_(1.0)
         self.initted.fill_(True)
         self.needs_init = False

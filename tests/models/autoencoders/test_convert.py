@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models import load_pretrained
 from models.autoencoders.convert import convert_file, convert_rosinality, convert_zalando
 from models.cli import main
 from models.data import load_data
-from models.pretrained import load_pretrained
 from models.runs.build import build_model
 from models.runs.config import TrainConfig
 
@@ -190,7 +190,7 @@ def test_a_converted_run_serves_the_other_commands(theirs: Layers, tmp_path: Pat
         k: v.shape for k, v in stored.state_dict().items()
     }
     assert main(convert) == 2
-    assert "converted exists" in capsys.readouterr().err
+    assert "converted, which exists; accepted: a new folder" in capsys.readouterr().err
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
@@ -206,9 +206,9 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     state = Zalando(True).state
     with pytest.raises(ValueError, match=r"lacks the key _encoder\._conv_1\.weight"):
         convert_zalando({key: value for key, value in state.items() if "_conv_1" not in key})
-    with pytest.raises(ValueError, match=r"missing decoder.up.1.bias \(3,\)"):
+    with pytest.raises(ValueError, match=r"decoder.up.1.bias is missing; accepted: \(3,\)"):
         convert_zalando({key: value for key, value in state.items() if key != "_decoder._conv_trans_2.bias"})
-    with pytest.raises(ValueError, match=r"unknown extra.weight \(2,\)"):
+    with pytest.raises(ValueError, match=r"extra.weight of \(2,\) is unknown"):
         convert_rosinality(Rosinality().state | {"extra.weight": torch.zeros(2)})
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="is neither a VQ-VAE-2 of rosinality"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,9 @@ from data_support import write_images
 from run_support import write_prior, write_run
 
 from models.cli import encode, evaluate, main, reproduce, sample, train
-from models.cli.flags import run_config
-from models.codes.store import CodeDescription
+from models.codes.description import CodeDescription
 from models.runs.config import TrainConfig
+from models.runs.start import start_config
 
 pytestmark = pytest.mark.xdist_group("training")
 
@@ -114,7 +113,7 @@ def test_figures_say_what_they_are_of(tmp_path: Path, capsys) -> None:
     assert of["weights"] == CodeDescription.load(prior).weights
     assert found["nmse"] == pytest.approx(found["mse"] / of["variance"])
     said = fails(capsys, "evaluate", run, "--limit", "50")
-    assert "limit 50 is not that of the run, whose figures" in said
+    assert "limit is 50, which is not that of the run, whose figures" in said
     assert (run / "evaluation-test.json").read_text() == written
     same = ["evaluate", str(run), "--limit", "60", "--cache-gb", "1"]
     assert main(same) == 0
@@ -126,11 +125,12 @@ def test_outputs_are_checked_before_the_work(run: Path, prior: Path, tmp_path: P
     no_sampling(monkeypatch)
     file = tmp_path / "file"
     file.touch()
-    assert f"{file} is a file; give the path of a folder" in fails(capsys, "sample", prior, "--out", file)
-    assert f"{file} is a file" in fails(capsys, "reconstruct", run, "--out", file)
-    assert f"{file} is a file" in fails(capsys, "encode", run, "--out", file)
-    monkeypatch.setattr("models.cli.evaluate.open_run", lambda _: pytest.fail("opened"))
-    assert "is a folder; give the path of a file" in fails(capsys, "evaluate", run, "--out", tmp_path)
+    said = fails(capsys, "sample", prior, "--out", file)
+    assert f"out is {file}, which is a file; accepted: the path of a folder" in said
+    assert f"{file}, which is a file" in fails(capsys, "reconstruct", run, "--out", file)
+    assert f"{file}, which is a file" in fails(capsys, "encode", run, "--out", file)
+    monkeypatch.setattr("models.cli.evaluate.open_run", lambda *_: pytest.fail("opened"))
+    assert "is a folder; accepted: the path of a file" in fails(capsys, "evaluate", run, "--out", tmp_path)
     assert f"as {file} is no folder" in fails(capsys, "evaluate", run, "--out", file / "x.json")
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert "may not be written to" in fails(capsys, "evaluate", run, "--out", tmp_path / "x.json")
@@ -146,7 +146,7 @@ def test_system_errors_name_the_path(tmp_path: Path, capsys, monkeypatch) -> Non
     def full(_: object) -> None:
         raise OSError(28, "No space left on device", "/there/x.png")
 
-    monkeypatch.setattr(evaluate, "open_run", full)
+    monkeypatch.setattr(evaluate, "opened_config", full)
     assert fails(capsys, "evaluate", tmp_path) == "error: /there/x.png: No space left on device\n"
 
 
@@ -164,10 +164,10 @@ def test_interruption_says_how_to_go_on(arguments: list[str], hint: str, capsys,
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    for module, name in ((train, "run_config"), (encode, "open_run"), (reproduce, "load_study")):
+    for module, name in ((train, "training_config"), (encode, "opened_config"), (evaluate, "opened_config")):
         monkeypatch.setattr(module, name, interrupted)
     monkeypatch.setattr(sample, "open_priors", interrupted)
-    monkeypatch.setattr(evaluate, "open_run", interrupted)
+    monkeypatch.setattr(reproduce, "StudyOptions", interrupted)
     assert main(arguments) == 130
     assert capsys.readouterr().err == f"interrupted{hint}\n"
 
@@ -195,7 +195,8 @@ def test_reconstructions_of_an_earlier_run_do_not_stay(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**63])
 def test_seeds_of_samples_have_a_range(prior: Path, capsys, seed: int) -> None:
-    assert f"and below 2**63, got {seed}" in fails(capsys, "sample", prior, "--seed", seed)
+    said = fails(capsys, "sample", prior, "--seed", seed)
+    assert f"seed is {seed}; accepted: an integer from 0 to below 2**63" in said
     assert torch.Generator().manual_seed(2**63 - 1)
 
 
@@ -203,7 +204,7 @@ def test_a_run_that_has_moved_goes_on_where_it_is_now(tmp_path: Path) -> None:
     there = tmp_path / "moved" / "new-name"
     there.mkdir(parents=True)
     TrainConfig(name="old", runs="old-runs", lr=0.5).save(there / "config.yaml")
-    flags = Namespace(config=None, resume=True, name="new-name", runs=str(tmp_path / "moved"), epochs=3)
-    config = run_config(flags, TrainConfig)
+    given = {"name": "new-name", "runs": str(tmp_path / "moved"), "epochs": 3}
+    config = start_config(TrainConfig, given, resume=True)
     assert config.folder == there
     assert (config.lr, config.epochs) == (0.5, 3)

@@ -11,14 +11,13 @@ import torch
 from hierarchy_support import CODES, hierarchy
 from PIL import Image
 
-from models import VQVAE, VQVAE2
+from models import VQVAE, VQVAE2, load_pretrained
 from models.cli import main
 from models.codes.encode import encode
 from models.codes.sample import decode, sample_codes
 from models.data import DataConfig, load_data, to_float
 from models.evaluation.evaluate import evaluate
 from models.evaluation.pictures import grid, side_by_side
-from models.pretrained import load_pretrained
 from models.runs.config import TrainConfig
 
 pytestmark = pytest.mark.xdist_group("training")  # one process pays for importing torchmetrics

@@ -55,5 +55,5 @@ def test_loader_shares_images_between_processes() -> None:
     assert len(set(rows)) == len(rows) == 18
     parts = [rows_of(BatchLoader(Numbers(23, True), 3, rank=r, world=2)) for r in range(2)]
     assert sorted(row for part in parts for batch in part for row in batch) == list(range(23))
-    with pytest.raises(ValueError, match="only 3 images; choose a smaller batch_size"):
+    with pytest.raises(ValueError, match="for only 3 images; choose a smaller batch_size"):
         BatchLoader(Numbers(3, True), 2, shuffle=True, world=2)

@@ -186,7 +186,7 @@ def test_kaokore_layout(tmp_path: Path) -> None:
     labels = folder / "labels.csv"
     text = labels.read_text()
     labels.write_text(text.replace("00000004.jpg,0,0,dev", "00000004.jpg,0,7,dev"))
-    with pytest.raises(DataError, match=r"labels.csv line 6: unknown status '7'"):
+    with pytest.raises(DataError, match=r"labels.csv line 6: status is '7'; accepted: 0 \(noble\)"):
         load(folder)
     labels.write_text(text)
     for short, line in (("00000004.jpg,0,0", 6), ("00000004.jpg", 6)):
@@ -204,18 +204,21 @@ def test_kaokore_layout(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"data": "/no/such/folder"}, "/no/such/folder does not exist; give an existing folder"),
-        ({"data": "./nowhere"}, "nowhere does not exist"),
-        ({"data": ""}, "data is ''; give a folder"),
-        ({"data": "minst"}, "there is no folder 'minst'; give .* OWNER/NAME"),
-        ({"data": __file__}, "is a file; give the folder"),
-        ({"data": str(Path(__file__).parent)}, "holds no images, no parquet files"),
-        ({"size": "8by8"}, "size must be a number such as 64"),
-        ({"channels": 2}, "channels must be 1 or 3, got 2"),
-        ({"channels": 0}, "channels must be 1 or 3, got 0"),
-        ({"limit": 0}, "limit must be at least 1, got 0; leave it out"),
-        ({"limit": -2}, "limit must be at least 1, got -2; leave it out"),
-        ({"validation": 0.7}, "validation must be between 0 and 0.5, got 0.7"),
+        (
+            {"data": "/no/such/folder"},
+            "/no/such/folder, which does not exist; accepted: an existing folder",
+        ),
+        ({"data": "./nowhere"}, "nowhere, which does not exist"),
+        ({"data": ""}, "data is ''; accepted: a folder"),
+        ({"data": "minst"}, "data is 'minst', and there is no such folder; accepted: .* OWNER/NAME"),
+        ({"data": __file__}, "which is a file; accepted: the folder"),
+        ({"data": str(Path(__file__).parent)}, "a folder without images, parquet files or labels.csv"),
+        ({"size": "8by8"}, "size is '8by8'; accepted: a number such as 64"),
+        ({"channels": 2}, "channels is 2; accepted: 1 for grey"),
+        ({"channels": 0}, "channels is 0; accepted: 1 for grey"),
+        ({"limit": 0}, "limit is 0; accepted: an integer of at least 1, none for"),
+        ({"limit": -2}, "limit is -2; accepted: an integer of at least 1, none for"),
+        ({"validation": 0.7}, "validation is 0.7; accepted: a share between 0 and 0.5"),
         ({"label_column": "colour"}, "no column 'colour' for labels"),
     ],
 )

@@ -3,43 +3,43 @@
 from __future__ import annotations
 
 import re
-from types import SimpleNamespace
 
 import pytest
 
 from models.cli import main
+from models.codes.description import CodeDescription
 from models.runs.config import PriorConfig, TrainConfig
 
 
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [
-        ("precision", "foo", "precision must be 32-true, bf16-mixed or 16-mixed, got 'foo'"),
-        ("accelerator", "tpu", "accelerator must be auto, cpu or gpu, got 'tpu'"),
-        ("warmup", "-1", "warmup must be at least 0, got -1"),
-        ("latent_dim", "0", "latent_dim must be at least 1, got 0"),
-        ("hidden", "1", "hidden must be at least 2, got 1"),
-        ("seed", "-1", "seed must be at least 0, got -1"),
-        ("seed", str(2**32), r"seed must be below 2\*\*32 = 4294967296, got 4294967296"),
-        ("steps", "0", "steps must be at least 1, got 0"),
-        ("limit", "0", "limit must be at least 1, got 0"),
-        ("epochs", "0", "epochs must be at least 1, got 0"),
-        ("batch_size", "0", "batch_size must be at least 1, got 0"),
-        ("clip", "-1", "clip must be positive, got -1"),
-        ("patience", "0", "patience must be at least 1, got 0"),
-        ("devices", "0", "devices must be at least 1, got 0"),
-        ("lr", "0", "lr must be positive, got 0"),
-        ("lr", "inf", "lr must be finite, got inf"),
-        ("lr", "1e300", r"lr must be at most 1e30, as weights are float32, got 1e\+300"),
-        ("beta", "nan", "beta must be finite, got nan"),
-        ("downscales", "2,0", "downscales must be at least 1, got 2,0"),
-        ("channels_vae", "", "channels_vae must be .*, got ''"),
+        ("precision", "foo", "precision is 'foo'; accepted: '32-true', 'bf16-mixed', '16-mixed'"),
+        ("accelerator", "tpu", "accelerator is 'tpu'; accepted: 'auto', 'cpu', 'gpu'"),
+        ("warmup", "-1", "warmup is -1; accepted: an integer of at least 0"),
+        ("latent_dim", "0", "latent_dim is 0; accepted: an integer of at least 1"),
+        ("hidden", "1", "hidden is 1; accepted: an integer of at least 2"),
+        ("seed", "-1", "seed is -1; accepted: an integer of at least 0"),
+        ("seed", str(2**32), r"seed is 4294967296; accepted: an integer below 2\*\*32"),
+        ("steps", "0", "steps is 0; accepted: an integer of at least 1"),
+        ("limit", "0", "limit is 0; accepted: an integer of at least 1"),
+        ("epochs", "0", "epochs is 0; accepted: an integer of at least 1"),
+        ("batch_size", "0", "batch_size is 0; accepted: an integer of at least 1"),
+        ("clip", "-1", "clip is -1.0; accepted: a number above 0"),
+        ("patience", "0", "patience is 0; accepted: an integer of at least 1"),
+        ("devices", "0", "devices is 0; accepted: an integer of at least 1"),
+        ("lr", "0", "lr is 0.0; accepted: a number above 0, up to 1e30"),
+        ("lr", "inf", "lr is inf; accepted: a finite number"),
+        ("lr", "1e300", r"lr is 1e\+300; accepted: a number above 0, up to 1e30"),
+        ("beta", "nan", "beta is nan; accepted: a finite number"),
+        ("downscales", "2,0", "downscales is 0; accepted: an integer of at least 1"),
+        ("channels_vae", "", "channels_vae is ''; accepted: a whole number"),
         (
             "devices",
             "2",
-            "devices is 2, but this is a single process; start with: torchrun --nproc-per-node 2",
+            "devices is 2; accepted: 1, a single process, or start with: torchrun --nproc-per-node 2",
         ),
-        ("precision", "16-mixed", "precision is 16-mixed, which needs a GPU"),
+        ("precision", "16-mixed", "precision is '16-mixed', which needs a GPU"),
     ],
 )
 def test_values_that_are_refused(
@@ -63,7 +63,7 @@ def test_a_gpu_that_is_not_there_blocks_no_name(tmp_path, monkeypatch, capsys) -
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(["train", "--name", "a", "--accelerator", "gpu"]) == 2
-    assert "accelerator is gpu, but torch finds no GPU here" in capsys.readouterr().err
+    assert "accelerator is 'gpu', but torch finds no GPU here" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
@@ -110,10 +110,10 @@ def test_likelihood_and_beta_are_those_of_the_model(tmp_path, monkeypatch, flags
 
 
 def test_a_prior_is_conditional_where_there_are_labels() -> None:
-    from models.training.prior import build_priors
+    from models.runs.build import build_priors
 
     def classes(config: PriorConfig, names: tuple[str, ...]) -> int | None:
-        description = SimpleNamespace(codebook_size=8, shapes=((4, 4),), class_names=names, data="faces")
+        description = CodeDescription(((4, 4),), ((8,),), names, "faces", "", "")
         return build_priors(config, description)[0].num_classes
 
     assert classes(PriorConfig(), ("a", "b")) == classes(PriorConfig(conditional=True), ("a", "b")) == 2
@@ -136,12 +136,12 @@ def test_conditional_is_a_flag_without_a_value(monkeypatch, flag: str, expected:
 def test_settings_of_each_level_of_a_published_pixelsnail() -> None:
     """VQ-VAE-2: attention on the upper level alone, a stack of residual blocks that reads it below."""
     from models.priors import PixelSNAIL
-    from models.training.prior import build_priors
+    from models.runs.build import build_priors
 
     values = {"prior": "pixelsnail", "width": 8, "layers": 1, "heads": 2, "kernel_size": 3, "res_blocks": 2}
     values |= {"res_channels": "16,4", "attention": "true,false", "out_res_blocks": [2, 0]}
     config = PriorConfig.from_mapping(values | {"upper_blocks": 5, "upper_channels": 6}, "test")
-    description = SimpleNamespace(codebook_size=8, shapes=((4, 4), (8, 8)), class_names=())
+    description = CodeDescription(((4, 4), (8, 8)), ((8,), (8,)), (), "faces", "", "")
     top, bottom = build_priors(config, description)
     assert isinstance(top, PixelSNAIL)
     assert isinstance(bottom, PixelSNAIL)
@@ -156,7 +156,7 @@ def test_settings_of_each_level_of_a_published_pixelsnail() -> None:
     assert (bottom.config["kernel_size"], bottom.config["res_blocks"]) == (3, 2)
     assert (bottom.config["upper_blocks"], bottom.config["upper_channels"]) == (5, 6)
     assert len(bottom.blocks) == 1
-    with pytest.raises(ValueError, match="attention must have one value, or one for each of 2 levels, got 3"):
+    with pytest.raises(ValueError, match=r"attention is true,true,false; accepted: one .* each of 2 levels"):
         build_priors(config.replace(attention=(True, True, False)), description)
-    with pytest.raises(ValueError, match="kernel_size must be odd and at least 3, got 4"):
+    with pytest.raises(ValueError, match="kernel_size is 4; accepted: an odd integer of at least 3"):
         PriorConfig(kernel_size=4)

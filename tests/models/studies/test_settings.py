@@ -17,9 +17,9 @@ import models.codes.sample as sampling
 import models.evaluation.evaluate as evaluation
 from models import VQVAE
 from models.data import DataConfig, load_data, some_rows, to_float
-from models.studies.catalogue import load_study
+from models.studies.catalogue import list_studies
 from models.studies.figures import code_vectors, image_vectors
-from models.studies.runner import SEEDED, Runner, StudyOptions
+from models.studies.runner import Runner, StudyOptions
 
 pytestmark = pytest.mark.xdist_group("training")
 
@@ -56,8 +56,8 @@ def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any
     spy(prior, "train_prior", lambda config, *a, **k: spied.priors.append(config))
     spy(evaluation, "evaluate", lambda *a, **k: spied.splits.append(k.get("split", "test")))
     spy(sampling, "sample_codes", lambda *a, **k: spied.samples.append((a[2].tolist(), k)))
-    seeds = {"seeds": 2} if name in SEEDED else {}
-    load_study(name)(
+    seeds = {"seeds": 2} if "seeds" in list_studies()[name].options else {}
+    list_studies()[name].load()(
         StudyOptions(runs=str(folder), limit=150, progress=False, accelerator="cpu", **seeds, **options)
     )
     return spied
@@ -134,7 +134,7 @@ def test_a_study_takes_the_label_column_asked_for(tmp_path: Path) -> None:
     options = StudyOptions(
         data=str(kaokore(tmp_path)), label_column="gender", runs=str(tmp_path / "runs"), accelerator="cpu"
     )
-    runner = Runner("likelihood", options, {"small": {"data": "digits"}})
+    runner = Runner("likelihood", options, {"small": {"data": "digits"}}, ())
     assert runner.data.class_names == ("male", "female")
 
 

@@ -13,14 +13,14 @@ import torch
 from studies_support import CASES, QUICK_PRIOR, SMALLEST
 
 from models.cli import main
-from models.studies.catalogue import STUDIES, load_study
+from models.studies.catalogue import Study, list_studies
 from models.studies.runner import StudyOptions, mean_std
 
 pytestmark = pytest.mark.xdist_group("training")
 
 
 def test_all_five_studies_are_tested() -> None:
-    assert set(CASES) == set(STUDIES)
+    assert set(CASES) == set(list_studies())
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -63,14 +63,14 @@ def test_finished_runs_of_a_study_are_not_trained_again(
     monkeypatch.setattr(module, "GRIDS", CASES["celeba-sweep"][0]["GRIDS"])
     monkeypatch.setattr(module, "LONGER", {"small": 6})
     options = StudyOptions(runs=str(tmp_path), limit=150, progress=False, accelerator="cpu")
-    load_study("celeba-sweep")(options)
+    list_studies()["celeba-sweep"].load()(options)
     trained = []
     original = training.train
     monkeypatch.setattr(training, "train", lambda *a, **k: trained.append(a[0].name) or original(*a, **k))
-    load_study("celeba-sweep")(options)
+    list_studies()["celeba-sweep"].load()(options)
     assert trained == []
     monkeypatch.setattr(module, "LONGER", {"small": 7})
-    load_study("celeba-sweep")(options)
+    list_studies()["celeba-sweep"].load()(options)
     assert trained == ["best"]
 
 
@@ -86,7 +86,7 @@ def test_interrupted_runs_of_a_study_go_on_from_their_checkpoint(
         monkeypatch.setattr(module, attribute, value)
     monkeypatch.setattr(module, "SETTINGS", {"small": module.SETTINGS["small"] | SMALLEST})
     options = StudyOptions(runs=str(tmp_path), limit=150, progress=False, accelerator="cpu")
-    folder = load_study("likelihood")(options)
+    folder = list_studies()["likelihood"].load()(options)
     table = (folder / "bits.csv").read_text()
     (folder / "vae-gaussian" / "model" / "model.safetensors").unlink()
     (folder / "vqvae-gaussian-prior" / "level0" / "model.safetensors").unlink()
@@ -96,7 +96,7 @@ def test_interrupted_runs_of_a_study_go_on_from_their_checkpoint(
         monkeypatch.setattr(
             loop, name, lambda *a, original=original, **k: started.append((a[0].name, k)) or original(*a, **k)
         )
-    load_study("likelihood")(options)
+    list_studies()["likelihood"].load()(options)
     assert started == [("vae-gaussian", {"resume": True}), ("vqvae-gaussian-prior", {"resume": True})]
     assert (folder / "bits.csv").read_text() == table
     assert len(list((folder / "vae-gaussian" / "logs").iterdir())) == 2
@@ -117,11 +117,11 @@ def test_priors_of_an_earlier_model_are_trained_again(
         training, "train_prior", lambda *a, **k: trained.append(a[0].name) or original(*a, **k)
     )
     options = StudyOptions(runs=str(tmp_path), limit=150, progress=False, accelerator="cpu")
-    load_study("likelihood")(options)
-    load_study("likelihood")(options)
+    list_studies()["likelihood"].load()(options)
+    list_studies()["likelihood"].load()(options)
     assert len(trained) == 1
     monkeypatch.setattr(module, "SETTINGS", {"small": module.SETTINGS["small"] | SMALLEST | {"epochs": 3}})
-    load_study("likelihood")(options)
+    list_studies()["likelihood"].load()(options)
     assert len(trained) == 2
 
 
@@ -180,6 +180,40 @@ def test_rows_of_samples_and_classes_in_t_sne_are_named(tmp_path: Path, figures)
     assert [axis.get_legend() for axis in axes] == [None, None]
 
 
+def test_a_study_is_listed_from_its_source_alone(tmp_path: Path, monkeypatch) -> None:
+    """Name, summary and options of a file that is laid there, without running it."""
+    import models.studies.catalogue as catalogue
+
+    monkeypatch.setattr(catalogue, "__file__", str(tmp_path / "catalogue.py"))
+    (tmp_path / "catalogue.py").write_text("import nowhere\n")
+    (tmp_path / "new_study.py").write_text(
+        '"""What is studied.\n\nMore."""\nimport nowhere\nOPTIONS = ("seeds",)\ndef run(options): ...\n'
+    )
+    assert list_studies() == {"new-study": Study("new-study", "What is studied", ("seeds",))}
+
+
+def test_only_codes_of_another_model_are_replaced(tmp_path: Path, monkeypatch) -> None:
+    """Another error of encode reaches the user, and the codes of the run stay."""
+    import models.codes.encode as module
+    from models.studies import likelihood as study
+
+    for attribute, value in CASES["likelihood"][0].items():
+        monkeypatch.setattr(study, attribute, value)
+    monkeypatch.setattr(study, "SETTINGS", {"small": study.SETTINGS["small"] | SMALLEST})
+    options = StudyOptions(runs=str(tmp_path), limit=150, progress=False, accelerator="cpu")
+    folder = list_studies()["likelihood"].load()(options)
+    codes = folder / "vqvae-gaussian" / "codes"
+    before = {path: path.read_bytes() for path in codes.rglob("*") if path.is_file()}
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("a damaged image")
+
+    monkeypatch.setattr(module, "encode", fail)
+    with pytest.raises(ValueError, match="a damaged image"):
+        list_studies()["likelihood"].load()(options)
+    assert {path: path.read_bytes() for path in codes.rglob("*") if path.is_file()} == before
+
+
 def test_mean_and_deviation() -> None:
     assert mean_std([1.0, 2.0, 3.0]) == "2.0000 (1.0000)"
     assert mean_std([0.5]) == "0.5000"
@@ -188,7 +222,7 @@ def test_mean_and_deviation() -> None:
 @pytest.mark.parametrize("seeds", ["0", "-1"])
 def test_seeds_below_one_are_refused(tmp_path: Path, capsys, seeds: str) -> None:
     assert main(["reproduce", "kaokore-vqvae2", "--runs", str(tmp_path), "--seeds", seeds]) == 2
-    assert f"seeds must be at least 1, got {seeds}" in capsys.readouterr().err
+    assert f"seeds is {seeds}; accepted: an integer of at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -198,8 +232,8 @@ def test_seeds_below_one_are_refused(tmp_path: Path, capsys, seeds: str) -> None
 def test_options_that_a_study_does_not_take(tmp_path: Path, capsys, study: str, option: str) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["reproduce", study, "--" + option.replace("_", "-"), "2"])
-    with pytest.raises(ValueError, match=f"{option} is 2, but {study} .*; leave it out"):
-        load_study(study)(StudyOptions(runs=str(tmp_path), **{option: 2}))
+    with pytest.raises(ValueError, match=f"{option} is 2; accepted: none, as {study} "):
+        list_studies()[study].load()(StudyOptions(runs=str(tmp_path), **{option: 2}))
 
 
 def test_a_sweep_of_few_images_and_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +276,7 @@ def test_without_labels_there_are_no_conditional_priors(
     monkeypatch.setattr(module, "PRIORS", {"small": QUICK_PRIOR})
     monkeypatch.setattr(module, "VARIANTS", {"small": {"downscale": ()}})
     options = {"data": str(tmp_path), "runs": str(tmp_path / "runs"), "batch_size": 8, "accelerator": "cpu"}
-    folder = load_study("mnist-transformer")(StudyOptions(**options, progress=False))
+    folder = list_studies()["mnist-transformer"].load()(StudyOptions(**options, progress=False))
     text = (folder / "variants.md").read_text()
     assert "No class-conditional priors, as" in text
     assert "bits/dim unconditional" in text
