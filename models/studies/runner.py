@@ -87,7 +87,8 @@ class Runner:
         self.shared: dict[str, Any] = {"runs": str(self.folder)} | loop
         self.settings = {**settings[options.scale], **self.shared, **model_settings}
         self.config = TrainConfig(**self.settings)
-        self.data: ImageData = load_data(self.config)
+        self.data: ImageData = load_data(self.config, progress=options.progress)
+        self._say(self.data.describe())
         self.device = find_device({"gpu": "cuda"}.get(options.accelerator, options.accelerator))
 
     def train(self, name: str, **changes: Any) -> TrainedRun:
