@@ -1,5 +1,7 @@
 // The one door: the pybind11 module vq_kernels._C. Python checks every tensor and passes addresses,
 // sizes and strides; nothing here knows torch.
+#include "bindings.h"
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -12,35 +14,13 @@
 #include "cpu/vq_cpu.h"
 
 namespace py = pybind11;
+using namespace vq_bindings;
 
 #ifdef VQ_WITH_CUDA
 void bind_cuda(py::module_& m);  // csrc/cuda
 #endif
 
 namespace {
-
-// (address, dtype, b, m, d, stride_b, stride_m, stride_d)
-VqRows rows(const py::tuple& t) {
-  return {reinterpret_cast<void*>(t[0].cast<uintptr_t>()),
-          t[2].cast<int64_t>(),
-          t[3].cast<int64_t>(),
-          t[4].cast<int64_t>(),
-          t[5].cast<int64_t>(),
-          t[6].cast<int64_t>(),
-          t[7].cast<int64_t>(),
-          t[1].cast<int32_t>()};
-}
-
-// (address, dtype, k, d)
-VqCodes codes(const py::tuple& t) {
-  return {reinterpret_cast<void*>(t[0].cast<uintptr_t>()), t[2].cast<int64_t>(), t[3].cast<int64_t>(),
-          t[1].cast<int32_t>()};
-}
-
-template <class T>
-T* address(uintptr_t p) {
-  return reinterpret_cast<T*>(p);
-}
 
 void check(int status) {
   if (status == VQ_OUT_OF_MEMORY) throw std::bad_alloc();
@@ -94,65 +74,65 @@ py::dict cpu_features() {
   return features;
 }
 
-void nearest_code(const py::tuple& x, const py::tuple& codebook, int metric, int precision, int threads,
+void nearest_code(const py::tuple& x, const py::tuple& codebook, const py::tuple& options, int threads,
                   uintptr_t indices) {
   follow_environment();
-  const VqRows r = rows(x);
-  const VqCodes c = codes(codebook);
+  const VqRows rows = rows_from(x);
+  const VqCodes codes = codes_from(codebook);
+  const VqSearchOptions search = search_options_from(options);
   const py::gil_scoped_release release;
-  check(vq_cpu_nearest_code(&r, &c, metric, precision, threads, address<int64_t>(indices)));
+  check(vq_cpu_nearest_code(&rows, &codes, &search, threads, pointer<int64_t>(indices)));
 }
 
-void gather_codes(const py::tuple& codebook, uintptr_t indices, const py::tuple& out, int threads) {
+void gather_codes(const py::tuple& codebook, uintptr_t indices, const py::tuple& quantized, int threads) {
   follow_environment();
-  const VqRows r = rows(out);
-  const VqCodes c = codes(codebook);
+  const VqRows rows = rows_from(quantized);
+  const VqCodes codes = codes_from(codebook);
   const py::gil_scoped_release release;
-  check(vq_cpu_gather_codes(&c, address<int64_t>(indices), &r, threads));
+  check(vq_cpu_gather_codes(&codes, pointer<int64_t>(indices), &rows, threads));
 }
 
-void code_statistics(const py::tuple& x, uintptr_t indices, int64_t k, bool skip_nonfinite, int threads,
+void code_statistics(const py::tuple& x, uintptr_t indices, int64_t codes, bool skip_nonfinite, int threads,
                      uintptr_t counts, uintptr_t sums) {
   follow_environment();
-  const VqRows r = rows(x);
+  const VqRows rows = rows_from(x);
   const py::gil_scoped_release release;
-  check(vq_cpu_code_statistics(&r, address<int64_t>(indices), k, skip_nonfinite, threads,
-                               address<int64_t>(counts), address<float>(sums)));
+  check(vq_cpu_code_statistics(&rows, pointer<int64_t>(indices), codes, skip_nonfinite, threads,
+                               pointer<int64_t>(counts), pointer<float>(sums)));
 }
 
 void ema_update(uintptr_t codebook, uintptr_t cluster_size, uintptr_t embed_avg, uintptr_t counts,
-                bool float_counts, uintptr_t sums, int64_t k, int64_t d, double weight, double eps,
-                bool normalize, int threads) {
+                bool counts_are_float, uintptr_t sums, int64_t codes, int64_t dim, double one_minus_decay,
+                double eps, bool normalize, int threads) {
   follow_environment();
   const py::gil_scoped_release release;
-  check(vq_cpu_ema_update(address<float>(codebook), address<float>(cluster_size), address<float>(embed_avg),
-                          address<void>(counts), float_counts, address<float>(sums), k, d, weight, eps,
-                          normalize, threads));
+  check(vq_cpu_ema_update(pointer<float>(codebook), pointer<float>(cluster_size), pointer<float>(embed_avg),
+                          pointer<void>(counts), counts_are_float, pointer<float>(sums), codes, dim,
+                          one_minus_decay, eps, normalize, threads));
 }
 
-// Address 0: no mask, no statistics.
-void vector_quantize(const py::tuple& x, const py::tuple& codebook, uintptr_t mask, int metric, int precision,
-                     int threads, const py::tuple& out, uintptr_t indices, uintptr_t mse, uintptr_t valid_rows,
-                     uintptr_t counts, uintptr_t sums) {
+// mask 0: none.
+void vector_quantize(const py::tuple& x, const py::tuple& codebook, uintptr_t mask, const py::tuple& options,
+                     int threads, const py::tuple& result) {
   follow_environment();
-  const VqRows r = rows(x), o = rows(out);
-  const VqCodes c = codes(codebook);
+  const VqRows rows = rows_from(x);
+  const VqCodes codes = codes_from(codebook);
+  const VqQuantizeOptions quantize = quantize_options_from(options);
+  const VqQuantizeResult outputs = quantize_result_from(result);
   const py::gil_scoped_release release;
-  check(vq_cpu_vector_quantize(&r, &c, address<uint8_t>(mask), metric, precision, threads, &o,
-                               address<int64_t>(indices), address<float>(mse), address<int64_t>(valid_rows),
-                               address<int64_t>(counts), address<float>(sums)));
+  check(vq_cpu_vector_quantize(&rows, &codes, pointer<uint8_t>(mask), &quantize, threads, &outputs));
 }
 
-void vector_quantize_backward(const std::optional<py::tuple>& grad, const py::tuple& x,
-                              const py::tuple& codebook, uintptr_t indices, std::optional<float> pull,
-                              int gradient, int threads, const py::tuple& out) {
+void vector_quantize_backward(const std::optional<py::tuple>& grad_quantized, std::optional<float> loss_grad,
+                              const py::tuple& x, const py::tuple& codebook, uintptr_t indices, int gradient,
+                              int threads, const py::tuple& grad_x) {
   follow_environment();
-  const VqRows r = rows(x), o = rows(out);
-  const VqRows g = grad ? rows(*grad) : VqRows();
-  const VqCodes c = codes(codebook);
+  const VqRows rows = rows_from(x), out = rows_from(grad_x);
+  const VqRows grad = grad_quantized ? rows_from(*grad_quantized) : VqRows();
+  const VqCodes codes = codes_from(codebook);
   const py::gil_scoped_release release;
-  check(vq_cpu_vector_quantize_backward(grad ? &g : nullptr, &r, &c, address<int64_t>(indices),
-                                        pull.value_or(0.0f), pull.has_value(), gradient, threads, &o));
+  check(vq_cpu_vector_quantize_backward(grad_quantized ? &grad : nullptr, loss_grad ? &*loss_grad : nullptr,
+                                        &rows, &codes, pointer<int64_t>(indices), gradient, threads, &out));
 }
 
 }  // namespace
@@ -161,7 +141,6 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of vq_kernels";
   m.def("cpu_features", &cpu_features,
         "Instruction sets: of the machine, compiled in, and the one used (VQ_ISA overrides).");
-  m.def("_scale_bound", &vq_cpu_scale_bound, "For tests: multiplies the error bounds of exact search.");
   m.def("nearest_code", &nearest_code);
   m.def("gather_codes", &gather_codes);
   m.def("code_statistics", &code_statistics);

@@ -1,41 +1,37 @@
 """``make gpu-check``: is everything right on this GPU? One table, one JSON file, within nine minutes.
 
-First the checks of ``gpu_checks.py``, then the operations' own tests with ``VQ_TEST_DEVICE=cuda``, for
-Triton and CUDA C++ each. Exit status: 0 all right, 1 something failed, 2 no CUDA GPU.
+The checks of ``checks.py``, the operations' own tests with ``VQ_TEST_DEVICE=cuda`` and compute-sanitizer, for
+Triton and CUDA C++ each; ``--parts`` takes some of them. Exit status: 0 all right, 1 something failed, 2 no
+CUDA GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import os
-import subprocess
 import sys
-import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import torch
 
 from vq_kernels import available_backends
 
-from ..machine import RESULTS, ROOT, describe, machine_name
-from .checks import CHECKS, SANITIZERS, Check, NotHere, passes_sanitizer
+from ..machine import RESULTS, describe, machine_name, write_json
+from .checks import CHECKS, Check
+from .faults import NotHere, is_fatal
+from .operation_tests import run_tests
+from .sanitized import TOOLS, passes_sanitizer
+from .target import BACKENDS, Target, add_arguments, open_target
 
-BACKENDS = ("cuda", "triton")
-TESTS = tuple(
-    f"tests/test_{name}.py"
-    for name in ("ops", "exactness", "edge_cases", "gradients", "properties", "registration")
-)
-OWN_TESTS = {"triton": ("tests/backends/test_triton.py", "tests/backends/test_triton_launch.py"), "cuda": ()}
 SECONDS = 510.0
+PARTS = (*CHECKS, "tests", "sanitizer")
+FILE, REPORT = "check.json", "tests.xml"
 PASSED, FAILED, SKIPPED = "passed", "FAILED", "skipped"
 
 
@@ -50,11 +46,11 @@ class Result:
     seconds: float = 0.0
 
 
-def ask(name: str, backend: str, check: Check) -> Result:
+def run_check(name: str, backend: str, check: Callable[[], str]) -> Result:
     """The result of one check; no exception passes."""
     start = time.monotonic()
     try:
-        status, detail = PASSED, check(backend)
+        status, detail = PASSED, check()
     except NotHere as reason:
         status, detail = SKIPPED, str(reason)
     except Exception as error:
@@ -63,64 +59,98 @@ def ask(name: str, backend: str, check: Check) -> Result:
     return Result(name, backend, status, detail, round(time.monotonic() - start, 1))
 
 
-# --- the operations' tests on the GPU ---------------------------------------------------------------------
+class Run:
+    """The checks of some parts for some backends, within a time.
 
+    ``save`` gets all results so far after each of them, so that a run that is stopped leaves them behind.
+    After a fatal fault this process can check nothing more; tests and sanitizer have processes of their own.
+    """
 
-def read_report(path: Path) -> tuple[dict[str, int], list[str]]:
-    """Numbers of tests by outcome, and what failed, from a JUnit report."""
-    counts = {"passed": 0, "failed": 0, "skipped": 0}
-    failures = []
-    for case in ElementTree.parse(path).getroot().iter("testcase"):
-        kinds = {child.tag for child in case}
-        outcome = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
-        counts[outcome] += 1
-        if outcome == "failed":
-            failures.append(f"{case.get('classname')}::{case.get('name')}")
-    return counts, failures
+    def __init__(
+        self,
+        target: Target,
+        seconds: float,
+        parts: Sequence[str] = PARTS,
+        clock: Callable[[], float] = time.monotonic,
+        save: Callable[[list[Result]], object] = lambda results: None,
+        report: Path | None = None,
+    ) -> None:
+        self.target, self.parts, self.report = target, parts, report
+        self.results: list[Result] = []
+        self._clock, self._save = clock, save
+        self._end = clock() + seconds
+        self._fault: str | None = None
 
+    def backends(self, names: Sequence[str]) -> list[Result]:
+        """Everything for each backend that works here; one that does not is a failure."""
+        registered = {name: self.target.backend(name) for name in names}
+        unavailable = available_backends()
+        for name in names:
+            if (reason := unavailable[registered[name]]) is not None:
+                self._add(Result("available", name, FAILED, reason))
+        working = [name for name in names if unavailable[registered[name]] is None]
+        for i, name in enumerate(working):
+            stop = self._clock() + (self._end - self._clock()) / (len(working) - i)  # of this backend
+            self._one(name, registered[name], stop)
+        return self.results
 
-def run_tests(backend: str, seconds: float) -> str:
-    """The op x backend x dtype x layout x size matrix and the exactness tests, in processes of their own."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment |= {"VQ_TEST_DEVICE": "cuda", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        # What names another backend is not this one's; what names none concerns both.
-        others = " or ".join(sorted({"cuda", "triton", "native", "reference"} - {backend}))
-        chosen = ["-k", f"{backend} or not ({others})"]
-        files = (*TESTS, *OWN_TESTS.get(backend, ()))
-        command = [sys.executable, "-m", "pytest", *files, "-q", *chosen, f"--junitxml={report}"]
-        command += ["-p", "no:cacheprovider", "--tb=short", "-o", "addopts="]
-        if importlib.util.find_spec("pytest_timeout") is not None:
-            command.append(f"--session-timeout={seconds:.0f}")
-        if importlib.util.find_spec("xdist") is not None:
-            command += ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "loadgroup"]
-        try:
-            done = subprocess.run(
-                command,
-                cwd=ROOT,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=seconds + 30,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise NotHere(f"the tests did not end within {seconds + 30:.0f} seconds") from error
-        if not report.exists():
-            raise AssertionError(
-                f"pytest ended with {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}"
-            )
-        counts, failures = read_report(report)
-    if failures:
-        print(done.stdout[-6000:], file=sys.stderr)
-    text = ", ".join(f"{number} {outcome}" for outcome, number in counts.items() if number)
-    assert not failures, f"{text}; {', '.join(failures[:6])}"
-    assert counts["passed"], f"no test ran for {backend}: {text}"
-    if done.returncode != 0:
-        raise NotHere(f"{text}, then stopped after {seconds:.0f} seconds")
-    return text
+    def _one(self, name: str, registered: str, stop: float) -> None:
+        for part in self.parts:
+            for check, function in CHECKS.get(part, {}).items():
+                self._ask(check, name, function, registered)
+        if "tests" in self.parts:
+            reserve = 60.0 if "sanitizer" in self.parts else 0.0
+            limit = max(30.0, stop - self._clock() - reserve)
+            self._begin("tests of the operations", name, lambda: self._tests([name], limit))
+        if "sanitizer" in self.parts:
+            self._sanitize(name, stop)
+
+    def _tests(self, names: Sequence[str], limit: float) -> str:
+        return run_tests(names, limit, self.target, self.report)
+
+    def tests_together(self, names: Sequence[str]) -> list[Result]:
+        """The tests of several backends in one run of pytest."""
+        limit = self._end - self._clock()
+        self._begin("tests of the operations", " and ".join(names), lambda: self._tests(names, limit))
+        return self.results
+
+    def _ask(self, check: str, name: str, function: Check, registered: str) -> None:
+        if self._fault is not None:
+            self._add(Result(check, name, SKIPPED, f"not asked after a fatal fault in {self._fault}"))
+            return
+        result = self._begin(check, name, lambda: function(registered, self.target))
+        if result.status == FAILED and is_fatal(result.detail):
+            self._fault = f"{check}, {name}"
+
+    def _sanitize(self, name: str, stop: float) -> None:
+        """All tools side by side: they spend their time in processes of their own."""
+        limit = min(100.0, max(15.0, stop - self._clock()))
+        tools = self.target.choose(TOOLS, TOOLS[:1])
+        with ThreadPoolExecutor(len(tools)) as pool:
+            waiting = [
+                pool.submit(
+                    run_check,
+                    f"compute-sanitizer {tool}",
+                    name,
+                    lambda tool=tool: passes_sanitizer(tool, name, self.target, limit),  # type: ignore[misc]
+                )
+                for tool in tools
+            ]
+            for result in waiting:
+                self._add(result.result())
+
+    def _begin(self, check: str, name: str, function: Callable[[], str]) -> Result:
+        print(f"{name}: {check}", file=sys.stderr, flush=True)
+        if self._clock() >= self._end:
+            result = Result(check, name, SKIPPED, "no time left")
+        else:
+            result = run_check(check, name, function)
+        return self._add(result)
+
+    def _add(self, result: Result) -> Result:
+        self.results.append(result)
+        self._save(self.results)
+        return result
 
 
 # --- table and file ------------------------------------------------------------------------------------
@@ -142,76 +172,54 @@ def table(results: list[Result]) -> str:
 
 
 def write(results: list[Result], description: dict[str, Any], path: Path) -> None:
-    """``<gpu>-check.json``: machine, versions, commit and date with every result."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Machine, versions, commit and date with every result."""
     failed = sum(r.status == FAILED for r in results)
-    content = {**description, "failed": failed, "results": [asdict(r) for r in results]}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(path, {**description, "failed": failed, "results": [asdict(r) for r in results]})
 
 
-def run(
-    backends: list[str],
-    seconds: float,
-    clock: Callable[[], float] = time.monotonic,
-    save: Callable[[list[Result]], object] = lambda results: None,
-) -> list[Result]:
-    """Every check for every backend; what no time is left for is skipped and says so.
-
-    ``save`` gets all results so far after each of them, so that a run that is stopped leaves them behind.
-    """
-    end = clock() + seconds
-    unavailable = available_backends()
-    results = []
-    for backend in backends:
-        if (reason := unavailable[backend]) is not None:
-            results.append(Result("available", backend, FAILED, reason))
-    working = [b for b in backends if unavailable[b] is None]
-    for i, backend in enumerate(working):
-        share = (end - clock()) / (len(working) - i)  # the time of this backend, tests included
-        stop = clock() + share
-
-        def test(name: str, stop: float = stop) -> str:
-            return run_tests(name, max(30.0, stop - clock() - 60.0))
-
-        def sanitize(name: str, tool: str, stop: float = stop) -> str:
-            return passes_sanitizer(tool, name, min(100.0, max(15.0, stop - clock())))
-
-        questions: dict[str, Check] = {**CHECKS, "tests of the operations": test}
-        questions |= {f"compute-sanitizer {tool}": partial(sanitize, tool=tool) for tool in SANITIZERS}
-        for name, check in questions.items():
-            print(f"{backend}: {name}", file=sys.stderr, flush=True)
-            if clock() >= end:
-                results.append(Result(name, backend, SKIPPED, "no time left"))
-            else:
-                results.append(ask(name, backend, check))
-            save(results)
-    return results
+def earlier_results(path: Path) -> list[Result]:
+    """What another call of this session left in its file."""
+    if not path.exists():
+        return []
+    return [Result(**result) for result in json.loads(path.read_text())["results"]]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """0 when nothing failed, 1 when something did, 2 without a CUDA GPU."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.check", description=__doc__)
     parser.add_argument("--backend", action="append", choices=BACKENDS, help="default: both")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="time to use, default %(default)s")
     parser.add_argument("--no-write", action="store_true", help="write no results file")
+    add_arguments(parser)
     options = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        print("gpu-check needs a CUDA GPU, and torch sees none on this machine.", file=sys.stderr)
+    if (target := open_target(options.rehearse, "gpu-check")) is None:
         return 2
-    description = describe("cuda")
-    path = RESULTS / f"{machine_name('cuda')}-check.json"
+    description = describe(target.device)
+    path, earlier, report = RESULTS / f"{machine_name(target.device)}-check.json", [], None
+    if options.out is not None:
+        path, report = options.out / FILE, options.out / REPORT
+        earlier = earlier_results(path)
 
-    def save(found: list[Result]) -> None:
+    def save(results: list[Result]) -> None:
         if not options.no_write:
-            write(found, description, path)
+            write([*earlier, *results], description, path)
 
-    results = run(options.backend or list(BACKENDS), options.seconds, save=save)
-    print(f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}\n")
+    run = Run(target, options.seconds, options.parts, save=save, report=report)
+    backends = options.backend or list(BACKENDS)
+    if tuple(options.parts) == ("tests",):  # one pytest for all: its workers share what they compile
+        results = run.tests_together(backends)
+    else:
+        results = run.backends(backends)
+    print(f"\n{description['machine']['name']}, torch {torch.__version__}, CUDA {torch.version.cuda}\n")
     print(table(results))
     save(results)
     if not options.no_write:
         print(f"\nwritten: {path}")
-    return 1 if any(r.status == FAILED for r in results) else 0
+    counts = {status: sum(r.status == status for r in results) for status in (PASSED, FAILED, SKIPPED)}
+    words = [f"{number} {status}" for status, number in counts.items() if number]
+    print("; ".join([", ".join(words), *(r.detail.splitlines()[0] for r in results if r.status == FAILED)]))
+    return 1 if counts[FAILED] else 0
 
 
 if __name__ == "__main__":

@@ -1,17 +1,13 @@
 """What ``make gpu-check`` asks of a backend on a CUDA GPU, one function a question.
 
 A check returns a word on what it saw, raises AssertionError where the answer is wrong, and raises
-``NotHere`` where this machine cannot be asked. ``python -m benchmarks.gpu.checks BACKEND`` calls every
-operation once on small inputs: the program that compute-sanitizer watches.
+``NotHere`` where this machine cannot be asked.
 """
 
 from __future__ import annotations
 
 import copy
 import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 
 import torch
@@ -20,68 +16,79 @@ from torch import Tensor
 import vq_kernels as vq
 
 from ..launches import device_activities
-from ..machine import ROOT
+from .cases import compare_quantized
+from .faults import NotHere
 from .models import from_data_to_samples
+from .target import Target
 
 MOST_LAUNCHES = 6  # in a training step of the layer
-DEVICE = "cuda"
+WEIGHTS = (1.0, 0.25)  # commitment weights whose launches are counted
 SIZES = ((2**17, 64, 1024), (2**15, 256, 4096), (2**17, 8, 128), (40_003, 100, 777))  # N, D, K
-Check = Callable[[str], str]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TINY_SIZES = ((70, 20, 33),)
+TINY_DTYPES = (
+    torch.float32,
+    torch.float16,
+)  # the interpreter of Triton cuts bfloat16 off, which is no rounding
+Check = Callable[[str, Target], str]
 
 
-class NotHere(RuntimeError):
-    """This machine cannot be asked; the text says why."""
-
-
-def make(n: int, d: int, k: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Rows and a codebook, from a generator of their own."""
-    generator = torch.Generator(DEVICE).manual_seed(n + 31 * d + 7 * k)
-    x = torch.randn(n, d, device=DEVICE, generator=generator).to(dtype)
-    return x, torch.randn(k, d, device=DEVICE, generator=generator)
+def make(target: Target, n: int, d: int, k: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Rows ``[N, D]`` and a codebook ``[K, D]``, from a generator of their own."""
+    generator = torch.Generator(target.device).manual_seed(n + 31 * d + 7 * k)
+    x = torch.randn(n, d, device=target.device, generator=generator).to(dtype)
+    return x, torch.randn(k, d, device=target.device, generator=generator)
 
 
 def same(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
+    """Whether all tensors are equal, bit for bit."""
     return all(torch.equal(s, t) for s, t in zip(a, b, strict=True))
+
+
+def require_gpu(target: Target) -> None:
+    """Raises NotHere in a rehearsal, which has no streams, graphs or device memory."""
+    if target.is_rehearsal:
+        raise NotHere("a rehearsal has no GPU")
 
 
 # --- results --------------------------------------------------------------------------------------------
 
 
-def agrees_with_reference(backend: str) -> str:
+def agrees_with_reference(backend: str, target: Target) -> str:
     """Larger than the tests: the exact indices of the reference, sums and losses to rounding."""
     rows = 0
-    for n, d, k in SIZES:
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            x, codebook = make(n, d, k, dtype)
+    sizes, dtypes = target.choose((SIZES, DTYPES), (TINY_SIZES, TINY_DTYPES))
+    for n, d, k in sizes:
+        for dtype in dtypes:
+            x, codebook = make(target, n, d, k, dtype)
             want = vq.vector_quantize(x, codebook, backend="reference")
             got = vq.vector_quantize(x, codebook, backend=backend)
-            wrong = int((got.indices != want.indices).sum())
-            assert wrong == 0, f"{wrong} of {n} indices differ at D={d}, K={k}, {dtype}"
-            assert torch.equal(got.quantized, want.quantized)
-            assert torch.equal(got.counts, want.counts)
-            torch.testing.assert_close(got.loss, want.loss, rtol=1e-5, atol=0.0)
-            torch.testing.assert_close(got.sums, want.sums, rtol=1e-4, atol=1e-3)
+            try:
+                compare_quantized(got, want)
+            except AssertionError as error:
+                raise AssertionError(f"D={d}, K={k}, {dtype}: {error}") from error
             rows += n
     return f"{rows} rows, every index equal"
 
 
-def is_reproducible(backend: str) -> str:
-    """Five runs, bit for bit."""
-    x, codebook = make(100_003, 64, 300)
+def is_reproducible(backend: str, target: Target) -> str:
+    """Several runs, bit for bit."""
+    x, codebook = make(target, *target.choose((100_003, 64, 300), (37, 20, 30)))
     first = vq.vector_quantize(x, codebook, backend=backend)
-    for _ in range(4):
+    for _ in range(target.choose(4, 1)):
         assert same(first, vq.vector_quantize(x, codebook, backend=backend)), "two runs differ"
-    return "five runs equal"
+    return "all runs equal"
 
 
-def addresses_beyond_32_bits(backend: str) -> str:
+def addresses_beyond_32_bits(backend: str, target: Target) -> str:
     """N D above 2^31 elements: the last rows come out as they do alone."""
+    require_gpu(target)
     n, d, k = 2**25 + 3, 64, 16
     free, _ = torch.cuda.mem_get_info()
     if free < 6 * n * d:
         raise NotHere(f"needs {6 * n * d / 2**30:.0f} GiB of free memory, {free / 2**30:.0f} are")
-    x = torch.zeros(n, d, device=DEVICE, dtype=torch.bfloat16)
-    tail, codebook = make(1000, d, k, torch.bfloat16)
+    x = torch.zeros(n, d, device=target.device, dtype=torch.bfloat16)
+    tail, codebook = make(target, 1000, d, k, torch.bfloat16)
     x[-1000:] = tail
     got = vq.vector_quantize(x, codebook, backend=backend)
     want = vq.vector_quantize(tail, codebook, backend=backend)
@@ -94,9 +101,10 @@ def addresses_beyond_32_bits(backend: str) -> str:
 # --- streams and devices --------------------------------------------------------------------------------
 
 
-def works_on_another_stream(backend: str) -> str:
+def works_on_another_stream(backend: str, target: Target) -> str:
     """Input made late on a stream of its own: work on any other stream would read what was there before."""
-    x, codebook = make(20_011, 64, 128)
+    require_gpu(target)
+    x, codebook = make(target, 20_011, 64, 128)
     want = vq.vector_quantize(x, codebook, backend=backend)
     late = torch.full_like(x, torch.nan)
     torch.cuda.synchronize()
@@ -110,9 +118,10 @@ def works_on_another_stream(backend: str) -> str:
     return "equal"
 
 
-def works_on_two_streams(backend: str) -> str:
+def works_on_two_streams(backend: str, target: Target) -> str:
     """Two streams at once, each with its own scratch memory."""
-    inputs = [make(30_000 + i, 64, 256 + i) for i in range(2)]
+    require_gpu(target)
+    inputs = [make(target, 30_000 + i, 64, 256 + i) for i in range(2)]
     want = [vq.vector_quantize(*pair, backend=backend) for pair in inputs]
     torch.cuda.synchronize()
     streams = [torch.cuda.Stream(), torch.cuda.Stream()]
@@ -127,11 +136,12 @@ def works_on_two_streams(backend: str) -> str:
     return "20 calls equal"
 
 
-def works_on_a_second_device(backend: str) -> str:
+def works_on_a_second_device(backend: str, target: Target) -> str:
     """Tensors on cuda:1 while cuda:0 is current."""
+    require_gpu(target)
     if torch.cuda.device_count() < 2:
         raise NotHere("one GPU")
-    x, codebook = make(10_000, 64, 128)
+    x, codebook = make(target, 10_000, 64, 128)
     want = vq.vector_quantize(x, codebook, backend=backend)
     got = vq.vector_quantize(x.to("cuda:1"), codebook.to("cuda:1"), backend=backend)
     assert same(tuple(t.to("cuda:0") for t in got), want), "results differ on the second device"
@@ -151,11 +161,12 @@ def training_step(layer: torch.nn.Module, x: Tensor, grad: Tensor) -> tuple[Tens
     return quantized.detach(), indices, loss.detach(), x.grad
 
 
-def captures_in_a_graph(backend: str) -> str:
+def captures_in_a_graph(backend: str, target: Target) -> str:
     """A training step of the layer as one CUDA graph, replayed on new input, equals the eager step."""
+    require_gpu(target)
     for rotation in (False, True):
-        eager = vq.FusedVectorQuantizer(64, 512, rotation_trick=rotation, backend=backend).to(DEVICE)
-        x, _ = make(16_384, 64, 1)
+        eager = vq.FusedVectorQuantizer(64, 512, rotation_trick=rotation, backend=backend).to(target.device)
+        x, _ = make(target, 16_384, 64, 1)
         x.requires_grad_()
         grad = torch.randn_like(x)
         training_step(eager, x, grad)
@@ -172,7 +183,7 @@ def captures_in_a_graph(backend: str) -> str:
             results = training_step(recorded, x, grad)
         recorded.load_state_dict(start)
         for i in range(3):
-            fresh, _ = make(16_384, 64, 2 + i)
+            fresh, _ = make(target, 16_384, 64, 2 + i)
             with torch.no_grad():
                 x.copy_(fresh)
             graph.replay()
@@ -186,83 +197,49 @@ def captures_in_a_graph(backend: str) -> str:
     return "3 replays equal, both gradients"
 
 
-def takes_few_launches(backend: str) -> str:
-    """Device activities of a training step, counted by the profiler."""
-    layer = vq.FusedVectorQuantizer(64, 512, backend=backend).to(DEVICE)
-    x, _ = make(2**16, 64, 1)
-    x.requires_grad_()
-    grad, one = torch.randn_like(x), torch.ones((), device=DEVICE)
+def takes_few_launches(backend: str, target: Target) -> str:
+    """Device activities of a training step, counted by the profiler, whatever the commitment weight."""
+    require_gpu(target)
+    said = []
+    for weight in WEIGHTS:
+        layer = vq.FusedVectorQuantizer(64, 512, commitment_weight=weight, backend=backend).to(target.device)
+        x, _ = make(target, 2**16, 64, 1)
+        x.requires_grad_()
+        grad, one = torch.randn_like(x), torch.ones((), device=target.device)
 
-    def step() -> None:
-        x.grad = None
-        quantized, _, loss = layer(x)
-        torch.autograd.backward([quantized, loss], [grad, one])
+        def step(
+            layer: torch.nn.Module = layer, x: Tensor = x, grad: Tensor = grad, one: Tensor = one
+        ) -> None:
+            x.grad = None
+            quantized, _, loss = layer(x)
+            torch.autograd.backward([quantized, loss], [grad, one])
 
-    try:
-        names = device_activities(step)
-    except RuntimeError as error:
-        raise NotHere(str(error)) from error
-    short = [re.sub(r"[<(].*", "", name.removeprefix("void "))[:40] for name in names]
-    assert len(names) <= MOST_LAUNCHES, f"{len(names)} launches: {', '.join(short)}"
-    return f"{len(names)}: {', '.join(short)}"
-
-
-# --- compute-sanitizer ----------------------------------------------------------------------------------
-
-
-def call_everything(backend: str) -> None:
-    """Every operation once for each kind of kernel, small."""
-    for d in (3, 24, 100):
-        for dtype in (torch.float32, torch.bfloat16):
-            x, codebook = make(200, d, 70, dtype)
-            codebook[40:] = codebook[:30]  # ties, so that rows are scored again
-            x.requires_grad_()
-            got = vq.vector_quantize(x, codebook, gradient="rotation_trick", backend=backend)
-            (got.quantized.float().sum() + got.loss).backward()
-            first = x.detach().T.contiguous()[None].requires_grad_()
-            got = vq.vector_quantize(first, codebook, channel_dim=1, backend=backend)
-            (got.quantized.float().sum() + got.loss).backward()
-            average, size = torch.randn_like(codebook), torch.rand(70, device=DEVICE)
-            vq.ema_update_(
-                codebook, size, average, got.counts, got.sums, decay=0.9, eps=1e-5, backend=backend
-            )
-            vq.code_statistics(x.detach(), got.indices[0], 70, backend=backend)
-            vq.gather_codes(codebook, got.indices, channel_dim=1, backend=backend)
-    torch.cuda.synchronize()
+        try:
+            names = device_activities(step)
+        except RuntimeError as error:
+            raise NotHere(str(error)) from error
+        short = [re.sub(r"[<(].*", "", name.removeprefix("void "))[:40] for name in names]
+        said.append(f"weight {weight:g}: {len(names)}: {', '.join(short)}")
+        assert len(names) <= MOST_LAUNCHES, said[-1]
+    return "; ".join(said)
 
 
-def passes_sanitizer(tool: str, backend: str, seconds: float = 100.0) -> str:
-    """No error reported by a tool of compute-sanitizer; for our CUDA kernels it looks at them alone."""
-    program = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
-    if program is None:
-        raise NotHere("compute-sanitizer is not installed")
-    only = ["--kernel-regex", "kns=vq_cuda"] if backend == "cuda" else []
-    command = [program, "--tool", tool, "--error-exitcode", "9", *only, sys.executable]
-    command += ["-m", "benchmarks.gpu.checks", backend]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise NotHere(f"did not end within {seconds:.0f} seconds") from error
-    output = done.stdout + done.stderr
-    if re.search(r"[Dd]evice not supported|[Uu]nable to|Target application terminated before", output):
-        raise NotHere(next(line for line in output.splitlines() if line.startswith("=========")).strip("= "))
-    summary = [line.strip("= ") for line in output.splitlines() if "SUMMARY" in line]
-    assert done.returncode == 0, "\n".join([*summary, output[-2000:]])
-    return summary[-1] if summary else "no summary"
-
-
-CHECKS: dict[str, Check] = {
-    "equals the reference": agrees_with_reference,
-    "reproducible": is_reproducible,
-    "64-bit addresses": addresses_beyond_32_bits,
-    "non-default stream": works_on_another_stream,
-    "two streams": works_on_two_streams,
-    "second device": works_on_a_second_device,
-    "CUDA graph of a training step": captures_in_a_graph,
-    f"at most {MOST_LAUNCHES} launches a step": takes_few_launches,
-    "models, data to samples": lambda backend: from_data_to_samples(backend, DEVICE),
+CHECKS: dict[str, dict[str, Check]] = {
+    "results": {
+        "equals the reference": agrees_with_reference,
+        "reproducible": is_reproducible,
+        "64-bit addresses": addresses_beyond_32_bits,
+    },
+    "streams": {
+        "non-default stream": works_on_another_stream,
+        "two streams": works_on_two_streams,
+        "second device": works_on_a_second_device,
+    },
+    "graph": {
+        "CUDA graph of a training step": captures_in_a_graph,
+        f"at most {MOST_LAUNCHES} launches a step": takes_few_launches,
+    },
+    "models": {
+        "models, data to samples": lambda backend, target: from_data_to_samples(backend, target.device)
+    },
 }
-SANITIZERS = ("memcheck", "racecheck")
-
-if __name__ == "__main__":
-    call_everything(sys.argv[1])

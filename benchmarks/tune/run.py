@@ -3,7 +3,7 @@
 For every entry of ``vq_kernels/backends/triton/tuned.py`` (number of products and bucket of D) one field
 of the stored configuration is changed at a time, and a change is kept where the search, through the
 library's own path and with its indices checked, gets faster. ``--write`` puts what was found into
-``tuned.py``; run ``make gpu-check`` after it.
+``tuned.py``; run ``make gpu-check`` after it. ``--out`` leaves the checkout as it is.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import contextlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,10 @@ N, K = 2**18, 4096
 BUDGET = Budget(seconds=0.2, sample_s=0.01, min_pairs=5, max_pairs=15)
 WORKERS = 12
 
+FILE = "tune.json"
+
 Run = Callable[[Entry, Deadline], Outcome]
+CompileAhead = Callable[[Entry, Sequence[Config]], None]
 
 
 def run_once(entry: Entry, config: Config) -> None:
@@ -56,6 +59,16 @@ def run_once(entry: Entry, config: Config) -> None:
 def compile_ahead(pool: ProcessPoolExecutor, entry: Entry, configs: Sequence[Config]) -> None:
     """Compile candidates side by side; all is quiet again when it returns, since timing comes next."""
     list(pool.map(partial(run_once, entry), configs))
+
+
+@contextlib.contextmanager
+def compilers(workers: int) -> Iterator[CompileAhead]:
+    """What compiles candidates ahead in that many processes; with none they compile as they are called."""
+    if workers == 0:
+        yield lambda entry, configs: None
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        yield partial(compile_ahead, pool)
 
 
 def tune(entries: Sequence[Entry], seconds: float, run: Run, outcomes: list[Outcome]) -> None:
@@ -81,14 +94,14 @@ def table(outcomes: Sequence[Outcome], entries: Sequence[Entry], seconds: float)
     return "\n".join(lines)
 
 
-def make_block(architecture: int, outcomes: Sequence[Outcome], source: str, note: str) -> Block:
-    """The architecture's lines in ``tuned.py``: what was found, and the rest as it was, with its notes."""
-    found = {o.entry: o.best for o in outcomes if o.trials}
-    notes = tune_source.notes(source, architecture)
+def make_block(architecture: int, outcomes: Sequence[Outcome], source: str, provenance: str) -> Block:
+    """The architecture's lines in ``tuned.py``: those tuned now, and the rest as it was."""
+    tuned = {o.entry: o.best for o in outcomes if o.trials}
+    before = tune_source.provenances(source, architecture)
     block: dict[int, list[Line]] = {}
     for entry in ENTRIES:
-        config = found.get(entry) or tune_source.stored(architecture, *entry)
-        where = note if entry in found else notes.get((entry.products, entry.largest), "")
+        config = tuned.get(entry) or tune_source.stored(architecture, *entry)
+        where = provenance if entry in tuned else before.get((entry.products, entry.largest), "")
         block.setdefault(entry.products, []).append(Line(entry.largest, config, where))
     return block
 
@@ -126,20 +139,42 @@ def report(
     description: dict[str, Any],
     seconds: float,
     write: Path | None,
-) -> Path:
-    """Print the table and the new lines, write the results file, and with ``write`` that ``tuned.py``."""
+    out: Path | None = None,
+) -> None:
+    """Print the table and the new lines, and write the results file.
+
+    Args:
+        write: the ``tuned.py`` to put the new lines into.
+        out: a folder for ``tune.json`` and a ``tuned.py`` with the new lines, instead of ``results/``.
+    """
     print(table(outcomes, entries, seconds) + "\n")
     results = {**description, "architecture": architecture, "outcomes": [as_json(o) for o in outcomes]}
-    path = machine.write_results(results, suffix="-tune")
+    if out is None:
+        path = machine.write_results(results, suffix="-tune")
+    else:
+        path = out / FILE
+        machine.write_json(path, results)
     print(f"written to {os.path.relpath(path, machine.ROOT)}\n")
     source = (write or tune_source.PATH).read_text()
-    note = f"{description['machine']['name']}, {description['date'][:10]}"
-    block = make_block(architecture, outcomes, source, note)
+    provenance = f"{description['machine']['name']}, {description['date'][:10]}"
+    block = make_block(architecture, outcomes, source, provenance)
     print(tune_source.block_source(architecture, block))
-    if write is not None:
-        write.write_text(tune_source.rewrite(source, architecture, block))
-        print(f"\nwritten to {os.path.relpath(write, machine.ROOT)}")
-    return path
+    copies = [] if out is None else [out / tune_source.PATH.name]
+    for target in [*copies, *([] if write is None else [write])]:
+        target.write_text(tune_source.rewrite(source, architecture, block))
+        print(f"\nwritten to {os.path.relpath(target, machine.ROOT)}")
+
+
+def refusal(rehearse: bool) -> str | None:
+    """Why nothing can be tuned here, or None."""
+    if not rehearse and not torch.cuda.is_available():
+        return "tune needs a CUDA GPU, and torch sees none on this machine."
+    x = torch.empty(1, 1, 1, device="cpu" if rehearse else "cuda")
+    backend = get_backend("triton")
+    reason = backend.unavailable_reason() or backend.unsupported_reason("nearest_code", x)
+    if reason is None and common.interpreted() and not rehearse:
+        reason = "TRITON_INTERPRET is set, and nothing is compiled"
+    return None if reason is None else f"tune needs the Triton backend: {reason}."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -147,42 +182,48 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="time to use, default %(default)s")
     parser.add_argument("--write", action="store_true", help="put what was found into tuned.py")
+    parser.add_argument("--out", type=Path, help="a folder for tune.json and tuned.py, instead of results/")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="on the CPU, in Triton's interpreter (TRITON_INTERPRET=1)"
+    )
     names = {str(entry): entry for entry in ENTRIES}
     help_only = f"these entries: products (1 to 3) x D ({', '.join(map(str, DIMS))}), such as 3x64"
     parser.add_argument("--only", nargs="+", choices=names, metavar="ENTRY", help=help_only)
     options = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        print("tune needs a CUDA GPU, and torch sees none on this machine.", file=sys.stderr)
+    if (reason := refusal(options.rehearse)) is not None:
+        print(reason, file=sys.stderr)
         return 2
-    x = torch.empty(1, 1, 1, device="cuda")
-    backend = get_backend("triton")
-    reason = backend.unavailable_reason() or backend.unsupported_reason(x)
-    if reason is None and common.interpreted():
-        reason = "TRITON_INTERPRET is set, and nothing is compiled"
-    if reason is not None:
-        print(f"tune needs the Triton backend: {reason}.", file=sys.stderr)
-        return 2
-    description = machine.describe("cuda")
-    entries = [names[name] for name in options.only or names]
+    device, (n, k), budget = "cuda", (N, K), BUDGET
     workers = max(1, min(WORKERS, (os.cpu_count() or 2) - 1))
+    if options.rehearse:
+        device, (n, k), budget, workers = "cpu", (17, 40), Budget(0.0, 0.0, 1, 1), 0
+    description = machine.describe(device)
+    entries = [names[name] for name in options.only or names]
     outcomes: list[Outcome] = []
+    architecture = common.architecture(torch.empty(0, device=device).device)
+
+    def keep(write: Path | None) -> None:
+        report(
+            *(entries, outcomes),
+            architecture=architecture,
+            description=description,
+            seconds=options.seconds,
+            write=write,
+            out=options.out,
+        )
+
     write = None
     try:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        with compilers(workers) as ahead:
 
             def run(entry: Entry, deadline: Deadline) -> Outcome:
-                ahead = partial(compile_ahead, pool)
-                case = Case(N, entry.dim, K)
-                return Descent(entry, case, "cuda", timer_for("cuda"), BUDGET, ahead).run(deadline)
+                case = Case(n, entry.dim, k)
+                return Descent(entry, case, device, timer_for(device), budget, ahead).run(deadline)
 
             tune(entries, options.seconds, run, outcomes)
         write = tune_source.PATH if options.write else None
     finally:  # a wrong result ends the run; what was measured before it is kept, but not put into use
-        report(
-            *(entries, outcomes),
-            architecture=common.architecture(x.device),
-            description=description,
-            seconds=options.seconds,
-            write=write,
-        )
+        keep(write)
+    finished = sum(outcome.finished for outcome in outcomes)
+    print(f"\n{len(outcomes)} of {len(entries)} entries tuned, {finished} to their end")
     return 0

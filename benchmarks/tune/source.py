@@ -23,11 +23,11 @@ class Line(NamedTuple):
 
     largest: int
     config: Config
-    note: str
+    provenance: str
 
     def __str__(self) -> str:
         largest = "_ANY" if self.largest == ANY else str(self.largest)
-        return f"        ({largest}, {tuple(self.config)}),{self.note and f'  # {self.note}'}"
+        return f"        ({largest}, {tuple(self.config)}),{self.provenance and f'  # {self.provenance}'}"
 
 
 Block = Mapping[int, list[Line]]  # by number of products
@@ -55,7 +55,7 @@ def _names(table: str) -> dict[int, str]:
     return {int(match[1]): match[2] for match in found if match}
 
 
-def notes(source: str, architecture: int) -> dict[tuple[int, int], str]:
+def provenances(source: str, architecture: int) -> dict[tuple[int, int], str]:
     """(products, largest D) -> GPU and date, of the lines serving an architecture that were tuned."""
     paragraphs = source.split("\n\n")
     names = _names(paragraphs[_paragraph(paragraphs, "TABLE")])

@@ -6,6 +6,7 @@
 
 #include "cpu/kernels.h"
 
+namespace vq_cpu {
 namespace {
 
 constexpr int CODE_LANES = V::W / 2;
@@ -69,7 +70,7 @@ void inspect_codes(const float* codes, int64_t k, int64_t dim, uint8_t* finite, 
   }
 }
 
-double pack_code(const float* code, const float* centre, int64_t dim, float* out, int64_t pitch) {
+double pack_code_float32(const float* code, const float* centre, int64_t dim, float* out, int64_t pitch) {
   CodeD square = {};
   over_code(dim, [&](int64_t d, int64_t n) {
     CodeF e, c = {};
@@ -114,3 +115,4 @@ double score_rows(const double* rows, int n, int64_t pitch, const float* code, i
 }
 
 }  // namespace
+}  // namespace vq_cpu

@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <string.h>
 
+namespace vq_cpu {
 namespace {
 
 struct Bf16 {
@@ -67,3 +68,4 @@ struct F16 {
 }
 
 }  // namespace
+}  // namespace vq_cpu

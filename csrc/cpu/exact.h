@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+namespace vq_cpu {
+
 struct ExactScore {
   double v, r;
 
@@ -37,3 +39,5 @@ inline ExactScore exact_score(const float* x, const float* e, int64_t dim, bool 
   for (int64_t d = 0; d < dim; ++d) sum.add(-double(x[d]) * double(e[d]));
   return sum.score();
 }
+
+}  // namespace vq_cpu

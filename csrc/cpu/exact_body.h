@@ -9,6 +9,7 @@
 
 #include "cpu/kernels.h"
 
+namespace vq_cpu {
 namespace {
 
 constexpr int EXACT_LANES = V::W / 2;
@@ -29,7 +30,7 @@ void exact_scan_lanes(const double* x, const float* codes, const uint8_t* usable
     ExactD low = zero + (squares_low ? squares_low[j] : 0.0);
     for (int64_t d = 0; d < dim; ++d) {
       ExactD row;
-      __builtin_memcpy(&row, x + d * VQ_EXACT_LANES, sizeof row);
+      __builtin_memcpy(&row, x + d * kExactLanes, sizeof row);
       const ExactD t = row * -double(e[d]);
       const ExactD s = high + t;
       const ExactD b = s - high;
@@ -49,8 +50,9 @@ void exact_scan_lanes(const double* x, const float* codes, const uint8_t* usable
 
 void exact_scan(const double* x, const float* codes, const uint8_t* usable, const double* squares_high,
                 const double* squares_low, int64_t k, int64_t dim, int64_t* index) {
-  for (int lane = 0; lane < VQ_EXACT_LANES; lane += EXACT_LANES)
+  for (int lane = 0; lane < kExactLanes; lane += EXACT_LANES)
     exact_scan_lanes(x + lane, codes, usable, squares_high, squares_low, k, dim, index + lane);
 }
 
 }  // namespace
+}  // namespace vq_cpu

@@ -3,50 +3,53 @@
 #include "cpu/codebook.h"
 #include "cpu/rows.h"
 
+namespace vq_cpu {
 namespace {
 
 // Same dtype, channel last: rows are copied as bytes.
 void copy_rows(const VqCodes* codes, const int64_t* indices, const VqRows* out, int64_t first, int n) {
-  const size_t size = codes->dtype == VQ_F32 ? 4 : 2, bytes = size_t(codes->d) * size;
+  const size_t size = codes->dtype == VQ_FLOAT32 ? 4 : 2, bytes = size_t(codes->dim) * size;
   const char* from = static_cast<const char*>(codes->data);
   for (int64_t r = first; r < first + n; ++r) {
     char* to = static_cast<char*>(out->data) +
-               int64_t(size) * (r / out->m * out->stride_b + r % out->m * out->stride_m);
+               int64_t(size) * (r / out->rows * out->stride_batch + r % out->rows * out->stride_row);
     memcpy(to, from + size_t(indices[r]) * bytes, bytes);
   }
 }
 
 }  // namespace
+}  // namespace vq_cpu
 
-extern "C" int vq_cpu_gather_codes(const VqCodes* codes, const int64_t* indices, const VqRows* out,
-                                   int threads) {
-  const VqKernels* kernels = vq_kernels_in_use();
-  const int64_t rows = row_count(out), tiles = divide_up(rows, ROWS_A_TILE);
-  const int team = threads_for(threads, rows * out->d);
-  if (out->dtype == codes->dtype && out->stride_d == 1) {
-    parallel_for(team, tiles, [&](int64_t t) {
-      copy_rows(codes, indices, out, t * ROWS_A_TILE, tile_rows(t * ROWS_A_TILE, rows));
+extern "C" int vq_cpu_gather_codes(const VqCodes* codebook, const int64_t* indices,
+                                   const VqRows* quantized, int threads) {
+  using namespace vq_cpu;
+  const Kernels* kernels = kernels_in_use();
+  const int64_t rows = row_count(quantized), chunks = divide_up(rows, kStreamRows);
+  const int team = threads_for(threads, rows * quantized->dim);
+  if (quantized->dtype == codebook->dtype && quantized->stride_dim == 1) {
+    parallel_for(team, chunks, [&](int64_t t) {
+      copy_rows(codebook, indices, quantized, t * kStreamRows, stream_rows(t * kStreamRows, rows));
     });
     return VQ_OK;
   }
   Buffer<float> storage;
-  const float* e = codes_as_float(codes, kernels, threads, storage);
+  const float* e = codes_as_float(codebook, kernels, threads, storage);
   bool ok = e != nullptr;
   if (!ok) return VQ_OUT_OF_MEMORY;
 #pragma omp parallel num_threads(team) if (team > 1) reduction(&& : ok)
   {
     const DefaultRounding rounding;
-    RowTile tile;
-    ok = tile.open(kernels, out);
+    RowStream stream;
+    ok = stream.open(kernels, quantized);
 #pragma omp for schedule(dynamic)
-    for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t first = t * ROWS_A_TILE;
-      const int n = tile_rows(first, rows);
+    for (int64_t t = 0; t < chunks; ++t) {
+      const int64_t first = t * kStreamRows;
+      const int n = stream_rows(first, rows);
       int64_t pitch;
-      float* to = ok ? tile.write(first, n, &pitch) : nullptr;
+      float* to = ok ? stream.write(first, n, &pitch) : nullptr;
       for (int i = 0; ok && i < n; ++i)
-        memcpy(to + i * pitch, e + indices[first + i] * out->d, size_t(out->d) * 4);
-      if (ok) tile.done(first, n);
+        memcpy(to + i * pitch, e + indices[first + i] * quantized->dim, size_t(quantized->dim) * 4);
+      if (ok) stream.done(first, n);
     }
   }
   return ok ? VQ_OK : VQ_OUT_OF_MEMORY;

@@ -10,6 +10,7 @@
 #include <unistd.h>
 #endif
 
+namespace vq_cpu {
 namespace {
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -89,6 +90,7 @@ int best_isa() {
 int chosen = -1;
 
 }  // namespace
+}  // namespace vq_cpu
 
 extern "C" const char* vq_cpu_isa_name(int isa) {
   static const char* const names[VQ_ISA_COUNT] = {"portable", "avx2", "avx512", "amx"};
@@ -117,41 +119,46 @@ extern "C" int vq_cpu_isa_compiled(int isa) {
 }
 
 extern "C" int vq_cpu_isa_supported(int isa) {
+  using vq_cpu::detect;
   static const bool supported[VQ_ISA_COUNT] = {detect(0), detect(1), detect(2), detect(3)};
   return supported[isa];
 }
 
 extern "C" int vq_cpu_isa(void) {
-  static const int best = best_isa();
-  return chosen >= 0 ? chosen : best;
+  static const int best = vq_cpu::best_isa();
+  return vq_cpu::chosen >= 0 ? vq_cpu::chosen : best;
 }
 
 extern "C" int vq_cpu_use_isa(int isa) {
   if (isa >= VQ_ISA_COUNT) return 1;
   if (isa >= 0 && !(vq_cpu_isa_compiled(isa) && vq_cpu_isa_supported(isa))) return 1;
-  chosen = isa;
+  vq_cpu::chosen = isa;
   return 0;
 }
 
-const VqKernels* vq_kernels_in_use() {
+namespace vq_cpu {
+
+const Kernels* kernels_in_use() {
   switch (vq_cpu_isa()) {
 #ifdef VQ_HAVE_AVX512
     case VQ_ISA_AMX:
     case VQ_ISA_AVX512:
-      return &vq_kernels_avx512;
+      return &kernels_avx512;
 #endif
 #ifdef VQ_HAVE_AVX2
     case VQ_ISA_AVX2:
-      return &vq_kernels_avx2;
+      return &kernels_avx2;
 #endif
     default:
-      return &vq_kernels_portable;
+      return &kernels_portable;
   }
 }
 
-const VqTileKernels* vq_tile_kernels_in_use() {
+const MatrixKernels* matrix_kernels_in_use() {
 #ifdef VQ_HAVE_AMX
-  if (vq_cpu_isa() == VQ_ISA_AMX) return &vq_kernels_amx;
+  if (vq_cpu_isa() == VQ_ISA_AMX) return &kernels_amx;
 #endif
   return nullptr;
 }
+
+}  // namespace vq_cpu

@@ -1,4 +1,4 @@
-// The inner loops, one table for each instruction set. The drivers (search.cpp, gather.cpp, ...) are
+// The inner loops, one table for each instruction set. The drivers (sweep_search.cpp, gather.cpp, ...) are
 // compiled for any CPU and call through the table of the instruction set in use.
 #pragma once
 
@@ -6,77 +6,91 @@
 
 #include "cpu/vq_cpu.h"
 
-// One sweep of a tile of rows over consecutive panels of codes. Lanes are rows: x is [d][tile], so
-// that the argmin needs no exchange between lanes; panels are [panels][d][panel].
-struct VqSweep {
+namespace vq_cpu {
+
+// A tile of rows against consecutive panels of codes: score = x.e + bias, the largest wins. Lanes are
+// rows: x is [dim][tile], so that the argmin needs no exchange between lanes; panels are
+// [panels][dim][panel].
+struct SweepInput {
   const float* x;
   const float* panels;
   const float* bias;  // [panels * panel]: -|e|^2/2, or -inf for a code that cannot be chosen
-  int64_t d, panel_count;
+  int64_t dim, panel_count;
   int32_t first_code;
   int vectors;  // of the tile, in use
-  // score = x.e + bias, the largest wins
-  float* best;    // [tile]
-  float* second;  // [tile]
+};
+
+// The best code of each row so far, raised by what the sweep meets.
+struct BestSweep : SweepInput {
+  float* best;     // [tile]
+  float* second;   // [tile]
   int32_t* index;  // [tile]
-  // For collect: the codes with a score of at least threshold, at most `capacity` a row. A count
-  // above the capacity says that the list is incomplete.
+};
+
+// The codes with a score of at least threshold, at most `capacity` a row. A count above the capacity
+// says that the list is incomplete.
+struct CandidateSweep : SweepInput {
   const float* threshold;  // [tile]
   int32_t* candidates;     // [tile][capacity]
   int32_t* counts;         // [tile]
   int32_t capacity;
 };
 
-enum { VQ_EXACT_LANES = 8, VQ_MOST_TILE_ROWS = 64 };
+constexpr int kExactLanes = 8;    // rows at once of exact_scan
+constexpr int kMostTileRows = 64;  // lanes * vectors of any table
 
-struct VqKernels {
+// kernel_table.h fills it by name.
+struct Kernels {
   int lanes, vectors, panel;  // rows of a vector, vectors of a tile, codes of a panel
 
-  // Rows first .. first + n - 1 as float32 [n][d], and back.
+  // Rows first .. first + n - 1 as float32 [n][dim], and back.
   void (*load_rows)(const VqRows* x, int64_t first, int n, float* out);
   void (*store_rows)(const VqRows* out, int64_t first, int n, const float* rows);
-  // packed [d][tile] = rows - centre (null: 0), zero beyond n; norm2 [tile] = sum of squares.
+  // packed [dim][tile] = rows - centre (null: 0), zero beyond n; norm2 [tile] = sum of squares.
   void (*pack_tile)(const VqRows* x, int64_t first, int n, const float* centre, float* packed, float* norm2);
 
-  void (*sweep)(const VqSweep*);
-  void (*collect)(const VqSweep*);
+  void (*sweep)(const BestSweep*);
+  void (*collect)(const CandidateSweep*);
 
-  // The exact scores (exact_body.h) of `VQ_EXACT_LANES` rows x [d][lanes] with all k codes, and the
-  // index of the smallest. squares_high and _low [k]: the sum over e^2/2, null for 0.
+  // The exact scores (exact_body.h) of `kExactLanes` rows x [dim][lanes] with all codes, and the index of
+  // the smallest. squares_high and _low [codes]: the sum over e^2/2, null for 0.
   void (*exact_scan)(const double* x, const float* codes, const uint8_t* usable, const double* squares_high,
-                     const double* squares_low, int64_t k, int64_t d, int64_t* index);
+                     const double* squares_low, int64_t count, int64_t dim, int64_t* index);
 
   // Of each code: whether it is finite, and a hash that equal codes share.
-  void (*inspect_codes)(const float* codes, int64_t k, int64_t d, uint8_t* finite, uint64_t* hashes);
+  void (*inspect_codes)(const float* codes, int64_t count, int64_t dim, uint8_t* finite, uint64_t* hashes);
   // out, `pitch` floats apart = code - centre (null: 0); returns its square norm.
-  double (*pack_code)(const float* code, const float* centre, int64_t d, float* out, int64_t pitch);
+  double (*pack_code)(const float* code, const float* centre, int64_t dim, float* out, int64_t pitch);
   // The scores e.e/2 - x.e (or -x.e) of one code with n rows, in float64 in any order; returns e.e. Rows
-  // are `pitch` doubles apart, with zeros up to a multiple of VQ_EXACT_LANES.
-  double (*score_rows)(const double* rows, int n, int64_t pitch, const float* code, int64_t d, int l2,
+  // are `pitch` doubles apart, with zeros up to a multiple of kExactLanes.
+  double (*score_rows)(const double* rows, int n, int64_t pitch, const float* code, int64_t dim, int l2,
                        double* scores);
 
   // out rows = codes[index]; returns the sum of (code - x)^2. Leading dimensions in floats.
   double (*quantize_rows)(const float* x, int64_t ldx, const float* codes, const int64_t* index, int n,
-                          int64_t d, float* out, int64_t ldo);
-  // sums [k][d] += rows, in order, for rows with low <= index < high.
-  void (*add_rows)(const float* x, int64_t ldx, const int64_t* index, int n, int64_t d, int64_t low,
+                          int64_t dim, float* out, int64_t ldo);
+  // sums [codes][dim] += rows, in order, for rows with low <= index < high.
+  void (*add_rows)(const float* x, int64_t ldx, const int64_t* index, int n, int64_t dim, int64_t low,
                    int64_t high, double* sums);
-  void (*backward_rows)(const float* grad, int64_t ldg, const float* x, int64_t ldx, const float* codes,
-                        const int64_t* index, int n, int64_t d, float pull, int use_pull, int gradient,
+  // grad null: zero; loss_grad null: none.
+  void (*backward_rows)(const float* grad, int64_t ldg, const float* loss_grad, const float* x, int64_t ldx,
+                        const float* codes, const int64_t* index, int n, int64_t dim, int gradient,
                         float* out, int64_t ldo);
-  void (*ema_row)(float* code, float* average, const float* sum, int64_t d, float weight, float size,
-                  int normalize);
+  void (*ema_row)(float* code, float* average, const float* sum, int64_t dim, float one_minus_decay,
+                  float size, int normalize);
 };
 
 // The first pass in a matrix unit: products of bfloat16 in float32, for 16 codes by 16 rows at a time.
-// Rows come in groups of VQ_TILE_ROWS, codes in blocks of VQ_TILE_CODES, dimensions in steps of
-// VQ_TILE_DEPTH, all padded with zeros.
-enum { VQ_TILE_ROWS = 32, VQ_TILE_CODES = 32, VQ_TILE_DEPTH = 32 };
+// Rows come in groups of kMatrixRows, codes in blocks of kMatrixCodes, dimensions in steps of
+// kMatrixDepth, all padded with zeros.
+constexpr int kMatrixRows = 32, kMatrixCodes = 32, kMatrixDepth = 32;
+constexpr int kMatrixChunk = 128;  // codes between two searches for candidates
+constexpr int kMatrixScratch = (kMatrixChunk + kMatrixCodes + kMatrixChunk / 8) * kMatrixRows;
 
-struct VqTileSweep {
+struct MatrixSweep {
   const uint16_t* x;      // one group, as pack_rows leaves it
   const uint16_t* codes;  // blocks, as pack_codes leaves them
-  const float* bias;      // [blocks * VQ_TILE_CODES]: -|e|^2/2, or -inf for a code that cannot be chosen
+  const float* bias;      // [blocks * kMatrixCodes]: -|e|^2/2, or -inf for a code that cannot be chosen
   int64_t steps, blocks;
   int32_t first_code;
   const float* margin;  // [rows]: codes that score less than the best by more than this are out
@@ -87,39 +101,36 @@ struct VqTileSweep {
   float* scores;        // [rows][capacity]
   int32_t* counts;      // [rows]
   int32_t capacity;
-  float* scratch;  // VQ_TILE_SCRATCH floats
+  float* scratch;  // kMatrixScratch floats
 };
 
-enum {
-  VQ_TILE_CHUNK = 128,  // codes between two searches for candidates
-  VQ_TILE_SCRATCH = (VQ_TILE_CHUNK + VQ_TILE_CODES + VQ_TILE_CHUNK / 8) * VQ_TILE_ROWS
-};
-
-struct VqTileKernels {
-  // Rounds 32 codes (n of them there) to bfloat16 and gives their biases. Raises norm2, error2 and
-  // greatest to the largest square norm, square norm of the rounding error, and |bias| among them.
-  void (*pack_codes)(const float* codes, const uint8_t* usable, const float* centre, int n, int64_t d, int l2,
-                     uint16_t* out, float* bias, float* norm2, float* error2, float* greatest);
-  // Rounds 16 packed rows [d][pitch] into half `half` of a group; error2 [16].
-  void (*pack_rows)(const float* packed, int64_t pitch, int64_t d, int half, uint16_t* out, float* error2);
-  void (*enter)();  // before and after sweeps, on the same thread
-  void (*leave)();
-  void (*sweep)(const VqTileSweep*);
+struct MatrixKernels {
+  // Rounds kMatrixCodes codes (n of them there) to bfloat16 and gives their biases. Raises norm2, error2
+  // and greatest to the largest square norm, square norm of the rounding error, and |bias| among them.
+  void (*pack_codes)(const float* codes, const uint8_t* usable, const float* centre, int n, int64_t dim,
+                     int l2, uint16_t* out, float* bias, float* norm2, float* error2, float* greatest);
+  // Rounds 16 packed rows [dim][pitch] into half `half` of a group; error2 [16].
+  void (*pack_rows)(const float* packed, int64_t pitch, int64_t dim, int half, uint16_t* out, float* error2);
+  void (*configure_tiles)();  // before and after sweeps, on the same thread
+  void (*release_tiles)();
+  void (*sweep)(const MatrixSweep*);
   // The score e.e/2 - x.e (or -x.e) in float64, in any order.
-  double (*score)(const float* x, const float* e, int64_t d, int l2);
+  double (*score)(const float* x, const float* e, int64_t dim, int l2);
 };
 
-const VqKernels* vq_kernels_in_use();
+const Kernels* kernels_in_use();
 // Null without a matrix unit.
-const VqTileKernels* vq_tile_kernels_in_use();
+const MatrixKernels* matrix_kernels_in_use();
 
-extern const VqKernels vq_kernels_portable;
+extern const Kernels kernels_portable;
 #ifdef VQ_HAVE_AVX2
-extern const VqKernels vq_kernels_avx2;
+extern const Kernels kernels_avx2;
 #endif
 #ifdef VQ_HAVE_AVX512
-extern const VqKernels vq_kernels_avx512;
+extern const Kernels kernels_avx512;
 #endif
 #ifdef VQ_HAVE_AMX
-extern const VqTileKernels vq_kernels_amx;
+extern const MatrixKernels kernels_amx;
 #endif
+
+}  // namespace vq_cpu

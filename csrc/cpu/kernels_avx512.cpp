@@ -1,26 +1,10 @@
-// The kernel table of CPUs with AVX-512.
+// The kernels of CPUs with AVX-512.
 #include "cpu/simd_avx512.h"
 
-#include "cpu/codes_body.h"
-#include "cpu/exact_body.h"
-#include "cpu/rows_body.h"
-#include "cpu/search_body.h"
+#include "cpu/kernel_table.h"
 
-extern const VqKernels vq_kernels_avx512 = {
-    V::W,
-    V::VECTORS,
-    V::PANEL,
-    load_rows,
-    store_rows,
-    pack_tile,
-    sweep_any<false>,
-    sweep_any<true>,
-    exact_scan,
-    inspect_codes,
-    pack_code,
-    score_rows,
-    quantize_rows,
-    add_rows,
-    backward_rows,
-    ema_row,
-};
+namespace vq_cpu {
+
+constexpr Kernels kernels_avx512 = kernel_table();
+
+}  // namespace vq_cpu

@@ -1,26 +1,10 @@
-// The kernel table of any CPU.
+// The kernels of any CPU.
 #include "cpu/simd_portable.h"
 
-#include "cpu/codes_body.h"
-#include "cpu/exact_body.h"
-#include "cpu/rows_body.h"
-#include "cpu/search_body.h"
+#include "cpu/kernel_table.h"
 
-extern const VqKernels vq_kernels_portable = {
-    V::W,
-    V::VECTORS,
-    V::PANEL,
-    load_rows,
-    store_rows,
-    pack_tile,
-    sweep_any<false>,
-    sweep_any<true>,
-    exact_scan,
-    inspect_codes,
-    pack_code,
-    score_rows,
-    quantize_rows,
-    add_rows,
-    backward_rows,
-    ema_row,
-};
+namespace vq_cpu {
+
+constexpr Kernels kernels_portable = kernel_table();
+
+}  // namespace vq_cpu

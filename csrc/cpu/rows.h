@@ -1,22 +1,24 @@
-// Rows of any layout and dtype as float32 rows, in tiles: in place where they are that already.
+// Rows of any layout and dtype as float32 rows, a few at a time: in place where they are that already.
 #pragma once
 
 #include "cpu/kernels.h"
 #include "cpu/support.h"
 
-constexpr int ROWS_A_TILE = 64;
+namespace vq_cpu {
 
-class RowTile {
+constexpr int kStreamRows = 64;
+
+class RowStream {
  public:
   // False if there is no memory.
-  bool open(const VqKernels* kernels, const VqRows* rows) {
+  bool open(const Kernels* kernels, const VqRows* rows) {
     kernels_ = kernels;
     rows_ = rows;
-    in_place_ = rows->dtype == VQ_F32 && rows->stride_d == 1;
-    one_pitch_ = rows->b == 1 || rows->stride_b == rows->m * rows->stride_m;
-    return in_place_ && one_pitch_ ? true : scratch_.resize(ROWS_A_TILE * rows->d);
+    in_place_ = rows->dtype == VQ_FLOAT32 && rows->stride_dim == 1;
+    one_pitch_ = rows->batches == 1 || rows->stride_batch == rows->rows * rows->stride_row;
+    return in_place_ && one_pitch_ ? true : scratch_.resize(kStreamRows * rows->dim);
   }
-  // n <= ROWS_A_TILE rows from `first`, `pitch` floats apart.
+  // n <= kStreamRows rows from `first`, `pitch` floats apart.
   const float* read(int64_t first, int n, int64_t* pitch) {
     if (float* p = place(first, n, pitch)) return p;
     kernels_->load_rows(rows_, first, n, scratch_);
@@ -34,25 +36,27 @@ class RowTile {
 
  private:
   float* place(int64_t first, int n, int64_t* pitch) {
-    const int64_t b = first / rows_->m, m = first % rows_->m;
-    if (!in_place_ || !(one_pitch_ || m + n <= rows_->m)) {
-      *pitch = rows_->d;
+    const int64_t b = first / rows_->rows, m = first % rows_->rows;
+    if (!in_place_ || !(one_pitch_ || m + n <= rows_->rows)) {
+      *pitch = rows_->dim;
       return nullptr;
     }
-    *pitch = rows_->stride_m;
-    return static_cast<float*>(rows_->data) + b * rows_->stride_b + m * rows_->stride_m;
+    *pitch = rows_->stride_row;
+    return static_cast<float*>(rows_->data) + b * rows_->stride_batch + m * rows_->stride_row;
   }
 
-  const VqKernels* kernels_ = nullptr;
+  const Kernels* kernels_ = nullptr;
   const VqRows* rows_ = nullptr;
   bool in_place_ = false, one_pitch_ = false;
   const float* written_ = nullptr;
   Buffer<float> scratch_;
 };
 
-inline int64_t row_count(const VqRows* rows) { return rows->b * rows->m; }
+inline int64_t row_count(const VqRows* rows) { return rows->batches * rows->rows; }
 
-// How many rows the tile that starts at `first` holds.
-inline int tile_rows(int64_t first, int64_t last) {
-  return int(last - first < ROWS_A_TILE ? last - first : ROWS_A_TILE);
+// How many rows are read together from `first` on.
+inline int stream_rows(int64_t first, int64_t last) {
+  return int(last - first < kStreamRows ? last - first : kStreamRows);
 }
+
+}  // namespace vq_cpu

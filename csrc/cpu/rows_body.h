@@ -5,23 +5,24 @@
 
 #include "cpu/kernels.h"
 
+namespace vq_cpu {
 namespace {
 
 constexpr int ROWS_TILE = V::W * V::VECTORS;
 
 template <class T>
 inline T* row_start(const VqRows* x, int64_t row) {
-  return static_cast<T*>(x->data) + (row / x->m) * x->stride_b + (row % x->m) * x->stride_m;
+  return static_cast<T*>(x->data) + (row / x->rows) * x->stride_batch + (row % x->rows) * x->stride_row;
 }
 
 // Rows row .. row + W - 1 exist, lie in one b, and neighbours are adjacent in memory.
 inline bool lanes_are_adjacent(const VqRows* x, int64_t row, int n) {
-  return n >= V::W && x->stride_m == 1 && row / x->m == (row + V::W - 1) / x->m;
+  return n >= V::W && x->stride_row == 1 && row / x->rows == (row + V::W - 1) / x->rows;
 }
 
 template <class T>
 void load_rows_as(const VqRows* x, int64_t first, int n, float* out) {
-  const int64_t dim = x->d, step = x->stride_d;
+  const int64_t dim = x->dim, step = x->stride_dim;
   int i = 0;
   while (i < n) {
     const T* p = row_start<const T>(x, first + i);
@@ -50,7 +51,7 @@ void load_rows_as(const VqRows* x, int64_t first, int n, float* out) {
 
 template <class T>
 void store_rows_as(const VqRows* out, int64_t first, int n, const float* rows) {
-  const int64_t dim = out->d, step = out->stride_d;
+  const int64_t dim = out->dim, step = out->stride_dim;
   int i = 0;
   while (i < n) {
     T* p = row_start<T>(out, first + i);
@@ -80,7 +81,7 @@ void store_rows_as(const VqRows* out, int64_t first, int n, const float* rows) {
 // One vector of rows into its lanes of the packed tile.
 template <class T>
 void pack_vector(const VqRows* x, int64_t first, int n, const float* centre, float* packed, float* norm2) {
-  const int64_t dim = x->d, step = x->stride_d;
+  const int64_t dim = x->dim, step = x->stride_dim;
   V::F sum = V::set(0.0f);
   if (lanes_are_adjacent(x, first, n)) {
     const T* p = row_start<const T>(x, first);
@@ -127,20 +128,20 @@ void pack_tile_as(const VqRows* x, int64_t first, int n, const float* centre, fl
 }
 
 void load_rows(const VqRows* x, int64_t first, int n, float* out) {
-  if (x->dtype == VQ_BF16) return load_rows_as<Bf16>(x, first, n, out);
-  if (x->dtype == VQ_F16) return load_rows_as<F16>(x, first, n, out);
+  if (x->dtype == VQ_BFLOAT16) return load_rows_as<Bf16>(x, first, n, out);
+  if (x->dtype == VQ_FLOAT16) return load_rows_as<F16>(x, first, n, out);
   load_rows_as<float>(x, first, n, out);
 }
 
 void store_rows(const VqRows* out, int64_t first, int n, const float* rows) {
-  if (out->dtype == VQ_BF16) return store_rows_as<Bf16>(out, first, n, rows);
-  if (out->dtype == VQ_F16) return store_rows_as<F16>(out, first, n, rows);
+  if (out->dtype == VQ_BFLOAT16) return store_rows_as<Bf16>(out, first, n, rows);
+  if (out->dtype == VQ_FLOAT16) return store_rows_as<F16>(out, first, n, rows);
   store_rows_as<float>(out, first, n, rows);
 }
 
 void pack_tile(const VqRows* x, int64_t first, int n, const float* centre, float* packed, float* norm2) {
-  if (x->dtype == VQ_BF16) return pack_tile_as<Bf16>(x, first, n, centre, packed, norm2);
-  if (x->dtype == VQ_F16) return pack_tile_as<F16>(x, first, n, centre, packed, norm2);
+  if (x->dtype == VQ_BFLOAT16) return pack_tile_as<Bf16>(x, first, n, centre, packed, norm2);
+  if (x->dtype == VQ_FLOAT16) return pack_tile_as<F16>(x, first, n, centre, packed, norm2);
   pack_tile_as<float>(x, first, n, centre, packed, norm2);
 }
 
@@ -221,10 +222,11 @@ struct Rotation {
   }
 };
 
-void backward_rows(const float* grad, int64_t ldg, const float* x, int64_t ldx, const float* codes,
-                   const int64_t* index, int n, int64_t dim, float pull, int use_pull, int gradient, float* out,
+void backward_rows(const float* grad, int64_t ldg, const float* loss_grad, const float* x, int64_t ldx,
+                   const float* codes, const int64_t* index, int n, int64_t dim, int gradient, float* out,
                    int64_t ldo) {
-  const V::F strength = V::set(pull);
+  const bool has_loss = loss_grad != nullptr;
+  const V::F strength = V::set(has_loss ? *loss_grad : 0.0f);
   for (int i = 0; i < n; ++i, x += ldx, out += ldo) {
     const float* g = grad ? grad + i * ldg : nullptr;
     if (index[i] < 0) {
@@ -237,13 +239,13 @@ void backward_rows(const float* grad, int64_t ldg, const float* x, int64_t ldx, 
       over_row(dim, [&](int64_t d, int w) {
         const V::F a = get(x + d, w), b = get(e + d, w);
         V::F v = rotation.apply(get(g + d, w), a, b);
-        if (use_pull) v = V::fma(strength, V::sub(a, b), v);
+        if (has_loss) v = V::fma(strength, V::sub(a, b), v);
         put(out + d, v, w);
       });
     } else {
       over_row(dim, [&](int64_t d, int w) {
         V::F v = g ? get(g + d, w) : V::set(0.0f);
-        if (use_pull) v = V::fma(strength, V::sub(get(x + d, w), get(e + d, w)), v);
+        if (has_loss) v = V::fma(strength, V::sub(get(x + d, w), get(e + d, w)), v);
         put(out + d, v, w);
       });
     }
@@ -257,11 +259,11 @@ inline V::F lerp(V::F a, V::F b, float weight) {
   return V::sub(b, V::mul(difference, V::set(1.0f - weight)));
 }
 
-void ema_row(float* code, float* average, const float* sum, int64_t dim, float weight, float size,
+void ema_row(float* code, float* average, const float* sum, int64_t dim, float one_minus_decay, float size,
              int normalize) {
   V::F norm = V::set(0.0f);
   over_row(dim, [&](int64_t d, int w) {
-    const V::F mean = lerp(get(average + d, w), get(sum + d, w), weight);
+    const V::F mean = lerp(get(average + d, w), get(sum + d, w), one_minus_decay);
     put(average + d, mean, w);
     const V::F e = V::div(mean, V::set(size));
     put(code + d, e, w);
@@ -273,3 +275,4 @@ void ema_row(float* code, float* average, const float* sum, int64_t dim, float w
 }
 
 }  // namespace
+}  // namespace vq_cpu

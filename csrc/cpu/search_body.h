@@ -5,8 +5,11 @@
 // one panel of codes.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/kernels.h"
 
+namespace vq_cpu {
 namespace {
 
 constexpr int TILE = V::W * V::VECTORS;
@@ -14,8 +17,8 @@ constexpr int P = V::PANEL;
 
 // Running best, its index and second best; a tie keeps the earlier code.
 template <int R>
-inline __attribute__((always_inline)) void keep_best(const VqSweep* s, const V::F (&score)[R][P], int32_t code,
-                                                     bool rarely) {
+inline __attribute__((always_inline)) void keep_best(const BestSweep* s, const V::F (&score)[R][P],
+                                                     int32_t code, bool rarely) {
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
     V::F second = V::load(s->second + r * V::W);
@@ -42,7 +45,7 @@ inline __attribute__((always_inline)) void keep_best(const VqSweep* s, const V::
 }
 
 template <int R>
-inline __attribute__((always_inline)) void keep_candidates(const VqSweep* s, const V::F (&score)[R][P],
+inline __attribute__((always_inline)) void keep_candidates(const CandidateSweep* s, const V::F (&score)[R][P],
                                                            int32_t code) {
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
@@ -62,19 +65,19 @@ inline __attribute__((always_inline)) void keep_candidates(const VqSweep* s, con
   }
 }
 
-template <int R, bool COLLECT>
-void sweep_tile(const VqSweep* s) {
+template <int R, class Sweep>
+void sweep_tile(const Sweep* s) {
   // Skipping the update where nothing can enter pays once most panels change nothing.
   const bool rarely = s->panel_count >= 64;
   for (int64_t p = 0; p < s->panel_count; ++p) {
-    const float* e = s->panels + p * s->d * P;
+    const float* e = s->panels + p * s->dim * P;
     const float* x = s->x;
     V::F score[R][P];
 #pragma GCC unroll 8
     for (int c = 0; c < P; ++c)
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) score[r][c] = V::set(s->bias[p * P + c]);
-    for (int64_t d = 0; d < s->d; ++d, e += P, x += TILE) {
+    for (int64_t d = 0; d < s->dim; ++d, e += P, x += TILE) {
       V::F row[R];
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) row[r] = V::load(x + r * V::W);
@@ -86,7 +89,7 @@ void sweep_tile(const VqSweep* s) {
       }
     }
     const int32_t code = s->first_code + int32_t(p * P);
-    if (COLLECT) {
+    if constexpr (std::is_same_v<Sweep, CandidateSweep>) {
       keep_candidates<R>(s, score, code);
     } else if (rarely) {
       keep_best<R>(s, score, code, true);
@@ -96,16 +99,21 @@ void sweep_tile(const VqSweep* s) {
   }
 }
 
-template <bool COLLECT>
-void sweep_any(const VqSweep* s) {
+template <class Sweep>
+inline void sweep_any(const Sweep* s) {
   switch (s->vectors) {
     case 1:
-      return sweep_tile<1, COLLECT>(s);
+      return sweep_tile<1>(s);
     case 2:
-      return sweep_tile<2, COLLECT>(s);
+      return sweep_tile<2>(s);
     default:
-      return sweep_tile<V::VECTORS, COLLECT>(s);
+      return sweep_tile<V::VECTORS>(s);
   }
 }
 
+void sweep(const BestSweep* s) { sweep_any(s); }
+
+void collect(const CandidateSweep* s) { sweep_any(s); }
+
 }  // namespace
+}  // namespace vq_cpu

@@ -10,6 +10,7 @@
 
 #include "cpu/dtype.h"
 
+namespace vq_cpu {
 namespace {
 
 struct V {
@@ -108,3 +109,4 @@ struct V {
 };
 
 }  // namespace
+}  // namespace vq_cpu

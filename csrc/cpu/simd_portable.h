@@ -6,6 +6,7 @@
 
 #include "cpu/dtype.h"
 
+namespace vq_cpu {
 namespace {
 
 struct V {
@@ -77,3 +78,4 @@ struct V {
 };
 
 }  // namespace
+}  // namespace vq_cpu

@@ -9,6 +9,8 @@
 #include <xmmintrin.h>
 #endif
 
+namespace vq_cpu {
+
 // Uninitialised memory on cache lines of its own.
 template <class T>
 class Buffer {
@@ -69,3 +71,5 @@ void parallel_for(int threads, int64_t tasks, Work work) {
 }
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace vq_cpu

@@ -1,15 +1,17 @@
 // Search, gather, squared error and slots for the statistics, block by block while the rows are cached.
 #include <math.h>
 
+#include "cpu/few_rows_search.h"
 #include "cpu/rows.h"
 #include "cpu/search.h"
 #include "cpu/statistics.h"
 
+namespace vq_cpu {
 namespace {
 
 struct Step {
-  const VqKernels* kernels;
-  const VqRows *x, *out;
+  const Kernels* kernels;
+  const VqRows *x, *quantized;
   const float* codes;
   const uint8_t* mask;
   int64_t* indices;
@@ -18,10 +20,10 @@ struct Step {
 
 // Writes the quantized rows first .. first + n - 1, whose codes are in indices, and returns their
 // squared error. Leaves -1 in indices for masked rows.
-double quantize_tile(const Step& step, RowTile& from, RowTile& to, int64_t first, int n,
+double quantize_chunk(const Step& step, RowStream& from, RowStream& to, int64_t first, int n,
                      const uint8_t* nonfinite) {
   int64_t ldx, ldo;
-  const int64_t d = step.x->d;
+  const int64_t dim = step.x->dim;
   const float* x = from.read(first, n, &ldx);
   float* out = to.write(first, n, &ldo);
   int64_t* index = step.indices + first;
@@ -32,14 +34,14 @@ double quantize_tile(const Step& step, RowTile& from, RowTile& to, int64_t first
     int run = i;
     while (run < n && !(step.mask && !step.mask[first + run]) && !nonfinite[run]) ++run;
     if (run > i) {
-      error += step.kernels->quantize_rows(x + i * ldx, ldx, step.codes, index + i, run - i, d,
+      error += step.kernels->quantize_rows(x + i * ldx, ldx, step.codes, index + i, run - i, dim,
                                            out + i * ldo, ldo);
       if (step.slots)
         for (int r = i; r < run; ++r) step.slots[first + r] = index[r];
       i = run;
       continue;
     }
-    for (int64_t c = 0; c < d; ++c) out[i * ldo + c] = masked ? 0.0f : NAN;
+    for (int64_t d = 0; d < dim; ++d) out[i * ldo + d] = masked ? 0.0f : NAN;
     if (step.slots) step.slots[first + i] = -1;
     if (masked)
       index[i] = -1;
@@ -51,14 +53,15 @@ double quantize_tile(const Step& step, RowTile& from, RowTile& to, int64_t first
   return error;
 }
 
-bool quantize_few(const Step& step, int64_t k, int metric, int threads, double* error) {
+bool quantize_few_rows(const Step& step, int64_t count, const VqSearchOptions& options, int threads,
+                       double* error) {
   const int rows = int(row_count(step.x));
-  uint8_t nonfinite[SEARCH_FEW_ROWS];
-  RowTile from, to;
-  if (!search_few(step.x, step.codes, k, metric == VQ_L2, threads, step.indices, nonfinite) ||
-      !from.open(step.kernels, step.x) || !to.open(step.kernels, step.out))
+  uint8_t nonfinite[kFewRows];
+  RowStream from, to;
+  if (!search_few_rows(step.x, step.codes, count, options, threads, step.indices, nonfinite) ||
+      !from.open(step.kernels, step.x) || !to.open(step.kernels, step.quantized))
     return false;
-  *error = rows ? quantize_tile(step, from, to, 0, rows, nonfinite) : 0.0;
+  *error = rows ? quantize_chunk(step, from, to, 0, rows, nonfinite) : 0.0;
   return true;
 }
 
@@ -66,52 +69,56 @@ bool quantize_blocks(const Step& step, Search& search, int threads, double* erro
   const int64_t rows = search.rows();
   Buffer<double> errors;  // one a block: summed in order, whatever thread had it
   if (!errors.resize(search.blocks())) return false;
-  const int team = threads_for(threads, rows * search.codebook.k);
+  const int team = threads_for(threads, rows * search.codebook.count);
   bool ok = true;
 #pragma omp parallel num_threads(team) if (team > 1) reduction(&& : ok)
   {
     const DefaultRounding rounding;
     BlockSearch block_search;
-    RowTile from, to;
+    RowStream from, to;
     Buffer<uint8_t> nonfinite;
     ok = block_search.open(&search) && nonfinite.resize(search.block_rows) &&
-         from.open(step.kernels, step.x) && to.open(step.kernels, step.out);
+         from.open(step.kernels, step.x) && to.open(step.kernels, step.quantized);
 #pragma omp for schedule(dynamic)
-    for (int64_t block = 0; block < search.blocks(); ++block) {
-      const int64_t start = block * search.block_rows;
+    for (int64_t b = 0; b < search.blocks(); ++b) {
+      const int64_t start = b * search.block_rows;
       const int64_t end = start + search.block_rows < rows ? start + search.block_rows : rows;
-      ok = ok && block_search.run(start, int(end - start), step.indices + start, nonfinite);
+      ok = ok && block_search.run(RowBlock{start, int(end - start), step.indices + start, nonfinite});
       double sum = 0.0;
-      for (int64_t first = start; ok && first < end; first += ROWS_A_TILE)
-        sum += quantize_tile(step, from, to, first, tile_rows(first, end), nonfinite + (first - start));
-      errors[block] = sum;
+      for (int64_t first = start; ok && first < end; first += kStreamRows)
+        sum += quantize_chunk(step, from, to, first, stream_rows(first, end), nonfinite + (first - start));
+      errors[b] = sum;
     }
   }
   *error = 0.0;
-  for (int64_t block = 0; block < search.blocks(); ++block) *error += errors[block];
+  for (int64_t b = 0; b < search.blocks(); ++b) *error += errors[b];
   return ok;
 }
 
 }  // namespace
+}  // namespace vq_cpu
 
-extern "C" int vq_cpu_vector_quantize(const VqRows* x, const VqCodes* codes, const uint8_t* mask, int metric,
-                                      int precision, int threads, const VqRows* out, int64_t* indices,
-                                      float* mse, int64_t* valid_rows, int64_t* counts, float* sums) {
-  const VqKernels* kernels = vq_kernels_in_use();
+extern "C" int vq_cpu_vector_quantize(const VqRows* x, const VqCodes* codebook, const uint8_t* mask,
+                                      const VqQuantizeOptions* options, int threads,
+                                      const VqQuantizeResult* result) {
+  using namespace vq_cpu;
+  const Kernels* kernels = kernels_in_use();
   const DefaultRounding rounding;
   const int64_t rows = row_count(x);
+  const bool statistics = result->counts != nullptr;
   Buffer<int64_t> slots;
-  if (counts && !slots.resize(rows)) return VQ_OUT_OF_MEMORY;
-  Step step = {kernels, x, out, nullptr, mask, indices, counts ? slots.get() : nullptr};
+  if (statistics && !slots.resize(rows)) return VQ_OUT_OF_MEMORY;
+  Step step = {kernels, x, &result->quantized, nullptr, mask, result->indices,
+               statistics ? slots.get() : nullptr};
   double error = 0.0;
-  if (rows_are_few(x, precision)) {
+  if (rows_are_few(x, options->search.precision)) {
     Buffer<float> storage;
-    step.codes = codes_as_float(codes, kernels, threads, storage);
-    if (!step.codes || !quantize_few(step, codes->k, metric, threads, &error))
+    step.codes = codes_as_float(codebook, kernels, threads, storage);
+    if (!step.codes || !quantize_few_rows(step, codebook->count, options->search, threads, &error))
       return VQ_OUT_OF_MEMORY;
   } else {
-    Search search(x, precision);
-    if (!search.prepare(codes, metric, threads)) return VQ_OUT_OF_MEMORY;
+    Search search(x, options->search);
+    if (!search.prepare(codebook, options->search.metric, threads)) return VQ_OUT_OF_MEMORY;
     step.codes = search.codebook.codes;
     if (!quantize_blocks(step, search, threads, &error)) return VQ_OUT_OF_MEMORY;
   }
@@ -120,7 +127,10 @@ extern "C" int vq_cpu_vector_quantize(const VqRows* x, const VqCodes* codes, con
     valid = 0;
     for (int64_t r = 0; r < rows; ++r) valid += mask[r] != 0;
   }
-  *valid_rows = valid;
-  *mse = float(error / double(valid * x->d > 0 ? valid * x->d : 1));
-  return counts ? count_and_sum(kernels, x, slots, codes->k, threads, counts, sums) : int(VQ_OK);
+  // Rounded before it is weighted: the mean's bits do not depend on the weight.
+  const float mean = float(error / double(valid * x->dim > 0 ? valid * x->dim : 1));
+  *result->loss = options->loss_weight * mean;
+  *result->valid_rows = valid;
+  if (!statistics) return VQ_OK;
+  return count_and_sum(kernels, x, slots, codebook->count, threads, result->counts, result->sums);
 }

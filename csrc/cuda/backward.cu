@@ -1,8 +1,8 @@
 // The gradient of the fused step for x, in one pass over the rows:
 //
-//     pull = grad_loss * scale / valid_rows,   out = through(g) + pull (x - e)
+//     loss_grad = grad_loss * scale / valid_rows,   grad_x = estimator(g) + loss_grad (x - e)
 //
-// through is the identity, or the rotation trick (arXiv:2410.06424, section 4.2), whose row sums are
+// estimator is the identity, or the rotation trick (arXiv:2410.06424, section 4.2), whose row sums are
 // taken first; the row is then in cache. Reads g and x, writes out; e comes from the cached codebook.
 #include "common.cuh"
 
@@ -54,7 +54,7 @@ __device__ float row_sum(float v) {
 }
 
 template <int LANES, typename X, typename E>
-__device__ void rotate_row(const Row<X, E>& row, int dim, int lane, float pull) {
+__device__ void rotate_row(const Row<X, E>& row, int dim, int lane, float loss_grad) {
   float x_squares = 0.0f, e_squares = 0.0f;
   for (int d = lane; d < dim; d += LANES) {
     x_squares = fmaf(row.value(d), row.value(d), x_squares);
@@ -76,8 +76,8 @@ __device__ void rotate_row(const Row<X, E>& row, int dim, int lane, float pull) 
   const float rescale = e_length / x_norm;
   for (int d = lane; d < dim; d += LANES) {
     const float x = row.value(d), e = row.e(d), u = x / x_norm, w = u + e / e_norm;
-    const float through = rescale * (row.g(d) - along_w * w + along_u * u);
-    row.out[d * row.out_step] = from_float<X>(fmaf(pull, x - e, through));
+    const float estimator_grad = rescale * (row.g(d) - along_w * w + along_u * u);
+    row.out[d * row.out_step] = from_float<X>(fmaf(loss_grad, x - e, estimator_grad));
   }
 }
 
@@ -94,7 +94,7 @@ __device__ Row<X, E> row_at(const BackwardArgs& a, int64_t n, int64_t index) {
 
 // kBatch rows at once, so that their loads are under way together; an index of -1 gives zeros.
 template <int LANES, typename X, typename E>
-__device__ void pass_through_rows(const BackwardArgs& a, int64_t first_row, int lane, float pull) {
+__device__ void pass_through_rows(const BackwardArgs& a, int64_t first_row, int lane, float loss_grad) {
   constexpr int kStride = kBackwardThreads / LANES;  // from one of a thread's rows to the next
   for (int r = static_cast<int>(threadIdx.x) / LANES; r < a.block_rows; r += kBatch * kStride) {
     Row<X, E> row[kBatch];
@@ -116,7 +116,7 @@ __device__ void pass_through_rows(const BackwardArgs& a, int64_t first_row, int 
       }
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        const float result = a.grad_loss != nullptr ? fmaf(pull, difference[i], g[i]) : g[i];
+        const float result = a.grad_loss != nullptr ? fmaf(loss_grad, difference[i], g[i]) : g[i];
         if (present[i]) row[i].out[d * row[i].out_step] = from_float<X>(counts[i] ? result : 0.0f);
       }
     }
@@ -124,14 +124,14 @@ __device__ void pass_through_rows(const BackwardArgs& a, int64_t first_row, int 
 }
 
 template <int LANES, typename X, typename E>
-__device__ void rotate_rows(const BackwardArgs& a, int64_t first_row, int lane, float pull) {
+__device__ void rotate_rows(const BackwardArgs& a, int64_t first_row, int lane, float loss_grad) {
   for (int r = static_cast<int>(threadIdx.x) / LANES; r < a.block_rows; r += kBackwardThreads / LANES) {
     const int64_t n = first_row + r;
     if (n >= a.rows) break;
     const int64_t index = a.indices[n];
     const Row<X, E> row = row_at<X, E>(a, n, index < 0 ? 0 : index);
     if (index >= 0) {
-      rotate_row<LANES>(row, a.dim, lane, pull);
+      rotate_row<LANES>(row, a.dim, lane, loss_grad);
     } else {
       for (int d = lane; d < a.dim; d += LANES) row.out[d * row.out_step] = from_float<X>(0.0f);
     }
@@ -139,46 +139,47 @@ __device__ void rotate_rows(const BackwardArgs& a, int64_t first_row, int lane, 
 }
 
 template <int LANES, typename X, typename E>
-__device__ void backward_rows(const BackwardArgs& a, float pull) {
+__device__ void backward_rows(const BackwardArgs& a, float loss_grad) {
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * a.block_rows;
   const int lane = static_cast<int>(threadIdx.x) % LANES;
   if (a.rotation && a.grad != nullptr) {
-    rotate_rows<LANES, X, E>(a, first_row, lane, pull);
+    rotate_rows<LANES, X, E>(a, first_row, lane, loss_grad);
   } else {
-    pass_through_rows<LANES, X, E>(a, first_row, lane, pull);
+    pass_through_rows<LANES, X, E>(a, first_row, lane, loss_grad);
   }
 }
 
 template <int LANES, typename X>
-__device__ void backward_codes(const BackwardArgs& a, float pull) {
+__device__ void backward_codes(const BackwardArgs& a, float loss_grad) {
   if (a.codebook_is_float) {
-    backward_rows<LANES, X, float>(a, pull);
+    backward_rows<LANES, X, float>(a, loss_grad);
   } else {
-    backward_rows<LANES, X, X>(a, pull);
+    backward_rows<LANES, X, X>(a, loss_grad);
   }
 }
 
 template <typename X>
 __global__ void __launch_bounds__(kBackwardThreads) backward_kernel(const __grid_constant__ BackwardArgs a) {
-  float pull = 0.0f;
+  float loss_grad = 0.0f;
   if (a.grad_loss != nullptr) {
     const int64_t valid = *a.valid_rows > 0 ? *a.valid_rows : 1;
-    pull = *a.grad_loss * a.scale / static_cast<float>(valid);
+    loss_grad = *a.grad_loss * a.scale / static_cast<float>(valid);
   }
   if (a.lanes_over_rows) {
-    backward_codes<1, X>(a, pull);
+    backward_codes<1, X>(a, loss_grad);
   } else {
-    backward_codes<kWarp, X>(a, pull);
+    backward_codes<kWarp, X>(a, loss_grad);
   }
 }
 
 }  // namespace
 }  // namespace vq_cuda
 
-extern "C" int vq_cuda_backward(const VqCudaRows* grad_quantized, const float* grad_loss, const VqCudaRows* x,
-                                const VqCudaCodes* codebook, const int64_t* indices,
-                                const int64_t* valid_rows, float scale, int rotation, const VqCudaRows* out,
-                                VqCudaStream stream) {
+extern "C" int vq_cuda_vector_quantize_backward(const VqRows* grad_quantized, const float* grad_loss,
+                                                const VqRows* x, const VqCodes* codebook,
+                                                const int64_t* indices, const int64_t* valid_rows,
+                                                float scale, int gradient, const VqRows* grad_x,
+                                                VqCudaStream stream) {
   using namespace vq_cuda;
   BackwardArgs a{};
   a.rows = x->batches * x->rows;
@@ -197,9 +198,9 @@ extern "C" int vq_cuda_backward(const VqCudaRows* grad_quantized, const float* g
   a.indices = indices;
   a.valid_rows = valid_rows;
   a.scale = scale;
-  a.rotation = rotation != 0;
-  a.out = out->data;
-  a.out_map = row_map(*out);
+  a.rotation = gradient == VQ_ROTATION_TRICK;
+  a.out = grad_x->data;
+  a.out_map = row_map(*grad_x);
   a.dim = static_cast<int>(x->dim);
   a.lanes_over_rows = rows_are_contiguous(*x);
   a.block_rows = a.lanes_over_rows ? kBackwardThreads : kBackwardRows;

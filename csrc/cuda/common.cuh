@@ -67,13 +67,13 @@ struct RowMap {
   }
 };
 
-inline RowMap row_map(const VqCudaRows& r) {
+inline RowMap row_map(const VqRows& r) {
   // At least one, so that an empty batch divides by nothing.
   return RowMap{Strides{r.stride_batch, r.stride_row, r.stride_dim}, r.rows > 0 ? r.rows : 1};
 }
 
 // Whether neighbouring threads should take neighbouring rows (channel-first) and not elements of a row.
-inline bool rows_are_contiguous(const VqCudaRows& r) {
+inline bool rows_are_contiguous(const VqRows& r) {
   return r.stride_row == 1 && r.stride_dim != 1;
 }
 

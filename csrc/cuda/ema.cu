@@ -19,7 +19,7 @@ struct EmaArgs {
   bool counts_are_float;
   const float* sums;
   int64_t codes, dim;
-  float weight, eps;  // weight = 1 - decay
+  float one_minus_decay, eps;
   bool normalize;
   double *slice_total, *slice_count;  // [slices]
 };
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kEmaThreads) ema_kernel(const __grid_constant_
   for (int64_t slice = blockIdx.x; slice < slices; slice += gridDim.x) {
     const int64_t code = slice * kEmaThreads + tid;
     const float count = code < a.codes ? count_of(a, code) : 0.0f;
-    const float size = code < a.codes ? lerp(a.cluster_size[code], count, a.weight) : 0.0f;
+    const float size = code < a.codes ? lerp(a.cluster_size[code], count, a.one_minus_decay) : 0.0f;
     const double total = block_sum<kEmaThreads>(static_cast<double>(size), scratch);
     const double counted = block_sum<kEmaThreads>(static_cast<double>(count), scratch);
     if (tid == 0) {
@@ -63,12 +63,12 @@ __global__ void __launch_bounds__(kEmaThreads) ema_kernel(const __grid_constant_
 
   for (int64_t code = static_cast<int64_t>(blockIdx.x) * kEmaWarps + warp; code < a.codes;
        code += static_cast<int64_t>(gridDim.x) * kEmaWarps) {
-    const float size = lerp(a.cluster_size[code], count_of(a, code), a.weight);
+    const float size = lerp(a.cluster_size[code], count_of(a, code), a.one_minus_decay);
     const float smoothed = (size + a.eps) / denominator * all;
     float squares = 0.0f;
     for (int64_t d = lane; d < a.dim; d += kWarp) {
       const int64_t at = code * a.dim + d;
-      const float average = lerp(a.embed_avg[at], a.sums[at], a.weight);
+      const float average = lerp(a.embed_avg[at], a.sums[at], a.one_minus_decay);
       const float e = average / smoothed;
       a.embed_avg[at] = average;
       a.codebook[at] = e;
@@ -95,7 +95,7 @@ int64_t vq_cuda_ema_workspace(int64_t codes) {
 
 int vq_cuda_ema_update(float* codebook, float* cluster_size, float* embed_avg, const void* counts,
                        int counts_are_float, const float* sums, int64_t codes, int64_t dim,
-                       float decay_complement, float eps, int normalize, void* workspace,
+                       float one_minus_decay, float eps, int normalize, void* workspace,
                        int64_t workspace_bytes, VqCudaStream stream) {
   using namespace vq_cuda;
   if (codes == 0) return cudaSuccess;
@@ -120,7 +120,7 @@ int vq_cuda_ema_update(float* codebook, float* cluster_size, float* embed_avg, c
   a.sums = sums;
   a.codes = codes;
   a.dim = dim;
-  a.weight = decay_complement;
+  a.one_minus_decay = one_minus_decay;
   a.eps = eps;
   a.normalize = normalize != 0;
   a.slice_total = static_cast<double*>(workspace);

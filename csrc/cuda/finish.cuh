@@ -59,7 +59,7 @@ __device__ void emit_elements(const SearchArgs& a, const int64_t (&numbers)[kEmi
                               const int (&codes)[kEmitRows], const int (&flags)[kEmitRows], int first,
                               int step, float (&squares)[kEmitRows], float (&largest)[kEmitRows]) {
   const int dim = a.dim;
-  const int64_t x_step = a.x_map.strides.dim, out_step = a.out_map.strides.dim;
+  const int64_t x_step = a.x_map.strides.dim, out_step = a.quantized_map.strides.dim;
   const X* x[kEmitRows];
   const E* code[kEmitRows];
   X* out[kEmitRows];
@@ -67,7 +67,7 @@ __device__ void emit_elements(const SearchArgs& a, const int64_t (&numbers)[kEmi
   for (int i = 0; i < kEmitRows; ++i) {
     const int64_t n = flags[i] & kOutside ? 0 : numbers[i];
     x[i] = static_cast<const X*>(a.x) + a.x_map.offset(n);
-    out[i] = static_cast<X*>(a.out) + a.out_map.offset(n);
+    out[i] = static_cast<X*>(a.quantized) + a.quantized_map.offset(n);
     code[i] = static_cast<const E*>(a.codebook) + static_cast<int64_t>(codes[i]) * dim;
   }
   for (int d = first; d < dim; d += step) {
@@ -100,7 +100,7 @@ __device__ inline void count_row(const SearchArgs& a, int64_t n, int j, int flag
   atomicMax(a.statistics.largest + j, __float_as_uint(largest));
 }
 
-// Adds the block's squared error and rows; the last block of the grid writes the mean.
+// Adds the block's squared error and rows; the last block of the grid writes the loss.
 __device__ inline void reduce_error(const SearchArgs& a, double squares, int64_t rows,
                                     FinishScratch* scratch) {
   const unsigned blocks = gridDim.x / static_cast<unsigned>(a.splits);
@@ -125,7 +125,8 @@ __device__ inline void reduce_error(const SearchArgs& a, double squares, int64_t
   valid = block_sum<kThreads>(valid, scratch->rows);
   if (threadIdx.x == 0) {
     const double elements = static_cast<double>(valid > 0 ? valid : 1) * a.dim;
-    *a.mse = static_cast<float>(total / elements);
+    // Rounded before it is weighted: the mean's bits do not depend on the weight.
+    *a.loss = a.loss_weight * static_cast<float>(total / elements);
     *a.valid_rows = valid;
   }
 }
@@ -188,7 +189,7 @@ __device__ __noinline__ void finish(const SearchArgs& a, RowState<ROWS>* state, 
     }
     __syncthreads();
   }
-  if (a.mse == nullptr) {
+  if (a.loss == nullptr) {
     for (int r = tid; r < ROWS; r += kThreads) {
       if (!(flag[r] & kOutside)) a.indices[first_row + r] = index[r];
     }

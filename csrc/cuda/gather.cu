@@ -29,18 +29,19 @@ __global__ void __launch_bounds__(kGatherThreads)
 }  // namespace
 }  // namespace vq_cuda
 
-extern "C" int vq_cuda_gather_codes(const VqCudaCodes* codebook, const int64_t* indices,
-                                    const VqCudaRows* out, VqCudaStream stream) {
+extern "C" int vq_cuda_gather_codes(const VqCodes* codebook, const int64_t* indices,
+                                    const VqRows* quantized, VqCudaStream stream) {
   using namespace vq_cuda;
-  const int64_t rows = out->batches * out->rows;
+  const int64_t rows = quantized->batches * quantized->rows;
   if (rows == 0) return cudaSuccess;
-  if (out->dtype != codebook->dtype) return cudaErrorInvalidValue;
+  if (quantized->dtype != codebook->dtype) return cudaErrorInvalidValue;
   const cudaError_t error = select_device(stream.device);
   if (error != cudaSuccess) return error;
-  return with_dtype(out->dtype, [&](auto type) {
+  return with_dtype(quantized->dtype, [&](auto type) {
     using T = decltype(type);
     return launch(gather_kernel<T>, ceil_div(rows, kGatherRows), kGatherThreads, 0, stream, false,
-                  static_cast<const T*>(codebook->data), indices, static_cast<T*>(out->data), row_map(*out),
-                  rows, static_cast<int>(codebook->dim), rows_are_contiguous(*out));
+                  static_cast<const T*>(codebook->data), indices, static_cast<T*>(quantized->data),
+                  row_map(*quantized), rows, static_cast<int>(codebook->dim),
+                  rows_are_contiguous(*quantized));
   });
 }

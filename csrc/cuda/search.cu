@@ -36,7 +36,7 @@ void split_codes(int64_t rows, int64_t codes, int processors, SearchPlan* plan) 
   plan->splits = static_cast<int>(ceil_div(tiles, split_tiles));
 }
 
-cudaError_t make_plan(const VqCudaRows& x, const VqCudaCodes& codebook, int precision, int device,
+cudaError_t make_plan(const VqRows& x, const VqCodes& codebook, int precision, int device,
                       SearchPlan* plan) {
   int major = 0, shared = 0, processors = 0;
   cudaError_t error = device_attribute(&major, cudaDevAttrComputeCapabilityMajor, device);
@@ -65,11 +65,6 @@ cudaError_t make_plan(const VqCudaRows& x, const VqCudaCodes& codebook, int prec
   return cudaSuccess;
 }
 
-// Tests build with another factor, to see that a smaller bound lets wrong indices through.
-#ifndef VQ_CERTIFICATE_SCALE
-#define VQ_CERTIFICATE_SCALE 1.0f
-#endif
-
 // n u / (1 - n u). Where n u passes 1/16 the case for outliers (docs/certificate.md) no longer holds, so
 // that no row may be certain.
 float sum_error(int n, float u) {
@@ -79,7 +74,7 @@ float sum_error(int n, float u) {
 
 // docs/certificate.md derives these: u = 2^-24, and 24 * 2^-23 bounds what one m16n8k16 instruction
 // loses relative to the largest partial sum: blocks of two terms or more, all aligned and truncated.
-ErrorFactors error_factors(const SearchPlan& plan, int dim, int padded_dim) {
+ErrorFactors error_factors(const SearchPlan& plan, int dim, int padded_dim, double bound_scale) {
   const float u = 0x1p-24f, instruction = 24 * 0x1p-23f;
   ErrorFactors f{};
   if (plan.method == SearchPlan::kMatrix) {
@@ -95,7 +90,7 @@ ErrorFactors error_factors(const SearchPlan& plan, int dim, int padded_dim) {
   // gamma_{2 D}^2, u = 2^-53, of a sum of 2 D exact products (Ogita, Rump and Oishi 2005).
   f.contract = 1.1f * static_cast<float>(2 * dim + 4) * static_cast<float>(2 * dim + 4) * 0x1p-106f;
   f.product *= 0.25f;  // score_error multiplies the norms by 4
-  f.all = 1.01f * VQ_CERTIFICATE_SCALE;  // 1.01 for the rounding of the bound itself
+  f.scale = 1.01f * static_cast<float>(bound_scale);  // 1.01 for the rounding of the bound itself
   f.norm = 1.0f + static_cast<float>(dim + 8) * u;
   f.norm_floor = sqrtf(static_cast<float>(padded_dim)) * 0x1p-73f;
   f.floor = static_cast<float>(padded_dim) * 0x1p-120f;
@@ -103,12 +98,12 @@ ErrorFactors error_factors(const SearchPlan& plan, int dim, int padded_dim) {
 }
 
 // Cuts a block of device memory into arrays; with a null base it only counts.
-class Cutter {
+class WorkspaceAllocator {
  public:
-  explicit Cutter(void* base) : base_(static_cast<unsigned char*>(base)) {}
+  explicit WorkspaceAllocator(void* base) : base_(static_cast<unsigned char*>(base)) {}
 
   template <typename T>
-  T* take(int64_t count) {
+  T* allocate(int64_t count) {
     T* p = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
     used_ += round_up(count * static_cast<int64_t>(sizeof(T)), 256);
     return p;
@@ -126,39 +121,39 @@ struct Workspace {
   int64_t bytes = 0;
 };
 
-Workspace cut_workspace(void* base, const SearchPlan& plan, const VqCudaRows& x, const VqCudaCodes& codebook,
+Workspace lay_out_workspace(void* base, const SearchPlan& plan, const VqRows& x, const VqCodes& codebook,
                         bool fused, bool statistics) {
   Workspace w;
   const int64_t padded_codes = round_up(codebook.count, kTileCodes);
   const bool split = plan.method == SearchPlan::kMatrix;
   const int64_t padded_dim = split ? round_up(codebook.dim, 16) : codebook.dim;
   const int64_t rows = x.batches * x.rows;
-  Cutter cut(base);
+  WorkspaceAllocator memory(base);
   PrepareArgs& p = w.prepare;
   SearchArgs& s = w.search;
-  p.high = split ? cut.take<__nv_bfloat16>(padded_codes * padded_dim) : nullptr;
-  p.low = split && plan.products > 1 ? cut.take<__nv_bfloat16>(padded_codes * padded_dim) : nullptr;
-  p.bias = cut.take<float>(padded_codes);
-  p.centre = cut.take<float>(codebook.dim);
-  p.extents = cut.take<Extent>(padded_codes / kTileCodes);
+  p.high = split ? memory.allocate<__nv_bfloat16>(padded_codes * padded_dim) : nullptr;
+  p.low = split && plan.products > 1 ? memory.allocate<__nv_bfloat16>(padded_codes * padded_dim) : nullptr;
+  p.bias = memory.allocate<float>(padded_codes);
+  p.centre = memory.allocate<float>(codebook.dim);
+  p.extents = memory.allocate<Extent>(padded_codes / kTileCodes);
   const int64_t blocks = rows > plan.block_rows ? ceil_div(rows, plan.block_rows) : 1;
   if (plan.splits > 1) {
-    s.partial = cut.take<Best>(plan.splits * blocks * plan.block_rows);
-    p.split_tickets = s.split_tickets = cut.take<unsigned>(blocks);
+    s.partial = memory.allocate<Best>(plan.splits * blocks * plan.block_rows);
+    p.split_tickets = s.split_tickets = memory.allocate<unsigned>(blocks);
     p.split_ticket_count = blocks;
   }
   if (fused) {
-    s.block_squares = cut.take<double>(blocks);
-    s.block_rows = cut.take<int64_t>(blocks);
-    p.ticket = s.ticket = cut.take<unsigned>(1);
+    s.block_squares = memory.allocate<double>(blocks);
+    s.block_rows = memory.allocate<int64_t>(blocks);
+    p.ticket = s.ticket = memory.allocate<unsigned>(1);
   }
   if (statistics) {
-    s.statistics.slots = cut.take<int32_t>(rows);
-    s.statistics.largest = cut.take<unsigned>(codebook.count);
-    s.statistics.done = cut.take<unsigned>(codebook.count);
-    s.statistics.accumulators = cut.take<unsigned long long>(codebook.count * codebook.dim);
+    s.statistics.slots = memory.allocate<int32_t>(rows);
+    s.statistics.largest = memory.allocate<unsigned>(codebook.count);
+    s.statistics.done = memory.allocate<unsigned>(codebook.count);
+    s.statistics.accumulators = memory.allocate<unsigned long long>(codebook.count * codebook.dim);
   }
-  w.bytes = cut.used();
+  w.bytes = memory.used();
   s.splits = plan.splits;
   s.split_codes = plan.split_codes;
   s.high = p.high;
@@ -187,22 +182,24 @@ cudaError_t launch_search(const SearchArgs& a, const SearchPlan& plan, int dtype
   return launch_search_mma_f16(a, plan, stream);
 }
 
-cudaError_t search(const VqCudaRows& x, const VqCudaCodes& codebook, int metric, int precision,
-                   int64_t* indices, const VqCudaOutputs* outputs, void* workspace, int64_t workspace_bytes,
+// result: of the fused step; null for the search alone.
+cudaError_t search(const VqRows& x, const VqCodes& codebook, const uint8_t* mask,
+                   const VqSearchOptions& options, float loss_weight, int64_t* indices,
+                   const VqQuantizeResult* result, void* workspace, int64_t workspace_bytes,
                    const VqCudaStream& stream) {
   const int64_t rows = x.batches * x.rows;
   if (codebook.count < 1 || codebook.count > INT32_MAX - kTileCodes ||
       codebook.dim > INT32_MAX - kTileCodes) {
     return cudaErrorInvalidValue;
   }
-  if (rows == 0 && outputs == nullptr) return cudaSuccess;
+  if (rows == 0 && result == nullptr) return cudaSuccess;
   cudaError_t error = select_device(stream.device);
   if (error != cudaSuccess) return error;
   SearchPlan plan;
-  error = make_plan(x, codebook, precision, stream.device, &plan);
+  error = make_plan(x, codebook, options.precision, stream.device, &plan);
   if (error != cudaSuccess) return error;
-  const bool fused = outputs != nullptr, statistics = fused && outputs->counts != nullptr;
-  Workspace w = cut_workspace(workspace, plan, x, codebook, fused, statistics);
+  const bool fused = result != nullptr, statistics = fused && result->counts != nullptr;
+  Workspace w = lay_out_workspace(workspace, plan, x, codebook, fused, statistics);
   if (workspace == nullptr || w.bytes > workspace_bytes) return cudaErrorInvalidValue;
 
   SearchArgs& a = w.search;
@@ -214,21 +211,22 @@ cudaError_t search(const VqCudaRows& x, const VqCudaCodes& codebook, int metric,
   a.lanes_over_rows = rows_are_contiguous(x);
   a.codebook = codebook.data;
   a.codebook_is_float = codebook.dtype == VQ_FLOAT32;
-  a.cosine = metric == VQ_COSINE;
-  a.certify = precision == VQ_EXACT;
+  a.cosine = options.metric == VQ_COSINE;
+  a.certify = options.precision == VQ_EXACT;
   // bfloat16 rows are not shifted: they would no longer be bfloat16.
   const bool matrix = plan.method == SearchPlan::kMatrix;
   a.shift_rows = !(matrix && x.dtype == VQ_BFLOAT16);
-  a.factors = error_factors(plan, a.dim, a.padded_dim);
+  a.factors = error_factors(plan, a.dim, a.padded_dim, options.bound_scale);
   a.indices = indices;
   if (fused) {
-    a.out = outputs->out->data;
-    a.out_map = row_map(*outputs->out);
-    a.mask = outputs->mask;
-    a.mse = outputs->mse;
-    a.valid_rows = outputs->valid_rows;
-    a.statistics.counts = outputs->counts;
-    a.statistics.sums = outputs->sums;
+    a.mask = mask;
+    a.loss_weight = loss_weight;
+    a.quantized = result->quantized.data;
+    a.quantized_map = row_map(result->quantized);
+    a.loss = result->loss;
+    a.valid_rows = result->valid_rows;
+    a.statistics.counts = result->counts;
+    a.statistics.sums = result->sums;
   }
   PrepareArgs& p = w.prepare;
   p.codebook = codebook.data;
@@ -252,27 +250,27 @@ cudaError_t search(const VqCudaRows& x, const VqCudaCodes& codebook, int metric,
 
 extern "C" {
 
-int vq_cuda_search_workspace(const VqCudaRows* x, const VqCudaCodes* codebook, int precision, int fused,
+int vq_cuda_search_workspace(const VqRows* x, const VqCodes* codebook, int precision, int fused,
                              int statistics, int device, int64_t* bytes) {
   vq_cuda::SearchPlan plan;
   const cudaError_t error = vq_cuda::make_plan(*x, *codebook, precision, device, &plan);
   if (error == cudaSuccess) {
-    *bytes = vq_cuda::cut_workspace(nullptr, plan, *x, *codebook, fused != 0, statistics != 0).bytes;
+    *bytes = vq_cuda::lay_out_workspace(nullptr, plan, *x, *codebook, fused != 0, statistics != 0).bytes;
   }
   return error;
 }
 
-int vq_cuda_nearest_code(const VqCudaRows* x, const VqCudaCodes* codebook, int metric, int precision,
+int vq_cuda_nearest_code(const VqRows* x, const VqCodes* codebook, const VqSearchOptions* options,
                          int64_t* indices, void* workspace, int64_t workspace_bytes, VqCudaStream stream) {
-  return vq_cuda::search(*x, *codebook, metric, precision, indices, nullptr, workspace, workspace_bytes,
-                         stream);
+  return vq_cuda::search(*x, *codebook, nullptr, *options, 1.0f, indices, nullptr, workspace,
+                         workspace_bytes, stream);
 }
 
-int vq_cuda_vector_quantize(const VqCudaRows* x, const VqCudaCodes* codebook, int metric, int precision,
-                            int64_t* indices, const VqCudaOutputs* outputs, void* workspace,
+int vq_cuda_vector_quantize(const VqRows* x, const VqCodes* codebook, const uint8_t* mask,
+                            const VqQuantizeOptions* options, const VqQuantizeResult* result, void* workspace,
                             int64_t workspace_bytes, VqCudaStream stream) {
-  return vq_cuda::search(*x, *codebook, metric, precision, indices, outputs, workspace, workspace_bytes,
-                         stream);
+  return vq_cuda::search(*x, *codebook, mask, options->search, options->loss_weight, result->indices, result,
+                         workspace, workspace_bytes, stream);
 }
 
 int vq_cuda_device_capability(int device, int* major, int* minor) {

@@ -43,9 +43,9 @@ struct Extent {
   float innermost;  // smallest |e'|; infinity if there is none, or for cosine
 };
 
-// error = all (product |x'||e'| + low (|x'||e'_low| + |x'_low||e'|) + bias |h| + split parts) + floor
+// error = scale (product |x'||e'| + low (|x'||e'_low| + |x'_low||e'|) + bias |h| + split parts) + floor
 struct ErrorFactors {
-  float all, product, low, bias, contract, norm, norm_floor, floor;
+  float scale, product, low, bias, contract, norm, norm_floor, floor;
 };
 
 struct StatisticsArgs {
@@ -83,16 +83,17 @@ struct SearchArgs {
   int splits, split_codes;
   Best* partial;  // [splits, rows padded to blocks]
   unsigned* split_tickets;  // [blocks of rows]
-  // results
-  int64_t* indices;
-  // the fused step; mse is null for the search alone (out may be null: it may be empty)
-  void* out;
-  RowMap out_map;
+  // the fused step alone
   const uint8_t* mask;
+  float loss_weight;
   double* block_squares;  // [blocks]
   int64_t* block_rows;  // [blocks]
   unsigned* ticket;
-  float* mse;
+  // results; loss is null for the search alone (quantized may be null: it may be empty)
+  void* quantized;
+  RowMap quantized_map;
+  int64_t* indices;
+  float* loss;
   int64_t* valid_rows;
   StatisticsArgs statistics;
 };
@@ -177,10 +178,10 @@ __device__ inline float score_error(const SearchArgs& a, const Extent& e, float 
   const float split = x_norm * residual + x_residual * (code + residual) + x_low * code_low;
   const float low = x_norm * code_low + x_low * code;
   const float bias = 0.5f * code * code + e.offset * code;
-  const float all = x_norm + code + 2.0f * e.centre;
+  const float contract_reach = x_norm + code + 2.0f * e.centre;
   const float sum = split + a.factors.product * product + a.factors.low * low + a.factors.bias * bias +
-                    a.factors.contract * all * all;
-  return fmaf(sum, a.factors.all, a.factors.floor);
+                    a.factors.contract * contract_reach * contract_reach;
+  return fmaf(sum, a.factors.scale, a.factors.floor);
 }
 
 // A code whose products overflow can have the score -infinity: nothing is certain then.

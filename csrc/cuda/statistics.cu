@@ -210,7 +210,7 @@ int64_t vq_cuda_statistics_workspace(int64_t rows, int64_t codes, int64_t dim) {
   return codes * dim * 8 + codes * 8 + rows * 4;
 }
 
-int vq_cuda_code_statistics(const VqCudaRows* x, const int64_t* indices, int64_t codes, int skip_nonfinite,
+int vq_cuda_code_statistics(const VqRows* x, const int64_t* indices, int64_t codes, int skip_nonfinite,
                             int64_t* counts, float* sums, void* workspace, int64_t workspace_bytes,
                             VqCudaStream stream) {
   using namespace vq_cuda;

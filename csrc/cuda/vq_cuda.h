@@ -1,64 +1,36 @@
 // The plain C door of the CUDA kernels: pointers, sizes, strides, a device and a stream.
 //
 // Every function enqueues work on `stream` and returns without waiting: 0 (cudaSuccess) or a
-// cudaError_t. Pointers are device pointers unless said otherwise; strides count elements. The
-// caller has checked shapes, dtypes and devices.
+// cudaError_t. Structs are read on the host; the pointers in them, and all others unless said otherwise,
+// are device pointers. The caller has checked shapes, dtypes and devices.
 #pragma once
 
-#include <stdint.h>
+#include "vq_types.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-enum VqDtype { VQ_FLOAT32 = 0, VQ_BFLOAT16 = 1, VQ_FLOAT16 = 2 };
-enum VqMetric { VQ_L2 = 0, VQ_COSINE = 1 };
-enum VqPrecision { VQ_EXACT = 0, VQ_HIGH = 1, VQ_FAST = 2 };
-
-// Rows [batches, rows, dim] with any strides.
-typedef struct VqCudaRows {
-  void* data;
-  int dtype;
-  int64_t batches, rows, dim;
-  int64_t stride_batch, stride_row, stride_dim;
-} VqCudaRows;
-
-// A contiguous codebook [count, dim].
-typedef struct VqCudaCodes {
-  const void* data;
-  int dtype;
-  int64_t count, dim;
-} VqCudaCodes;
 
 typedef struct VqCudaStream {
   int device;
   void* stream;
 } VqCudaStream;
 
-// Outputs of the fused step besides the indices. counts and sums are both null or both given.
-typedef struct VqCudaOutputs {
-  const VqCudaRows* out;  // host pointer; x's dtype and sizes
-  const uint8_t* mask;  // [batches, rows], or null
-  float* mse;  // []
-  int64_t* valid_rows;  // []
-  int64_t* counts;  // [K]
-  float* sums;  // [K, D]
-} VqCudaOutputs;
-
-// Bytes of device memory that the search needs; outputs is null for the search alone.
-int vq_cuda_search_workspace(const VqCudaRows* x, const VqCudaCodes* codebook, int precision, int fused,
+// Bytes of device memory that the search needs; fused: vector_quantize, with or without statistics.
+int vq_cuda_search_workspace(const VqRows* x, const VqCodes* codebook, int precision, int fused,
                              int statistics, int device, int64_t* bytes);
-int vq_cuda_nearest_code(const VqCudaRows* x, const VqCudaCodes* codebook, int metric, int precision,
+int vq_cuda_nearest_code(const VqRows* x, const VqCodes* codebook, const VqSearchOptions* options,
                          int64_t* indices, void* workspace, int64_t workspace_bytes, VqCudaStream stream);
-int vq_cuda_vector_quantize(const VqCudaRows* x, const VqCudaCodes* codebook, int metric, int precision,
-                            int64_t* indices, const VqCudaOutputs* outputs, void* workspace,
+// mask [batches, rows], nonzero where a row counts, or null.
+int vq_cuda_vector_quantize(const VqRows* x, const VqCodes* codebook, const uint8_t* mask,
+                            const VqQuantizeOptions* options, const VqQuantizeResult* result, void* workspace,
                             int64_t workspace_bytes, VqCudaStream stream);
 
-int vq_cuda_gather_codes(const VqCudaCodes* codebook, const int64_t* indices, const VqCudaRows* out,
+int vq_cuda_gather_codes(const VqCodes* codebook, const int64_t* indices, const VqRows* quantized,
                          VqCudaStream stream);
 
 int64_t vq_cuda_statistics_workspace(int64_t rows, int64_t codes, int64_t dim);
-int vq_cuda_code_statistics(const VqCudaRows* x, const int64_t* indices, int64_t codes, int skip_nonfinite,
+int vq_cuda_code_statistics(const VqRows* x, const int64_t* indices, int64_t codes, int skip_nonfinite,
                             int64_t* counts, float* sums, void* workspace, int64_t workspace_bytes,
                             VqCudaStream stream);
 
@@ -66,13 +38,15 @@ int64_t vq_cuda_ema_workspace(int64_t codes);
 // counts is float32 if counts_are_float, else int64.
 int vq_cuda_ema_update(float* codebook, float* cluster_size, float* embed_avg, const void* counts,
                        int counts_are_float, const float* sums, int64_t codes, int64_t dim,
-                       float decay_complement, float eps, int normalize, void* workspace,
+                       float one_minus_decay, float eps, int normalize, void* workspace,
                        int64_t workspace_bytes, VqCudaStream stream);
 
-// grad_quantized (host pointer) and grad_loss may be null.
-int vq_cuda_backward(const VqCudaRows* grad_quantized, const float* grad_loss, const VqCudaRows* x,
-                     const VqCudaCodes* codebook, const int64_t* indices, const int64_t* valid_rows,
-                     float scale, int rotation, const VqCudaRows* out, VqCudaStream stream);
+// grad_x = estimator(grad_quantized) + grad_loss * scale / valid_rows * (x - code). grad_quantized and
+// grad_loss may be null: zero, none.
+int vq_cuda_vector_quantize_backward(const VqRows* grad_quantized, const float* grad_loss, const VqRows* x,
+                                     const VqCodes* codebook, const int64_t* indices,
+                                     const int64_t* valid_rows, float scale, int gradient,
+                                     const VqRows* grad_x, VqCudaStream stream);
 
 int vq_cuda_device_capability(int device, int* major, int* minor);
 const char* vq_cuda_error_name(int error);

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import Tensor
 
-from vq_kernels.backends import native
+from vq_kernels.backends import marshal, native
 
 ISAS = ("portable", "avx2", "avx512", "amx")
 
@@ -21,3 +23,14 @@ def use_isa(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("VQ_ISA", name)
     assert native.cpu_features()["used"] == name
     return name
+
+
+def nearest_code_with_bound(x: Tensor, codebook: Tensor, metric: str, bound_scale: float) -> Tensor:
+    """``native.nearest_code`` in exact precision with its error bounds multiplied by ``bound_scale``."""
+    from vq_kernels import _C
+
+    indices = torch.empty(x.shape[:2], dtype=torch.int64)
+    options = marshal.search_options(metric, "exact", bound_scale)
+    threads = torch.get_num_threads()
+    _C.nearest_code(marshal.rows(x), marshal.codes(codebook), options, threads, indices.data_ptr())
+    return indices

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from cuda_host import KERNELS, ROOT, digest, locked, run_compiler
+from cuda_host import CSRC, KERNELS, ROOT, digest, locked, run_compiler
 
 from vq_kernels.build_info import read_build_info
 
 TARGETS = {"sm_80": "80", "sm_90a": "90a", "sm_100": "100f"}
 SOURCES = ("search_mma_f32.cu", "statistics.cu")  # compiled where nothing was built
 CACHE = ROOT / "build" / "cuda_compile"
-FLAGS = ["-std=c++17", "-O3", "--fmad=false", "--expt-relaxed-constexpr"]
+FLAGS = ["-std=c++17", "-O3", "--fmad=false", "--expt-relaxed-constexpr", f"-I{CSRC}"]
 
 targets = pytest.mark.parametrize("target", TARGETS)
 pytestmark = pytest.mark.xdist_group("cuda_compile")
@@ -49,6 +49,10 @@ def disassembler() -> str:
     return found
 
 
+def source_files() -> list[Path]:
+    return [*sorted(CSRC.glob("*.h")), *sorted(KERNELS.iterdir())]
+
+
 def built_module(arch: str) -> list[Path]:
     """The native module, if it was built from sources as they are now for this target."""
     info = read_build_info()
@@ -60,7 +64,7 @@ def built_module(arch: str) -> list[Path]:
         or f"{arch}-real" not in info["cuda"]["targets"]
     ):
         return []
-    newest = max(path.stat().st_mtime for path in KERNELS.iterdir())
+    newest = max(path.stat().st_mtime for path in source_files())
     return [path for path in modules if path.stat().st_mtime >= newest]
 
 
@@ -69,7 +73,7 @@ def compiled(arch: str) -> list[Path]:
     if nvcc is None:
         pytest.skip(f"the native module has no {arch} code and there is no nvcc to compile some")
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    folder = CACHE / digest(sorted(KERNELS.iterdir()), version, *FLAGS)
+    folder = CACHE / digest(source_files(), version, *FLAGS)
     outputs = [folder / f"{Path(name).stem}.{arch}.o" for name in SOURCES]
     with locked(CACHE / "lock"):
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import torch
 from native_support import ISAS
 
 from vq_kernels.backends import native
+from vq_kernels.build_info import read_build_info
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +25,12 @@ def test_features_name_what_the_machine_has_and_what_is_used(monkeypatch: pytest
     usable = [isa for isa in ISAS if isa in features["machine"] and isa in features["compiled"]]
     assert "portable" in usable
     assert features["used"] == usable[-1]
+
+
+def test_the_build_lists_the_instruction_sets_that_have_kernels() -> None:
+    info = read_build_info()
+    assert info is not None
+    assert ["portable", *info["native"]["instruction_sets"]] == native.cpu_features()["compiled"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/cpuinfo")
@@ -75,7 +82,7 @@ def test_an_instruction_set_that_is_not_there_is_an_error(monkeypatch: pytest.Mo
     ids=["float64_x", "float64_codebook", "other_device"],
 )
 def test_what_is_not_served_is_named(x: torch.Tensor, codebook: torch.Tensor | None, word: str) -> None:
-    reason = native.unsupported_reason(x, codebook)
+    reason = native.unsupported_reason("nearest_code", x, codebook)
     assert reason is not None
     assert word in reason
 
@@ -83,5 +90,5 @@ def test_what_is_not_served_is_named(x: torch.Tensor, codebook: torch.Tensor | N
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["f32", "bf16", "f16"])
 def test_what_is_served(dtype: torch.dtype) -> None:
     x = torch.zeros(1, 1, 2, dtype=dtype)
-    assert native.unsupported_reason(x, torch.zeros(1, 2)) is None
-    assert native.unsupported_reason(x, torch.zeros(1, 2, dtype=dtype)) is None
+    assert native.unsupported_reason("nearest_code", x, torch.zeros(1, 2)) is None
+    assert native.unsupported_reason("nearest_code", x, torch.zeros(1, 2, dtype=dtype)) is None

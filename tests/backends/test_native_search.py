@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
-from native_support import ISAS, use_isa
+from native_support import ISAS, nearest_code_with_bound, use_isa
 from support import rational_argmin
 from torch import Tensor
 
@@ -16,14 +16,6 @@ from vq_kernels.backends import native, reference
 @pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return use_isa(request.param, monkeypatch)
-
-
-@pytest.fixture
-def scale_bound() -> Iterator[Callable[[float], None]]:
-    from vq_kernels import _C
-
-    yield _C._scale_bound
-    _C._scale_bound(1.0)
 
 
 # around the sizes of vectors, tiles, panels and blocks: 4, 8, 16, 24, 48 rows; 4, 8, 16 codes
@@ -109,15 +101,13 @@ def test_the_worst_rounding_is_covered_and_no_less_would_do(
     adversary: Callable[[int], tuple[Tensor, Tensor]],
     too_tight: float,
     monkeypatch: pytest.MonkeyPatch,
-    scale_bound: Callable[[float], None],
 ) -> None:
     use_isa(isa_name, monkeypatch)
     row, codebook = adversary(500)
     assert rational_argmin(row[None], codebook, "cosine") == 0
     x = row.expand(1, 20, -1).contiguous()
     assert (native.nearest_code(x, codebook, "cosine", "exact") == 0).all()
-    scale_bound(too_tight)
-    assert (native.nearest_code(x, codebook, "cosine", "exact") == 1).all()
+    assert (nearest_code_with_bound(x, codebook, "cosine", too_tight) == 1).all()
 
 
 def _a_hair_apart() -> tuple[Tensor, Tensor]:
@@ -130,16 +120,15 @@ def _a_hair_apart() -> tuple[Tensor, Tensor]:
     return ((codebook[::2] + codebook[1::2]) / 2 + shift * step)[None], codebook
 
 
-def test_scores_a_hair_apart(isa: str, scale_bound: Callable[[float], None]) -> None:
+def test_scores_a_hair_apart(isa: str) -> None:
     x, codebook = _a_hair_apart()
     want = reference.nearest_code(x, codebook, "l2", "exact")
     assert torch.equal(want[0, :20], rational_argmin(x[0, :20], codebook))
     assert torch.equal(native.nearest_code(x, codebook, "l2", "exact"), want)
-    scale_bound(0.0)
-    assert not torch.equal(native.nearest_code(x, codebook, "l2", "exact"), want)
+    assert not torch.equal(nearest_code_with_bound(x, codebook, "l2", 0.0), want)
 
 
-def test_few_rows_beyond_float64(isa: str, scale_bound: Callable[[float], None]) -> None:
+def test_few_rows_beyond_float64(isa: str) -> None:
     """A handful of rows takes a float64 path of its own; permuted codes differ there by rounding alone."""
     d = 67
     code = torch.randn(d)
@@ -148,14 +137,14 @@ def test_few_rows_beyond_float64(isa: str, scale_bound: Callable[[float], None])
     want = rational_argmin(x[0, :8], codebook)
     assert torch.equal(native.nearest_code(x, codebook, "l2", "exact")[0, :8], want)
 
-    def in_parts(n: int) -> Tensor:
-        return torch.cat([native.nearest_code(part, codebook, "l2", "exact") for part in x.split(n, 1)], 1)
+    def in_parts(n: int, bound_scale: float = 1.0) -> Tensor:
+        parts = [nearest_code_with_bound(part, codebook, "l2", bound_scale) for part in x.split(n, 1)]
+        return torch.cat(parts, 1)
 
     everything = native.nearest_code(x, codebook, "l2", "exact")
     for n in range(1, 6):
         assert torch.equal(in_parts(n), everything)
-    scale_bound(0.0)
-    assert not torch.equal(in_parts(4), everything)
+    assert not torch.equal(in_parts(4, 0.0), everything)
 
 
 def test_more_candidates_than_fit_the_list(isa: str) -> None:

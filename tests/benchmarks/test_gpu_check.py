@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
-import cuda_host
 import pytest
 import torch
 
 import vq_kernels as vq
 from benchmarks.gpu import check as gpu_check
 from benchmarks.gpu import checks as gpu_checks
+from benchmarks.gpu import faults, operation_tests, sanitized
 from benchmarks.gpu import models as gpu_models
-from benchmarks.gpu.check import FAILED, PASSED, SKIPPED, NotHere, Result
+from benchmarks.gpu.check import FAILED, PASSED, SKIPPED, Result
+from benchmarks.gpu.faults import NotHere
 from benchmarks.gpu.models import from_data_to_samples
-from benchmarks.machine import describe
-from vq_kernels.backends import QuantizeResult, register_backend
+from benchmarks.gpu.target import Target
+from benchmarks.machine import ROOT, describe
+from vq_kernels.backends import QuantizeResult
 from vq_kernels.backends.cuda import CudaBackend
 
 
@@ -33,19 +36,22 @@ def test_without_a_gpu_it_says_so_and_exits_2(
     assert re.fullmatch(r"gpu-check needs a CUDA GPU, [^.]*\.\n", said.err)
 
 
-def _right(backend: str) -> str:
+HERE = Target("cpu")
+
+
+def _right(backend: str, target: Target) -> str:
     return f"{backend} is right\nmore of it"
 
 
-def _wrong(backend: str) -> str:
+def _wrong(backend: str, target: Target) -> str:
     raise AssertionError("3 of 5 indices differ")
 
 
-def _absent(backend: str) -> str:
+def _absent(backend: str, target: Target) -> str:
     raise NotHere("one GPU")
 
 
-CHECKS = {"right": _right, "wrong": _wrong, "absent": _absent}
+CHECKS = {"results": {"right": _right}, "streams": {"wrong": _wrong, "absent": _absent}}
 
 
 @pytest.fixture
@@ -53,23 +59,24 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Checks of every outcome; the tests of the operations are noted, not run."""
     asked: list[str] = []
 
-    def run_tests(backend: str, seconds: float) -> str:
-        asked.append(f"{backend} {seconds:.0f}")
+    def run_tests(backends: list[str], seconds: float, target: Target, report: Path | None) -> str:
+        asked.append(f"{' '.join(backends)} {seconds:.0f}")
         return "7 passed"
 
-    monkeypatch.setattr(gpu_check, "CHECKS", CHECKS)
-
-    def sanitize(tool: str, backend: str, seconds: float) -> str:
+    def sanitize(tool: str, backend: str, target: Target, seconds: float) -> str:
         return f"{tool} of {backend}, {seconds:.0f} s"
 
+    monkeypatch.setattr(gpu_check, "CHECKS", CHECKS)
     monkeypatch.setattr(gpu_check, "run_tests", run_tests)
     monkeypatch.setattr(gpu_check, "passes_sanitizer", sanitize)
     monkeypatch.setattr(gpu_check, "available_backends", lambda: {"cuda": None, "triton": "not installed"})
+    monkeypatch.setattr(Target, "backend", lambda self, name: name)
     return asked
 
 
 def test_every_outcome_is_a_line(made_up: list[str]) -> None:
-    results = gpu_check.run(["cuda", "triton"], 500.0, clock=lambda: 0.0)
+    run = gpu_check.Run(Target("cuda"), 500.0, clock=lambda: 0.0)
+    results = run.backends(["cuda", "triton"])
     outcomes = [(r.check, r.backend, r.status, r.detail) for r in results]
     assert outcomes == [
         ("available", "triton", FAILED, "not installed"),
@@ -86,13 +93,36 @@ def test_every_outcome_is_a_line(made_up: list[str]) -> None:
 def test_no_check_begins_after_the_time(made_up: list[str]) -> None:
     ticks: Iterator[float] = iter(range(0, 10_000, 7))
     saved: list[int] = []
-    results = gpu_check.run(
-        ["cuda"], 30.0, clock=lambda: next(ticks), save=lambda found: saved.append(len(found))
+    run = gpu_check.Run(
+        HERE,
+        30.0,
+        gpu_check.PARTS[:-1],
+        clock=lambda: next(ticks),
+        save=lambda results: saved.append(len(results)),
     )
-    assert [r.status for r in results] == [PASSED, FAILED] + [SKIPPED] * 4
-    assert [r.detail for r in results[2:]] == ["no time left"] * 4
-    assert saved[-1] == len(results), "whoever stops a run keeps what there is"
-    assert saved == sorted(saved)
+    results = run.backends(["cuda"])
+    assert [r.status for r in results] == [PASSED, FAILED, SKIPPED, SKIPPED]
+    assert [r.detail for r in results[2:]] == ["no time left"] * 2
+    assert saved == [1, 2, 3, 4], "whoever stops a run keeps what there is"
+
+
+def test_some_parts_can_be_asked_alone(made_up: list[str]) -> None:
+    assert [r.check for r in gpu_check.Run(HERE, 1e9, ("results",)).backends(["cuda"])] == ["right"]
+    results = gpu_check.Run(HERE, 100.0, ("tests",), clock=lambda: 0.0).tests_together(["triton", "cuda"])
+    assert [(r.check, r.backend) for r in results] == [("tests of the operations", "triton and cuda")]
+    assert made_up == ["triton cuda 100"]
+
+
+def test_after_a_fatal_fault_the_process_asks_nothing_more(
+    made_up: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(backend: str, target: Target) -> str:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setitem(CHECKS["results"], "right", faulty)
+    results = gpu_check.Run(HERE, 1e9, ("results", "streams", "tests")).backends(["cuda"])
+    assert [r.status for r in results] == [FAILED, SKIPPED, SKIPPED, PASSED]
+    assert results[1].detail == "not asked after a fatal fault in right, cuda"
 
 
 def test_table_is_aligned_and_short() -> None:
@@ -133,66 +163,90 @@ def test_report_of_pytest_is_counted(tmp_path: Path) -> None:
         '<testcase classname="tests.test_ops" name="c"><skipped/></testcase>'
         '<testcase classname="tests.test_ops" name="d"><error/></testcase></testsuite></testsuites>'
     )
-    counts, failures = gpu_check.read_report(report)
+    counts, failures = operation_tests.read_report(report)
     assert counts == {"passed": 1, "failed": 2, "skipped": 1}
     assert failures == ["tests.test_ops::b", "tests.test_ops::d"]
 
 
 def test_the_tests_it_names_exist() -> None:
-    assert all((gpu_check.ROOT / name).exists() for name in gpu_check.TESTS)
+    assert all((ROOT / name).exists() for name in (*operation_tests.TESTS, operation_tests.REHEARSED[0]))
 
 
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
-def test_what_names_no_backend_is_tested_too(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_names_no_backend_is_tested_too(backend: str) -> None:
     """Compiled layers, export and functorch name none."""
-    commands: list[list[str]] = []
-
-    def collect(command: list[str], **options: object) -> object:
-        commands.append(command)
-        return gpu_check.subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(gpu_check.subprocess, "run", collect)
-    with pytest.raises(AssertionError, match="pytest ended"):
-        gpu_check.run_tests(backend, 10.0)
+    command = operation_tests.test_command([backend], Path("report.xml"), 10.0, Target("cuda"))
     other = {"cuda": "triton", "triton": "cuda"}[backend]
-    (command,) = commands
-    assert (
-        command[command.index("-k") + 1]
-        == f"{backend} or not ({' or '.join(sorted(('native', other, 'reference')))})"
-    )
+    chosen = command[command.index("-k") + 1]
+    assert chosen == f"{backend} or not ({' or '.join(sorted(('native', other, 'reference')))})"
     assert ("tests/backends/test_triton.py" in command) == (backend == "triton")
-    assert all((gpu_check.ROOT / name).exists() for name in command if name.startswith("tests/"))
+    assert all((ROOT / name).exists() for name in command if name.startswith("tests/"))
 
 
-def test_tests_really_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command line for pytest is right: here on the CPU, with one small file."""
-    monkeypatch.setattr(gpu_check, "TESTS", ("tests/test_edge_cases.py",))
-    monkeypatch.setattr(gpu_check.importlib.util, "find_spec", lambda name: None)
-    real = gpu_check.subprocess.run
+def test_tests_really_run(tmp_path: Path) -> None:
+    """The command line for pytest is right: here on the CPU, with a few small tests."""
+    report = tmp_path / "tests.xml"
+    assert re.match(r"\d+ passed", operation_tests.run_tests(["reference"], 200.0, HERE, report))
+    counts, failures = operation_tests.read_report(report)
+    assert counts["passed"] > 0
+    assert failures == []
 
-    def on_the_cpu(command: list[str], **options: object) -> object:
-        options["env"] = {**options["env"], "VQ_TEST_DEVICE": "cpu"}  # type: ignore[dict-item]
-        return real(command, **options)
 
-    monkeypatch.setattr(gpu_check.subprocess, "run", on_the_cpu)
-    assert re.match(r"\d+ passed", gpu_check.run_tests("reference", 200.0))
+def test_a_worker_that_meets_a_fatal_fault_ends_and_another_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "test_made_up.py").write_text(
+        "import os, pytest\n"
+        "def test_fault():\n"
+        "    raise RuntimeError('CUDA error: an illegal memory access was encountered')\n"
+        "@pytest.mark.parametrize('n', range(3))\n"
+        "def test_after(n):\n"
+        "    pass\n"
+    )
+    report = tmp_path / "tests.xml"
+    command = [sys.executable, "-m", "pytest", str(tmp_path), "-q", f"--junitxml={report}", "-n", "1"]
+    command += ["-p", "no:cacheprovider", "-p", "benchmarks.gpu.pytest_faults", "--max-worker-restart", "2"]
+    command += [f"--rootdir={tmp_path}"]
+    status, output = faults.run_limited(command, 100.0)
+    counts, failures = operation_tests.read_report(report)
+    assert status == 1
+    assert "fatal fault in test_made_up.py::test_fault" in output
+    assert counts == {"passed": 3, "failed": 1, "skipped": 0}, output
+    assert [name.rpartition("::")[2] for name in failures] == ["test_fault"]
 
 
 def test_a_machine_without_sanitizer_skips(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_checks.shutil, "which", lambda name: None)
+    monkeypatch.setattr(faults.shutil, "which", lambda name: None)
     with pytest.raises(NotHere, match="not installed"):
-        gpu_checks.passes_sanitizer("memcheck", "cuda")
+        sanitized.passes_sanitizer("memcheck", "cuda", Target("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("script", "outcome"),
+    [
+        ("echo '========= ERROR SUMMARY: 0 errors'", "ERROR SUMMARY: 0 errors"),
+        ("echo '========= ERROR SUMMARY: 2 errors'; exit 9", AssertionError("ERROR SUMMARY: 2 errors")),
+        ("echo '========= Device not supported'; exit 1", NotHere("Device not supported")),
+        ("sleep 60", NotHere("did not end within 1 seconds")),
+    ],
+    ids=["right", "wrong", "absent", "slow"],
+)
+def test_what_the_sanitizer_says(
+    script: str, outcome: str | Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    if isinstance(outcome, str):
+        assert sanitized.passes_sanitizer("memcheck", "cuda", Target("cuda")) == outcome
+        return
+    with pytest.raises(type(outcome), match=str(outcome)):
+        sanitized.passes_sanitizer("memcheck", "cuda", Target("cuda"), seconds=1.0)
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> str:
+def here() -> str:
     """The CUDA kernels on the host, in place of a GPU."""
-    backend = cuda_host.load_backend()
-    register_backend(backend)
-    monkeypatch.setattr(gpu_checks, "DEVICE", "cpu")
-    monkeypatch.setattr(gpu_checks, "SIZES", ((300, 40, 70), (200, 5, 33)))
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    return backend.name
+    return HERE.backend("cuda")
 
 
 def test_what_the_sanitizer_watches_calls_everything(here: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,12 +267,12 @@ def test_what_the_sanitizer_watches_calls_everything(here: str, monkeypatch: pyt
             return real(*args, **kwargs)
 
         monkeypatch.setattr(CudaBackend, name, note)
-    gpu_checks.call_everything(here)
+    sanitized.call_everything(here, HERE)
     assert len(called) == 5
 
 
 def test_a_right_backend_agrees_and_a_wrong_one_does_not(here: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert gpu_checks.agrees_with_reference(here) == "1500 rows, every index equal"
+    assert gpu_checks.agrees_with_reference(here, HERE) == "140 rows, every index equal"
     real = CudaBackend.vector_quantize
 
     def off_by_one(self: CudaBackend, *args: object) -> QuantizeResult:
@@ -227,8 +281,8 @@ def test_a_right_backend_agrees_and_a_wrong_one_does_not(here: str, monkeypatch:
         return result
 
     monkeypatch.setattr(CudaBackend, "vector_quantize", off_by_one)
-    with pytest.raises(AssertionError, match="1 of 300 indices differ"):
-        gpu_checks.agrees_with_reference(here)
+    with pytest.raises(AssertionError, match="1 of 70 indices differ"):
+        gpu_checks.agrees_with_reference(here, HERE)
 
 
 def test_models_go_from_data_to_samples(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,8 @@ import torch
 from benchmarks import machine, measure, report, scaling
 from benchmarks.agreement import Disagreement, check_against_float64, check_close, check_indices
 from benchmarks.gpu import bench as gpu_bench
+from benchmarks.gpu import equal_codes
+from benchmarks.gpu.target import Target
 from benchmarks.measure import Budget, Spread, WallTimer, measure_pairs
 from benchmarks.memory import Probe, measure_probes, peak_beyond_outputs
 from benchmarks.peers import Peer, cdist_argmin, chunked_matmul, our_search
@@ -218,8 +220,8 @@ def test_results_carry_machine_versions_commit_and_date(tmp_path: Path, monkeypa
 
 
 def test_a_busy_machine_is_noted():
-    assert machine.busy_note({"load": 0.1}) is None
-    assert "busy" in machine.busy_note({"load": 1.7})
+    assert machine.load_warning({"load": 0.1}) is None
+    assert "busy" in machine.load_warning({"load": 1.7})
 
 
 def test_machine_name_is_that_of_the_processor(monkeypatch):
@@ -242,32 +244,89 @@ def test_gpu_bench_without_a_gpu_says_so_and_exits_2(capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_gpu_bench_goes_on_after_a_failure_and_stops_in_time(monkeypatch, capsys):
-    tiny = Budget(seconds=0.0, sample_s=0.0, min_pairs=1, max_pairs=1)
-    monkeypatch.setattr(gpu_bench, "BUDGET", tiny)
-    bench = gpu_bench.GpuBench("cpu", seconds=1e9)
-    monkeypatch.setattr(bench.deadline, "leave_out", lambda who: "left out" if "compiled" in who else None)
+def test_gpu_bench_goes_on_after_a_failure_and_stops_in_time():
+    problems = gpu_bench.TINY._replace(searches=(Case(64, 4, 8), Case(64, 0, 8), SMALL))
+    bench = gpu_bench.GpuBench(Target("cpu"), seconds=1e9, compiled=False)
+    bench.problems = problems
     saved: list[int] = []
     bench.save = lambda: saved.append(len(bench.results({})["rows"]))
-    bench.everything((), (), (Case(64, 4, 8), Case(64, 0, 8), SMALL))
-    assert saved == [len(bench.rows) // 2] * 2 + [len(bench.rows)], "after every part"
+    bench.run(("search",))
+    assert saved[:3] == [len(bench.rows) // 2] * 2 + [len(bench.rows)], "after every part"
     assert [f["what"] for f in bench.failures] == ["search N=64 D=0 K=8"]
-    measured = [row.who for row in bench.rows if row.spread is not None]
+    measured = [row.contender for row in bench.rows if row.spread is not None]
     assert measured.count("vq_kernels exact") == 2
-    assert all(row.reason for row in bench.rows if "compiled" in row.who)
-    late = gpu_bench.GpuBench("cpu", seconds=1e-9)
-    late.everything((), (), (SMALL,))
+    compiled = {row.reason for row in bench.rows if "compiled" in row.contender}
+    assert compiled == {"left out by --no-compile"}
+    late = gpu_bench.GpuBench(Target("cpu"), seconds=1e-9)
+    late.problems = problems._replace(searches=(SMALL,))
+    late.run(("search",))
     assert late.rows == []
     assert "no time left" in late.failures[0]["error"]
 
 
+def test_gpu_bench_keeps_what_another_call_measured():
+    first = gpu_bench.GpuBench(Target("cpu"), seconds=1e9, compiled=False)
+    first.run(("search", "equal_codes"))
+    assert [r["codes"] for r in first.parts["equal_codes"]] == ["zeros", "9 copies"]
+    earlier = first.results({})
+    second = gpu_bench.GpuBench(Target("cpu"), seconds=1e9, compiled=False, earlier=earlier)
+    second.run(("layer",))
+    together = second.results({})
+    assert [r["work"] for r in together["rows"]] == ["search"] * len(first.rows) + ["step"] * len(second.rows)
+    assert together["equal_codes"] == first.parts["equal_codes"]
+
+
+def test_equal_codes_that_are_not_the_first_are_refused(monkeypatch):
+    case = Case(40, 3, 18)
+    right = equal_codes.measure(case, "cpu", None, gpu_bench.TINY_BUDGET)
+    assert [r["codes"] for r in right] == ["zeros", "9 copies"]
+
+    def last(x, codebook, *, backend=None):
+        return lambda: len(codebook) - 1 - our_search(x, codebook.flip(0))()
+
+    monkeypatch.setattr(equal_codes, "our_search", last)
+    with pytest.raises(Disagreement, match="40 rows did not get the first of equal codes"):
+        equal_codes.measure(case, "cpu", None, gpu_bench.TINY_BUDGET)
+
+
 def test_deadline_leaves_out_compilers_first_and_ours_last():
-    times = iter([0.0, *[7.0] * 6, *[9.0] * 6])
-    deadline = measure.Deadline(10.0, lambda: next(times))
+    now = [0.0]
+    deadline = measure.Deadline(100.0, lambda: now[0])
     peers = ("vq_kernels exact", "flash-kmeans", "compiled cdist")
-    assert [deadline.leave_out(who) is None for who in peers] == [True, True, False]
-    times = iter([9.0] * 3)
-    assert [deadline.leave_out(who) is None for who in peers] == [True, False, False]
+    for now[0], begins in (
+        (50.0, [True, True, True]),
+        (70.0, [True, True, False]),
+        (90.0, [True, False, False]),
+    ):
+        assert [deadline.leave_out(who) is None for who in peers] == begins
+    now[0] = 0.0
+    short = measure.Deadline(40.0, lambda: now[0])
+    now[0] = 15.0
+    assert short.leave_out("compiled cdist") == short.spent, "compiling takes longer than what is left"
+
+
+def test_what_compiles_is_measured_after_all_else(monkeypatch):
+    from benchmarks import compare
+
+    begun: list[str] = []
+
+    def peer(name):
+        def prepare(x, codebook):
+            begun.append(name)
+            return our_search(x, codebook)
+
+        return Peer(name, prepare)
+
+    monkeypatch.setattr(compare, "search_peers", lambda device, dtype: [peer("compiled one"), peer("plain")])
+    options = compare.Options(budget=Budget(seconds=0.0, sample_s=0.0, min_pairs=1, max_pairs=1))
+    comparison = compare.compare_search(SMALL, options)
+    reasons = {row.contender: row.reason for row in comparison.rows}
+    assert begun == ["plain"]
+    assert reasons["plain"] is None
+    assert reasons["compiled one"].startswith("not begun")
+    comparison.finish()
+    assert begun == ["plain", "compiled one"]
+    assert all(row.spread is not None for row in comparison.rows)
 
 
 def test_a_failing_peer_is_a_reason_and_ours_raises(monkeypatch):
@@ -279,7 +338,7 @@ def test_a_failing_peer_is_a_reason_and_ours_raises(monkeypatch):
     peers = [Peer("wrong", wrong), Peer("right", chunked_matmul), Peer("absent", wrong, "not installed")]
     monkeypatch.setattr(compare, "search_peers", lambda device, dtype: peers)
     options = compare.Options(budget=Budget(seconds=0.0, sample_s=0.0, min_pairs=1, max_pairs=1))
-    rows = {row.who: row for row in compare.compare_search(SMALL, options)}
+    rows = {row.contender: row for row in compare.compare_search(SMALL, options).rows}
     assert rows["wrong"].reason.startswith("Disagreement")
     assert rows["wrong"].spread is None
     assert rows["right"].ratio is not None
@@ -294,13 +353,12 @@ def test_a_failing_peer_is_a_reason_and_ours_raises(monkeypatch):
         with pytest.raises(Disagreement):
             compare.compare_search(SMALL, options)
 
-    rows = compare.compare_search(SMALL, replace(options, keep_going=True))
-    reasons = {row.who: row.reason for row in rows if row.is_ours}
+    rows = compare.compare_search(SMALL, replace(options, keep_going=True)).rows
+    reasons = {row.contender: row.reason for row in rows if row.is_ours}
     assert reasons["vq_kernels fast"].startswith("FAILED: Disagreement")
     assert reasons["vq_kernels high"] is None
-    bench = gpu_bench.GpuBench("cpu", seconds=1e9)
-    bench.take(rows)
-    assert [f["what"] for f in bench.failures] == [f"search {SMALL.shape}, vq_kernels fast"]
+    failures = gpu_bench.ours_that_failed(rows)
+    assert [f["what"] for f in failures] == [f"search {SMALL.shape}, vq_kernels fast"]
 
 
 def test_scaling_curves_are_measured_and_drawn(tmp_path: Path, monkeypatch):

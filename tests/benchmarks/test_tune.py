@@ -102,7 +102,7 @@ def test_descent_runs_the_kernels(monkeypatch: pytest.MonkeyPatch, table: dict) 
     found = descent().run(Deadline(1e9))
     assert found.best == Config(32, 32, 0, 4, 1, None, True)
     assert found.finished
-    tiles = {(constants["BN"], constants["BK"]) for constants in launched}
+    tiles = {(constants["config"].rows, constants["config"].codes) for constants in launched}
     assert tiles == {(64, 64), (64, 32), (32, 64), (32, 32)}
     assert table == tuned.TABLE
 

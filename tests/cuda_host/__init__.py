@@ -27,7 +27,8 @@ from vq_kernels.backends.cuda import CudaBackend
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-KERNELS = ROOT / "csrc" / "cuda"
+CSRC = ROOT / "csrc"
+KERNELS = CSRC / "cuda"
 CACHE = ROOT / "build" / "cuda_host"
 NAME = "vq_cuda_host"
 
@@ -70,7 +71,7 @@ def build(compiler: str) -> Path:
     """The path of the extension, compiled if these sources were not compiled before."""
     import pybind11
 
-    headers = [*sorted(KERNELS.glob("*.h")), *sorted(KERNELS.glob("*.cuh"))]
+    headers = [*sorted(CSRC.glob("*.h")), *sorted(KERNELS.glob("*.h")), *sorted(KERNELS.glob("*.cuh"))]
     headers += sorted((HERE / "include").iterdir())
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     key = digest([*headers, *sources()], compiler, *FLAGS, suffix, pybind11.__version__)
@@ -81,7 +82,7 @@ def build(compiler: str) -> Path:
         work = CACHE / f"{key}-work"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        include = [HERE / "include", KERNELS, pybind11.get_include(), sysconfig.get_path("include")]
+        include = [HERE / "include", CSRC, KERNELS, pybind11.get_include(), sysconfig.get_path("include")]
         flags = [*FLAGS, *(f"-I{path}" for path in include)]
         objects = [work / f"{path.name}.o" for path in sources()]
         commands = [
@@ -127,15 +128,16 @@ def machine(
     """Another device for a while: the order in which threads run, what it is capable of, how many products
     its tensor cores add at a time, and for experiments a factor on the error bound that certifies results."""
     module = load_module()
+    backend = load_backend()
     module.configure(reverse, major, shared_limit, 3)
-    module.scale_certificate(certificate)
     module.set_tensor_core_block(tensor_core_block)
+    before, backend.bound_scale = backend.bound_scale, certificate
     try:
         yield
     finally:
         module.configure(False, 9, 227 * 1024, 3)
-        module.scale_certificate(1.0)
         module.set_tensor_core_block(16)
+        backend.bound_scale = before
 
 
 @functools.cache

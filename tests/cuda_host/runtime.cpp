@@ -13,7 +13,6 @@
 
 void bind_cuda(pybind11::module_& m);
 int run_faulty(const float* in, float* out, int fault);  // faulty.cu
-float cuda_host_certificate_scale = 1.0f;  // csrc/cuda/search.cu is compiled to use it
 int cuda_host_tensor_core_block = 16;
 
 long long cuda_host_float64_products = 0;
@@ -375,7 +374,6 @@ PYBIND11_MODULE(vq_cuda_host, m) {
   });
   m.def("launches", [] { return machine.launches; });
   m.def("float64_products", [] { return cuda_host_float64_products; });
-  m.def("scale_certificate", [](float scale) { cuda_host_certificate_scale = scale; });
   m.def("set_tensor_core_block", [](int products) { cuda_host_tensor_core_block = products; });
   m.def("run_faulty", [](uintptr_t in, uintptr_t out, int fault) {
     const int error = run_faulty(reinterpret_cast<const float*>(in), reinterpret_cast<float*>(out), fault);

@@ -15,26 +15,9 @@ import torch
 from torch import Tensor
 
 from ..build_info import why_not_built
-from .base import QuantizeResult
-
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_METRICS = {"l2": 0, "cosine": 1}
-_PRECISIONS = {"exact": 0, "high": 1, "fast": 2}
-
-_Rows = tuple[int, int, int, int, int, int, int, int]
-_Codes = tuple[int, int, int, int]
-
-
-def _rows(t: Tensor) -> _Rows:
-    return (t.data_ptr(), _DTYPES[t.dtype], *t.shape, *t.stride())
-
-
-def _codes(codebook: Tensor) -> _Codes:
-    return (codebook.data_ptr(), _DTYPES[codebook.dtype], codebook.shape[0], codebook.shape[1])
-
-
-def _pointer(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
+from ..devices import launch_queue_of
+from . import marshal
+from .base import Operation, QuantizeOptions, QuantizeResult
 
 
 class CudaBackend:
@@ -45,6 +28,7 @@ class CudaBackend:
         device_type: ``"cuda"``; ``"cpu"`` for a build of the kernels that runs on the host.
         name: what the backend is called.
         missing: why ``module`` is None.
+        bound_scale: what the error bounds of exact search are multiplied by; tests tighten them with it.
     """
 
     def __init__(
@@ -53,11 +37,13 @@ class CudaBackend:
         device_type: str = "cuda",
         name: str = "cuda",
         missing: str = "the native module was built without CUDA",
+        bound_scale: float = 1.0,
     ) -> None:
         self.name = name
         self._module = module
         self._device_type = device_type
         self._missing = missing
+        self.bound_scale = bound_scale
 
     # --- availability -----------------------------------------------------------------------------
 
@@ -79,28 +65,24 @@ class CudaBackend:
             return f"the CUDA runtime that it was built with does not work here: {error}"
         return None
 
-    def unsupported_reason(self, x: Tensor, codebook: Tensor | None = None) -> str | None:
+    def unsupported_reason(
+        self, operation: Operation, x: Tensor, codebook: Tensor | None = None
+    ) -> str | None:
         if x.device.type != self._device_type:
             return f"it serves {self._device_type} tensors, not {x.device.type}"
-        if x.dtype not in _DTYPES:
+        if x.dtype not in marshal.DTYPES:
             return f"it serves float32, bfloat16 and float16, not {x.dtype}"
         if codebook is not None and codebook.dtype not in (torch.float32, x.dtype):
             return f"it serves a codebook of float32 or of x's dtype {x.dtype}, not {codebook.dtype}"
         return None
 
-    # --- where and on which stream ------------------------------------------------------------------
+    # --- kernels and scratch memory -----------------------------------------------------------------
 
     @property
     def _kernels(self) -> Any:
         if self._module is None:
             raise RuntimeError(f"backend {self.name!r} is not available: {self._missing}")
         return self._module
-
-    def _queue(self, t: Tensor) -> tuple[int, int]:
-        """Device number, of the current device, and stream handle."""
-        if self._device_type != "cuda":
-            return 0, 0
-        return t.device.index, torch.cuda.current_stream(t.device).cuda_stream
 
     @staticmethod
     def _scratch(t: Tensor, size: int) -> Tensor:
@@ -109,31 +91,33 @@ class CudaBackend:
     # --- operations ---------------------------------------------------------------------------------
 
     def nearest_code(self, x: Tensor, codebook: Tensor, metric: str, precision: str) -> Tensor:
-        device, stream = self._queue(x)
+        device, stream = launch_queue_of(x)
         indices = torch.empty(x.shape[:2], dtype=torch.int64, device=x.device)
-        rows, codes, level = _rows(x), _codes(codebook), _PRECISIONS[precision]
-        size = self._kernels.search_workspace(rows, codes, level, False, False, device)
+        rows, codes = marshal.rows(x), marshal.codes(codebook)
+        options = marshal.search_options(metric, precision, self.bound_scale)
+        size = self._kernels.search_workspace(rows, codes, options[1], False, False, device)
         scratch = self._scratch(x, size)
         self._kernels.nearest_code(
-            rows, codes, _METRICS[metric], level, indices.data_ptr(), scratch.data_ptr(), size,
-            device, stream,
-        )  # fmt: skip
+            rows, codes, options, indices.data_ptr(), scratch.data_ptr(), size, device, stream
+        )
         return indices
 
     def gather_codes(self, codebook: Tensor, indices: Tensor, out: Tensor) -> None:
-        device, stream = self._queue(codebook)
-        self._kernels.gather_codes(_codes(codebook), indices.data_ptr(), _rows(out), device, stream)
+        device, stream = launch_queue_of(codebook)
+        self._kernels.gather_codes(
+            marshal.codes(codebook), indices.data_ptr(), marshal.rows(out), device, stream
+        )
 
     def code_statistics(
         self, x: Tensor, indices: Tensor, codebook_size: int, skip_nonfinite: bool
     ) -> tuple[Tensor, Tensor]:
-        device, stream = self._queue(x)
+        device, stream = launch_queue_of(x)
         counts = torch.empty(codebook_size, dtype=torch.int64, device=x.device)
         sums = torch.empty((codebook_size, x.shape[2]), dtype=torch.float32, device=x.device)
         size = self._kernels.statistics_workspace(indices.numel(), codebook_size, x.shape[2])
         scratch = self._scratch(x, size)
         self._kernels.code_statistics(
-            _rows(x), indices.data_ptr(), codebook_size, skip_nonfinite, counts.data_ptr(),
+            marshal.rows(x), indices.data_ptr(), codebook_size, skip_nonfinite, counts.data_ptr(),
             sums.data_ptr(), scratch.data_ptr(), size, device, stream,
         )  # fmt: skip
         return counts, sums
@@ -149,7 +133,7 @@ class CudaBackend:
         eps: float,
         normalize: bool,
     ) -> None:
-        device, stream = self._queue(codebook)
+        device, stream = launch_queue_of(codebook)
         size = self._kernels.ema_workspace(codebook.shape[0])
         scratch = self._scratch(codebook, size)
         self._kernels.ema_update(
@@ -163,30 +147,23 @@ class CudaBackend:
         x: Tensor,
         codebook: Tensor,
         mask: Tensor | None,
-        metric: str,
-        precision: str,
-        out: Tensor,
-        statistics: bool,
-        kept: Tensor | None = None,
+        options: QuantizeOptions,
+        quantized: Tensor,
+        codebook_copy: Tensor | None,
     ) -> QuantizeResult:
-        if kept is not None:
-            kept.copy_(codebook)
-        device, stream = self._queue(x)
-        size, dim = codebook.shape if statistics else (0, x.shape[2])
-        indices = torch.empty(x.shape[:2], dtype=torch.int64, device=x.device)
-        mse = torch.empty((), dtype=torch.float32, device=x.device)
-        valid_rows = torch.empty((), dtype=torch.int64, device=x.device)
-        counts = torch.empty(size, dtype=torch.int64, device=x.device)
-        sums = torch.empty((size, dim), dtype=torch.float32, device=x.device)
-        rows, codes, level = _rows(x), _codes(codebook), _PRECISIONS[precision]
-        bytes_needed = self._kernels.search_workspace(rows, codes, level, True, statistics, device)
-        scratch = self._scratch(x, bytes_needed)
+        if codebook_copy is not None:
+            codebook_copy.copy_(codebook)
+        device, stream = launch_queue_of(x)
+        rows, codes = marshal.rows(x), marshal.codes(codebook)
+        packed = marshal.quantize_options(options, self.bound_scale)
+        outputs = marshal.empty_result(x, codebook, options, quantized, codebook_copy)
+        size = self._kernels.search_workspace(rows, codes, packed[1], True, options.statistics, device)
+        scratch = self._scratch(x, size)
         self._kernels.vector_quantize(
-            rows, codes, _METRICS[metric], level, indices.data_ptr(), _rows(out), _pointer(mask),
-            mse.data_ptr(), valid_rows.data_ptr(), counts.data_ptr() if statistics else 0,
-            sums.data_ptr() if statistics else 0, scratch.data_ptr(), bytes_needed, device, stream,
+            rows, codes, marshal.address(mask), packed, marshal.result(outputs, options),
+            scratch.data_ptr(), size, device, stream,
         )  # fmt: skip
-        return QuantizeResult(indices, mse, valid_rows, counts, sums)
+        return outputs
 
     def vector_quantize_backward(
         self,
@@ -204,11 +181,11 @@ class CudaBackend:
             raise TypeError(f"grad_quantized has dtype {grad_quantized.dtype}; accepted: x's, {x.dtype}")
         if grad_loss is not None and grad_loss.dtype != torch.float32:
             raise TypeError(f"grad_loss has dtype {grad_loss.dtype}; accepted: torch.float32")
-        device, stream = self._queue(x)
-        self._kernels.backward(
-            None if grad_quantized is None else _rows(grad_quantized), _pointer(grad_loss), _rows(x),
-            _codes(codebook), indices.data_ptr(), valid_rows.data_ptr(), scale,
-            gradient == "rotation_trick", _rows(out), device, stream,
+        device, stream = launch_queue_of(x)
+        self._kernels.vector_quantize_backward(
+            None if grad_quantized is None else marshal.rows(grad_quantized), marshal.address(grad_loss),
+            marshal.rows(x), marshal.codes(codebook), indices.data_ptr(), valid_rows.data_ptr(), scale,
+            marshal.GRADIENTS[gradient], marshal.rows(out), device, stream,
         )  # fmt: skip
 
 

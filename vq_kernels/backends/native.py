@@ -15,14 +15,10 @@ import torch
 from torch import Tensor
 
 from ..build_info import why_not_built
-from .base import QuantizeResult
+from . import marshal
+from .base import Operation, QuantizeOptions, QuantizeResult
 
 name = "native"
-
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_METRICS = {"l2": 0, "cosine": 1}
-_PRECISIONS = {"exact": 0, "high": 1, "fast": 2}
-_GRADIENTS = {"straight_through": 0, "rotation_trick": 1}
 
 
 @functools.cache
@@ -48,13 +44,13 @@ def unavailable_reason() -> str | None:
     return module if isinstance(module, str) else None
 
 
-def unsupported_reason(x: Tensor, codebook: Tensor | None = None) -> str | None:
+def unsupported_reason(operation: Operation, x: Tensor, codebook: Tensor | None = None) -> str | None:
     for label, t in (("x", x), ("codebook", codebook)):
         if t is None:
             continue
         if t.device.type != "cpu":
             return f"{label} is on {t.device}, the native backend serves the CPU"
-        if t.dtype not in _DTYPES:
+        if t.dtype not in marshal.DTYPES:
             return f"{label} is {t.dtype}, the native backend serves float32, bfloat16 and float16"
     return None
 
@@ -65,21 +61,12 @@ def cpu_features() -> dict[str, list[str] | str]:
     return features
 
 
-def _rows(x: Tensor) -> tuple[int, ...]:
-    return (x.data_ptr(), _DTYPES[x.dtype], *x.shape, *x.stride())
-
-
-def _codes(codebook: Tensor) -> tuple[int, ...]:
-    return (codebook.data_ptr(), _DTYPES[codebook.dtype], *codebook.shape)
-
-
 def nearest_code(x: Tensor, codebook: Tensor, metric: str, precision: str) -> Tensor:
     indices = torch.empty(x.shape[:2], dtype=torch.int64)
     _module().nearest_code(
-        _rows(x),
-        _codes(codebook),
-        _METRICS[metric],
-        _PRECISIONS[precision],
+        marshal.rows(x),
+        marshal.codes(codebook),
+        marshal.search_options(metric, precision),
         torch.get_num_threads(),
         indices.data_ptr(),
     )
@@ -87,7 +74,9 @@ def nearest_code(x: Tensor, codebook: Tensor, metric: str, precision: str) -> Te
 
 
 def gather_codes(codebook: Tensor, indices: Tensor, out: Tensor) -> None:
-    _module().gather_codes(_codes(codebook), indices.data_ptr(), _rows(out), torch.get_num_threads())
+    _module().gather_codes(
+        marshal.codes(codebook), indices.data_ptr(), marshal.rows(out), torch.get_num_threads()
+    )
 
 
 def code_statistics(
@@ -96,7 +85,7 @@ def code_statistics(
     counts = torch.empty(codebook_size, dtype=torch.int64)
     sums = torch.empty(codebook_size, x.shape[-1], dtype=torch.float32)
     _module().code_statistics(
-        _rows(x),
+        marshal.rows(x),
         indices.data_ptr(),
         codebook_size,
         skip_nonfinite,
@@ -136,35 +125,22 @@ def vector_quantize(
     x: Tensor,
     codebook: Tensor,
     mask: Tensor | None,
-    metric: str,
-    precision: str,
-    out: Tensor,
-    statistics: bool,
-    kept: Tensor | None = None,
+    options: QuantizeOptions,
+    quantized: Tensor,
+    codebook_copy: Tensor | None,
 ) -> QuantizeResult:
-    if kept is not None:
-        kept.copy_(codebook)
-    size = codebook.shape[0] if statistics else 0
-    indices = torch.empty(x.shape[:2], dtype=torch.int64)
-    mse = torch.empty((), dtype=torch.float32)
-    valid_rows = torch.empty((), dtype=torch.int64)
-    counts = torch.empty(size, dtype=torch.int64)
-    sums = torch.empty(size, x.shape[-1], dtype=torch.float32)
+    if codebook_copy is not None:
+        codebook_copy.copy_(codebook)
+    outputs = marshal.empty_result(x, codebook, options, quantized, codebook_copy)
     _module().vector_quantize(
-        _rows(x),
-        _codes(codebook),
-        0 if mask is None else mask.data_ptr(),
-        _METRICS[metric],
-        _PRECISIONS[precision],
+        marshal.rows(x),
+        marshal.codes(codebook),
+        marshal.address(mask),
+        marshal.quantize_options(options),
         torch.get_num_threads(),
-        _rows(out),
-        indices.data_ptr(),
-        mse.data_ptr(),
-        valid_rows.data_ptr(),
-        counts.data_ptr() if statistics else 0,
-        sums.data_ptr() if statistics else 0,
+        marshal.result(outputs, options),
     )
-    return QuantizeResult(indices, mse, valid_rows, counts, sums)
+    return outputs
 
 
 def vector_quantize_backward(
@@ -178,16 +154,16 @@ def vector_quantize_backward(
     gradient: str,
     out: Tensor,
 ) -> None:
-    pull = None
+    loss_grad = None
     if grad_loss is not None:
-        pull = float(grad_loss) * scale / max(int(valid_rows), 1)
+        loss_grad = float(grad_loss) * scale / max(int(valid_rows), 1)
     _module().vector_quantize_backward(
-        None if grad_quantized is None else _rows(grad_quantized),
-        _rows(x),
-        _codes(codebook),
+        None if grad_quantized is None else marshal.rows(grad_quantized),
+        loss_grad,
+        marshal.rows(x),
+        marshal.codes(codebook),
         indices.data_ptr(),
-        pull,
-        _GRADIENTS[gradient],
+        marshal.GRADIENTS[gradient],
         torch.get_num_threads(),
-        _rows(out),
+        marshal.rows(out),
     )

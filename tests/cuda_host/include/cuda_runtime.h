@@ -166,10 +166,6 @@ using std::min;
 
 // --- the runtime's functions ---------------------------------------------------------------------------
 
-// The factor of the certificate is a variable here.
-extern float cuda_host_certificate_scale;
-#define VQ_CERTIFICATE_SCALE cuda_host_certificate_scale
-
 enum cudaError_t : int { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorLaunchFailure = 719 };
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount = 16,

@@ -1,0 +1,89 @@
+#include "cpu/certificate.h"
+
+#include <math.h>
+
+#include "cpu/codebook.h"
+
+namespace vq_cpu {
+namespace {
+
+double sum_error(double n) {
+  const double u = 0x1p-24;
+  return n * u < 0.005 ? n * u / (1.0 - n * u) : INFINITY;
+}
+
+double contract_reach(const Codebook& codebook, double norm) {
+  return 1.01 * (norm + 2.0 * codebook.centre_norm);
+}
+
+}  // namespace
+
+// The score that decides in the end is a pair (backends/base.py), off by at most gamma_{2d}^2, u = 2^-53, of
+// |e|^2/2 + |x||e| <= (|x| + |e|)^2 (Ogita, Rump and Oishi 2005), on values that were not centred. A leader by
+// less than that in real arithmetic need not lead there, and all backends are to agree.
+double Certificate::contract_error(int64_t dim) const {
+  const double n = 2.0 * double(dim) + 4.0;
+  return scale_ * 1.1 * n * n * 0x1p-106;
+}
+
+// Write x' and e' for row and code minus the centre c, x^ and e^ for their float32 roundings, u = 2^-24
+// and b = |e'|^2/2. The real score is t = x'.e' - b (minus a term common to all codes). Computed is
+// t^ = fl(-b^ + sum_d x^_d e^_d):
+//   rounding of the sums, any order (Higham 2002, section 3.1)  gamma_{d+1} (|x^| |e^| + b^)
+//   x^ for x' and e^ for e'                                     2 u (1 + u) |x^| |e^|
+//   b^ for b                                                    u b
+//   subnormal products and sums                                 (d + 2) 2^-149
+// with sum_d |x^_d| |e^_d| <= |x^| |e^| (Cauchy-Schwarz). In all less than
+//   gamma (|x^| max|e^| + max b) + offset,   gamma = n u / (1 - n u),  n = d + 8,
+// where the four roundings to spare, the factor 1.01 and the offsets cover the evaluation of |x^| (its
+// sum of squares is computed in float32) and of this formula in float32, and the 2^-53 terms of the
+// float64 parts. The index is certain if the best score leads by more than twice the bound.
+Bound Certificate::sweep(const Codebook& codebook) const {
+  const double n = double(codebook.dim) + 8.0;
+  Bound result;
+  result.gamma = float(scale_ * 1.01 * sum_error(n));
+  result.norm = float(1.01 * codebook.largest_norm);
+  result.bias = float(codebook.largest_bias);
+  result.error = 0.0f;
+  result.norm_offset = float(sqrt(n) * 0x1p-70);
+  result.offset = float(scale_ * n * 0x1p-140);
+  result.contract = float(contract_error(codebook.dim));
+  result.contract_reach = float(contract_reach(codebook, codebook.largest_norm));
+  return result;
+}
+
+// In the matrix unit x^ and e^ are rounded once more, to bfloat16 x~ and e~. With f = x^ - x~ and
+// g = e^ - e~ (computed exactly and summed up in their norms, which is less than half the worst case):
+//   |x^.e^ - x~.e~| <= |f| |e^| + |x~| |g|,   |x~| <= |x^| + |f|.
+// Its products are exact; for its order of summation nothing is assumed, not even rounding to nearest:
+// twice the terms stand for truncation. It flushes subnormal products and sums: 2^-126 for each
+// operation; operands that it would flush were rounded to zero and are part of f and g.
+Bound Certificate::matrix(const Codebook& codebook) const {
+  const double n = 2.0 * double(codebook.matrix_steps * kMatrixDepth) + 16.0;
+  Bound result;
+  result.gamma = float(scale_ * 1.01 * sum_error(n));
+  result.norm_offset = float(sqrt(n) * 0x1p-70);
+  result.norm = float(scale_ * 1.01 * (sqrt(double(codebook.matrix_norm2)) + result.norm_offset));
+  result.bias = codebook.matrix_largest_bias;
+  result.error = float(scale_ * 1.01 * (sqrt(double(codebook.matrix_error2)) + result.norm_offset));
+  result.offset = float(scale_ * n * 0x1p-120);
+  result.contract = float(contract_error(codebook.dim));
+  result.contract_reach = float(contract_reach(codebook, sqrt(double(codebook.matrix_norm2))));
+  return result;
+}
+
+// sum_d (e_d/2 - x_d) e_d on the values as given, in float64 and any order: gamma_{d+4} (|e|^2/2 + |x| |e|).
+// Neither products nor squares of float32 values overflow or underflow there.
+double Certificate::float64(int64_t dim, double x_norm, double e_norm) const {
+  const double error = 1.01 * scale_ * (double(dim) + 8.0) * 0x1p-53;
+  return (error + contract_error(dim)) * (0.5 * e_norm * e_norm + x_norm * e_norm);
+}
+
+// Of MatrixKernels::score, where |e| <= |e'| + |c| and |x| <= |x'| + |c|.
+double Certificate::matrix_candidate(const Codebook& codebook, float norm2) const {
+  const double offset = codebook.centre_norm + sqrt(double(codebook.dim) + 8.0) * 0x1p-70;
+  return float64(codebook.dim, 1.01 * sqrt(double(norm2)) + offset,
+                 1.01 * sqrt(double(codebook.matrix_norm2)) + offset);
+}
+
+}  // namespace vq_cpu

@@ -1,0 +1,47 @@
+// How far a computed score can be from the real one, and when that could swap two codes: every error bound
+// of the CPU's searches. docs/certificate.md and certificate.cpp derive them.
+#pragma once
+
+#include <stdint.h>
+
+namespace vq_cpu {
+
+struct Codebook;
+
+// The bound of a row's scores with every code of a codebook, from the row's norms.
+struct Bound {
+  float gamma, norm, bias, error, norm_offset, offset;
+  float contract, contract_reach;  // of the contract's own score, see contract_error()
+
+  // norm2: the computed sum of squares of the packed row; error2: of what rounding it took, if it was
+  // rounded. Infinite if a product or sum could overflow.
+  float of_row(float norm2, float error2 = 0.0f) const {
+    const float length = __builtin_sqrtf(norm2) + norm_offset, lost = __builtin_sqrtf(error2);
+    const float products = length * norm + bias;
+    if (!(products < 1e37f)) return __builtin_inff();
+    const float reach = length + contract_reach;
+    return gamma * products + (lost + norm_offset) * norm + (length + lost) * error + offset +
+           contract * reach * reach;
+  }
+};
+
+class Certificate {
+ public:
+  // All bounds times `scale`: 1, or less for the tests that they are needed.
+  explicit Certificate(double scale) : scale_(scale) {}
+
+  // Of a float32 sweep, and of the matrix unit.
+  Bound sweep(const Codebook& codebook) const;
+  Bound matrix(const Codebook& codebook) const;
+  // Of MatrixKernels::score; norm2: the computed sum of squares of the packed row.
+  double matrix_candidate(const Codebook& codebook, float norm2) const;
+  // Of Kernels::score_rows.
+  double float64(int64_t dim, double x_norm, double e_norm) const;
+
+ private:
+  double contract_error(int64_t dim) const;
+
+  double scale_;
+};
+
+}  // namespace vq_cpu

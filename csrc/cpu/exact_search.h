@@ -1,0 +1,41 @@
+// What the fast passes leave undecided, by the contract's own score: a few candidates of a row, or all codes.
+#pragma once
+
+#include "cpu/support.h"
+
+namespace vq_cpu {
+
+struct Search;
+
+// Rows first .. first + n - 1, n <= Search::block_rows.
+struct RowBlock {
+  int64_t first;
+  int n;
+  int64_t* index;      // [n], written
+  uint8_t* nonfinite;  // [n], written: 1 where a row holds NaN or infinity; its index is 0
+};
+
+class ExactSearch {
+ public:
+  // False if there is no memory; so does scan_queued_rows.
+  bool open(Search* search);
+  void start(const RowBlock& block);
+  // The nearest of row i's candidates, which come in ascending order, so that a tie keeps the lowest.
+  void choose_exactly(int i, const int32_t* candidates, int n);
+  // For a row that may hold NaN or infinity, or whose scores could overflow: the one gets index 0, the other
+  // is compared with all codes.
+  void queue_unbounded(int i);
+  // Row i is to be compared with all codes.
+  void queue_for_scan(int i) { scan_rows_[scan_count_++] = i; }
+  bool scan_queued_rows();
+
+ private:
+  Search* search_ = nullptr;
+  RowBlock block_ = {};
+  Buffer<int> scan_rows_;  // [block_rows]
+  int scan_count_ = 0;
+  Buffer<float> row_;           // [dim]
+  Buffer<double> exact_rows_;  // [dim][kExactLanes]
+};
+
+}  // namespace vq_cpu

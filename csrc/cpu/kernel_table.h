@@ -1,0 +1,34 @@
+// The table of kernels over V (one of simd_*.h, included before): each compiled instruction set's own.
+#pragma once
+
+#include "cpu/codes_body.h"
+#include "cpu/exact_body.h"
+#include "cpu/rows_body.h"
+#include "cpu/search_body.h"
+
+namespace vq_cpu {
+namespace {
+
+constexpr Kernels kernel_table() {
+  Kernels table{};
+  table.lanes = V::W;
+  table.vectors = V::VECTORS;
+  table.panel = V::PANEL;
+  table.load_rows = load_rows;
+  table.store_rows = store_rows;
+  table.pack_tile = pack_tile;
+  table.sweep = sweep;
+  table.collect = collect;
+  table.exact_scan = exact_scan;
+  table.inspect_codes = inspect_codes;
+  table.pack_code = pack_code_float32;
+  table.score_rows = score_rows;
+  table.quantize_rows = quantize_rows;
+  table.add_rows = add_rows;
+  table.backward_rows = backward_rows;
+  table.ema_row = ema_row;
+  return table;
+}
+
+}  // namespace
+}  // namespace vq_cpu

@@ -1,0 +1,48 @@
+// A block of rows against all codes: float32 first, exactly where the bound leaves a doubt.
+//
+// Rows stay packed in the second-level cache while the codes pass in blocks; each tile of rows meets
+// each block of codes once. Ambiguous rows are gathered into tiles of their own and swept a second time
+// for the codes within the bound, which are then scored exactly; where those are too many, or float32
+// could overflow, all codes are.
+#pragma once
+
+#include "cpu/certificate.h"
+#include "cpu/exact_search.h"
+#include "cpu/support.h"
+
+namespace vq_cpu {
+
+class SweepSearch {
+ public:
+  // False if there is no memory; so do the others. `exact` decides what float32 cannot.
+  bool open(Search* search, ExactSearch* exact);
+  bool run(const RowBlock& block);
+  // Rows [count] of a block that another search gave up, which has given the ExactSearch its start. norm2
+  // [block_rows]: their square norms as packed.
+  bool run_rows(const RowBlock& block, const int* rows, int count, const float* norm2);
+
+ private:
+  void sweep_codes(const float* packed, int rows, float* best, float* second, int32_t* best_index);
+  void certify(const Bound& bound, int i);
+  void resolve_ambiguous_rows();
+  void gather_rows(const int* rows, int n);
+  void resolve_candidates(const int* rows, int n);
+
+  Search* search_ = nullptr;
+  ExactSearch* exact_ = nullptr;
+  RowBlock block_ = {};
+
+  Buffer<float> packed_;                      // [tiles][dim][tile], for run alone
+  Buffer<float> norm2_, bound_;               // [block_rows]
+  Buffer<float> best_, second_;               // [block_rows]
+  Buffer<int32_t> best_index_;                // [block_rows]
+  Buffer<int> ambiguous_rows_;                // [block_rows]
+  int ambiguous_count_ = 0;
+  Buffer<float> row_;                         // [dim]
+  Buffer<float> compact_, threshold_;         // [dim][tile], [tile]
+  Buffer<float> lane_best_, lane_second_;     // [tile]
+  Buffer<int32_t> lane_best_index_;           // [tile]
+  Buffer<int32_t> candidates_, counts_;       // [tile][capacity], [tile]
+};
+
+}  // namespace vq_cpu
