@@ -58,8 +58,9 @@ class ImageData:
     def describe(self) -> str:
         """One line that says what the splits hold, and what was left out of them and why."""
         sizes = ", ".join(f"{len(self.split(name))} {name}" for name in SPLITS)
-        form = f"{self.size[0]}x{self.size[1]}, {'grey' if self.channels == 1 else 'colour'}"
-        line = f"{self.name}: {sizes} images of {form} ({self.channels} channels); {self._describe_classes()}"
+        colours = "grey (1 channel)" if self.channels == 1 else "colour (3 channels)"
+        form = f"{self.size[0]}x{self.size[1]}, {colours}"
+        line = f"{self.name}: {sizes} images of {form}; {self._describe_classes()}"
         return line + (f"; left out: {', '.join(self.left_out)}" if self.left_out else "")
 
     def _describe_classes(self, most: int = 20) -> str:
