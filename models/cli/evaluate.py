@@ -41,6 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     if priors:
         check_prior_of(arguments.prior, layout.folder)
     model, data = open_run(layout.folder, config, device)
+    print(data.describe(), flush=True)
     if priors:
         check_classes(arguments.prior, priors, data.name, data.class_names)
     is_uncalibrated = uncalibrated(model) is not None

@@ -15,6 +15,7 @@ from models.runs.start import start_config
 from models.settings import format_value, setting_types
 
 Config = TypeVar("Config", bound=LoopConfig)
+_NOT_GIVEN = object()
 
 
 def add_config_flags(parser: argparse.ArgumentParser, kind: type[Any], defaults: str = "") -> None:
@@ -38,9 +39,12 @@ def add_config_flags(parser: argparse.ArgumentParser, kind: type[Any], defaults:
 
 def given_settings(arguments: argparse.Namespace, kind: type[Any]) -> dict[str, Any]:
     """The settings of ``kind`` that were given as flags; ``none`` stands for no value."""
-    names = setting_types(kind)
-    given = {name: value for name, value in vars(arguments).items() if name in names}
-    return {name: None if value == "none" else value for name, value in given.items()}
+    given = vars(arguments)
+    return {
+        field.name: None if value == "none" and not field.metadata["none_is_text"] else value
+        for field in dataclasses.fields(kind)
+        if (value := given.get(field.name, _NOT_GIVEN)) is not _NOT_GIVEN
+    }
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:

@@ -36,6 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     layout = RunLayout(Path(arguments.run_folder))
     _, config = opened_config(arguments)
     model, data = open_run(layout.folder, config, device)
+    print(data.describe(), flush=True)
     model.check_size(data)
     split = data.split(arguments.split)
     folder = check_output(arguments.out or layout.reconstruct(arguments.split), folder=True)

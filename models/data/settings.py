@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from models.settings import setting
 
+NO_LABELS = "none"  # the label_column of images that are to be taken without labels
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -19,7 +21,8 @@ class DataConfig:
     size: str | None = setting(None, "resize the shorter side and crop the centre to this: 64, or 48x64")
     channels: int | None = setting(None, "1 for grey, 3 for colour")
     image_column: str | None = setting(None, "column of the images")
-    label_column: str | None = setting(None, "column of the labels")
+    label_column: str | None = setting(None, "column of the labels; none: take no labels", none_is_text=True)
+    subset: str | None = setting(None, "which configuration of a data set that has several")
     validation: float = setting(0.1, "share of the training images set aside if there is no such split")
     test: float = setting(0.2, "share of the training images set aside if there is no such split")
     limit: int | None = setting(None, "use at most this many images of each split, drawn at random")
