@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -47,6 +47,8 @@ class Quantizer(FusedVectorQuantizer):
 @dataclass(frozen=True, kw_only=True)
 class QuantizerSettings:
     """The settings of a run that its quantizer is made from; each level of a hierarchy gets the same."""
+
+    settings_title: ClassVar[str] = "codebook"
 
     embedding_dim: int = setting(64, "D, the dimension of a code")
     codebook_size: int = setting(512, "K, the number of codes")
