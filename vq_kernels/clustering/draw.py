@@ -45,7 +45,7 @@ def draw_rows(
         uniforms = torch.rand(2 * number + 2, dtype=torch.float64, device=x.device)
         total, offset = count, torch.zeros_like(count)
     # Each caller's place gets another stratum each time: the rows of a batch are often in order.
-    place = torch.arange(number, device=x.device)  # [n]
+    place = torch.arange(number, dtype=torch.int64, device=x.device)  # [n]
     stratum = (place * golden_step(number) + (uniforms[-2] * number).long()) % number  # [n]
     start = stratum * total // number  # [n]
     size = (stratum + 1) * total // number - start  # [n]

@@ -67,13 +67,14 @@ class Codebook(CodebookState):
         self.backend = backend
         if manual_ema_update:
             shape = (num_codebooks, codebook_size)
-            for name, buffer in {
-                "pending_counts": torch.zeros(shape, dtype=torch.int64),
-                "pending_sums": torch.zeros(*shape, dim, dtype=torch.float32),
-                "pending_rows": torch.zeros(*shape, dim, dtype=torch.float32),
-                "pending_usable": torch.zeros(shape, dtype=torch.bool),
-                "pending_total": torch.zeros((), dtype=torch.int64),
+            for name, (size, dtype) in {
+                "pending_counts": (shape, torch.int64),
+                "pending_sums": ((*shape, dim), torch.float32),
+                "pending_rows": ((*shape, dim), torch.float32),
+                "pending_usable": (shape, torch.bool),
+                "pending_total": ((), torch.int64),
             }.items():
+                buffer = torch.zeros(size, dtype=dtype, device=self.embed.device)
                 self.register_buffer(name, buffer, persistent=False)
 
     @property
@@ -232,4 +233,4 @@ def opaque_copy(codes: Tensor) -> Tensor:
     Inductor treats ``clone`` as nothing, or repeats it in the backward graph, where the buffer has
     already changed; it does neither with an operator that it does not know.
     """
-    return gather_codes(codes, torch.arange(codes.shape[0], device=codes.device))
+    return gather_codes(codes, torch.arange(codes.shape[0], dtype=torch.int64, device=codes.device))

@@ -44,13 +44,15 @@ class CodebookState(nn.Module):
         # The host's copy of ``not initted``: forward may branch on it without asking the device.
         self.needs_init = kmeans_init
         self._follows_rank0 = False
-        embed = torch.zeros(num_codebooks, codebook_size, dim, dtype=torch.float32)
+        # A module is made on the default device, as any other; its calls follow their tensors.
+        device, shape = torch.get_default_device(), (num_codebooks, codebook_size)
+        embed = torch.zeros((*shape, dim), dtype=torch.float32, device=device)
         if not kmeans_init:
             nn.init.kaiming_uniform_(embed)
             if unit_length:
                 embed = F.normalize(embed, dim=-1, eps=1e-6)
-        self.register_buffer("initted", torch.tensor(not kmeans_init, dtype=torch.bool))
-        self.register_buffer("cluster_size", torch.ones(num_codebooks, codebook_size, dtype=torch.float32))
+        self.register_buffer("initted", torch.tensor(not kmeans_init, dtype=torch.bool, device=device))
+        self.register_buffer("cluster_size", torch.ones(shape, dtype=torch.float32, device=device))
         self.register_buffer("embed_avg", embed.clone())
         if learnable:
             self.embed = nn.Parameter(embed)

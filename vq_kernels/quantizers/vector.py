@@ -147,7 +147,9 @@ class FusedVectorQuantizer(Quantizer):
             precision=precision,
             backend=backend,
         )
-        self.last_counts = torch.zeros(num_codebooks, codebook_size, dtype=torch.int64)
+        self.last_counts = torch.zeros(
+            (num_codebooks, codebook_size), dtype=torch.int64, device=self._codebook.embed.device
+        )
 
     def forward(
         self,
@@ -244,12 +246,12 @@ class FusedVectorQuantizer(Quantizer):
         Returns:
             ``[..., heads * D]``, or channel-first ``[B, heads * D, *S]`` if the layer is.
         """
-        codes = self._codebook.lookup(indices, self.heads)
+        codes = self._codebook.lookup(indices, self.heads).to(self.codes_dtype)
         return codes if self.channel_last or codes.ndim < 3 else codes.movedim(-1, 1)
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """What forward gives in eval for ``indices``: the codes after the projection; zeros for index -1."""
-        output = self._codebook.lookup(indices, self.heads)
+        output = self._codebook.lookup(indices, self.heads).to(self.codes_dtype)
         if self.has_projections:
             is_valid = (indices >= 0).any(-1) if self.heads > 1 else indices >= 0
             output = torch.where(is_valid.unsqueeze(-1), self.project_out(output), 0.0)
