@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from models.cli.flags import add_model_flags, check_output, given_settings, opened_config
+from models.cli.flags import add_command, add_model_flags, check_output, given_settings, opened_config
 from models.data.settings import DataConfig
 from models.runs.config import TrainConfig
 from models.runs.layout import RunLayout
@@ -15,7 +15,16 @@ from models.runs.open import open_priors, open_run
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("evaluate", help="measure a trained run", description=__doc__)
+    parser = add_command(
+        commands,
+        "evaluate",
+        "measure a trained run",
+        "Measure every figure of a trained run, as a table and as JSON.",
+        [
+            "runs/demo",
+            "runs/demo --prior runs/demo-prior --split validation",
+        ],
+    )
     add_model_flags(parser)
     parser.add_argument("--split", default="test", help="train, validation or test (test)")
     parser.add_argument("--prior", help="folder of a train-prior run, for bits per dimension")

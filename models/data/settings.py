@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from models.settings import setting
 
@@ -16,6 +17,8 @@ class DataConfig:
     ``DataConfig(data="digits", size="16")`` gives 1,797 handwritten digits of 16 x 16, of which 359 are set
     aside for the test and 180 for validation.
     """
+
+    settings_title: ClassVar[str] = "data"
 
     data: str = setting("digits", "digits, a folder (images, parquet or KaoKore), or a hub id")
     size: str | None = setting(None, "resize the shorter side and crop the centre to this: 64, or 48x64")
