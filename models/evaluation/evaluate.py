@@ -76,12 +76,12 @@ def evaluate(
             reconstruction = model.clean_reconstruction(x, output)
             if "commitment" in output.terms:
                 commitment = (commitment or 0.0) + float(output.terms["commitment"]) * len(x)
-            parts = model.nats(x, output)
+            terms = model.nats(x, output)
             if priors:
-                parts["codes_prior"] = -code_log_prob(priors, output.codes, labels.to(device))
+                terms["codes_prior"] = -code_log_prob(priors, output.codes, labels.to(device))
             meter.update(x, reconstruction, output.codes)
             fid.update(images.to(device), reconstruction)
-            for name, values in parts.items():
+            for name, values in terms.items():
                 nats[name] = nats.get(name, 0.0) + float(values.double().sum())
     result: dict[str, float | str] = dict(meter.compute(data.variance))
     if commitment is not None:

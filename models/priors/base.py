@@ -184,10 +184,10 @@ def _describe(value: object) -> str:
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; afterwards every submodule has the flag it had, frozen parts included."""
-    flags = [(part, part.training) for part in module.modules()]
+    flags = [(submodule, submodule.training) for submodule in module.modules()]
     module.eval()
     try:
         yield
     finally:
-        for part, training in flags:
-            part.training = training
+        for submodule, training in flags:
+            submodule.training = training

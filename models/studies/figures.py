@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.data import ImageData, some_rows, to_float
-from models.evaluation.pictures import grid, legend_below, new_figure
+from models.evaluation.pictures import grid, legend_below, new_figure, save_figure
 from models.runs.layout import RunLayout
 
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ def reconstructions_over_epochs(path: Path, runs: Mapping[str, RunLayout], shown
                 axes[row][column].imshow(np.asarray(strip), cmap="gray")
             axes[row][column].set_title(f"{label}, epoch {epoch}", fontsize="small")
             axes[row][column].set_axis_off()
-    figure.savefig(path, dpi=110)
-    return path
+    return save_figure(figure, path)
 
 
 @torch.no_grad()
@@ -89,18 +88,18 @@ def tsne_by_label(path: Path, features: Mapping[str, Tensor], labels: Tensor, na
     shown = names or ("all",)
     colours = distinct_colours(len(shown))
     figure, axes = new_figure(len(features), width=4.6, height=4.4)
+    markers: dict[str, Any] = {}
     for axis, (title, vectors) in zip(axes, features.items(), strict=True):
         reduced = PCA(min(50, *vectors.shape), random_state=0).fit_transform(vectors.numpy())
         perplexity = max(1, min(30, (len(vectors) - 1) // 3))
         points: NDArray[np.float32] = TSNE(perplexity=perplexity, random_state=0).fit_transform(reduced)
         for number, (name, colour) in enumerate(zip(shown, colours, strict=True)):
             of_class = labels.numpy() == number if names else np.ones(len(labels), dtype=bool)
-            axis.scatter(points[of_class, 0], points[of_class, 1], s=8, label=name, color=colour)
+            markers[name] = axis.scatter(points[of_class, 0], points[of_class, 1], s=8, color=colour)
         axis.set(title=f"t-SNE of {title}", xticks=[], yticks=[])
     if names:
-        legend_below(figure, axes[0], marker_scale=2)
-    figure.savefig(path, dpi=110)
-    return path
+        legend_below(figure, markers, marker_scale=2)
+    return save_figure(figure, path)
 
 
 def distinct_colours(count: int) -> list[tuple[float, ...]]:
@@ -126,8 +125,7 @@ def labelled_rows(path: Path, images: Tensor, columns: int, names: Sequence[str]
     axis.tick_params(left=False)
     for side in axis.spines.values():
         side.set_visible(False)
-    figure.savefig(path, dpi=110)
-    return path
+    return save_figure(figure, path)
 
 
 def stacked_bars(path: Path, parts: Mapping[str, Mapping[str, float]], ylabel: str) -> Path:
@@ -144,8 +142,7 @@ def stacked_bars(path: Path, parts: Mapping[str, Mapping[str, float]], ylabel: s
     axis.set(ylabel=ylabel)
     axis.tick_params(axis="x", labelrotation=20)
     axis.legend()
-    figure.savefig(path, dpi=110)
-    return path
+    return save_figure(figure, path)
 
 
 def compare_reconstructions(
@@ -167,5 +164,4 @@ def compare_reconstructions(
             axes[row][column].imshow(image.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
             axes[row][column].set_axis_off()
         axes[row][0].set_title(label, loc="left", fontsize="small")
-    figure.savefig(path, dpi=110)
-    return path
+    return save_figure(figure, path)

@@ -41,7 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "dead_code_threshold": 1.0,
     },
     "paper": {
-        "data": "../shared/data/kaokore",
+        "data": "kaokore",  # the folder of the repository rois-codh/kaokore, with its images downloaded
         "size": "256",
         "epochs": 100,
         "batch_size": 64,

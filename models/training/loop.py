@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import shutil
@@ -19,6 +20,7 @@ from models.data.loader import BatchLoader, Split
 from models.runs.config import LoopConfig
 from models.runs.reproducible import deterministic_algorithms
 from models.runs.start import check_folder, read_checkpoint
+from models.settings import format_value
 from models.training.callbacks import AtomicCheckpointIO, LastCheckpoint, RunBar, interrupt_handler_kept
 from models.training.modules import SeededModule
 
@@ -81,7 +83,18 @@ def fit(trainer: pl.Trainer, module: SeededModule, validation: BatchLoader, chec
             _validate_end(trainer, module, validation, best, last)
         else:
             trainer.save_checkpoint(last, weights_only=False)
+    _log_settings(trainer, config)
     return best
+
+
+def _log_settings(trainer: pl.Trainer, config: LoopConfig) -> None:
+    """The settings and the lowest validation loss among TensorBoard's hyper-parameters."""
+    checkpoints = trainer.checkpoint_callback
+    score = getattr(checkpoints, "best_model_score", None)
+    values = {name: format_value(value) for name, value in dataclasses.asdict(config).items()}
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and score is not None:
+            logger.log_hyperparams(values, {"best/validation_loss": float(score)}, step=trainer.global_step)
 
 
 def _validate_end(
@@ -133,7 +146,7 @@ def make_trainer(config: LoopConfig, module: SeededModule, callbacks: list[Callb
         log_every_n_steps=module.log_every,
         logger=[
             CSVLogger(layout.folder, name=layout.logs.name),
-            TensorBoardLogger(str(layout.folder), name=layout.tensorboard.name),
+            TensorBoardLogger(str(layout.folder), name=layout.tensorboard.name, default_hp_metric=False),
         ],
         callbacks=[*checkpoint_callbacks, *stopping, *bar, *callbacks],
         enable_progress_bar=config.progress,
