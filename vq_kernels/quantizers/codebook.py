@@ -109,6 +109,7 @@ class Codebook(CodebookState):
                 channel_dim=rows.channel_dim,
                 backend=self.backend,
                 synchronized=synchronized,
+                group=self.group,
             )
             for view in rows.views
         ]
@@ -133,7 +134,7 @@ class Codebook(CodebookState):
             self.accumulate_(counts, sums, drawn)
             return counts
         if synchronized:
-            counts, sums = reduce_statistics(counts, sums)
+            counts, sums = reduce_statistics(counts, sums, self.group)
         self.ema_step_(counts, sums)
         if drawn is not None:
             self._revive_(drawn.rows, drawn.usable)
@@ -144,7 +145,7 @@ class Codebook(CodebookState):
         """One step from everything accumulated since the last; returns its counts ``[H, K]`` of all ranks."""
         counts, sums = self.pending_counts, self.pending_sums
         if synchronized:
-            counts, sums = reduce_statistics(counts, sums)
+            counts, sums = reduce_statistics(counts, sums, self.group)
         self.ema_step_(counts, sums)
         if self.revives:
             self._revive_(self.pending_rows, self.pending_usable)
@@ -210,6 +211,7 @@ class Codebook(CodebookState):
                 self.embed.shape[1],
                 channel_dim=rows.channel_dim,
                 synchronized=synchronized,
+                group=self.group,
             )
             for view in rows.views
         ]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..devices import is_capturing
-from ..distributed import broadcast_from_first
+from ..distributed import WORLD, ProcessGroup, broadcast_from_first
 from ..functional import gather_codes
 from ..tensor_checks import check_integer_tensor
 from .sharded import is_sharded, write_part
@@ -44,7 +45,11 @@ class CodebookState(nn.Module):
         super().__init__()
         self.learnable = learnable
         self.unit_length = unit_length
+        self.group = WORLD  # the ranks that share the codebook
         self._follows_rank0 = False
+        self.has_zero_codes = (
+            False  # whether codes of length 0 were loaded that cosine similarity must not take
+        )
         # A module is made on the default device, as any other; its calls follow their tensors.
         device, shape = torch.get_default_device(), (num_codebooks, codebook_size)
         embed = torch.zeros((*shape, dim), dtype=torch.float32, device=device)
@@ -98,9 +103,12 @@ class CodebookState(nn.Module):
 
         ``private``: nothing that autograd keeps of it is the codebook itself, which may then be written to.
         """
+        codes = self.embed
         if self.learnable and self.unit_length:
-            return F.normalize(self._copy_of_codes() if private else self.embed, dim=-1, eps=1e-6)
-        return self.embed
+            codes = F.normalize(self._copy_of_codes() if private else self.embed, dim=-1, eps=1e-6)
+        if self.has_zero_codes:  # a code that is not a number is never chosen
+            codes = torch.where((codes == 0).all(-1, keepdim=True), torch.nan, codes)
+        return codes
 
     def _copy_of_codes(self) -> Tensor:
         if torch.compiler.is_compiling():
@@ -160,7 +168,7 @@ class CodebookState(nn.Module):
         if self._follows_rank0 or torch.compiler.is_compiling():
             return
         initted = self.initted.float()
-        broadcast_from_first([initted, self.cluster_size, self.embed_avg, self.embed])
+        broadcast_from_first([initted, self.cluster_size, self.embed_avg, self.embed], self.group)
         self.initted.copy_(initted > 0)
         self._follows_rank0 = True
 
@@ -190,6 +198,43 @@ class CodebookState(nn.Module):
                 if own is not None and isinstance(value, Tensor):
                     state_dict[prefix + name] = value.to(own.dtype).reshape(own.shape).contiguous()
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        if self.unit_length and self.embed.device.type != "meta":
+            self._bring_loaded_codes_to_unit_length_()
+
+    @torch.no_grad()
+    def _bring_loaded_codes_to_unit_length_(self) -> None:
+        """Codes stored at another length, as some models do, are scaled; those of length 0 cannot be."""
+        length = self.embed.norm(dim=-1, keepdim=True)  # [H, K, 1]
+        is_zero = (length == 0) & self.initted
+        self.has_zero_codes = bool(is_zero.any())
+        if self.has_zero_codes:
+            warnings.warn(
+                f"{int(is_zero.sum())} codes of length 0 were loaded into a codebook for cosine similarity; "
+                "they are left out of the search until they are revived (threshold_ema_dead_code)",
+                stacklevel=2,
+            )
+        off = ((length - 1).abs() > 1e-4) & (length > 0)
+        if not self.learnable and bool(off.any()):
+            self.write_codes_(torch.where(off, self.embed / length, self.embed))
+
+
+_M = TypeVar("_M", bound=nn.Module)
+
+
+def set_process_group(model: _M, process_group: torch.distributed.ProcessGroup | None) -> _M:
+    """Let all quantizers of ``model`` share their codebooks with the ranks of one group; returns the model.
+
+    For several trainings in one world, each in its own group: DistributedDataParallel gets the same one.
+    None stands for the whole world. Call it before the first batch.
+
+    Raises:
+        TypeError: ``process_group`` is not a group that this rank belongs to.
+    """
+    for module in model.modules():
+        if isinstance(module, CodebookState):
+            module.group = ProcessGroup(process_group)
+            module._follows_rank0 = False
+    return model
 
 
 def opaque_copy(codes: Tensor) -> Tensor:

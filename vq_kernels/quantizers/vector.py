@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_flag
-from ..distributed import is_synchronized
+from ..distributed import ProcessGroup, is_synchronized
 from ..functional import VectorQuantized, vector_quantize
 from ..tensor_checks import FLOAT_DTYPES, check_device, check_dtype, check_shape, check_tensor
 from .base import Quantizer, QuantizerOutput
@@ -57,6 +57,7 @@ class FusedVectorQuantizer(Quantizer):
             batch, learnable ones too (their optimizer's moments are not touched). 0: never.
         sync_codebook: share statistics, k-means and revival between the ranks, which then must all
             train, or all freeze, together. None: if there is more than one when a batch arrives.
+        process_group: the ranks that share the codebook; None: all. See :func:`set_process_group`.
 
         precision: ``"exact"``, ``"high"`` or ``"fast"``; see :func:`vq_kernels.nearest_code`.
         backend: a name of :func:`vq_kernels.available_backends`, or None for automatic choice.
@@ -95,6 +96,7 @@ class FusedVectorQuantizer(Quantizer):
         kmeans_iters: int = 10,
         threshold_ema_dead_code: float = 0,
         sync_codebook: bool | None = None,
+        process_group: torch.distributed.ProcessGroup | None = None,
         precision: str = "exact",
         backend: str | None = None,
         **unsupported: object,
@@ -147,6 +149,7 @@ class FusedVectorQuantizer(Quantizer):
             precision=precision,
             backend=backend,
         )
+        self._codebook.group = ProcessGroup(process_group)
         self.last_counts = torch.zeros(
             (num_codebooks, codebook_size), dtype=torch.int64, device=self._codebook.embed.device
         )
@@ -196,7 +199,7 @@ class FusedVectorQuantizer(Quantizer):
         synchronized = False
         if learns and (self._codebook.needs_statistics or self._codebook.needs_init):
             self._codebook.check_writable()
-            synchronized = is_synchronized(self.sync_codebook)
+            synchronized = is_synchronized(self.sync_codebook, self._codebook.group)
             if synchronized:
                 self._codebook.broadcast_from_rank0_()
             if self._codebook.needs_init:
@@ -268,7 +271,7 @@ class FusedVectorQuantizer(Quantizer):
     def update_codebooks(self) -> None:
         """Apply what forward gathered with ``manual_ema_update=True``; does nothing where nothing waits."""
         if self._codebook.manual_ema_update:
-            counts = self._codebook.apply_pending_(is_synchronized(self.sync_codebook))
+            counts = self._codebook.apply_pending_(is_synchronized(self.sync_codebook, self._codebook.group))
             self.last_counts = torch.where(counts.sum() > 0, counts, self.last_counts)
 
     def _quantize(self, rows: Rows, learns: bool) -> list[VectorQuantized]:
