@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     from models.codes.description import CodeDescription
     from models.codes.sample import decode, sample_codes
     from models.evaluation.judge import Judge
-    from models.evaluation.pictures import grid, save_image
+    from models.evaluation.pictures import grid, labelled_rows, save_image
     from models.runs.device import find_device
     from models.runs.priors import check_prior_of, class_labels, judge_data, model_folder
 
@@ -94,9 +94,13 @@ def run(arguments: argparse.Namespace) -> None:
         for batch in labels.split(SAMPLES_AT_ONCE)
     ]
     codes = [torch.cat(level) for level in zip(*parts, strict=True)]
-    columns = arguments.count if priors[0].num_classes else min(arguments.count, 16)
     images = torch.cat([decode(model, part).cpu() for part in parts])
-    picture = save_image(grid(images, columns), folder / "samples.png")
+    picture = folder / "samples.png"
+    if priors[0].num_classes:
+        names = [description.class_names[number] for number in classes]
+        labelled_rows(picture, images, names)
+    else:
+        save_image(grid(images, min(arguments.count, 16)), picture)
     arrays: dict[str, Any] = {f"level{number}": level.cpu().numpy() for number, level in enumerate(codes)}
     np.savez(folder / "codes.npz", labels=labels.cpu().numpy(), **arrays)
     print(f"{len(labels)} samples in {picture}, their codes in {folder / 'codes.npz'}")

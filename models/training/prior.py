@@ -10,7 +10,7 @@ from models.data.loader import BatchLoader
 from models.evaluation.pictures import save_curves
 from models.runs.build import build_priors
 from models.runs.config import PriorConfig
-from models.runs.history import read_history
+from models.runs.history import curves_of, read_history
 from models.runs.reproducible import seed_run
 from models.runs.start import prepare_folder
 from models.training.loop import (
@@ -56,8 +56,15 @@ def train_prior(
         for level, prior in enumerate(priors):
             prior.save_pretrained(config.layout.level(level))
         history = read_history(config.folder)
-        lines = {name.replace("/", " "): series for name, series in history.items() if "nats" in name}
-        save_curves(config.layout.curves, {"priors": lines}, y_labels={"priors": "nats a code"})
+        caption = (
+            f"{store.description.data}, {config.prior}; seed {config.seed}, batch size {config.batch_size}"
+        )
+        save_curves(
+            config.layout.curves,
+            {"negative log-likelihood": curves_of(history, "nats_per_code")},
+            y_labels={"negative log-likelihood": "nats a code"},
+            caption=caption,
+        )
     return priors
 
 
