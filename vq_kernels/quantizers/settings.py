@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..backends import get_backend
-from ..checks import check_choice, check_flag, check_integer, check_number
+from ..checks import check_choice, check_flag, check_integer, check_number, check_positive
 from ..functional import PRECISIONS
 
 # Options of vector-quantize-pytorch's VectorQuantize that have no counterpart: the default at which
@@ -81,7 +81,6 @@ _NUMBERS = {
     "commitment_weight": math.inf,
     "codebook_weight": math.inf,
     "decay": 1.0,
-    "eps": math.inf,
     "threshold_ema_dead_code": math.inf,
 }
 _MAY_BE_NONE = ("codebook_dim", "codebook_weight", *_FLAGS_OR_NONE)
@@ -92,6 +91,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     given = {k: v for k, v in settings.items() if v is not None or k not in _MAY_BE_NONE}
     check_flag(**{name: given[name] for name in (*_FLAGS, *_FLAGS_OR_NONE) if name in given})
     check_integer(1, **{name: given[name] for name in _COUNTS if name in given})
+    check_positive(eps=given["eps"])
     for name, highest in _NUMBERS.items():
         if name in given:
             check_number(0.0, highest, **{name: given[name]})

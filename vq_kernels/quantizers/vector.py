@@ -195,6 +195,7 @@ class FusedVectorQuantizer(Quantizer):
 
         synchronized = False
         if learns and (self._codebook.needs_statistics or self._codebook.needs_init):
+            self._codebook.check_writable()
             synchronized = is_synchronized(self.sync_codebook)
             if synchronized:
                 self._codebook.broadcast_from_rank0_()
@@ -234,6 +235,7 @@ class FusedVectorQuantizer(Quantizer):
         check_tensor("codebook", codes)
         check_dtype("codebook", codes, FLOAT_DTYPES)
         check_shape("codebook", codes, self.codebook.shape, "this layer's")
+        self._codebook.check_writable()
         self._codebook.set_codes_(codes if self.separate_codebook_per_head else codes.unsqueeze(0))
 
     @property
@@ -270,7 +272,9 @@ class FusedVectorQuantizer(Quantizer):
             self.last_counts = torch.where(counts.sum() > 0, counts, self.last_counts)
 
     def _quantize(self, rows: Rows, learns: bool) -> list[VectorQuantized]:
-        codes = self._codebook.codes()  # [H, K, D]
+        # The backward pass reads the codes that were searched, not the updated ones.
+        private = learns and self._codebook.changes_in_forward
+        codes = self._codebook.codes(private)  # [H, K, D]
         if not learns:
             codes = codes.detach()
         weight = self.codebook_weight
@@ -288,8 +292,7 @@ class FusedVectorQuantizer(Quantizer):
                 channel_dim=rows.channel_dim,
                 mask=rows.mask,
                 statistics=self.training or weight > 0,
-                # The backward pass reads the codes that were searched, not the updated ones.
-                keep_codes=learns and self._codebook.changes_in_forward,
+                keep_codes=private,
                 backend=self.backend,
             )
             for h, view in enumerate(rows.views)
