@@ -126,6 +126,7 @@ def _tsne(runner: Runner, runs: dict[str, TrainedRun]) -> None:
     features, labels = {"images": image_vectors(runner.data, "test")}, torch.empty(0)
     for model, trained in runs.items():
         features[f"{model} codes"], labels = code_vectors(require_codes(trained.model), runner.data, "test")
+    runner.say("t-SNE of the test images and of their codes")
     tsne_by_label(runner.folder / "tsne.png", features, labels, runner.data.class_names)
 
 
@@ -139,6 +140,7 @@ def _samples(runner: Runner, trained: TrainedRun) -> None:
         return
     rows = images.unflatten(0, (len(names), PER_CLASS))[:, :SHOWN].flatten(0, 1)
     labelled_rows(runner.folder / "samples.png", rows, SHOWN, names)
+    runner.say("training the judge of samples")
     judge = Judge(runner.data.train)
     figures = {"agreement": judge.agreement(images, labels), "judge": judge.accuracy(runner.data.test)}
     runner.write_table(
