@@ -212,13 +212,13 @@ def test_what_takes_long_shows_a_bar(tmp_path: Path, capsys, monkeypatch, comman
     monkeypatch.setattr("models.progress.DELAY", 0.0)
     run = write_run(tmp_path / "run", limit=60)
     prior = write_prior(tmp_path / "prior", run)
+    shown = [flag for flag in QUICK if flag != "--no-progress"]
     arguments, description, count = {
         "encode": ([str(run), "--batch-size", "20", "--out", str(tmp_path / "out")], "encode", 180),
         "evaluate": ([str(run), "--batch-size", "20"], "evaluate", 60),
         "reconstruct": ([str(run), "--images", "--batch-size", "20"], "reconstruct", 60),
         "sample": ([str(prior), "--count", "2"], "sample", 20 * 16),
-        "train": (["--runs", str(tmp_path / "runs"), *(f for f in QUICK if f != "--no-progress"), "--steps", "1"],
-                  "decode", 192),
+        "train": (["--runs", str(tmp_path / "runs"), *shown, "--steps", "1"], "decode", 192),
     }[command]  # fmt: skip
     capsys.readouterr()
     assert main([command, *arguments]) == 0
