@@ -62,6 +62,9 @@ def encode(
     model.check_size(data)
     folder = Path(folder)
     shapes = model.code_shapes(data.size)
+    sizes = {name: len(data.split(name)) for name in SPLITS}
+    with progress_bar(sum(sizes.values()), "compare", "image", enabled=progress) as bar:
+        digest = data.digest(bar.update)
     description = CodeDescription(
         shapes,
         model.codebook_sizes,
@@ -69,15 +72,14 @@ def encode(
         location(data.name),
         source,
         _hash(model, source),
-        data.settings | {"digest": data.digest},
-        {name: len(data.split(name)) for name in SPLITS},
+        data.settings | {"digest": digest},
+        sizes,
         shard_size,
     )
     if not overwrite:
         _check_resumes(description, folder)  # before anything is made
     model = model.to(device).eval()
-    total = sum(len(data.split(name)) for name in SPLITS)
-    with only_writer(folder), progress_bar(total, "encode", "image", enabled=progress) as bar:
+    with only_writer(folder), progress_bar(sum(sizes.values()), "encode", "image", enabled=progress) as bar:
         if overwrite:
             _remove_codes(folder)
         _check_resumes(description, folder)

@@ -100,7 +100,10 @@ def started_run(config: LoopConfig, model: nn.Module, resume: bool, overwrite: b
         yield checkpoint
         return
     with only_writer(layout.folder):
-        check_folder(config, resume, overwrite)  # again, now that no other process can start here
+        if not resume and not overwrite and layout.config.is_file():  # started since check_folder looked
+            raise ValueError(
+                f"{layout.folder} holds the run of another process; choose another name (--name)"
+            )
         if overwrite:
             for path in layout.outputs(config.command):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
