@@ -7,6 +7,8 @@ digits judges whether the samples show the digit that was asked for.
 
 from __future__ import annotations
 
+import io
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -35,6 +37,8 @@ TEMPERATURE = 0.8  # below 1: fewer unlikely codes, clearer digits
 def main() -> None:
     """Runs the whole demo and writes its pictures under ``runs/demo``."""
     start = time.perf_counter()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without a character is no failure
+        sys.stdout.reconfigure(errors="backslashreplace")
     config = TrainConfig.load("demo")
     data = load_data(config)
     print(f"{len(data.train)} digits to train on, {len(data.test)} held out\n\n1. VQ-VAE", flush=True)

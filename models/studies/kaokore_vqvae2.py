@@ -130,6 +130,7 @@ def _tsne(runner: Runner, runs: dict[str, TrainedRun]) -> None:
     features, labels = {"images": image_vectors(runner.data, "test")}, torch.empty(0)
     for model, trained in runs.items():
         features[f"{model} codes"], labels = code_vectors(require_codes(trained.model), runner.data, "test")
+    runner.say("t-SNE of the test images and of their codes")
     names, caption = runner.data.class_names, runner.caption("test")
     tsne_by_label(runner.folder / "tsne.png", features, labels, names, caption=caption)
 
@@ -145,6 +146,7 @@ def _samples(runner: Runner, trained: TrainedRun) -> None:
     rows = images.unflatten(0, (len(names), PER_CLASS))[:, :SHOWN].flatten(0, 1)
     caption = f"{runner.caption('train')}; samples at temperature {TEMPERATURE:g}"
     labelled_rows(runner.folder / "samples.png", rows, names, SHOWN, caption=caption)
+    runner.say("training the judge of samples")
     judge = Judge(runner.data.train)
     figures = {"agreement": judge.agreement(images, labels), "judge": judge.accuracy(runner.data.test)}
     runner.write_table(

@@ -74,6 +74,7 @@ def run(options: StudyOptions) -> Path:
         base | {name: value} for name, values in VARIANTS[options.scale].items() for value in values
     ]
     fitting = [v for v in variants if all(size % v["downscale"] == 0 for size in runner.data.size)]
+    runner.say("training the judge of samples")
     judge = Judge(runner.data.train) if runner.data.class_names else None
     rows: list[Row] = []
     curves: dict[str, dict[str, Any]] = {"unconditional": {}, "conditional": {}}

@@ -12,7 +12,7 @@ from models.runs.build import build_model
 from models.runs.config import TrainConfig
 from models.runs.history import curves_of, read_history
 from models.runs.reproducible import seed_run
-from models.runs.start import prepare_folder
+from models.runs.start import started_run
 from models.training.callbacks import ReconstructionPictures
 from models.training.loop import (
     check_start,
@@ -56,14 +56,14 @@ def train(
         images = data.validation.batch(range(min(64, len(data.validation))))
         pictures = [ReconstructionPictures(images, config.layout, config.pictures_every)]
     trainer = make_trainer(config, module, pictures)
-    checkpoint = prepare_folder(config, module, resume, overwrite)
-    load_best(module, fit(trainer, module, validation, checkpoint))
-    model = model.cpu().eval()
-    if (likelihood := uncalibrated(model)) is not None:
-        likelihood.calibrate(squared_error(model, data.validation, config.batch_size))
-    if rank == 0:
-        model.save_pretrained(config.layout.model)
-        save_training_curves(config)
+    with started_run(config, module, resume, overwrite) as checkpoint:
+        load_best(module, fit(trainer, module, validation, checkpoint))
+        model = model.cpu().eval()
+        if (likelihood := uncalibrated(model)) is not None:
+            likelihood.calibrate(squared_error(model, data.validation, config.batch_size))
+        if rank == 0:
+            model.save_pretrained(config.layout.model)
+            save_training_curves(config)
     return model
 
 
