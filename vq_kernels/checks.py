@@ -18,6 +18,8 @@ def check_integer(lowest: int, /, **arguments: object) -> None:
     """
     accepted = f"an integer of at least {lowest}"
     for name, value in arguments.items():
+        if type(value) is int and value >= lowest:
+            continue
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             raise TypeError(f"{name} is {value!r}; accepted: {accepted}")
         if int(value) < lowest:
@@ -29,8 +31,12 @@ def check_number(low: float = 0.0, high: float = math.inf, /, **arguments: objec
 
     NumPy's numbers count as numbers; True and False do not.
     """
-    accepted = f"a finite number of at least {low}" if math.isinf(high) else f"a number from {low} to {high}"
     for name, value in arguments.items():
+        if type(value) is float and low <= value <= high and value < math.inf:
+            continue  # the usual case, before anything is asked of abstract classes
+        accepted = (
+            f"a finite number of at least {low}" if math.isinf(high) else f"a number from {low} to {high}"
+        )
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise TypeError(f"{name} is {value!r}; accepted: {accepted}")
         if not low <= float(value) <= high or math.isinf(float(value)):
@@ -47,6 +53,9 @@ def check_flag(**arguments: object) -> None:
 def check_choice(accepted: Sequence[object], /, **arguments: object) -> None:
     """Raise ValueError for the first argument that is not among ``accepted``."""
     for name, value in arguments.items():
-        # By type too: True equals 1, and 1.0 as well.
-        if not any(type(value) is type(choice) and value == choice for choice in accepted):
+        for choice in accepted:
+            # By type too: True equals 1, and 1.0 as well.
+            if type(value) is type(choice) and value == choice:
+                break
+        else:
             raise ValueError(f"{name} is {value!r}; accepted: {', '.join(map(repr, accepted))}")

@@ -12,6 +12,13 @@ from typing import NamedTuple
 from torch import Tensor
 
 
+def shape_without_channel(x: Tensor, channel_dim: int) -> list[int]:
+    """x's shape without the dimension of its channels: the shape of its rows' indices."""
+    shape = list(x.shape)
+    shape.pop(channel_dim)
+    return shape
+
+
 class _Collapsed(NamedTuple):
     levels: list[tuple[int, int]]  # (size, stride) of the leading dimensions that are left
     channel_stride: int

@@ -14,12 +14,13 @@ from ..machine import ROOT
 from .faults import NotHere, run_limited
 from .target import BACKENDS, Target
 
-TESTS = tuple(
-    f"tests/test_{name}.py"
-    for name in ("ops", "exactness", "edge_cases", "gradients", "properties", "registration")
+TESTS = (
+    *(f"tests/operators/test_{name}.py" for name in ("operations", "gradients", "registration")),
+    *(f"tests/backends/test_{name}.py" for name in ("exactness", "edge_cases")),
+    "tests/test_properties.py",
 )
 OWN_TESTS = {"triton": ("tests/backends/test_triton.py", "tests/backends/test_triton_launch.py"), "cuda": ()}
-REHEARSED = ("tests/test_ops.py", "gather")  # a file, and what of it is interpreted quickly
+REHEARSED = ("tests/operators/test_operations.py", "gather")  # a file, and what of it is interpreted quickly
 WORKERS = 14
 
 

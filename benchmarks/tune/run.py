@@ -171,7 +171,7 @@ def refusal(rehearse: bool) -> str | None:
         return "tune needs a CUDA GPU, and torch sees none on this machine."
     x = torch.empty(1, 1, 1, device="cpu" if rehearse else "cuda")
     backend = get_backend("triton")
-    reason = backend.unavailable_reason() or backend.unsupported_reason(x)
+    reason = backend.unavailable_reason() or backend.unsupported_reason("nearest_code", x)
     if reason is None and common.interpreted() and not rehearse:
         reason = "TRITON_INTERPRET is set, and nothing is compiled"
     return None if reason is None else f"tune needs the Triton backend: {reason}."

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.checks import check_at_least
+from vq_kernels.checks import check_choice, check_integer
 
 CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 CONV_TRANSPOSED: dict[int, type[nn.Module]] = {
@@ -107,9 +108,10 @@ class Decoder(nn.Module):
 
 
 def log2_downscale(downscale: int) -> int:
-    """Number of stride-2 layers; ValueError unless ``downscale`` is a power of two of at least 2."""
-    if not isinstance(downscale, int) or downscale < 2 or downscale & (downscale - 1):
-        raise ValueError(f"downscale must be 2, 4, 8 or a higher power of two, got {downscale!r}")
+    """Number of stride-2 layers; TypeError or ValueError unless ``downscale`` is 2, 4, 8, ..."""
+    check_integer(2, downscale=downscale)
+    if downscale & (downscale - 1):
+        raise ValueError(f"downscale is {downscale}; accepted: 2, 4, 8 or a higher power of two")
     return int(math.log2(downscale))
 
 
@@ -117,21 +119,21 @@ def check_convolutions(
     *, in_channels: int, hidden: int, residual_layers: int, residual_hidden: int, ndim: int
 ) -> None:
     """TypeError or ValueError for the first argument with which no encoder and decoder can be built."""
-    check_at_least(1, in_channels=in_channels, residual_hidden=residual_hidden)
-    check_at_least(2, hidden=hidden)  # the first convolution has half as many
-    check_at_least(0, residual_layers=residual_layers)
-    if ndim not in CONV:
-        raise ValueError(f"ndim must be 1, 2 or 3, got {ndim!r}")
+    check_integer(1, in_channels=in_channels, residual_hidden=residual_hidden)
+    check_integer(2, hidden=hidden)  # the first convolution has half as many
+    check_integer(0, residual_layers=residual_layers)
+    check_choice(tuple(CONV), ndim=ndim)
 
 
-def check_input(x: Tensor, channels: int, ndim: int, downscale: int) -> None:
-    """ValueError unless ``x`` is ``[B, channels, *S]`` with every size in S a multiple of ``downscale``."""
-    if x.ndim != ndim + 2 or x.shape[1] != channels:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}, expected [batch, {channels}, {ndim} spatial dimensions]"
-        )
-    if any(size % downscale for size in x.shape[2:]):
-        raise ValueError(
-            f"x has spatial size {tuple(x.shape[2:])}, which the model's downscale of {downscale} does not "
-            f"divide; resize the data to a multiple of {downscale}"
-        )
+def check_sizes(
+    name: str, sizes: Sequence[int], shortest: int = 1, longest: int | None = None
+) -> tuple[int, ...]:
+    """``sizes`` as a tuple; TypeError or ValueError unless they are enough integers of at least 1."""
+    if not isinstance(sizes, Sequence) or isinstance(sizes, str):
+        raise TypeError(f"{name} is {sizes!r}; accepted: a sequence of integers of at least 1")
+    if len(sizes) < shortest or (longest is not None and len(sizes) > longest):
+        accepted = f"{shortest} integers" if longest == shortest else f"{shortest} or more integers"
+        raise ValueError(f"{name} is {list(sizes)}; accepted: {accepted}")
+    for place, size in enumerate(sizes):
+        check_integer(1, **{f"{name}[{place}]": size})
+    return tuple(sizes)

@@ -19,6 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.losses import log_softmax_at, mean_or_zero
+from vq_kernels.checks import check_choice
+
 LEVELS = 256
 STEP = 1.0 / (LEVELS - 1)  # distance between two neighbouring levels
 
@@ -57,7 +60,7 @@ class Gaussian(nn.Module):
     def __init__(self, channels: int, variance: float, learnt: bool) -> None:
         super().__init__()
         if not variance > 0:
-            raise ValueError(f"variance must be positive, got {variance}")
+            raise ValueError(f"variance is {variance}; accepted: a number above 0")
         start = torch.full((channels,), math.log(variance))
         if learnt:
             self.log_variance = nn.Parameter(start)
@@ -100,9 +103,10 @@ class Gaussian(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         # Files of before the flag: a variance that is not the constructor's has been calibrated.
-        there, flag = state_dict.get(prefix + "log_variance"), prefix + "calibrated"
-        if not self.learnt and there is not None and flag not in state_dict:
-            state_dict[flag] = (there != torch.full_like(there, math.log(self.variance))).any()
+        stored_variance, flag = state_dict.get(prefix + "log_variance"), prefix + "calibrated"
+        if not self.learnt and stored_variance is not None and flag not in state_dict:
+            initial = torch.full_like(stored_variance, math.log(self.variance))
+            state_dict[flag] = (stored_variance != initial).any()
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
@@ -166,28 +170,10 @@ def make_likelihood(kind: str, channels: int, variance: float = 1.0) -> Likeliho
 
     ``variance`` is the fixed variance of ``mse`` and where ``gaussian`` starts. Raises ValueError.
     """
+    check_choice(KINDS, likelihood=kind)
     if kind in ("mse", "gaussian"):
         return cast(Likelihood, Gaussian(channels, variance, learnt=kind == "gaussian"))
-    if kind == "logistic":
-        return cast(Likelihood, DiscretizedLogistic())
-    if kind == "categorical":
-        return cast(Likelihood, Categorical())
-    raise ValueError(f"likelihood must be one of {', '.join(KINDS)}, got {kind!r}")
-
-
-def mean_or_zero(values: Tensor) -> Tensor:
-    """Mean over elements, 0 (with a gradient) where there are none: ``[]``."""
-    return values.mean() if values.numel() else values.sum()
-
-
-def log_softmax_at(logits: Tensor, classes: Tensor) -> Tensor:
-    """Log-probability of classes ``[B, *S]`` under logits ``[B, K, *S]``: ``[B, *S]``.
-
-    As ``-cross_entropy``, whose kernel for maps is not deterministic on a GPU; that for rows is.
-    """
-    rows = logits.movedim(1, -1)
-    nats = F.cross_entropy(rows.flatten(0, -2), classes.flatten(), reduction="none")
-    return -nats.view(classes.shape)
+    return cast(Likelihood, DiscretizedLogistic() if kind == "logistic" else Categorical())
 
 
 def _per_channel(values: Tensor, x: Tensor) -> Tensor:

@@ -9,19 +9,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.autoencoders.base import AutoencoderOutput
-from models.autoencoders.likelihoods import make_likelihood, mean_or_zero
-from models.checks import check_at_least, check_dtype, check_sizes, check_weight
-from models.pretrained import Pretrained, constructor_arguments
+from models.autoencoders.base import Autoencoder, AutoencoderOutput
+from models.autoencoders.blocks import check_sizes
+from models.autoencoders.likelihoods import make_likelihood
+from models.losses import mean_or_zero
+from models.pretrained import constructor_arguments
+from vq_kernels.checks import check_integer, check_number
 
 
-class VAE(Pretrained):
+class VAE(Autoencoder):
     """Four convolutions, a Gaussian latent, four transposed convolutions; minimises
 
         -log p(x | z) + beta KL(N(mean, deviation^2) || N(0, 1)),      z = mean + deviation * noise
 
     per data element, so that with a proper likelihood (all but ``mse``) and beta 1 the loss is the
-    negative ELBO in nats per dimension. Images only: x ``[B, C, H, W]`` of the size given, latent ``[B, L]``.
+    negative ELBO in nats per dimension.
+
+    Shapes, for the defaults: x ``[B, 3, 32, 32]``, mean and log-variance of the latent ``[B, 128]`` each,
+    reconstruction ``[B, 3, 32, 32]``. Images only, of the size given.
 
     A convolution has stride 2 (kernel 4) while the size is even and above 1, else stride 1 (kernel 3), so
     that 8 x 8, 28 x 28 and 64 x 64 images all pass through four of them.
@@ -46,13 +51,12 @@ class VAE(Pretrained):
         config = constructor_arguments(locals())
         super().__init__()
         self.config = config
-        check_at_least(1, in_channels=in_channels, latent_dim=latent_dim)
-        check_weight(beta=beta)
+        check_integer(1, in_channels=in_channels, latent_dim=latent_dim)
+        check_number(beta=beta)
         check_sizes("channels", channels)
         pair = (image_size, image_size) if isinstance(image_size, int) else image_size
         height, width = self.image_size = check_sizes("image_size", pair, 2, 2)
         self.in_channels, self.latent_dim, self.beta = in_channels, latent_dim, beta
-        self.kl_share = 1.0  # training raises it from 0, so that the latent is not given up at the start
         self.likelihood = make_likelihood(likelihood, in_channels, variance)
         outputs = in_channels * self.likelihood.parameters_per_channel
         down: list[nn.Module] = []
@@ -82,18 +86,18 @@ class VAE(Pretrained):
         reconstruction_loss = self.likelihood.loss(parameters, x)
         kl = mean_or_zero(kl_divergence(mean, log_variance)) / math.prod(x.shape[1:])
         terms = {"reconstruction": reconstruction_loss.detach(), "kl": kl.detach()}
-        share = self.kl_share if self.training else 1.0
-        loss = reconstruction_loss + self.beta * share * kl
+        factor = self.kl_warmup_factor if self.training else 1.0
+        loss = reconstruction_loss + self.beta * factor * kl
         return AutoencoderOutput(self.likelihood.mean(parameters), loss, terms, ())
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z | x): ``[B, L]`` each."""
         if tuple(x.shape[1:]) != (self.in_channels, *self.image_size):
             raise ValueError(
-                f"x has shape {tuple(x.shape)}, expected [batch, {self.in_channels}, "
-                f"{self.image_size[0]}, {self.image_size[1]}]"
+                f"x is of shape {tuple(x.shape)}; accepted: [B, {self.in_channels}, {self.image_size[0]}, "
+                f"{self.image_size[1]}]"
             )
-        check_dtype(x, self)
+        self._check_dtype(x)
         mean, log_variance = self.encoder(x).chunk(2, dim=1)
         return mean, log_variance
 
@@ -102,8 +106,20 @@ class VAE(Pretrained):
         return self.likelihood.mean(self._decode(z))
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Mean image of the mean latent."""
+        """The mean image of the mean latent of ``x``: x's shape."""
         return self.decode(self.encode(x)[0])
+
+    def clean_reconstruction(self, x: Tensor, output: AutoencoderOutput) -> Tensor:
+        """The mean image of the mean latent; forward's is of a latent with noise."""
+        return self.reconstruct(x)
+
+    def nats(self, x: Tensor, output: AutoencoderOutput) -> dict[str, Tensor]:
+        """``decoder``, -log p(x | z) of one sample of the latent, and ``kl``: the negative ELBO."""
+        log_likelihood, negative_kl = self.elbo(x)
+        return {"decoder": -log_likelihood, "kl": -negative_kl}
+
+    def accepted_size(self, size: Sequence[int]) -> str | None:
+        return None if tuple(size) == self.image_size else "x".join(map(str, self.image_size))
 
     def elbo(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """One-sample estimate of E log p(x | z), and -KL: ``[B]`` each, in nats an image."""

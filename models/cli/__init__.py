@@ -18,13 +18,13 @@ AFTER_INTERRUPTION = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Mistakes in the input, and files that cannot be read or written, are printed in one
-    line, with exit status 2.
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m models") -> int:
+    """Run one command and return its exit status.
+
+    Mistakes in the input, and files that cannot be read or written, are printed in one line, with status 2.
+    prog: how the command line was started, for its help.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m models", description="VAE, VQ-VAE, VQ-VAE-2 and their priors."
-    )
+    parser = argparse.ArgumentParser(prog=prog, description="VAE, VQ-VAE, VQ-VAE-2 and their priors.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add_parser(commands)

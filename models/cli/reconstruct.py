@@ -6,14 +6,23 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from models.cli.flags import add_model_flags, check_output, opened_config
+from models.cli.flags import add_command, add_model_flags, check_output, opened_config
 from models.runs.layout import RunLayout
 from models.runs.open import open_run
 from vq_kernels.checks import check_integer
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("reconstruct", help="write reconstructions", description=__doc__)
+    parser = add_command(
+        commands,
+        "reconstruct",
+        "write reconstructions",
+        "Write originals beside reconstructions, and every reconstruction as a file if asked for.",
+        [
+            "runs/demo",
+            "runs/demo --split validation --images",
+        ],
+    )
     add_model_flags(parser)
     parser.add_argument("--split", default="test", help="train, validation or test (test)")
     parser.add_argument("--count", type=int, default=64, help="images in the picture (64)")
@@ -29,7 +38,6 @@ def run(arguments: argparse.Namespace) -> None:
 
     from models.data import BatchLoader, to_float, to_uint8
     from models.evaluation.pictures import save_image, side_by_side
-    from models.runs.build import check_size
     from models.runs.device import find_device
 
     check_integer(1, count=arguments.count, batch_size=arguments.batch_size)
@@ -37,7 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
     layout = RunLayout(Path(arguments.run_folder))
     _, config = opened_config(arguments)
     model, data = open_run(layout.folder, config, device)
-    check_size(model, data)
+    print(data.describe(), flush=True)
+    model.check_size(data)
     split = data.split(arguments.split)
     folder = check_output(arguments.out or layout.reconstruct(arguments.split), folder=True)
     with torch.no_grad():

@@ -6,16 +6,26 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from models.cli.flags import add_device_flag, check_output
+from models.autoencoders.base import require_codes
+from models.cli.flags import add_command, add_device_flag, check_output
 from models.runs.layout import RunLayout
-from models.runs.open import load_pretrained, open_priors, require_codes
+from models.runs.open import load_pretrained, open_priors
 from vq_kernels.checks import check_integer
 
 SAMPLES_AT_ONCE = 512
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("sample", help="draw new images", description=__doc__)
+    parser = add_command(
+        commands,
+        "sample",
+        "draw new images",
+        "Draw new images from priors and decoder, as a picture, with their codes.",
+        [
+            "runs/demo-prior",
+            "runs/demo-prior --classes 3,8 --count 20 --temperature 0.9 --top-k 40",
+        ],
+    )
     parser.add_argument("prior_folder", metavar="PRIOR", help="folder of a train-prior run")
     parser.add_argument("--classes", help="names of classes, separated by commas (all)")
     parser.add_argument("--count", type=int, default=10, help="samples of each class, or in all (10)")
@@ -44,8 +54,8 @@ def run(arguments: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
+    from models.codes.description import CodeDescription
     from models.codes.sample import decode, sample_codes
-    from models.codes.store import CodeDescription
     from models.evaluation.judge import Judge
     from models.evaluation.pictures import grid, save_image
     from models.runs.device import find_device

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from models.codes.store import DESCRIPTION_FILE, CodeDescription, CodeStore, code_features, read_shard
+from models.codes.description import DESCRIPTION_FILE, CodeDescription
+from models.codes.store import CodeStore, code_features, read_shard
 from models.data import ImageData, to_float
 from models.data.images import SPLITS, ImageSplit
 from models.data.sources import location
 from models.pretrained import weights_hash
-from models.runs.build import check_size
+from models.progress import progress_bar
+from vq_kernels.checks import check_integer
 
 if TYPE_CHECKING:
-    from models.autoencoders.base import CodeModel
+    from models.autoencoders.base import DiscreteAutoencoder
 
 
 class OtherCodesError(ValueError):
@@ -26,7 +28,7 @@ class OtherCodesError(ValueError):
 
 
 def encode(
-    model: CodeModel,
+    model: DiscreteAutoencoder,
     data: ImageData,
     folder: str | Path,
     *,
@@ -40,25 +42,33 @@ def encode(
     """Write the codes and labels of every split into ``folder`` and open it.
 
     One batch is held in memory. A shard appears under its name when it is complete; whole shards that are
-    there are not computed again, unless ``overwrite``. Raises OtherCodesError, a ValueError, if the folder
-    holds codes of another model, of other data or in shards of another size.
-    """
-    from tqdm import tqdm
+    there are not computed again, unless ``overwrite``.
 
-    for argument, value in (("batch_size", batch_size), ("shard_size", shard_size)):
-        if value < 1:
-            raise ValueError(f"{argument} must be at least 1, got {value}")
-    check_size(model, data)
+    Args:
+        data: images of a size that the model takes.
+        source: folder of the model, which the description of the codes then names.
+        batch_size, shard_size: images in a batch, and in a file.
+        device: as torch names it; the model stays there, in eval mode.
+
+    Raises:
+        OtherCodesError: a ValueError, if the folder holds codes of another model, of other data or in shards
+            of another size.
+
+    For example, a VQ-VAE of downscale 4 on 28 x 28 images leaves 49 codes an image:
+    ``encode(model, data, "codes").train.batch([0])[0]`` is ``[1, 7, 7]``.
+    """
+    check_integer(1, batch_size=batch_size, shard_size=shard_size)
+    model.check_size(data)
     folder = Path(folder)
     shapes = model.code_shapes(data.size)
     description = CodeDescription(
         shapes,
-        model.codebook_size,
+        model.codebook_sizes,
         data.class_names,
         location(data.name),
         source,
         _hash(model, source),
-        data.settings,
+        data.settings | {"digest": data.digest},
         {name: len(data.split(name)) for name in SPLITS},
         shard_size,
     )
@@ -69,37 +79,40 @@ def encode(
     description.save(folder)
     model = model.to(device).eval()
     total = sum(len(data.split(name)) for name in SPLITS)
-    with tqdm(total=total, desc="encode", unit="image", disable=not progress) as bar:
+    with progress_bar(total, "encode", "image", enabled=progress) as bar:
         for name in SPLITS:
             split = data.split(name)
             (folder / name).mkdir(exist_ok=True)
             for target, rows in description.shards(folder, name).items():
-                if not target.is_file() or read_shard(target, len(rows), shapes) is None:
-                    _write_shard(model, split, rows, target, shapes, batch_size, device)
-                bar.update(len(rows))
+                if target.is_file() and read_shard(target, len(rows), shapes) is not None:
+                    bar.update(len(rows))
+                else:
+                    _write_shard(model, split, rows, target, shapes, batch_size, device, bar.update)
     return CodeStore(folder)
 
 
 @torch.no_grad()
 def _write_shard(
-    model: CodeModel,
+    model: DiscreteAutoencoder,
     split: ImageSplit,
     rows: range,
     target: Path,
     shapes: Sequence[Sequence[int]],
     batch_size: int,
     device: str,
+    on_encoded: Callable[[int], object],
 ) -> None:
     from datasets.arrow_writer import ArrowWriter
 
     unfinished = target.with_suffix(".unfinished")
     with ArrowWriter(path=str(unfinished), features=code_features(shapes)) as writer:
         for start in range(rows.start, rows.stop, batch_size):
-            part = range(start, min(start + batch_size, rows.stop))
-            codes = model.encode(to_float(split.batch(part).to(device)))
+            batch = range(start, min(start + batch_size, rows.stop))
+            codes = model.encode(to_float(split.batch(batch).to(device)))
             columns = {f"level{i}": level.flatten(1).int().cpu().numpy() for i, level in enumerate(codes)}
             writer.write_batch({name: list(values) for name, values in columns.items()}
-                               | {"label": split.batch_labels(part).tolist()})  # fmt: skip
+                               | {"label": split.batch_labels(batch).tolist()})  # fmt: skip
+            on_encoded(len(batch))
         writer.finalize()
     os.replace(unfinished, target)
 
@@ -109,6 +122,11 @@ def _check_resumes(description: CodeDescription, folder: Path) -> None:
     remedy = "give another folder (--out), or overwrite them (--overwrite)"
     if (folder / DESCRIPTION_FILE).is_file():
         difference = CodeDescription.load(folder).difference(description)
+        if difference and difference[0] == "digest":
+            raise OtherCodesError(
+                f"{folder} holds codes of other images or labels of {description.data}: names, sizes, times "
+                f"or labels have changed since; {remedy}"
+            )
         if difference:
             name, stored, current = difference
             raise OtherCodesError(
@@ -130,7 +148,7 @@ def _shards_in(folder: Path) -> list[Path]:
 
 
 def _hash(model: torch.nn.Module, source: str) -> str:
-    """Of the file of the model's weights, or of what that file would hold."""
+    """The hash of the file of the model's weights, or of what that file would hold."""
     from safetensors.torch import save
 
     if source:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from models.autoencoders.base import CodeModel
+    from models.autoencoders.base import DiscreteAutoencoder
     from models.priors.base import AutoregressivePrior
 
 
@@ -24,12 +24,17 @@ def sample_codes(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, ...]:
-    """One code map a level for each label, top first: int64 ``[B, *S_level]``.
+    """Draw the codes of every level for each label, top first: int64 ``[B, *shape]`` each.
 
-    shapes: size of each level's map, top first. labels: ``[B]``; unconditional priors use their number only.
+    shapes: of the codes of one image at each level, top first. labels: ``[B]``; unconditional priors use
+    their number only. temperature, top_k, top_p, generator: see
+    :meth:`models.priors.base.AutoregressivePrior.sample`. Raises TypeError or ValueError, by the priors too.
+
+    For example, two priors of a VQ-VAE-2, the shapes ``((4, 4), (8, 8))`` and labels ``[16]`` give codes
+    ``[16, 4, 4]`` and ``[16, 8, 8]``.
     """
     if len(priors) != len(shapes):
-        raise ValueError(f"there are {len(priors)} priors for {len(shapes)} levels of codes")
+        raise ValueError(f"priors is of {len(priors)} levels; accepted: one for each of {len(shapes)} shapes")
     codes: list[Tensor] = []
     for prior, shape in zip(priors, shapes, strict=True):
         level = prior.sample(
@@ -46,10 +51,10 @@ def sample_codes(
 
 
 @torch.no_grad()
-def decode(model: CodeModel, codes: Sequence[Tensor], batch_size: int = 256) -> Tensor:
-    """Mean images of code maps, in batches: ``[B, C, H, W]`` in -0.5..0.5."""
-    parts = [
+def decode(model: DiscreteAutoencoder, codes: Sequence[Tensor], batch_size: int = 256) -> Tensor:
+    """The mean images of codes, decoded in batches: ``[B, C, H, W]`` in -0.5..0.5."""
+    images = [
         model.decode_codes([level[start : start + batch_size] for level in codes])
         for start in range(0, len(codes[0]), batch_size)
     ]
-    return torch.cat(parts).clamp(-0.5, 0.5)
+    return torch.cat(images).clamp(-0.5, 0.5)

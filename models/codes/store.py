@@ -2,119 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from models.codes.description import CodeDescription
 from models.data.images import SPLITS
 from models.data.sources import DataError
-from models.files import read_object
+from vq_kernels.checks import check_choice
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
 
-CodeBatch = tuple[tuple[Tensor, ...], Tensor]  # codes [B, *S_level] int64, top first; labels [B]
-DESCRIPTION_FILE = "codes.json"
-
-
-@dataclass(frozen=True)
-class CodeDescription:
-    """What a store holds: all that its codes and their order depend on.
-
-    model: folder of the model; where it lies changes no code, so it is not compared.
-    weights: hash of the model's weights.
-    settings: which images the splits hold and in what form, see :class:`models.data.ImageData`.
-    sizes: images of each split.
-    """
-
-    shapes: tuple[tuple[int, ...], ...]  # code map of each level, top first
-    codebook_size: int
-    class_names: tuple[str, ...]
-    data: str
-    model: str
-    weights: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)
-    shard_size: int = 16_384
-
-    def shards(self, folder: Path, split: str) -> dict[Path, range]:
-        """The files of a split, in order, each with its rows."""
-        size = self.sizes[split]
-        parts = [range(i, min(i + self.shard_size, size)) for i in range(0, size, self.shard_size)]
-        return {folder / split / f"{part.start:09d}-{part.stop:09d}.arrow": part for part in parts}
-
-    def difference(self, other: CodeDescription) -> tuple[str, Any, Any] | None:
-        """The first setting in which codes of both differ, its value here and there."""
-        mine, theirs = self._compared(), other._compared()
-        names = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
-        return (names[0], mine.get(names[0]), theirs.get(names[0])) if names else None
-
-    def _compared(self) -> dict[str, Any]:
-        own = {key: value for key, value in asdict(self).items() if key not in ("model", "settings", "sizes")}
-        return {"data": self.data} | self.settings | {f"{k} images": n for k, n in self.sizes.items()} | own
-
-    def save(self, folder: Path) -> None:
-        unfinished = folder / f"{DESCRIPTION_FILE}.unfinished"
-        values = asdict(self)
-        if self.model:  # relative to the store, so that it is found from anywhere and after a move of both
-            values["model"] = os.path.relpath(self.model, folder)
-        unfinished.write_text(json.dumps(values, indent=2) + "\n")
-        os.replace(unfinished, folder / DESCRIPTION_FILE)
-
-    @classmethod
-    def load(cls, folder: Path) -> CodeDescription:
-        """Raises ValueError, a DataError mostly, if ``folder`` is no store of codes."""
-        if not (folder / DESCRIPTION_FILE).is_file():
-            raise DataError(f"{folder} holds no codes; write them with `python -m models encode RUN`")
-        file = folder / DESCRIPTION_FILE
-        remedy = "write them again with `python -m models encode RUN --overwrite`"
-        values = read_object(file, remedy)
-        missing = [entry.name for entry in fields(cls) if entry.name not in values]
-        if missing:
-            raise DataError(f"{file} does not say the {missing[0]} of its codes; {remedy}")
-        for name, value in values.items():
-            if name not in _FORMS:
-                raise DataError(f"{file} has the unknown entry {name!r}; {remedy}")
-            fits, expected = _FORMS[name]
-            if not fits(value):
-                raise DataError(f"{file}: {name} is {value!r}, expected {expected}; {remedy}")
-        values["shapes"] = tuple(tuple(shape) for shape in values["shapes"])
-        if values["model"]:
-            values["model"] = os.path.normpath(folder / values["model"])
-        values["class_names"] = tuple(values["class_names"])
-        return cls(**values)
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_shape(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(map(_is_size, value))
-
-
-_FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "shapes": (
-        lambda v: isinstance(v, list) and len(v) > 0 and all(map(_is_shape, v)),
-        "the size of each level's code map",
-    ),
-    "codebook_size": (_is_size, "a whole number of at least 1"),
-    "class_names": (lambda v: isinstance(v, list) and all(isinstance(n, str) for n in v), "a list of names"),
-    **{name: (lambda v: isinstance(v, str), "text") for name in ("data", "model", "weights")},
-    "settings": (lambda v: isinstance(v, dict), "an object"),
-    "sizes": (
-        lambda v: isinstance(v, dict) and set(v) == set(SPLITS) and all(map(_is_size, v.values())),
-        f"the number of images of {', '.join(SPLITS)}",
-    ),
-    "shard_size": (_is_size, "a whole number of at least 1"),
-}
+CodeBatch = tuple[tuple[Tensor, ...], Tensor]  # codes of each level, [B, *shape] int64, top first; labels [B]
 
 
 def read_shard(file: Path, rows: int, shapes: Sequence[Sequence[int]]) -> Dataset | None:
@@ -122,10 +26,10 @@ def read_shard(file: Path, rows: int, shapes: Sequence[Sequence[int]]) -> Datase
     import datasets
 
     try:
-        found = datasets.Dataset.from_file(str(file))
+        shard = datasets.Dataset.from_file(str(file))
     except (OSError, ValueError, TypeError):  # as Arrow has it
         return None
-    return found if len(found) == rows and found.features == code_features(shapes) else None
+    return shard if len(shard) == rows and shard.features == code_features(shapes) else None
 
 
 def code_features(shapes: Sequence[Sequence[int]]) -> Features:
@@ -140,7 +44,11 @@ def code_features(shapes: Sequence[Sequence[int]]) -> Features:
 
 
 class CodeSplit:
-    """One split of a store; ``batch(rows)`` reads just those rows from disk."""
+    """One split of a store; ``batch(rows)`` reads just those rows from disk.
+
+    For example, of codes of the shapes ``((4, 4), (8, 8))`` ``split.batch(range(32))`` is a pair of tensors
+    ``[32, 4, 4]`` and ``[32, 8, 8]``.
+    """
 
     cached = True
 
@@ -151,20 +59,29 @@ class CodeSplit:
         return len(self.dataset)
 
     def batch(self, rows: Sequence[int] | Tensor) -> tuple[Tensor, ...]:
-        """Code maps of the given rows, top first: int64 ``[B, *S_level]`` each."""
-        found = self.dataset[_as_list(rows)]
+        """The codes of the given rows at every level, top first: int64 ``[B, *shape]`` each."""
+        columns = self.dataset[_as_list(rows)]
         return tuple(
-            torch.as_tensor(found[f"level{level}"]).long().view(-1, *shape)
+            torch.as_tensor(columns[f"level{level}"]).long().view(-1, *shape)
             for level, shape in enumerate(self.shapes)
         )
 
     def batch_labels(self, rows: Sequence[int] | Tensor) -> Tensor:
-        """Labels of the given rows, -1 where there are none: ``[B]`` int64."""
+        """The labels of the given rows, -1 where there are none: ``[B]`` int64."""
         return torch.as_tensor(self.dataset[_as_list(rows)]["label"]).long()
 
 
 class CodeStore:
-    """``store.train``, ``store.validation``, ``store.test`` and ``store.description``."""
+    """The codes in a folder that `encode` wrote: three splits and what is said of them.
+
+    For example, ``CodeStore("runs/digits/codes").train.batch([0, 5])`` gives the codes of two images. Raises
+    ValueError, a DataError mostly, for a folder that holds no codes, or a file that is missing or damaged.
+
+    Attributes:
+        folder: where the store lies.
+        description: what its codes are.
+        splits: the :class:`CodeSplit` of each name.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         import datasets
@@ -173,20 +90,36 @@ class CodeStore:
         self.description = CodeDescription.load(self.folder)
         self.splits: dict[str, CodeSplit] = {}
         for name in SPLITS:
-            parts = []
+            shards = []
             for file, rows in self.description.shards(self.folder, name).items():
-                part = read_shard(file, len(rows), self.description.shapes) if file.is_file() else None
-                if part is None:
+                shard = read_shard(file, len(rows), self.description.shapes) if file.is_file() else None
+                if shard is None:
                     state = "damaged" if file.is_file() else "missing"
                     raise DataError(f"{file} is {state}; finish it with `python -m models encode RUN`")
-                parts.append(part)
-            whole = datasets.concatenate_datasets(parts)
-            self.splits[name] = CodeSplit(whole, self.description.shapes)
+                shards.append(shard)
+            self.splits[name] = CodeSplit(datasets.concatenate_datasets(shards), self.description.shapes)
+
+    @property
+    def train(self) -> CodeSplit:
+        """The codes that priors learn from."""
+        return self.splits["train"]
+
+    @property
+    def validation(self) -> CodeSplit:
+        """The codes by which the best checkpoint of a prior is chosen."""
+        return self.splits["validation"]
+
+    @property
+    def test(self) -> CodeSplit:
+        """The codes that no training has seen."""
+        return self.splits["test"]
 
     def split(self, name: str) -> CodeSplit:
+        """The split called ``name``; ValueError for another name."""
+        check_choice(SPLITS, split=name)
         return self.splits[name]
 
 
 def _as_list(rows: Sequence[int] | Tensor) -> list[int]:
-    found: list[int] = rows.tolist() if isinstance(rows, Tensor) else list(rows)
-    return found
+    numbers: list[int] = rows.tolist() if isinstance(rows, Tensor) else list(rows)
+    return numbers

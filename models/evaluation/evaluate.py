@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from models.autoencoders.vae import VAE
-from models.autoencoders.vqvae import quantizers
 from models.data import BatchLoader, ImageData, to_float
 from models.evaluation.calibration import calibrated
 from models.evaluation.metrics import ReconstructionMeter
 from models.evaluation.rfid import RFID
-from models.runs.build import check_size
 
 if TYPE_CHECKING:
-    from models.autoencoders.base import Autoencoder, CodeModel
+    from models.autoencoders.base import Autoencoder
     from models.priors.base import AutoregressivePrior
 
 
@@ -52,41 +49,42 @@ def evaluate(
 
     ``rfid`` is the Frechet distance in the features of ``fid_weights``, or the reason why it is missing.
     ValueError for a model, priors or feature network that do not take the data.
+
+    For example, ``evaluate(model, data, split="validation")["psnr"]`` is the PSNR in dB.
     """
-    check_size(model, data)
+    model.check_size(data)
     for prior in priors:
         if prior.num_classes not in (None, len(data.class_names)):
             raise ValueError(
-                f"the priors know {prior.num_classes} classes, {data.name} has {len(data.class_names)}; give "
-                f"data with the labels they were trained on (label_column)"
+                f"the number of classes of {data.name} is {len(data.class_names)}; accepted: "
+                f"{prior.num_classes}, those of the priors; give data with the labels they were trained on "
+                f"(label_column)"
             )
     model = model.to(device).eval()
     for prior in priors:
         prior.to(device).eval()
-    meter = ReconstructionMeter([layer.codebook_size for layer in quantizers(model)])
+    meter = ReconstructionMeter([quantizer.codebook_sizes for quantizer in model.level_quantizers])
     images_of = data.split(split)
     fid = RFID(fid_weights, data.size, len(images_of), device)
     nats: dict[str, float] = {}
-    commitment = 0.0
+    commitment: float | None = None
     torch.manual_seed(seed)
     with calibrated(model, data.validation, batch_size):
         for images, labels in BatchLoader(images_of, batch_size):
             x = to_float(images.to(device))
             output = model(x)
-            reconstruction, codes = output.reconstruction, output.codes
-            if isinstance(model, VAE):
-                reconstruction = model.reconstruct(x)  # of the mean latent, without noise
-                log_likelihood, negative_kl = model.elbo(x)
-                parts = {"decoder": -log_likelihood, "kl": -negative_kl}
-            else:
-                commitment += float(output.terms["commitment"]) * len(x)
-                parts = _code_nats(model, x, codes, labels.to(device), priors)
-            meter.update(x, reconstruction, codes)
+            reconstruction = model.clean_reconstruction(x, output)
+            if "commitment" in output.terms:
+                commitment = (commitment or 0.0) + float(output.terms["commitment"]) * len(x)
+            terms = model.nats(x, output)
+            if priors:
+                terms["codes_prior"] = -code_log_prob(priors, output.codes, labels.to(device))
+            meter.update(x, reconstruction, output.codes)
             fid.update(images.to(device), reconstruction)
-            for name, values in parts.items():
+            for name, values in terms.items():
                 nats[name] = nats.get(name, 0.0) + float(values.double().sum())
     result: dict[str, float | str] = dict(meter.compute(data.variance))
-    if not isinstance(model, VAE):
+    if commitment is not None:
         result["commitment"] = commitment / meter.images
     result |= bits_per_dim(nats, meter.elements)
     result["rfid"] = fid.compute()
@@ -105,32 +103,16 @@ def bits_per_dim(nats: dict[str, float], elements: int) -> dict[str, float]:
     return result
 
 
-def _code_nats(
-    model: CodeModel,
-    x: Tensor,
-    codes: Sequence[Tensor],
-    labels: Tensor,
-    priors: Sequence[AutoregressivePrior],
-) -> dict[str, Tensor]:
-    """-log p(x | codes), and -log p(codes) under the uniform prior and the given ones: ``[B]`` each."""
-    positions = sum(level[0].numel() for level in codes)
-    parts = {
-        "decoder": -model.decoder_log_prob(x, codes).flatten(1).sum(1),
-        "codes_uniform": torch.full((len(x),), positions * math.log(model.codebook_size)),
-    }
-    if priors:
-        parts["codes_prior"] = -code_log_prob(priors, codes, labels)
-    return parts
-
-
 def code_log_prob(priors: Sequence[AutoregressivePrior], codes: Sequence[Tensor], labels: Tensor) -> Tensor:
     """log p(codes | labels), the sum over levels, in nats: ``[B]``. ValueError unless one prior a level."""
     if len(priors) != len(codes):
-        raise ValueError(f"there are {len(priors)} priors for {len(codes)} levels of codes")
+        raise ValueError(
+            f"priors is of {len(priors)} levels; accepted: one for each of {len(codes)} of codes"
+        )
     total, upper = torch.zeros(len(labels), device=labels.device), None
     for prior, level in zip(priors, codes, strict=True):
-        given = labels if prior.num_classes is not None else None
-        total = total + prior.log_prob(level, given, upper)
+        conditions = labels if prior.num_classes is not None else None
+        total = total + prior.log_prob(level, conditions, upper)
         upper = level
     return total
 

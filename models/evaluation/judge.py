@@ -24,28 +24,29 @@ class Judge:
         from sklearn.svm import SVC
 
         if split.labels is None:
-            raise ValueError("the judge's images have no labels; give images in a folder per class")
+            raise ValueError("labels of the judge's images is None; accepted: images in a folder per class")
         rows = some_rows(len(split), limit)
         labels = split.batch_labels(rows)
         if len(labels.unique()) < 2:
-            raise ValueError("the judge's images are all of one class; give images of two classes or more")
-        self.machine = SVC(C=10).fit(_pixels(split.batch(rows)), labels.numpy())
+            raise ValueError("the judge's images are of one class; accepted: images of two classes or more")
+        self.classifier = SVC(C=10).fit(_pixels(split.batch(rows)), labels.numpy())
 
     def accuracy(self, split: ImageSplit) -> float:
-        """Share of real images of ``split`` whose label it finds."""
+        """The share of real images of ``split`` whose label it finds."""
         rows = range(len(split))
         return self.agreement_of_pixels(split.batch(rows), split.batch_labels(rows))
 
     def agreement(self, samples: Tensor, labels: Tensor) -> float:
-        """Share of samples ``[N, C, H, W]`` in the models' range that it takes for the label asked for."""
+        """The share of samples ``[N, C, H, W]`` in the models' range that it takes for their label."""
         return self.agreement_of_pixels(to_uint8(samples), labels)
 
     def agreement_of_pixels(self, images: Tensor, labels: Tensor) -> float:
+        """The share of uint8 images ``[N, C, H, W]`` that it takes for the class in ``labels``, ``[N]``."""
         return float((self.classes(images) == labels).float().mean())
 
     def classes(self, images: Tensor) -> Tensor:
-        """Labels of uint8 images: ``[N]`` int64."""
-        return torch.from_numpy(self.machine.predict(_pixels(images)))
+        """The labels that it gives uint8 images ``[N, C, H, W]``: ``[N]`` int64."""
+        return torch.from_numpy(self.classifier.predict(_pixels(images)))
 
 
 def _pixels(images: Tensor) -> NDArray[np.float32]:

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vq_kernels.quantizers.metrics import perplexity, usage
+from vq_kernels.quantizers import perplexity, usage
+
+MOST_COUNTED = 2**20  # values of a code: what quantizers count too
 
 
 def ssim(images: Tensor, references: Tensor) -> Tensor:
@@ -36,17 +38,27 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
 
 
 class ReconstructionMeter:
-    """Squared error, SSIM and code counts over all batches seen."""
+    """Squared error, SSIM and code counts over all batches seen.
 
-    def __init__(self, codebook_sizes: Sequence[int]) -> None:
+    codebook_sizes: for each level, top first, the number of values of each of a position's Q codes; codes of
+    more than ``MOST_COUNTED`` values are not counted. For example, a meter of a VQ-VAE-2 with 512 codes a
+    level is ``ReconstructionMeter([(512,), (512,)])``.
+    """
+
+    def __init__(self, codebook_sizes: Sequence[Sequence[int]]) -> None:
         self.images, self.elements = 0, 0
         self.squared_error, self.similarity = 0.0, 0.0
-        self.counts = [torch.zeros(size, dtype=torch.int64) for size in codebook_sizes]
+        # For each level those of its Q codes, [K] each; None for a level that is not counted.
+        self.counts: list[list[Tensor] | None] = [
+            [torch.zeros(size, dtype=torch.int64) for size in sizes] if max(sizes) <= MOST_COUNTED else None
+            for sizes in codebook_sizes
+        ]
 
     def update(self, x: Tensor, reconstruction: Tensor, codes: Sequence[Tensor]) -> None:
-        """x and reconstruction ``[B, C, H, W]`` in the models' range; codes of every level, top first.
+        """Add a batch.
 
-        The reconstruction is clamped to the range of pixels, as a picture of it would be.
+        x, reconstruction: ``[B, C, H, W]`` in the models' range; the reconstruction is clamped to the range
+        of pixels, as a picture of it would be. codes: of every level, top first, as models give them.
         """
         reconstruction = reconstruction.float().clamp(-0.5, 0.5)
         self.images += len(x)
@@ -54,10 +66,16 @@ class ReconstructionMeter:
         self.squared_error += float((reconstruction - x).double().square().sum())
         self.similarity += float(ssim(reconstruction, x).double().sum())
         for counts, level in zip(self.counts, codes, strict=True):
-            counts += torch.bincount(level.flatten().cpu(), minlength=len(counts))
+            if counts is not None:
+                columns = level.reshape(-1, len(counts)).cpu().unbind(1)
+                for count, column in zip(counts, columns, strict=True):
+                    count += torch.bincount(column, minlength=len(count))
 
     def compute(self, variance: float) -> dict[str, float]:
-        """mse, nmse (over ``variance``), psnr in dB, ssim, and perplexity and usage of each level."""
+        """mse, nmse (over ``variance``), psnr in dB, ssim, and perplexity and usage of each level.
+
+        Those of a level with several codes a position are the mean over these.
+        """
         mse = self.squared_error / self.elements
         result = {
             "mse": mse,
@@ -66,9 +84,30 @@ class ReconstructionMeter:
             "ssim": self.similarity / self.images,
         }
         for name, counts in zip(level_names(len(self.counts)), self.counts, strict=True):
-            result[f"perplexity{name}"] = float(perplexity(counts))
-            result[f"usage{name}"] = float(usage(counts))
+            if counts is not None:
+                result[f"perplexity{name}"] = _mean([float(perplexity(count)) for count in counts])
+                result[f"usage{name}"] = _mean([float(usage(count)) for count in counts])
         return result
+
+    def sums(self) -> Tensor:
+        """All that was accumulated as one float64 vector, which may be summed over processes."""
+        scalars = [self.images, self.elements, self.squared_error, self.similarity]
+        counted = [count.double() for counts in self.counts if counts is not None for count in counts]
+        return torch.cat([torch.tensor(scalars, dtype=torch.float64), *counted])
+
+    def set_sums(self, sums: Tensor) -> None:
+        """The inverse of :meth:`sums`."""
+        self.images, self.elements = int(sums[0]), int(sums[1])
+        self.squared_error, self.similarity = float(sums[2]), float(sums[3])
+        start = 4
+        for counts in self.counts:
+            for count in counts or ():
+                count.copy_(sums[start : start + len(count)].long())
+                start += len(count)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def level_names(levels: int) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor
 
 from models.data.images import to_uint8
+from models.evaluation.fonts import show_text_as_it_is
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -62,12 +65,22 @@ def new_figure(panels: int, width: float = 4.2, height: float = 3.0) -> tuple[Fi
     return figure, list(axes[:panels])
 
 
-def legend_below(figure: Figure, axis: Axes, marker_scale: float = 1.0) -> None:
-    """The legend of ``axis`` below all panels, in as many columns as fit side by side."""
-    handles, labels = axis.get_legend_handles_labels()
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write the figure as PNG, with all names in it as they are."""
+    show_text_as_it_is(figure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # one line has said so
+        figure.savefig(path, dpi=110)
+    return path
+
+
+def legend_below(figure: Figure, lines: Mapping[str, Artist], marker_scale: float = 1.0) -> None:
+    """A legend of ``lines`` by name below all panels, in as many columns as fit side by side."""
+    labels = list(lines)
     inches = 0.6 + 0.085 * max(map(len, labels))  # of a column: the line or marker and a small font
     figure.legend(
-        handles,
+        list(lines.values()),
         labels,
         loc="outside lower center",
         ncols=max(1, min(len(labels), int(figure.get_figwidth() / inches))),
@@ -96,19 +109,18 @@ def save_curves(
     first = list(next(iter(filled.values())))
     shared = all(list(lines) == first for lines in filled.values())
     figure, axes = new_figure(len(filled))
+    drawn: dict[str, Artist] = {}
     for axes_of_panel, (name, lines) in zip(axes, filled.items(), strict=True):
         for label, (x, y) in lines.items():
-            axes_of_panel.plot(x, y, label=label, marker="o" if len(x) < 3 else None)
+            (drawn[label],) = axes_of_panel.plot(x, y, label=label, marker="o" if len(x) < 3 else None)
         axes_of_panel.set(title=name, xlabel=x_label, ylabel=(y_labels or {}).get(name, ""), **axis)
         axes_of_panel.grid(alpha=0.3)
         if len(lines) > 1 and not shared:
             axes_of_panel.legend(fontsize="small")
     if shared and len(first) > 1:
-        legend_below(figure, axes[0])
+        legend_below(figure, drawn)
     if share_y:
         limits = [axes_of_panel.get_ylim() for axes_of_panel in axes]
         for axes_of_panel in axes:
             axes_of_panel.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    return path
+    return save_figure(figure, path)

@@ -26,21 +26,24 @@ class RFID:
         if weights is None:
             return
         if count < 2:
-            raise ValueError(f"rFID needs at least 2 images, got {count}; leave out the feature network")
+            raise ValueError(
+                f"the number of images is {count}; accepted for rFID: 2 or more (leave out --fid-weights)"
+            )
         network = _load(weights, device)
-        features = _Features(network, _tried(network, weights, size, device))
+        features = _Features(network, _feature_count(network, weights, size, device))
         from torchmetrics.image.fid import FrechetInceptionDistance
 
         self.metric = FrechetInceptionDistance(feature=features).to(device)
 
     def update(self, images: Tensor, reconstruction: Tensor) -> None:
-        """images uint8 ``[B, C, H, W]``, reconstruction in the models' range."""
+        """Add images, uint8 ``[B, C, H, W]``, and their reconstructions in the models' range."""
         if self.metric is None:
             return
         for pictures, real in ((images, True), (to_uint8(reconstruction), False)):
             self.metric.update(pictures.expand(-1, 3, -1, -1), real=real)
 
     def compute(self) -> float | str:
+        """The distance, or in words why there is none."""
         if self.metric is None:
             return "not computed: no feature network was given (--fid-weights)"
         return float(self.metric.compute())
@@ -60,28 +63,31 @@ class _Features(torch.nn.Module):
 
 def _load(weights: str, device: str) -> torch.nn.Module:
     if not Path(weights).is_file():
-        raise ValueError(f"fid weights {weights!r} do not exist; give a TorchScript feature network")
+        raise ValueError(f"fid_weights is {weights!r}, which does not exist; accepted: a TorchScript network")
     try:
         return torch.jit.load(weights, map_location=device).eval()
     except RuntimeError as error:
         raise ValueError(
-            f"fid weights {weights!r} are no TorchScript file: save one by torch.jit.save"
+            f"fid_weights is {weights!r}; accepted: a TorchScript file, as torch.jit.save writes it"
         ) from error
 
 
 @torch.no_grad()
-def _tried(network: torch.nn.Module, weights: str, size: tuple[int, int], device: str) -> int:
+def _feature_count(network: torch.nn.Module, weights: str, size: tuple[int, int], device: str) -> int:
     """Number of features of an image; ValueError unless the network gives one vector for each."""
-    wanted = "export one that takes uint8 [B, 3, H, W] and returns features [B, F]"
+    accepted = "accepted: a network that takes uint8 [B, 3, H, W] and returns features [B, F]"
     try:
-        found = network(torch.zeros(1, 3, *size, dtype=torch.uint8, device=device))
+        features = network(torch.zeros(1, 3, *size, dtype=torch.uint8, device=device))
     except Exception as error:  # a script can raise anything
         reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), "")
         raise ValueError(
-            f"fid weights {weights!r}: the network fails on uint8 [1, 3, {size[0]}, {size[1]}] "
-            f"({reason.strip()}); {wanted}"
+            f"fid_weights is {weights!r}, which fails on uint8 [1, 3, {size[0]}, {size[1]}] "
+            f"({reason.strip()}); {accepted}"
         ) from error
-    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != 1 or not found.is_floating_point():
-        got = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(f"fid weights {weights!r}: the network returns {got} for one image; {wanted}")
-    return found.shape[1]
+    if not isinstance(features, Tensor):
+        returned = type(features).__name__
+    elif features.ndim != 2 or len(features) != 1 or not features.is_floating_point():
+        returned = f"{features.dtype} {list(features.shape)}"
+    else:
+        return features.shape[1]
+    raise ValueError(f"fid_weights is {weights!r}, which returns {returned} for one image; {accepted}")

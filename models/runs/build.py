@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from models.autoencoders.vae import VAE
 from models.autoencoders.vqvae import VQVAE
 from models.autoencoders.vqvae2 import VQVAE2
-from models.codes.store import CodeDescription
+from models.codes.description import CodeDescription
 from models.data import ImageData
 from models.priors import PixelCNN, PixelSNAIL, TransformerPrior
 from models.runs.config import PriorConfig, TrainConfig
@@ -39,40 +39,15 @@ def build_model(config: TrainConfig, data: ImageData) -> Autoencoder:
         "hidden": config.hidden,
         "residual_layers": config.residual_layers,
         "residual_hidden": config.residual_hidden,
-        "embedding_dim": config.embedding_dim,
-        "codebook_size": config.codebook_size,
-        "codebook": config.codebook,
-        "alpha": config.alpha,
-        "decay": config.decay,
-        "kmeans_init": config.kmeans_init,
-        "dead_code_threshold": config.dead_code_threshold,
         "manual_ema_update": config.accumulate > 1,
     }
+    shared |= config.quantizer_settings()
     if config.model == "vqvae":
-        model: VQVAE | VQVAE2 = VQVAE(data.channels, downscale=config.downscale, **shared)
+        model: Autoencoder = VQVAE(data.channels, downscale=config.downscale, **shared)
     else:
         model = VQVAE2(data.channels, downscales=config.downscales, **shared)
-    check_size(model, data)
+    model.check_size(data)
     return model
-
-
-def check_size(model: Autoencoder, data: ImageData) -> None:
-    """ValueError naming the remedy unless the model takes images of ``data``'s size and channels."""
-    if isinstance(model, VAE):
-        fits, wanted = data.size == model.image_size, f"{model.image_size[0]}x{model.image_size[1]}"
-    else:
-        fits = all(size % model.total_downscale == 0 for size in data.size)
-        wanted = f"a multiple of {model.total_downscale} in height and width"
-    if not fits:
-        raise ValueError(
-            f"{data.name} has images of {data.size[0]}x{data.size[1]}, the model takes {wanted}; "
-            f"give a size (--size) or other downscales"
-        )
-    if model.in_channels != data.channels:
-        raise ValueError(
-            f"{data.name} has {data.channels} channels, the model takes {model.in_channels}; "
-            f"give channels (--channels {model.in_channels})"
-        )
 
 
 def build_priors(config: PriorConfig, description: CodeDescription) -> list[AutoregressivePrior]:
@@ -90,10 +65,10 @@ def build_priors(config: PriorConfig, description: CodeDescription) -> list[Auto
     )
     priors: list[AutoregressivePrior] = []
     for level, shape in enumerate(description.shapes):
-        size = description.codebook_size
+        size = description.vocabulary(level)
         conditions: dict[str, Any] = {
             "num_classes": classes or None,
-            "upper_codebook_size": size if level else None,
+            "upper_codebook_size": description.vocabulary(level - 1) if level else None,
         }
         if config.prior == "transformer":
             prior: AutoregressivePrior = TransformerPrior(
@@ -110,6 +85,10 @@ def build_priors(config: PriorConfig, description: CodeDescription) -> list[Auto
                 attention=attention[level], heads=config.heads, out_res_blocks=out_res_blocks[level],
                 dropout=config.dropout, upper_blocks=config.upper_blocks,
                 upper_channels=config.upper_channels, **conditions)  # fmt: skip
+        if len(shape) not in prior.map_axes:
+            raise ValueError(
+                f"prior is {config.prior!r}; accepted for code maps of shape {tuple(shape)}: 'transformer'"
+            )
         priors.append(prior)
     return priors
 

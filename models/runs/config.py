@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from models.autoencoders.quantizer import QuantizerSettings
 from models.data.settings import DataConfig
 from models.runs.layout import RunLayout
 from models.settings import convert_value, format_value, read_yaml, setting, setting_types, write_yaml
@@ -32,6 +33,7 @@ class LoopConfig:
     """What every training loop needs; the results go to the folder ``RUNS/NAME``."""
 
     command: ClassVar[str] = ""  # that trains with these settings
+    settings_title: ClassVar[str] = "run and training"
 
     name: str = setting("run", "name of the run; results go to RUNS/NAME")
     runs: str = setting("runs", "folder of all runs")
@@ -154,7 +156,7 @@ class LoopConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(DataConfig, LoopConfig):
+class TrainConfig(QuantizerSettings, DataConfig, LoopConfig):
     """A VAE, VQ-VAE or VQ-VAE-2 and its data.
 
     ``TrainConfig(data="digits", downscale=2, embedding_dim=16)`` trains a VQ-VAE that stands for an image
@@ -166,23 +168,17 @@ class TrainConfig(DataConfig, LoopConfig):
     """
 
     command: ClassVar[str] = "train"
+    settings_title: ClassVar[str] = "model"
 
     model: str = setting("vqvae", "vqvae, vqvae2 or vae")
     hidden: int = setting(128, "channels of the convolutions")
     residual_layers: int = setting(2, "residual blocks on either side")
     residual_hidden: int = setting(32, "channels inside a residual block")
-    embedding_dim: int = setting(64, "D, the dimension of a code")
-    codebook_size: int = setting(512, "K, the number of codes")
     downscale: int = setting(4, "vqvae: image size over code map size: 2, 4 or 8")
     downscales: tuple[int, ...] = setting((4, 2), "vqvae2: downscale of each level, bottom first")
-    codebook: str = setting("ema", "how codes are learnt: ema or gradient")
-    alpha: float = setting(1.0, "weight of the codebook loss (gradient codebooks)")
     beta: float | None = setting(
         None, "weight of the commitment loss, by default 0.25; vae: of the KL term, by default 1"
     )
-    decay: float = setting(0.99, "decay of the codes' moving averages")
-    kmeans_init: bool = setting(False, "start the codebook from k-means of the first batch")
-    dead_code_threshold: float = setting(0.0, "restart codes whose averaged count falls below this")
     likelihood: str | None = setting(
         None, "mse, gaussian, logistic or categorical; by default gaussian for a vae, else mse"
     )
@@ -198,12 +194,11 @@ class TrainConfig(DataConfig, LoopConfig):
                 object.__setattr__(self, name, value)  # frozen for others
         super().__post_init__()
         self._check_integers(2, "hidden")  # the first convolution has half as many
-        self._check_integers(1, "residual_hidden", "embedding_dim", "codebook_size", "downscale")
-        self._check_integers(1, "downscales", "latent_dim", "channels_vae", "limit")
+        self._check_integers(1, "residual_hidden", "downscale", "downscales", "latent_dim", "channels_vae")
+        self._check_integers(1, "limit")
         self._check_integers(0, "residual_layers", "kl_warmup", "pictures_every")
-        check_choice(("ema", "gradient"), codebook=self.codebook)
-        check_number(alpha=self.alpha, beta=self.beta, dead_code_threshold=self.dead_code_threshold)
-        check_number(0, 1, decay=self.decay)
+        check_number(beta=self.beta)
+        self.check_quantizer()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +210,7 @@ class PriorConfig(LoopConfig):
     """
 
     command: ClassVar[str] = "train-prior"
+    settings_title: ClassVar[str] = "prior"
 
     name: str = setting("prior", "name of the run")
     codes: str = setting("", "folder of codes written by `encode`")

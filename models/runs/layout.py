@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.codes.store import DESCRIPTION_FILE
+from models.codes.description import DESCRIPTION_FILE
 from models.pretrained import WEIGHTS_FILE
 
 _EVERY_LOOP = ("checkpoints", "logs", "tensorboard", "curves.png")
@@ -96,7 +96,7 @@ class RunLayout:
 
     @property
     def description(self) -> Path:
-        """What the codes of a prior are, see :class:`models.codes.store.CodeDescription`."""
+        """What the codes of a prior are, see :class:`models.codes.description.CodeDescription`."""
         return self.folder / DESCRIPTION_FILE
 
     @property

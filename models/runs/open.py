@@ -11,7 +11,7 @@ from models.runs.device import find_device
 from models.runs.layout import RunLayout
 
 if TYPE_CHECKING:
-    from models.autoencoders.base import Autoencoder, CodeModel
+    from models.autoencoders.base import Autoencoder
     from models.data import ImageData
     from models.priors.base import AutoregressivePrior
 
@@ -52,15 +52,6 @@ def open_run(
     config = read_run_config(folder) if config is None else config
     model: Any = load_pretrained(RunLayout(Path(folder)).model, device)
     return model, load_data(config, stream=True)
-
-
-def require_codes(model: Autoencoder) -> CodeModel:
-    """``model`` itself; ValueError for a VAE, which has no codes."""
-    from models.autoencoders.vae import VAE
-
-    if isinstance(model, VAE):
-        raise ValueError("model is a VAE, which has no codes; accepted: a vqvae or a vqvae2")
-    return model
 
 
 def prior_levels(folder: str | Path) -> list[Path]:

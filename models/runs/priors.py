@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.codes.store import CodeDescription
+from models.codes.description import CodeDescription
 from models.pretrained import WEIGHTS_FILE, weights_hash
 from models.runs.layout import RunLayout
 

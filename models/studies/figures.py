@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,13 +12,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.autoencoders.vqvae import quantizers
 from models.data import ImageData, some_rows, to_float
-from models.evaluation.pictures import grid, legend_below, new_figure
+from models.evaluation.pictures import grid, legend_below, new_figure, save_figure
 from models.runs.layout import RunLayout
 
 if TYPE_CHECKING:
-    from models.autoencoders.base import Autoencoder, CodeModel
+    from models.autoencoders.base import Autoencoder, DiscreteAutoencoder
 
 # Of a VQ-VAE with the `mse` likelihood.
 LOSS_UNITS = {
@@ -55,21 +54,21 @@ def reconstructions_over_epochs(path: Path, runs: Mapping[str, RunLayout], shown
                 axes[row][column].imshow(np.asarray(strip), cmap="gray")
             axes[row][column].set_title(f"{label}, epoch {epoch}", fontsize="small")
             axes[row][column].set_axis_off()
-    figure.savefig(path, dpi=110)
-    return path
+    return save_figure(figure, path)
 
 
 @torch.no_grad()
-def code_vectors(model: CodeModel, data: ImageData, split: str, limit: int = 2000) -> tuple[Tensor, Tensor]:
+def code_vectors(
+    model: DiscreteAutoencoder, data: ImageData, split: str, limit: int = 2000
+) -> tuple[Tensor, Tensor]:
     """The quantized vectors of every level of ``limit`` random images, flattened, and the labels."""
     part = data.split(split)
     device = next(model.parameters()).device
     rows = some_rows(len(part), limit)
     vectors = []
     for some in rows.split(100):
-        levels = zip(quantizers(model), model.encode(to_float(part.batch(some).to(device))), strict=True)
-        flat = [layer.get_output_from_indices(codes).flatten(1) for layer, codes in levels]
-        vectors.append(torch.cat(flat, dim=1).cpu())
+        maps = model.look_up(model.encode(to_float(part.batch(some).to(device))))
+        vectors.append(torch.cat([level.flatten(1) for level in maps], dim=1).cpu())
     return torch.cat(vectors), part.batch_labels(rows)
 
 
@@ -89,18 +88,18 @@ def tsne_by_label(path: Path, features: Mapping[str, Tensor], labels: Tensor, na
     shown = names or ("all",)
     colours = distinct_colours(len(shown))
     figure, axes = new_figure(len(features), width=4.6, height=4.4)
+    markers: dict[str, Any] = {}
     for axis, (title, vectors) in zip(axes, features.items(), strict=True):
         reduced = PCA(min(50, *vectors.shape), random_state=0).fit_transform(vectors.numpy())
         perplexity = max(1, min(30, (len(vectors) - 1) // 3))
         points: NDArray[np.float32] = TSNE(perplexity=perplexity, random_state=0).fit_transform(reduced)
         for number, (name, colour) in enumerate(zip(shown, colours, strict=True)):
             of_class = labels.numpy() == number if names else np.ones(len(labels), dtype=bool)
-            axis.scatter(points[of_class, 0], points[of_class, 1], s=8, label=name, color=colour)
+            markers[name] = axis.scatter(points[of_class, 0], points[of_class, 1], s=8, color=colour)
         axis.set(title=f"t-SNE of {title}", xticks=[], yticks=[])
     if names:
-        legend_below(figure, axes[0], marker_scale=2)
-    figure.savefig(path, dpi=110)
-    return path
+        legend_below(figure, markers, marker_scale=2)
+    return save_figure(figure, path)
 
 
 def distinct_colours(count: int) -> list[tuple[float, ...]]:
@@ -126,8 +125,7 @@ def labelled_rows(path: Path, images: Tensor, columns: int, names: Sequence[str]
     axis.tick_params(left=False)
     for side in axis.spines.values():
         side.set_visible(False)
-    figure.savefig(path, dpi=110)
-    return path
+    return save_figure(figure, path)
 
 
 def stacked_bars(path: Path, parts: Mapping[str, Mapping[str, float]], ylabel: str) -> Path:
@@ -144,8 +142,7 @@ def stacked_bars(path: Path, parts: Mapping[str, Mapping[str, float]], ylabel: s
     axis.set(ylabel=ylabel)
     axis.tick_params(axis="x", labelrotation=20)
     axis.legend()
-    figure.savefig(path, dpi=110)
-    return path
+    return save_figure(figure, path)
 
 
 def compare_reconstructions(
@@ -167,5 +164,4 @@ def compare_reconstructions(
             axes[row][column].imshow(image.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
             axes[row][column].set_axis_off()
         axes[row][0].set_title(label, loc="left", fontsize="small")
-    figure.savefig(path, dpi=110)
-    return path
+    return save_figure(figure, path)

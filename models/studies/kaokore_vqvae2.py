@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from models.autoencoders.base import require_codes
 from models.evaluation.judge import Judge
 from models.evaluation.pictures import grid, save_curves, save_image
-from models.runs.open import require_codes
 from models.studies.figures import (
     LOSS_UNITS,
     code_vectors,
@@ -41,7 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "dead_code_threshold": 1.0,
     },
     "paper": {
-        "data": "../shared/data/kaokore",
+        "data": "kaokore",  # the folder of the repository rois-codh/kaokore, with its images downloaded
         "size": "256",
         "epochs": 100,
         "batch_size": 64,

@@ -87,7 +87,8 @@ class Runner:
         self.shared: dict[str, Any] = {"runs": str(self.folder)} | loop
         self.settings = {**settings[options.scale], **self.shared, **model_settings}
         self.config = TrainConfig(**self.settings)
-        self.data: ImageData = load_data(self.config)
+        self.data: ImageData = load_data(self.config, progress=options.progress)
+        self._say(self.data.describe())
         self.device = find_device({"gpu": "cuda"}.get(options.accelerator, options.accelerator))
 
     def train(self, name: str, **changes: Any) -> TrainedRun:
@@ -109,7 +110,7 @@ class Runner:
         self, run: TrainedRun, name: str, **settings: Any
     ) -> tuple[CodeStore, list[AutoregressivePrior]]:
         """Priors over the codes of ``run``, top level first, and the store of codes."""
-        from models.codes.store import CodeDescription
+        from models.codes.description import CodeDescription
         from models.runs.open import open_priors
         from models.training.prior import train_prior
 
@@ -134,8 +135,8 @@ class Runner:
 
     def _encode(self, run: TrainedRun) -> CodeStore:
         """The codes of ``run``; those of an earlier model or of other data are replaced."""
+        from models.autoencoders.base import require_codes
         from models.codes.encode import OtherCodesError, encode
-        from models.runs.open import require_codes
 
         layout = run.config.layout
         arguments: Any = (require_codes(run.model), self.data, layout.codes)
@@ -168,8 +169,8 @@ class Runner:
         """Images ``[classes * per_class, C, H, W]``, one class after the other, and their labels."""
         import torch
 
+        from models.autoencoders.base import require_codes
         from models.codes.sample import decode, sample_codes
-        from models.runs.open import require_codes
 
         labels = torch.arange(max(1, len(self.data.class_names))).repeat_interleave(per_class)
         generator = torch.Generator(self.device).manual_seed(0)
@@ -181,14 +182,16 @@ class Runner:
         """``NAME.md`` and ``NAME.csv`` in the study's folder; also printed."""
         columns = list(dict.fromkeys(column for row in rows for column in row))
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / f"{name}.csv", "w", newline="") as file:
+        with open(self.folder / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
-        lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+        lines = ["| " + " | ".join(map(_cell, columns)) + " |", "|" + "---|" * len(columns)]
         lines += ["| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |" for row in rows]
         text = "\n".join(lines)
-        (self.folder / f"{name}.md").write_text(f"{text}\n" + (f"\n{caption}\n" if caption else ""))
+        (self.folder / f"{name}.md").write_text(
+            f"{text}\n" + (f"\n{caption}\n" if caption else ""), encoding="utf-8"
+        )
         print(f"\n{name}\n{text}\n{caption}", flush=True)
 
     def _is_same(self, config: TrainConfig | PriorConfig) -> bool:
@@ -223,4 +226,5 @@ def mean_std(values: Sequence[float]) -> str:
 
 
 def _cell(value: str | float | int) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """A value in a Markdown table, where ``|`` would end the cell."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")

@@ -41,7 +41,10 @@ def train(
     ValueError before training starts.
     """
     check_start(config, resume, overwrite)
-    data = load_data(config) if data is None else data
+    if data is None:
+        data = load_data(config, progress=config.progress)
+        if processes()[0] == 0:
+            print(data.describe(), flush=True)
     seed_run(config.seed)
     model = build_model(config, data)
     rank, world, _ = processes()

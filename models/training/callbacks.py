@@ -124,7 +124,7 @@ class ReconstructionPictures(pl.Callback):
         if trainer.sanity_checking or not trainer.is_global_zero or (trainer.current_epoch + 1) % self.every:
             return
         if not isinstance(module, AutoencoderModule):
-            raise TypeError(f"pictures need an AutoencoderModule, got {type(module).__name__}")
+            raise TypeError(f"module is a {type(module).__name__}; accepted: an AutoencoderModule")
         x = to_float(self.images.to(module.device))
         with torch.no_grad():
             picture = side_by_side(x, module.model(x).reconstruction)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import shutil
@@ -19,6 +20,7 @@ from models.data.loader import BatchLoader, Split
 from models.runs.config import LoopConfig
 from models.runs.reproducible import deterministic_algorithms
 from models.runs.start import check_folder, read_checkpoint
+from models.settings import format_value
 from models.training.callbacks import AtomicCheckpointIO, LastCheckpoint, RunBar, interrupt_handler_kept
 from models.training.modules import SeededModule
 
@@ -28,13 +30,13 @@ def check_start(config: LoopConfig, resume: bool, overwrite: bool) -> None:
     rank, world, local = processes()
     if config.devices not in (None, local):
         command = f"torchrun --nproc-per-node {config.devices} -m models ..."
-        found = f"torchrun started {local} processes here" if world > 1 else "this is a single process"
-        raise ValueError(f"devices is {config.devices}, but {found}; start with: {command}")
+        here = f"the {local} processes that torchrun started here" if world > 1 else "1, a single process"
+        raise ValueError(f"devices is {config.devices}; accepted: {here}, or start with: {command}")
     if config.accelerator == "gpu" and not torch.cuda.is_available():
-        raise ValueError("accelerator is gpu, but torch finds no GPU here; accepted: auto or cpu")
+        raise ValueError("accelerator is 'gpu', but torch finds no GPU here; accepted: 'auto' or 'cpu'")
     if config.precision == "16-mixed" and (config.accelerator == "cpu" or not torch.cuda.is_available()):
         raise ValueError(
-            "precision is 16-mixed, which needs a GPU; accepted on the CPU: 32-true or bf16-mixed"
+            "precision is '16-mixed', which needs a GPU; accepted on the CPU: '32-true' or 'bf16-mixed'"
         )
     if rank == 0:  # which makes the folder, perhaps before the others look
         check_folder(config, resume, overwrite)
@@ -81,7 +83,18 @@ def fit(trainer: pl.Trainer, module: SeededModule, validation: BatchLoader, chec
             _validate_end(trainer, module, validation, best, last)
         else:
             trainer.save_checkpoint(last, weights_only=False)
+    _log_settings(trainer, config)
     return best
+
+
+def _log_settings(trainer: pl.Trainer, config: LoopConfig) -> None:
+    """The settings and the lowest validation loss among TensorBoard's hyper-parameters."""
+    checkpoints = trainer.checkpoint_callback
+    score = getattr(checkpoints, "best_model_score", None)
+    values = {name: format_value(value) for name, value in dataclasses.asdict(config).items()}
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and score is not None:
+            logger.log_hyperparams(values, {"best/validation_loss": float(score)}, step=trainer.global_step)
 
 
 def _validate_end(
@@ -90,10 +103,10 @@ def _validate_end(
     """Validate a run that ``steps`` ended inside an epoch, which Lightning does not; keep the better one."""
     monitored = trainer.checkpoint_callback
     if not isinstance(monitored, ModelCheckpoint):
-        raise TypeError(f"the first checkpoint callback must be a ModelCheckpoint, got {monitored!r}")
+        raise TypeError(f"the first checkpoint callback must be a ModelCheckpoint, but is {monitored!r}")
     before = monitored.best_model_score if best.is_file() else None
-    (found,) = trainer.validate(module, validation, verbose=False)
-    if trainer.is_global_zero and (before is None or found["validation/loss"] < before):
+    (metrics,) = trainer.validate(module, validation, verbose=False)
+    if trainer.is_global_zero and (before is None or metrics["validation/loss"] < before):
         shutil.copyfile(last, best)
     trainer.strategy.barrier()
 
@@ -106,7 +119,7 @@ def make_trainer(config: LoopConfig, module: SeededModule, callbacks: list[Callb
     layout = config.layout
     _, world, local = processes()
     devices = config.devices or local
-    kept: list[Callback] = [
+    checkpoint_callbacks: list[Callback] = [
         ModelCheckpoint(
             layout.checkpoints,
             filename=layout.best.stem,
@@ -133,9 +146,9 @@ def make_trainer(config: LoopConfig, module: SeededModule, callbacks: list[Callb
         log_every_n_steps=module.log_every,
         logger=[
             CSVLogger(layout.folder, name=layout.logs.name),
-            TensorBoardLogger(str(layout.folder), name=layout.tensorboard.name),
+            TensorBoardLogger(str(layout.folder), name=layout.tensorboard.name, default_hp_metric=False),
         ],
-        callbacks=[*kept, *stopping, *bar, *callbacks],
+        callbacks=[*checkpoint_callbacks, *stopping, *bar, *callbacks],
         enable_progress_bar=config.progress,
         enable_model_summary=False,
         num_sanity_val_steps=0,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from models.codes.store import CodeDescription, CodeStore
+from models.codes.description import CodeDescription
+from models.codes.store import CodeStore
 from models.data.loader import BatchLoader
 from models.evaluation.pictures import save_curves
 from models.runs.build import build_priors

@@ -29,6 +29,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from vq_kernels.backends import QuantizeOptions
 from vq_kernels.backends.triton import backward, common, ema, gather, nearest, quantize, statistics
 from vq_kernels.backends.triton.plan import make_config, make_plan, padded_depth
 
@@ -158,7 +159,8 @@ def size_update(ptx: str) -> str:
 def launch_quantize(codes: int, dim: int) -> None:
     x, codebook = channel_last(ROWS, dim, "f32"), torch.empty(codes, dim)
     out, copy = torch.empty_like(x), torch.empty_like(codebook)
-    quantize.vector_quantize(x, codebook, None, "l2", "exact", out, True, copy)
+    options = QuantizeOptions("l2", "exact", -1, statistics=True, keep_codes=True, backend=None)
+    quantize.vector_quantize(x, codebook, None, options, out, copy)
 
 
 def launch_statistics() -> None:

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from vq_kernels.clustering import engine as kmeans_module
-from vq_kernels.clustering.draw import draw_rows
 from vq_kernels.clustering.engine import kmeans
 from vq_kernels.quantizers import FusedVectorQuantizer, codebook
 from vq_kernels.quantizers import vector as vector_quantizer
@@ -92,32 +91,6 @@ def test_kmeans_init_runs_the_rounds_asked_for_and_fills_the_averages(cosine: bo
     torch.testing.assert_close(layer._codebook.cluster_size[0], sizes)
     torch.testing.assert_close(layer._codebook.embed_avg[0], found.means * sizes[:, None])
     torch.testing.assert_close(layer.codebook, found.means, rtol=1e-4, atol=1e-4)
-
-
-def test_spherical_kmeans_equals_its_definition() -> None:
-    """Rows of all lengths: they weigh in the sums, the means have unit length."""
-    x = torch.randn(300, 5) * (torch.rand(300, 1) * 9 + 0.1)
-    torch.manual_seed(4)
-    drawn = draw_rows(x, None, 20, channel_dim=-1, synchronized=False, repeat=True)
-    means = F.normalize(drawn.rows.double(), dim=-1)
-    for _ in range(6):
-        assigned = (x.double() @ means.T).argmax(1)
-        sums = torch.zeros(20, 5, dtype=torch.float64).index_add_(0, assigned, x.double())
-        kept = torch.bincount(assigned, minlength=20) > 0
-        means = torch.where(kept[:, None], F.normalize(sums, dim=-1), means)
-    torch.manual_seed(4)
-    found = kmeans(
-        x,
-        None,
-        20,
-        iterations=6,
-        metric="cosine",
-        precision="exact",
-        channel_dim=-1,
-        backend=None,
-        synchronized=False,
-    )
-    torch.testing.assert_close(found.means, means.float(), rtol=1e-5, atol=1e-6)
 
 
 def test_all_work_of_the_layer_takes_its_precision_and_backend(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,26 +45,26 @@ def draw_rows(
         uniforms = torch.rand(2 * number + 2, dtype=torch.float64, device=x.device)
         total, offset = count, torch.zeros_like(count)
     # Each caller's place gets another stratum each time: the rows of a batch are often in order.
-    place = torch.arange(number, device=x.device)  # [n]
-    stratum = (place * _spread(number) + (uniforms[-2] * number).long()) % number  # [n]
+    place = torch.arange(number, dtype=torch.int64, device=x.device)  # [n]
+    stratum = (place * golden_step(number) + (uniforms[-2] * number).long()) % number  # [n]
     start = stratum * total // number  # [n]
     size = (stratum + 1) * total // number - start  # [n]
     chosen = start + (uniforms[:number] * size).long()  # [n], a row number among all ranks
     # Turned by a random amount: strata differ in size by one, which would favour some rows.
     chosen = (chosen + (uniforms[-1] * total).long()) % total.clamp(min=1)
-    drawn = size > 0  # [n]
+    is_drawn = size > 0  # [n]
     if repeat:
-        chosen = torch.where(drawn, chosen, (uniforms[:number] * total).long())
-        drawn = drawn | (total > 0)
+        chosen = torch.where(is_drawn, chosen, (uniforms[:number] * total).long())
+        is_drawn = is_drawn | (total > 0)
     local = chosen - offset  # [n]
-    mine = drawn & (local >= 0) & (local < count)  # [n]
+    is_local = is_drawn & (local >= 0) & (local < count)  # [n]
     if rows_here == 0:
         rows = x.new_zeros((number, x.shape[channel_dim]), dtype=torch.float32)
     else:
         if mask is not None:
             local = torch.searchsorted(mask.flatten().cumsum(0), local, right=True)
         rows = take_rows(x, local.clamp(0, rows_here - 1), channel_dim).float()  # [n, D]
-    usable = mine & rows.isfinite().all(1)  # [n]
+    usable = is_local & rows.isfinite().all(1)  # [n]
     rows = torch.where(usable[:, None], rows, 0.0)  # [n, D]
     if synchronized:
         both = sum_over_ranks(torch.cat((rows, usable[:, None].float()), 1))  # [n, D + 1]
@@ -82,7 +82,7 @@ def take_rows(x: Tensor, rows: Tensor, channel_dim: int) -> Tensor:
     return moved[tuple(index)]
 
 
-def _spread(number: int) -> int:
+def golden_step(number: int) -> int:
     """A step near the golden section that visits all of 0..number-1: neighbours land far apart."""
     step = max(1, round(number * 0.6180339887))
     while math.gcd(step, number) != 1:

@@ -52,8 +52,8 @@ def kmeans(
             x, means, metric=metric, precision=precision, channel_dim=channel_dim, backend=backend
         )
         indices = torch.where(valid, nearest, -1)  # [...]
-        tally, sums = code_statistics(x, indices, codebook_size, channel_dim=channel_dim, backend=backend)
-        counts, sums = reduce_statistics(tally, sums) if synchronized else (tally.float(), sums.float())
+        counts, sums = code_statistics(x, indices, codebook_size, channel_dim=channel_dim, backend=backend)
+        counts, sums = reduce_statistics(counts, sums) if synchronized else (counts.float(), sums.float())
         updated = sums / counts.clamp(min=1)[:, None]  # [K, D]
         if metric == "cosine":
             updated = F.normalize(updated, dim=-1, eps=1e-6)

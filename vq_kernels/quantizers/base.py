@@ -1,105 +1,114 @@
-"""The side of the layer that is not forward: its codes, what they are used for, and checkpoints."""
+"""What every quantizer offers, so that a model can hold any of them without asking for its class."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from ..distributed import is_synchronized
-from ..functional import gather_codes
+from ..exportable import exportable
 from . import metrics
 from .checkpoints import find_problems
-from .codebook import Codebook
 
 
-class CodebookAccess(nn.Module):
-    """Base class of the layer: lookups, metrics, manual updates, loading."""
+@exportable
+class QuantizerOutput(NamedTuple):
+    """What a quantizer returns; unpacks as ``quantized, indices, loss``."""
 
-    _codebook: Codebook
-    heads: int
-    separate_codebook_per_head: bool
-    channel_last: bool
-    sync_codebook: bool | None
-    project_out: nn.Module
-    has_projections: bool
-    last_counts: Tensor
+    quantized: Tensor  # x's shape and dtype (with projections: the dtype that they give)
+    # int64; x's shape without its channels, then one axis where a position has more than one code
+    # (heads or groups first, stages last); -1 where masked or left out
+    indices: Tensor
+    loss: Tensor  # [] float32 (float64 for float64 x), to be added to the model's own
+
+
+class Quantizer(nn.Module):
+    """A bottleneck that gives every position of its input one code, or several.
+
+    Q is the number of codes of a position: 1 for a single codebook, the number of heads, groups or
+    stages otherwise. For example, a quantizer of images with 4 stages of 512 codes takes x
+    ``[8, 64, 16, 16]`` and returns quantized ``[8, 64, 16, 16]``, indices ``[8, 16, 16, 4]`` and loss
+    ``[]``; its ``codebook_sizes`` are ``(512, 512, 512, 512)`` and its ``last_counts`` ``[4, 512]``.
+
+    State: codebooks and their averages are float32 buffers or parameters, whatever the default dtype
+    or ``.to(dtype)`` says, and they alone make up ``state_dict``. Counts, statistics that wait for
+    :meth:`update_codebooks` and random counters are not saved.
+    """
+
+    # Rows per code of the last training batch, [Q, K] int64 on the device; codes of a position that
+    # share one codebook are counted together. None where K is too large to count.
+    last_counts: Tensor | None
+
+    # The dtype that the module was made with or cast to: that of codes looked up by their indices.
+    codes_dtype: torch.dtype
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.codes_dtype = torch.get_default_dtype()
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        lens: Tensor | None = None,
+        freeze_codebook: bool | None = None,
+    ) -> QuantizerOutput:
+        """Quantise x and, in training, let the codebooks learn from it.
+
+        Args:
+            x: ``[..., dim]``, or channel-first ``[B, dim, *S]`` where the layer is.
+            mask: bool, x's shape without its channels, True where a row counts.
+            lens: ``[B]`` integers instead of a mask: the first ``lens[b]`` rows count.
+            freeze_codebook: overrides the layer's own setting for this call.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     @property
-    def codebook(self) -> Tensor:
-        """The codes ``[K, D]``, or ``[heads, K, D]`` with ``separate_codebook_per_head``.
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """The number of codes that each of the Q indices of a position can name.
 
-        Setting it starts the averages again from the new codes and counts as initialisation.
+        For codes without a table it is the product of their levels.
         """
-        codes = self._codebook.codes()
-        return codes if self.separate_codebook_per_head else codes[0]
-
-    @codebook.setter
-    def codebook(self, codes: Tensor) -> None:
-        shape = self.codebook.shape
-        if not isinstance(codes, Tensor) or not codes.is_floating_point():
-            raise TypeError(f"codebook is set to {type(codes).__name__}; accepted: a floating-point tensor")
-        if codes.shape != shape:
-            raise ValueError(f"codebook is set to shape {tuple(codes.shape)}; accepted: {tuple(shape)}")
-        self._codebook.set_codes_(codes if self.separate_codebook_per_head else codes.unsqueeze(0))
+        raise NotImplementedError(f"{type(self).__name__} has no codebook_sizes")
 
     def get_codes_from_indices(self, indices: Tensor) -> Tensor:
-        """The codes of ``indices`` (as forward returns them), before the projection; zeros for index -1.
-
-        Returns:
-            ``[..., heads * D]``, or channel-first ``[B, heads * D, *S]`` if the layer is.
-        """
-        codes = self._lookup(indices)
-        return codes if self.channel_last or codes.ndim < 3 else codes.movedim(-1, 1)
+        """The codes of ``indices`` (as forward returns them), before any projection; zeros for index -1."""
+        raise NotImplementedError(f"{type(self).__name__} has no get_codes_from_indices")
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
-        """What forward gives in eval for ``indices``: the codes after the projection; zeros for index -1."""
-        codes = self._lookup(indices)
-        if self.has_projections:
-            codes = self.project_out(codes)
-            kept = indices >= 0
-            if self.heads > 1:
-                kept = kept.any(-1)
-            codes = torch.where(kept.unsqueeze(-1), codes, 0.0)
-        return codes if self.channel_last or codes.ndim < 3 else codes.movedim(-1, 1)
+        """What forward gives in eval for ``indices``; zeros for index -1."""
+        raise NotImplementedError(f"{type(self).__name__} has no get_output_from_indices")
 
-    def _lookup(self, indices: Tensor) -> Tensor:
-        """Codes ``[..., heads * D]``."""
-        if not isinstance(indices, Tensor) or indices.dtype.is_floating_point or indices.dtype == torch.bool:
-            raise TypeError(f"indices is {_kind(indices)}; accepted: an integer tensor")
-        if self.heads > 1 and (indices.ndim == 0 or indices.shape[-1] != self.heads):
-            raise ValueError(
-                f"indices has shape {tuple(indices.shape)}; accepted: [..., {self.heads}], one per head"
-            )
-        codebooks = self._codebook.codes()  # [H, K, D]
-        left_out = indices == -1
-        found = torch.where(left_out, 0, indices)
-        if codebooks.shape[0] == 1:
-            codes = gather_codes(codebooks[0], found)
-        else:
-            codes = torch.stack(
-                [gather_codes(c, i) for c, i in zip(codebooks, found.unbind(-1), strict=True)], -2
-            )
-        codes = torch.where(left_out.unsqueeze(-1), 0.0, codes)
-        return codes.flatten(-2) if self.heads > 1 else codes
+    def flatten_indices(self, indices: Tensor) -> Tensor:
+        """Indices as forward returns them, as ``[..., Q]``: the one form in which they are stored."""
+        return indices.unsqueeze(-1) if len(self.codebook_sizes) == 1 else indices
 
-    def update_ema(self) -> None:
-        """Apply what forward gathered since the last call, as one step; needs ``manual_ema_update=True``."""
-        if not self._codebook.manual_ema_update:
-            raise RuntimeError("manual_ema_update is False, forward updates the codebook; accepted: True")
-        self.last_counts = self._codebook.apply_gathered_(is_synchronized(self.sync_codebook))
+    def unflatten_indices(self, indices: Tensor) -> Tensor:
+        """The inverse of :meth:`flatten_indices`."""
+        return indices.squeeze(-1) if len(self.codebook_sizes) == 1 else indices
+
+    def update_codebooks(self) -> None:
+        """Apply the statistics that forward has gathered; does nothing where none wait."""
 
     @property
-    def perplexity(self) -> Tensor:
-        """``exp(-sum p log(p + 1e-10))`` of the last training batch: a scalar that stays on the device."""
-        return metrics.perplexity(self.last_counts)
+    def perplexity(self) -> Tensor | None:
+        """``exp(-sum p log(p + 1e-10))`` of ``last_counts``, the mean over Q: a scalar on the device."""
+        return None if self.last_counts is None else metrics.perplexity(self.last_counts)
 
     @property
-    def usage(self) -> Tensor:
-        """Share of the codes used in the last training batch: a scalar that stays on the device."""
-        return metrics.usage(self.last_counts)
+    def usage(self) -> Tensor | None:
+        """Share of the codes used in the last training batch, the mean over Q: a scalar on the device."""
+        return None if self.last_counts is None else metrics.usage(self.last_counts)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        if self.last_counts is not None:
+            self.last_counts = fn(self.last_counts)
+        self.codes_dtype = fn(torch.empty(0, dtype=self.codes_dtype, device="cpu")).dtype
+        return self
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -120,7 +129,3 @@ class CodebookAccess(nn.Module):
         problems = find_problems(self.state_dict(keep_vars=True), state_dict, prefix, complete=complete)
         if problems:
             raise RuntimeError(f"nothing was loaded into {type(self).__name__}: " + "; ".join(problems))
-
-
-def _kind(value: object) -> str:
-    return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..functional import VectorQuantized
+from ..rows import shape_without_channel
+from ..tensor_checks import check_device, check_integer_tensor, check_mask
 
 
 class Rows(NamedTuple):
@@ -25,38 +30,48 @@ class Rows(NamedTuple):
         return self._replace(views=scaled)
 
 
+class Layout(NamedTuple):
+    """Where a layer expects the channels of its input, and how many dimensions."""
+
+    dim: int
+    channel_last: bool
+    accept_image_fmap: bool
+    accept_3d_fmap: bool
+
+    def channel_dim_of(self, x: Tensor) -> int:
+        """-1 or 1; ValueError for a shape that does not fit."""
+        if self.accept_image_fmap:
+            wanted, fits = f"[B, {self.dim}, H, W]", x.ndim == 4
+        elif self.accept_3d_fmap:
+            wanted, fits = f"[B, {self.dim}, T, H, W]", x.ndim == 5
+        elif self.channel_last:
+            wanted, fits = f"[..., {self.dim}] of at least two dimensions", x.ndim >= 2
+        else:
+            wanted, fits = f"[B, {self.dim}] with none to three dimensions after it", 2 <= x.ndim <= 5
+        channel_dim = -1 if self.channel_last or x.ndim == 2 else 1
+        if not fits or x.shape[channel_dim] != self.dim:
+            raise ValueError(f"x has shape {tuple(x.shape)}; accepted: {wanted}")
+        return channel_dim
+
+
 def row_mask(x: Tensor, channel_dim: int, mask: Tensor | None, lens: Tensor | None) -> Tensor | None:
     """Which rows count: bool, x's shape without its channels, from ``mask`` or from lengths ``lens``."""
-    if mask is None and lens is None:
-        return None
-    shape = list(x.shape)
-    shape.pop(channel_dim)
+    shape = shape_without_channel(x, channel_dim)
     if mask is not None:
         if lens is not None:
             raise ValueError("mask and lens are both given; accepted: one of them")
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            raise TypeError(f"mask is {_describe(mask)}; accepted: a bool tensor, True where a row counts")
-        if list(mask.shape) != shape:
-            raise ValueError(
-                f"mask has shape {tuple(mask.shape)}; accepted: {tuple(shape)}, x without its channels"
-            )
-        if mask.device != x.device:
-            raise ValueError(f"mask is on {mask.device}; accepted: x's device {x.device}")
+        check_mask(mask, shape, x.device)
         return mask
-    if not isinstance(lens, Tensor) or lens.dtype.is_floating_point or lens.dtype == torch.bool:
-        raise TypeError(f"lens is {_describe(lens)}; accepted: an integer tensor of sequence lengths")
+    if lens is None:
+        return None
+    check_integer_tensor("lens", lens)
     if len(shape) != 2 or lens.shape != (shape[0],):
         raise ValueError(
             f"lens has shape {tuple(lens.shape)} for x of shape {tuple(x.shape)}; "
             "accepted: [B] for sequences [B, N, dim] (channel-first: [B, dim, N])"
         )
-    if lens.device != x.device:
-        raise ValueError(f"lens is on {lens.device}; accepted: x's device {x.device}")
-    return torch.arange(shape[1], device=x.device) < lens[:, None]
-
-
-def _describe(value: object) -> str:
-    return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    check_device("lens", lens, x.device, "x's")
+    return torch.arange(shape[1], dtype=torch.int64, device=x.device) < lens[:, None]
 
 
 def split_heads(x: Tensor, mask: Tensor | None, channel_dim: int, heads: int, separate: bool) -> Rows:
@@ -77,16 +92,29 @@ def split_heads(x: Tensor, mask: Tensor | None, channel_dim: int, heads: int, se
     return Rows([x.flatten(0, 1)], mask, 1)
 
 
-def merge_heads(
-    quantized: list[Tensor], indices: list[Tensor], channel_dim: int, heads: int, separate: bool
-) -> tuple[Tensor, Tensor]:
-    """The inverse of :func:`split_heads` for its results; indices get the heads as last dimension."""
-    if heads == 1:
-        return quantized[0], indices[0]
-    if separate:
-        return torch.cat(quantized, channel_dim), torch.stack(indices, -1)
-    if channel_dim == -1:
-        return quantized[0].flatten(-2), indices[0]
-    batch_and_heads = (quantized[0].shape[0] // heads, heads)
-    merged = quantized[0].unflatten(0, batch_and_heads).flatten(1, 2)
-    return merged, indices[0].unflatten(0, batch_and_heads).movedim(1, -1)
+def merge_heads(results: Sequence[VectorQuantized], channel_dim: int, heads: int) -> VectorQuantized:
+    """The inverse of :func:`split_heads` for the results of its views.
+
+    Indices get the heads as last dimension, counts and sums the codebooks as first: ``[H, K]`` and
+    ``[H, K, D]``, H being 1 for a shared one, where there are any. The loss is the mean over the views.
+    """
+    if len(results) == 1:
+        (result,) = results
+        if result.counts.numel():
+            result = result._replace(counts=result.counts.unsqueeze(0), sums=result.sums.unsqueeze(0))
+        if heads > 1 and channel_dim == -1:
+            return result._replace(quantized=result.quantized.flatten(-2))
+        if heads > 1:
+            batch_and_heads = (result.quantized.shape[0] // heads, heads)
+            return result._replace(
+                quantized=result.quantized.unflatten(0, batch_and_heads).flatten(1, 2),
+                indices=result.indices.unflatten(0, batch_and_heads).movedim(1, -1),
+            )
+        return result
+    return VectorQuantized(
+        torch.cat([r.quantized for r in results], channel_dim),
+        torch.stack([r.indices for r in results], -1),
+        torch.stack([r.loss for r in results]).mean(),
+        torch.stack([r.counts for r in results]),
+        torch.stack([r.sums for r in results]),
+    )

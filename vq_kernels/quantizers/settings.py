@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..backends import get_backend
+from ..checks import check_choice, check_flag, check_integer, check_number
 from ..functional import PRECISIONS
 
 # Options of vector-quantize-pytorch's VectorQuantize that have no counterpart: the default at which
@@ -77,31 +78,24 @@ _FLAGS = (
 _FLAGS_OR_NONE = ("rotation_trick", "learnable_codebook", "ema_update", "sync_codebook")
 _COUNTS = ("dim", "codebook_size", "codebook_dim", "heads", "kmeans_iters")
 _NUMBERS = {
-    "commitment_weight": (0.0, math.inf),
-    "codebook_weight": (0.0, math.inf),
-    "decay": (0.0, 1.0),
-    "eps": (0.0, math.inf),
-    "threshold_ema_dead_code": (0.0, math.inf),
+    "commitment_weight": math.inf,
+    "codebook_weight": math.inf,
+    "decay": 1.0,
+    "eps": math.inf,
+    "threshold_ema_dead_code": math.inf,
 }
-_MAY_BE_NONE = ("codebook_dim", "codebook_weight")
+_MAY_BE_NONE = ("codebook_dim", "codebook_weight", *_FLAGS_OR_NONE)
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Check the constructor's arguments, by name, once: each alone, then those that exclude each other."""
-    for name in _FLAGS:
-        check_flag(name, settings[name])
-    for name in _FLAGS_OR_NONE:
-        check_flag(name, settings[name], optional=True)
-    for name in _COUNTS:
-        if settings[name] is not None or name not in _MAY_BE_NONE:
-            check_count(name, settings[name])
-    for name, (low, high) in _NUMBERS.items():
-        if settings[name] is not None or name not in _MAY_BE_NONE:
-            check_number(name, settings[name], low, high)
-    if settings["precision"] not in PRECISIONS:
-        raise ValueError(
-            f"precision is {settings['precision']!r}; accepted: {', '.join(map(repr, PRECISIONS))}"
-        )
+    given = {k: v for k, v in settings.items() if v is not None or k not in _MAY_BE_NONE}
+    check_flag(**{name: given[name] for name in (*_FLAGS, *_FLAGS_OR_NONE) if name in given})
+    check_integer(1, **{name: given[name] for name in _COUNTS if name in given})
+    for name, highest in _NUMBERS.items():
+        if name in given:
+            check_number(0.0, highest, **{name: given[name]})
+    check_choice(PRECISIONS, precision=settings["precision"])
     if settings["backend"] is not None:
         get_backend(settings["backend"])  # raises for an unknown name
     if settings["accept_image_fmap"] and settings["accept_3d_fmap"]:
@@ -115,25 +109,3 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             f"codebook_weight is {settings['codebook_weight']!r} without learnable_codebook; "
             "accepted: None or 0"
         )
-
-
-def check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is {value!r}; accepted: an integer of at least 1")
-    if value < 1:
-        raise ValueError(f"{name} is {value!r}; accepted: an integer of at least 1")
-
-
-def check_number(name: str, value: object, low: float, high: float) -> None:
-    accepted = (
-        f"a finite number from {low:g} to {high:g}" if high < math.inf else f"a finite number from {low:g} up"
-    )
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} is {value!r}; accepted: {accepted}")
-    if not low <= value <= high or not math.isfinite(value):
-        raise ValueError(f"{name} is {value!r}; accepted: {accepted}")
-
-
-def check_flag(name: str, value: object, optional: bool = False) -> None:
-    if not isinstance(value, bool) and not (optional and value is None):
-        raise TypeError(f"{name} is {value!r}; accepted: True or False" + (" or None" if optional else ""))

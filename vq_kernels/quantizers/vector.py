@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_flag
 from ..distributed import is_synchronized
 from ..functional import VectorQuantized, vector_quantize
-from .base import CodebookAccess
+from ..tensor_checks import FLOAT_DTYPES, check_device, check_dtype, check_shape, check_tensor
+from .base import Quantizer, QuantizerOutput
 from .codebook import Codebook
-from .heads import Rows, merge_heads, row_mask, split_heads
-from .settings import (
-    UNSUPPORTED_CALL_OPTIONS,
-    UNSUPPORTED_OPTIONS,
-    check_flag,
-    check_settings,
-    reject_unsupported,
-)
+from .heads import Layout, Rows, merge_heads, row_mask, split_heads
+from .settings import UNSUPPORTED_CALL_OPTIONS, UNSUPPORTED_OPTIONS, check_settings, reject_unsupported
 
 
-class QuantizerOutput(NamedTuple):
-    """What the layer returns; unpacks as ``quantized, indices, loss``."""
-
-    quantized: Tensor  # x's shape and dtype (with projections: the dtype that they give)
-    indices: Tensor  # int64, x's shape without its channels (with heads: plus [heads]); -1 where masked
-    loss: Tensor  # [] float32 (float64 for float64 x)
-
-
-class FusedVectorQuantizer(CodebookAccess):
+class FusedVectorQuantizer(Quantizer):
     """Vector quantisation (arXiv:1711.00937) as one layer: ``quantized, indices, loss = layer(x)``.
 
     Takes the place of vector-quantize-pytorch's ``VectorQuantize``: same names, defaults, results
     and checkpoints. The one difference: in eval mode the loss is the true loss, not 0.
 
     x is ``[..., dim]``, or channel-first ``[B, dim, *S]`` of one to three spatial dimensions. With
-    ``heads=h`` its channels are cut into h parts, each quantised by itself.
+    ``heads=h`` its channels are cut into h parts, each quantised by itself. For example,
+    ``FusedVectorQuantizer(64, 512, codebook_dim=32, heads=2)`` takes x ``[8, 100, 64]`` and returns
+    quantized ``[8, 100, 64]``, indices ``[8, 100, 2]`` and loss ``[]``; its ``codebook`` is ``[512, 32]``.
 
     Args:
         dim: number of channels of the input.
@@ -77,6 +65,8 @@ class FusedVectorQuantizer(CodebookAccess):
         ValueError, TypeError: naming the argument, its value and what is accepted. Options of
             ``VectorQuantize`` that do not exist here are accepted at the defaults they have there.
     """
+
+    last_counts: Tensor
 
     def __init__(
         self,
@@ -119,6 +109,7 @@ class FusedVectorQuantizer(CodebookAccess):
         self.accept_image_fmap = accept_image_fmap
         self.accept_3d_fmap = accept_3d_fmap
         self.channel_last = channel_last and not accept_image_fmap and not accept_3d_fmap
+        self._layout = Layout(dim, self.channel_last, accept_image_fmap, accept_3d_fmap)
         self.return_zeros_for_masked_padding = return_zeros_for_masked_padding
         self.use_cosine_sim = use_cosine_sim
         self.rotation_trick = dim > 1 if rotation_trick is None else rotation_trick
@@ -132,10 +123,9 @@ class FusedVectorQuantizer(CodebookAccess):
 
         code_dim = dim if codebook_dim is None else codebook_dim
         self.has_projections = code_dim * heads != dim
-        # Made in this order, so that one seed gives the parameters that VectorQuantize would have.
         self.project_in: nn.Module = nn.Identity()
         self.project_out: nn.Module = nn.Identity()
-        if self.has_projections:
+        if self.has_projections:  # in this order, so that one seed gives VectorQuantize's parameters
             self.project_in = nn.Linear(dim, code_dim * heads)
             if layernorm_after_project_in:
                 self.project_in = nn.Sequential(self.project_in, nn.LayerNorm(code_dim * heads))
@@ -157,8 +147,9 @@ class FusedVectorQuantizer(CodebookAccess):
             precision=precision,
             backend=backend,
         )
-        # Rows per code of the last training batch, [H, K]; a plain attribute, not part of checkpoints.
-        self.last_counts: Tensor = torch.zeros(num_codebooks, codebook_size, dtype=torch.int64)
+        self.last_counts = torch.zeros(
+            (num_codebooks, codebook_size), dtype=torch.int64, device=self._codebook.embed.device
+        )
 
     def forward(
         self,
@@ -183,10 +174,13 @@ class FusedVectorQuantizer(CodebookAccess):
         """
         if unsupported:
             reject_unsupported(unsupported, UNSUPPORTED_CALL_OPTIONS, "FusedVectorQuantizer.forward")
-        channel_dim = self._channel_dim(x)
+        check_tensor("x", x)
+        check_dtype("x", x, FLOAT_DTYPES)
+        check_device("x", x, self._codebook.embed.device, "the layer's")
+        channel_dim = self._layout.channel_dim_of(x)
         mask = row_mask(x, channel_dim, mask, lens)
         if freeze_codebook is not None:
-            check_flag("freeze_codebook", freeze_codebook)
+            check_flag(freeze_codebook=freeze_codebook)
         learns = self.training and not (self.freeze_codebook if freeze_codebook is None else freeze_codebook)
 
         inner, inner_channel_dim = x, channel_dim
@@ -203,20 +197,16 @@ class FusedVectorQuantizer(CodebookAccess):
         if learns and (self._codebook.needs_statistics or self._codebook.needs_init):
             synchronized = is_synchronized(self.sync_codebook)
             if synchronized:
-                self._codebook.follow_first_rank_()
+                self._codebook.broadcast_from_rank0_()
             if self._codebook.needs_init:
                 self._codebook.initialize_(rows, synchronized)
 
-        results = self._quantize(rows, learns)
+        result = merge_heads(self._quantize(rows, learns), inner_channel_dim, self.heads)
         if self.training:
-            self._bookkeep(results, rows, learns, synchronized)
-        quantized, indices = merge_heads(
-            [r.quantized for r in results],
-            [r.indices for r in results],
-            inner_channel_dim,
-            self.heads,
-            self.separate_codebook_per_head,
-        )
+            self.last_counts = result.counts
+            if learns and self._codebook.needs_statistics:
+                self.last_counts = self._codebook.update_(result.counts, result.sums, rows, synchronized)
+        quantized = result.quantized
         if self.has_projections:
             quantized = self.project_out(quantized)
             quantized = quantized if channel_dim == -1 else quantized.movedim(-1, channel_dim)
@@ -224,29 +214,60 @@ class FusedVectorQuantizer(CodebookAccess):
             # The bias of the projection must not show where nothing was quantised.
             padding = torch.zeros_like(x) if self.return_zeros_for_masked_padding else x
             quantized = torch.where(mask.unsqueeze(channel_dim), quantized, padding.to(quantized.dtype))
-        return QuantizerOutput(quantized, indices, self._loss(results, learns))
+        loss = result.loss
+        if self.learnable_codebook and learns and self.codebook_weight is None:
+            # Both gradients of one squared error; its value is to be counted once.
+            loss = loss - 0.5 * loss.detach()
+        return QuantizerOutput(quantized, result.indices, loss)
 
-    def _channel_dim(self, x: Tensor) -> int:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x is a {type(x).__name__}; accepted: a torch.Tensor")
-        if not x.is_floating_point():
-            raise TypeError(f"x has dtype {x.dtype}; accepted: float32, bfloat16, float16 or float64")
-        if x.device != self._codebook.embed.device:
-            raise ValueError(
-                f"x is on {x.device}; accepted: the layer's device {self._codebook.embed.device}"
-            )
-        if self.accept_image_fmap:
-            wanted, fits = f"[B, {self.dim}, H, W]", x.ndim == 4
-        elif self.accept_3d_fmap:
-            wanted, fits = f"[B, {self.dim}, T, H, W]", x.ndim == 5
-        elif self.channel_last:
-            wanted, fits = f"[..., {self.dim}] of at least two dimensions", x.ndim >= 2
-        else:
-            wanted, fits = f"[B, {self.dim}] with none to three dimensions after it", 2 <= x.ndim <= 5
-        channel_dim = -1 if self.channel_last or x.ndim == 2 else 1
-        if not fits or x.shape[channel_dim] != self.dim:
-            raise ValueError(f"x has shape {tuple(x.shape)}; accepted: {wanted}")
-        return channel_dim
+    @property
+    def codebook(self) -> Tensor:
+        """The codes ``[K, D]``, or ``[heads, K, D]`` with ``separate_codebook_per_head``.
+
+        Setting it starts the averages again from the new codes and counts as initialisation.
+        """
+        codes = self._codebook.codes()
+        return codes if self.separate_codebook_per_head else codes[0]
+
+    @codebook.setter
+    def codebook(self, codes: Tensor) -> None:
+        check_tensor("codebook", codes)
+        check_dtype("codebook", codes, FLOAT_DTYPES)
+        check_shape("codebook", codes, self.codebook.shape, "this layer's")
+        self._codebook.set_codes_(codes if self.separate_codebook_per_head else codes.unsqueeze(0))
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        return (self.codebook_size,) * self.heads
+
+    def get_codes_from_indices(self, indices: Tensor) -> Tensor:
+        """The codes of ``indices`` (as forward returns them), before the projection; zeros for index -1.
+
+        Returns:
+            ``[..., heads * D]``, or channel-first ``[B, heads * D, *S]`` if the layer is.
+        """
+        codes = self._codebook.lookup(indices, self.heads).to(self.codes_dtype)
+        return codes if self.channel_last or codes.ndim < 3 else codes.movedim(-1, 1)
+
+    def get_output_from_indices(self, indices: Tensor) -> Tensor:
+        """What forward gives in eval for ``indices``: the codes after the projection; zeros for index -1."""
+        output = self._codebook.lookup(indices, self.heads).to(self.codes_dtype)
+        if self.has_projections:
+            is_valid = (indices >= 0).any(-1) if self.heads > 1 else indices >= 0
+            output = torch.where(is_valid.unsqueeze(-1), self.project_out(output), 0.0)
+        return output if self.channel_last or output.ndim < 3 else output.movedim(-1, 1)
+
+    def update_ema(self) -> None:
+        """Apply what forward gathered since the last call, as one step; needs ``manual_ema_update=True``."""
+        if not self._codebook.manual_ema_update:
+            raise RuntimeError("manual_ema_update is False; accepted: True (forward updates the codebook)")
+        self.update_codebooks()
+
+    def update_codebooks(self) -> None:
+        """Apply what forward gathered with ``manual_ema_update=True``; does nothing where nothing waits."""
+        if self._codebook.manual_ema_update:
+            counts = self._codebook.apply_pending_(is_synchronized(self.sync_codebook))
+            self.last_counts = torch.where(counts.sum() > 0, counts, self.last_counts)
 
     def _quantize(self, rows: Rows, learns: bool) -> list[VectorQuantized]:
         codes = self._codebook.codes()  # [H, K, D]
@@ -273,22 +294,3 @@ class FusedVectorQuantizer(CodebookAccess):
             )
             for h, view in enumerate(rows.views)
         ]
-
-    def _bookkeep(self, results: list[VectorQuantized], rows: Rows, learns: bool, synchronized: bool) -> None:
-        if len(results) == 1:
-            counts, sums = results[0].counts.unsqueeze(0), results[0].sums.unsqueeze(0)
-        else:
-            counts = torch.stack([r.counts for r in results])  # [H, K]
-            sums = torch.stack([r.sums for r in results])  # [H, K, D]
-        if learns and self._codebook.needs_statistics:
-            counts = self._codebook.learn_(counts, sums, rows, synchronized)
-        self.last_counts = counts
-
-    def _loss(self, results: list[VectorQuantized], learns: bool) -> Tensor:
-        loss = results[0].loss
-        if len(results) > 1:
-            loss = torch.stack([r.loss for r in results]).mean()
-        if self.learnable_codebook and learns and self.codebook_weight is None:
-            # Both gradients of one squared error; its value is to be counted once.
-            loss = loss - 0.5 * loss.detach()
-        return loss

@@ -9,11 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models import VAE, VQVAE, VQVAE2
+from models import VAE, VQVAE, VQVAE2, load_pretrained
 from models.autoencoders.blocks import Decoder, Encoder, ResidualBlock
-from models.autoencoders.vqvae import quantizers, update_ema
 from models.pretrained import Pretrained
-from models.runs.open import load_pretrained
 
 SMALL = {"hidden": 8, "residual_hidden": 4, "embedding_dim": 6, "codebook_size": 11}
 
@@ -57,7 +55,7 @@ def test_vqvae2_lower_codes_depend_on_upper_ones() -> None:
     model = VQVAE2(1, downscales=(2, 2), **SMALL).eval()
     x = torch.rand(4, 1, 16, 16) - 0.5
     before = model.encode(x)
-    top = quantizers(model)[0]
+    top = model.level_quantizers[0]
     top.codebook = top.codebook.flip(0) * 50
     after = model.encode(x)
     assert not torch.equal(before[1], after[1])
@@ -101,7 +99,7 @@ def test_loss_weights_are_where_the_paper_puts_them(codebook: str, alpha: float)
         torch.manual_seed(0)
         model = VQVAE(1, codebook=codebook, alpha=alpha, beta=beta, **SMALL)
         x = torch.rand(4, 1, 8, 8) - 0.5
-        z = model._embed(x).detach().requires_grad_()
+        z = model.to_embedding(model.encoder(x)).detach().requires_grad_()
         quantized, _, loss = model.quantizer(z)
         error = F.mse_loss(z, quantized.detach()).item()
         expected = (beta + (alpha if codebook == "gradient" else 0.0)) * error
@@ -131,7 +129,7 @@ def test_accumulated_batches_update_the_codebook_once() -> None:
     for _ in range(2):
         model(torch.rand(2, 1, 8, 8) - 0.5)
     assert torch.equal(model.quantizer.codebook, before)
-    update_ema(model)
+    model.update_codebooks()
     assert not torch.equal(model.quantizer.codebook, before)
 
 
@@ -165,11 +163,11 @@ def test_save_and_load(name: str, tmp_path) -> None:
 
 def test_loading_says_what_does_not_fit(tmp_path) -> None:
     VQVAE(1, **SMALL).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="holds a VQVAE, not a VAE"):
+    with pytest.raises(ValueError, match="class is 'VQVAE'; accepted: VAE"):
         VAE.from_pretrained(tmp_path)
     text = (tmp_path / "config.json").read_text().replace('"embedding_dim": 6', '"embedding_dim": 5')
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"to_embedding.weight is \(6, 8, 1, 1\), expected \(5, 8, 1, 1\)"):
+    with pytest.raises(ValueError, match=r"to_embedding.weight is \(6, 8, 1, 1\); accepted: \(5, 8, 1, 1\)"):
         load_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"cut off")
     with pytest.raises(ValueError, match="not a readable safetensors file"):
@@ -181,13 +179,13 @@ def test_loading_says_what_does_not_fit(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: VQVAE(1, downscale=3), "downscale must be 2, 4, 8"),
-        (lambda: VQVAE(1, codebook="sgd"), "codebook must be 'ema' or 'gradient', got 'sgd'"),
-        (lambda: VQVAE(1, likelihood="l1"), "likelihood must be one of mse, gaussian"),
-        (lambda: VQVAE2(1, downscales=(4,)), "two or more levels"),
-        (lambda: VQVAE(3)(torch.zeros(1, 1, 8, 8)), r"shape \(1, 1, 8, 8\), expected \[batch, 3"),
-        (lambda: VQVAE(3)(torch.zeros(1, 3, 8, 10)), "downscale of 4 does not divide"),
-        (lambda: VAE(3, 8)(torch.zeros(1, 3, 8, 9)), r"expected \[batch, 3, 8, 8\]"),
+        (lambda: VQVAE(1, downscale=3), "downscale is 3; accepted: 2, 4, 8"),
+        (lambda: VQVAE(1, codebook="sgd"), "codebook is 'sgd'; accepted: 'ema', 'gradient'"),
+        (lambda: VQVAE(1, likelihood="l1"), "likelihood is 'l1'; accepted: 'mse', 'gaussian'"),
+        (lambda: VQVAE2(1, downscales=(4,)), r"downscales is \[4\]; accepted: 2 or more"),
+        (lambda: VQVAE(3)(torch.zeros(1, 1, 8, 8)), r"shape \(1, 1, 8, 8\); accepted: \[B, 3"),
+        (lambda: VQVAE(3)(torch.zeros(1, 3, 8, 10)), "sizes that the model's downscale of 4 divides"),
+        (lambda: VAE(3, 8)(torch.zeros(1, 3, 8, 9)), r"accepted: \[B, 3, 8, 8\]"),
     ],
 )
 def test_bad_arguments(build, message: str) -> None:

@@ -21,14 +21,17 @@ MODELS = {
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"ndim": 4}, "ndim must be 1, 2 or 3, got 4"),
-        ({"hidden": 1}, "hidden must be at least 2, got 1"),
-        ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
-        ({"residual_layers": -1}, "residual_layers must be at least 0, got -1"),
-        ({"residual_hidden": 0}, "residual_hidden must be at least 1, got 0"),
-        ({"embedding_dim": 0}, "embedding_dim must be at least 1, got 0"),
-        ({"beta": -1}, "beta must be at least 0, got -1"),
-        ({"dead_code_threshold": -1.0}, "dead_code_threshold must be at least 0"),
+        ({"ndim": 4}, "ndim is 4; accepted: 1, 2, 3"),
+        ({"hidden": 1}, "hidden is 1; accepted: an integer of at least 2"),
+        ({"in_channels": 0}, "in_channels is 0; accepted: an integer of at least 1"),
+        ({"residual_layers": -1}, "residual_layers is -1; accepted: an integer of at least 0"),
+        ({"residual_hidden": 0}, "residual_hidden is 0; accepted: an integer of at least 1"),
+        ({"embedding_dim": 0}, "embedding_dim is 0; accepted: an integer of at least 1"),
+        ({"beta": -1}, "beta is -1.*; accepted: a finite number of at least 0"),
+        (
+            {"dead_code_threshold": -1.0},
+            "dead_code_threshold is -1.*; accepted: a finite number of at least 0",
+        ),
     ],
 )
 def test_bad_arguments_of_both(kind, arguments: dict[str, object], message: str) -> None:
@@ -39,13 +42,13 @@ def test_bad_arguments_of_both(kind, arguments: dict[str, object], message: str)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_size": 0}, r"image_size must be whole numbers of at least 1 in a sequence, got \(0, 0\)"),
-        ({"image_size": (8, 8, 8)}, r"image_size must be 2 numbers, got \[8, 8, 8\]"),
-        ({"latent_dim": 0}, "latent_dim must be at least 1, got 0"),
-        ({"channels": (0, 1)}, r"channels must be whole numbers of at least 1 in a sequence, got \(0, 1\)"),
-        ({"channels": ()}, r"channels must be 1 or more numbers, got \[\]"),
-        ({"beta": -1.0}, "beta must be at least 0, got -1"),
-        ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
+        ({"image_size": 0}, r"image_size\[0\] is 0; accepted: an integer of at least 1"),
+        ({"image_size": (8, 8, 8)}, r"image_size is \[8, 8, 8\]; accepted: 2 integers"),
+        ({"latent_dim": 0}, "latent_dim is 0; accepted: an integer of at least 1"),
+        ({"channels": (0, 1)}, r"channels\[0\] is 0; accepted: an integer of at least 1"),
+        ({"channels": ()}, r"channels is \[\]; accepted: 1 or more integers"),
+        ({"beta": -1.0}, "beta is -1.*; accepted: a finite number of at least 0"),
+        ({"in_channels": 0}, "in_channels is 0; accepted: an integer of at least 1"),
     ],
 )
 def test_bad_arguments_of_a_vae(arguments: dict[str, object], message: str) -> None:
@@ -57,9 +60,9 @@ def test_bad_arguments_of_a_vae(arguments: dict[str, object], message: str) -> N
 def test_inputs_of_other_types_are_named(name: str) -> None:
     model, x = MODELS[name](), torch.zeros(2, 1, 8, 12)
     for call in (model, model.encode, model.reconstruct):
-        with pytest.raises(ValueError, match=r"x has dtype torch.uint8, expected floats in -0.5..0.5; give"):
+        with pytest.raises(TypeError, match=r"x is of dtype torch.uint8; accepted: floats in -0.5..0.5"):
             call(x.byte())
-        with pytest.raises(ValueError, match=r"torch.float64, the weights have torch.float32; give x.to"):
+        with pytest.raises(TypeError, match=r"torch.float64; accepted: that .* as x.to\(torch.float32\)"):
             call(x.double())
 
 
@@ -78,13 +81,17 @@ def test_codes_that_do_not_fit_are_named() -> None:
     flat, deep = VQVAE(1, **SMALL), VQVAE2(1, **SMALL)
     x = torch.zeros(2, 1, 16, 16)
     for model in (flat, deep):
-        with pytest.raises(ValueError, match=r"x holds 1 images of size \(16, 16\), the codes are of 2 of"):
+        with pytest.raises(ValueError, match=r"codes is of 2 images .*; accepted: .* of x, which holds 1"):
             model.decoder_log_prob(x[:1], model.encode(x))
-        with pytest.raises(ValueError, match=r"spatial is \(30, 30\), expected 2 sizes that"):
+        with pytest.raises(ValueError, match=r"spatial is \(30, 30\); accepted: 2 sizes that"):
             model.code_shapes((30, 30))
-        with pytest.raises(ValueError, match=r"spatial is \(16,\), expected 2 sizes that"):
+        with pytest.raises(ValueError, match=r"spatial is \(16,\); accepted: 2 sizes that"):
             model.code_shapes((16,))
-    with pytest.raises(ValueError, match=r"codes have the shapes .* top first, each below 2 times the size"):
+    with pytest.raises(ValueError, match=r"codes is of the shapes .*; accepted: .* that are 1/8, 1/4"):
         deep.decode_codes(deep.encode(x)[::-1])
-    with pytest.raises(ValueError, match=r"downscales must be whole numbers .* in a sequence, got 4"):
+    with pytest.raises(ValueError, match=r"codes is of 1 levels; accepted: 2, top first"):
+        deep.decode_codes(deep.encode(x)[:1])
+    with pytest.raises(ValueError, match=r"codes is of the shapes \[\(2, 4\)\]; accepted: .* with 2 sizes"):
+        flat.decode_codes([flat.encode(x)[0][:, 0]])
+    with pytest.raises(TypeError, match=r"downscales is 4; accepted: a sequence of integers"):
         VQVAE2(1, downscales=4)

@@ -106,5 +106,5 @@ def load_with(model: VQVAE, state: dict[str, torch.Tensor]) -> VQVAE:
 
 def test_levels_round_trip() -> None:
     assert torch.equal(to_levels(ALL_LEVELS).flatten(), torch.arange(LEVELS))
-    with pytest.raises(ValueError, match="variance must be positive, got 0"):
+    with pytest.raises(ValueError, match=r"variance is 0\.0; accepted: a number above 0"):
         Gaussian(1, 0.0, learnt=True)

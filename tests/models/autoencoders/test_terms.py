@@ -10,7 +10,6 @@ from torch import nn
 from models import VAE, VQVAE, VQVAE2
 from models.autoencoders.likelihoods import Gaussian
 from models.autoencoders.vae import kl_divergence
-from models.autoencoders.vqvae import quantizers
 
 SMALL = {"hidden": 8, "residual_hidden": 4, "embedding_dim": 6, "codebook_size": 11}
 BUILDERS = {
@@ -31,7 +30,7 @@ def test_beta_and_in_training_the_warm_up_weigh_the_kl_term(
     training: bool, share: float, weight: float
 ) -> None:
     model = small_vae(beta=0.5).train(training)
-    model.kl_share = share
+    model.kl_warmup_factor = share
     model.encoder[-1].bias.data.fill_(1.0)  # a mean and a variance far from those of the prior
     output = model(torch.rand(5, 1, 8, 8) - 0.5)
     assert output.terms["kl"] > 0.01
@@ -93,7 +92,7 @@ def test_the_loss_is_the_sum_of_its_terms_over_all_levels(kind: type, codebook: 
 def test_commitment_is_the_error_summed_over_levels() -> None:
     model = VQVAE2(1, downscales=(2, 2), beta=0.5, **SMALL).eval()
     errors: list[torch.Tensor] = []
-    for layer in quantizers(model):
+    for layer in model.level_quantizers:
         layer.register_forward_hook(lambda _, given, out: errors.append(F.mse_loss(out.quantized, given[0])))
     output = model(torch.rand(4, 1, 16, 16) - 0.5)
     torch.testing.assert_close(output.terms["commitment"], errors[0] + errors[1])
@@ -104,7 +103,7 @@ def test_quantizers_get_the_models_settings(kind: type) -> None:
     model = kind(
         1, decay=0.7, eps=1e-3, kmeans_init=True, dead_code_threshold=0.3, beta=0.6, **SMALL
     )  # fmt: skip
-    for layer in quantizers(model):
+    for layer in model.level_quantizers:
         learns = layer._codebook
         assert (learns.decay, learns.eps) == (0.7, 1e-3)
         assert learns.needs_init

@@ -12,7 +12,7 @@ from data_support import write_images
 from run_support import write_prior, write_run
 
 from models.cli import encode, evaluate, main, reproduce, sample, train
-from models.codes.store import CodeDescription
+from models.codes.description import CodeDescription
 from models.runs.config import TrainConfig
 from models.runs.start import start_config
 

@@ -52,7 +52,7 @@ def test_bits_per_dimension_of_codes(data, model: VQVAE2) -> None:
     assert found["bits_codes_prior"] == pytest.approx(prior, rel=1e-5)
     assert found["bits_per_dim"] == pytest.approx(decoder + prior, rel=1e-5)
     assert found["bits_per_dim_uniform"] == pytest.approx(decoder + found["bits_codes_uniform"], rel=1e-5)
-    with pytest.raises(ValueError, match="1 priors for 2 levels"):
+    with pytest.raises(ValueError, match="priors is of 1 levels; accepted: one for each of 2"):
         evaluate(model, data, priors=priors[:1])
 
 
@@ -70,7 +70,7 @@ def test_reconstruction_figures_against_their_definitions(data) -> None:
     x = to_float(data.test.batch(range(20)))
     y = (x + 0.1 * torch.randn(x.shape)).clamp(-0.5, 0.5)
     codes = torch.tensor([0, 0, 1, 3]).view(1, 2, 2).repeat(20, 1, 1)
-    meter = ReconstructionMeter([4])
+    meter = ReconstructionMeter([(4,)])
     meter.update(x[:7], y[:7], [codes[:7]])
     meter.update(x[7:], y[7:], [codes[7:]])
     found = meter.compute(variance=0.25)
@@ -140,7 +140,10 @@ def test_command_line_from_training_to_samples(tmp_path: Path, monkeypatch, caps
     assert sum(decoded) == 256 + 180 + 256, "every image once"
     assert max(decoded) == 100, "one batch at a time"
     for flags, message in (
-        (["encode", "runs/digits", "--shard-size", "0"], "shard_size must be at least 1, got 0"),
+        (
+            ["encode", "runs/digits", "--shard-size", "0"],
+            "shard_size is 0; accepted: an integer of at least 1",
+        ),
         (["encode", "runs/digits", "--limit", "0"], "limit is 0; accepted: an integer of at least 1"),
         (["encode", "runs/digits", "--limit", "-3"], "limit is -3; accepted: an integer of at least 1"),
         (["encode", "runs/digits", "--limit", "9"], "holds codes with limit 256, now it is 9"),
@@ -194,7 +197,7 @@ def test_command_line_from_training_to_samples(tmp_path: Path, monkeypatch, caps
     assert "device is 'teapot', which cannot be used here" in capsys.readouterr().err
     (tmp_path / "junk.pt").write_bytes(b"junk")
     assert main(["evaluate", "runs/digits", "--fid-weights", str(tmp_path / "junk.pt")]) == 2
-    assert "are no TorchScript file" in capsys.readouterr().err
+    assert "accepted: a TorchScript file" in capsys.readouterr().err
     assert main(["sample", "runs/prior", "--classes", "eleven"]) == 2
     assert "unknown class 'eleven'; accepted: 0, 1, 2" in capsys.readouterr().err
 
@@ -210,7 +213,7 @@ def test_command_line_from_training_to_samples(tmp_path: Path, monkeypatch, caps
             "config is 'unknown', which does not exist; accepted: a YAML file or cifar10, demo",
         ),
         (["train", "--model", "gan"], "model is 'gan'; accepted: 'vqvae', 'vqvae2', 'vae'"),
-        (["train", "--downscale", "16"], "digits has images of 8x8, the model takes a multiple of 16"),
+        (["train", "--downscale", "16"], "the size of digits is 8x8; accepted: a multiple of 16"),
         (["encode", "runs/none"], "runs/none/config.yaml does not exist"),
         (["train-prior"], "codes is not given"),
         (["train-prior", "--codes", "/none"], "/none holds no codes"),
@@ -247,12 +250,12 @@ def test_help(command: str, capsys) -> None:
 
 @pytest.mark.parametrize("kind", ["transformer", "pixelcnn", "pixelsnail"])
 def test_priors_are_built_for_every_level(kind: str, data, model: VQVAE2) -> None:
-    from models.codes.store import CodeDescription
+    from models.codes.description import CodeDescription
     from models.runs.build import build_priors
     from models.runs.config import PriorConfig
 
     shapes = model.code_shapes(data.size)
-    description = CodeDescription(shapes, 16, data.class_names, "digits", "", "")
+    description = CodeDescription(shapes, model.codebook_sizes, data.class_names, "digits", "", "")
     priors = build_priors(PriorConfig(prior=kind, width=16, layers=2, heads=2), description)
     assert [prior.upper_codebook_size for prior in priors] == [None, 16]
     codes = model.encode(to_float(data.test.batch(range(3))))

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from data_support import load, write_images
 
-from models import VQVAE2
-from models.codes.encode import encode
-from models.codes.store import CodeDescription, CodeStore
+from models import VQVAE, VQVAE2
+from models.codes.description import CodeDescription
+from models.codes.encode import OtherCodesError, encode
+from models.codes.store import CodeStore
 from models.data import DataConfig, load_data, to_float
 from models.data.images import SPLITS
 
@@ -120,12 +122,13 @@ def test_damaged_shards_are_named_and_written_again(tmp_path: Path, data, model:
     [
         ("[]", r"codes.json holds a JSON list; accepted: an object; write them again with"),
         ("junk", r"codes.json is not valid JSON \(Expecting value"),
-        ({"shapes": 3}, r"codes.json: shapes is 3, expected the size of each level's code map"),
-        ({"codebook_size": "16"}, r"codebook_size is '16', expected a whole number of at least 1"),
-        ({"class_names": None}, r"class_names is None, expected a list of names"),
-        ({"model": 1}, r"model is 1, expected text"),
-        ({"sizes": {"train": 1}}, r"sizes is \{'train': 1\}, expected the number of images of train, valid"),
-        ({"shard_size": 0}, r"shard_size is 0, expected"),
+        ({"shapes": 3}, r"codes.json: shapes is 3; accepted: the size of each level's code map"),
+        ({"codebook_size": "16"}, r"codebook_size is '16'; accepted: an integer of at least 1"),
+        ({"class_names": None}, r"class_names is None; accepted: a list of names"),
+        ({"model": 1}, r"model is 1; accepted: text"),
+        ({"sizes": {"train": 1}}, r"sizes is \{'train': 1\}; accepted: the number of images of train, valid"),
+        ({"shard_size": 0}, r"shard_size is 0; accepted:"),
+        ({"codebook_sizes": [[16]]}, r"has both codebook_size and codebook_sizes; accepted: one"),
         ({"colour": 0}, r"has the unknown entry 'colour'"),
     ],
 )
@@ -133,7 +136,7 @@ def test_descriptions_of_codes_are_checked(
     tmp_path: Path, data, model: VQVAE2, change: str | dict[str, object], message: str
 ) -> None:
     CodeDescription(
-        model.code_shapes(data.size), 16, (), "digits", "", "", {}, dict.fromkeys(SPLITS, 1)
+        model.code_shapes(data.size), model.codebook_sizes, (), "digits", "", "", {}, dict.fromkeys(SPLITS, 1)
     ).save(tmp_path)
     file = tmp_path / "codes.json"
     CodeDescription.load(tmp_path)
@@ -144,7 +147,7 @@ def test_descriptions_of_codes_are_checked(
 
 @pytest.mark.parametrize("argument", ["batch_size", "shard_size"])
 def test_encode_checks_its_sizes(tmp_path: Path, data, model: VQVAE2, argument: str) -> None:
-    with pytest.raises(ValueError, match=f"{argument} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"{argument} is 0; accepted: an integer of at least 1"):
         encode(model, data, tmp_path / "codes", **{argument: 0})
     assert not (tmp_path / "codes").exists()
 
@@ -158,3 +161,27 @@ def test_codes_name_their_model_from_anywhere(tmp_path: Path, data, model: VQVAE
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert CodeStore("../runs/a/codes").description.model == "../runs/a/model"
     assert CodeStore(tmp_path / "runs/a/codes").description.model == str(tmp_path / "runs/a/model")
+
+
+def test_codes_of_changed_images_or_labels_are_not_kept(tmp_path: Path) -> None:
+    """As many images as before, of which two have changed their places; stores of before have no digest."""
+    for name in ("ant", "bee"):
+        write_images(tmp_path / "set" / name, 12, size=(8, 8))
+    torch.manual_seed(0)
+    model = VQVAE(3, downscale=2, hidden=8, residual_hidden=4, embedding_dim=4, codebook_size=16)
+
+    def encoded(**options: bool) -> CodeStore:
+        data = load(tmp_path / "set", stream=True)
+        return encode(model, data, tmp_path / "codes", **options)
+
+    encoded()
+    (tmp_path / "set" / "ant" / "00.png").rename(tmp_path / "set" / "bee" / "90.png")
+    (tmp_path / "set" / "bee" / "00.png").rename(tmp_path / "set" / "ant" / "00.png")
+    with pytest.raises(OtherCodesError, match=r"holds codes of other images or labels .*\(--overwrite\)"):
+        encoded()
+    encoded(overwrite=True)
+    file = tmp_path / "codes" / "codes.json"
+    values = json.loads(file.read_text())
+    del values["settings"]["digest"]
+    file.write_text(json.dumps(values))
+    assert len(encoded().split("train")) == 17

@@ -11,7 +11,7 @@ import torch
 from hierarchy_support import CODES, hierarchy
 from PIL import Image
 
-from models import VQVAE, VQVAE2
+from models import VQVAE, VQVAE2, load_pretrained
 from models.cli import main
 from models.codes.encode import encode
 from models.codes.sample import decode, sample_codes
@@ -19,7 +19,6 @@ from models.data import DataConfig, load_data, to_float
 from models.evaluation.evaluate import evaluate
 from models.evaluation.pictures import grid, side_by_side
 from models.runs.config import TrainConfig
-from models.runs.open import load_pretrained
 
 pytestmark = pytest.mark.xdist_group("training")  # one process pays for importing torchmetrics
 TINY = {"hidden": 8, "residual_hidden": 4, "embedding_dim": 4, "codebook_size": CODES}

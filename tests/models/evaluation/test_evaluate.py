@@ -43,7 +43,9 @@ def test_a_variance_that_was_never_calibrated_is_not_taken_for_one(data, model: 
 
 def test_priors_of_other_classes_are_refused(data, model: VQVAE) -> None:
     prior = TransformerPrior(16, 8, shape=(4, 4), layers=1, heads=2, num_classes=12)
-    with pytest.raises(ValueError, match=r"the priors know 12 classes, digits has 10; give data with"):
+    with pytest.raises(
+        ValueError, match=r"classes of digits is 10; accepted: 12, those of the priors; give data with"
+    ):
         evaluate(model, data, priors=[prior])
 
 
@@ -96,19 +98,21 @@ def test_rfid_with_a_feature_network(network: torch.nn.Module, saved, data, mode
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (Floats(), r"the network fails on uint8 \[1, 3, 8, 8\]"),
+        (Floats(), r"fails on uint8 \[1, 3, 8, 8\]"),
         (Maps(), r"returns torch.float32 \[1, 3, 8, 8\]"),
     ],
     ids=["floats", "maps"],
 )
 def test_feature_networks_that_do_not_fit(network, message, saved, data, model: VQVAE, monkeypatch) -> None:
     monkeypatch.setattr(VQVAE, "forward", lambda *_: pytest.fail("the network is tried first"))
-    with pytest.raises(ValueError, match=message + r".*; export one that takes uint8 \[B, 3, H, W\]"):
+    with pytest.raises(
+        ValueError, match=message + r".*; accepted: a network that takes uint8 \[B, 3, H, W\]"
+    ):
         evaluate(model, data, fid_weights=saved(network))
 
 
 def test_rfid_needs_two_images(saved, model: VQVAE) -> None:
-    with pytest.raises(ValueError, match="rFID needs at least 2 images, got 1"):
+    with pytest.raises(ValueError, match="the number of images is 1; accepted for rFID: 2 or more"):
         evaluate(model, load("digits", limit=1), fid_weights=saved(Bytes()))
-    with pytest.raises(ValueError, match=r"nowhere\.pt' do not exist"):
+    with pytest.raises(ValueError, match=r"nowhere\.pt', which does not exist"):
         evaluate(model, load("digits", limit=2), fid_weights="nowhere.pt")

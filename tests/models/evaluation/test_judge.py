@@ -28,14 +28,14 @@ def test_judge_knows_every_class_of_sorted_images(tmp_path: Path) -> None:
     data = load(tmp_path)
     assert data.train.labels.tolist() == sorted(data.train.labels.tolist())
     judge = Judge(data.train, limit=20)
-    assert set(judge.machine.classes_) == {0, 1, 2}
+    assert set(judge.classifier.classes_) == {0, 1, 2}
     assert torch.equal(*(Judge(data.train, limit=20).classes(data.test.batch([0, 1])) for _ in range(2)))
 
 
 def test_judge_refuses_images_without_classes(tmp_path: Path) -> None:
     write_images(tmp_path / "flat", 20)
-    with pytest.raises(ValueError, match="judge's images have no labels; give images in a folder per class"):
+    with pytest.raises(ValueError, match=r"labels of the judge.s images is None; accepted: images in"):
         Judge(load(tmp_path / "flat").train)
     write_images(tmp_path / "one" / "ant", 20)
-    with pytest.raises(ValueError, match="are all of one class; give images of two classes or more"):
+    with pytest.raises(ValueError, match="are of one class; accepted: images of two classes"):
         Judge(load(tmp_path / "one").train)

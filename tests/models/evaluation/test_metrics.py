@@ -66,7 +66,7 @@ def test_figures_clamp_and_add_up_batches_of_unequal_size_and_codes(data) -> Non
     x = to_float(data.test.batch(range(20)))
     y = x + 0.6 * torch.randn(x.shape)  # beyond black and white
     codes = torch.arange(20).view(20, 1, 1) // 5  # four of eight, five times each
-    meter = ReconstructionMeter([8])
+    meter = ReconstructionMeter([(8,)])
     meter.update(x[:5], y[:5], [codes[:5]])
     meter.update(x[5:], y[5:], [codes[5:]])
     found = meter.compute(variance=1.0)

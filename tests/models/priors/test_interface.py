@@ -17,19 +17,39 @@ from models.priors import AutoregressivePrior, PixelCNN, PixelSNAIL, Transformer
 CONDITIONAL = Case((4, 6), classes=3, upper=(2, 3))
 
 WRONG_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"codes": torch.zeros(2, 4, 6)}, TypeError, "codes must be an int64 tensor, got torch.float32"),
-    ({"codes": [[1, 2]]}, TypeError, "codes must be an int64 tensor, got list"),
-    ({"codes": torch.zeros(2, 1, 4, 6, dtype=torch.int64)}, ValueError, r"codes must be \[B, \*S\]"),
+    (
+        {"codes": torch.zeros(2, 4, 6)},
+        TypeError,
+        "codes is a tensor of torch.float32; accepted: an int64 tensor",
+    ),
+    ({"codes": [[1, 2]]}, TypeError, "codes is a list; accepted: an int64 tensor"),
+    (
+        {"codes": torch.zeros(2, 1, 4, 6, dtype=torch.int64)},
+        ValueError,
+        r"codes is of shape .*; accepted: \[B, \*S\]",
+    ),
     ({"codes": torch.zeros(2, 0, 6, dtype=torch.int64)}, ValueError, "none empty"),
-    ({"codes": torch.full((2, 4, 6), 5)}, ValueError, r"codes must be in \[0, 5\).*from 5 to 5"),
+    ({"codes": torch.full((2, 4, 6), 5)}, ValueError, "codes holds values from 5 to 5; accepted: 0 to 4"),
     ({"codes": torch.full((2, 4, 6), -1)}, ValueError, "codes.*from -1"),
-    ({"labels": None}, ValueError, "labels are missing; the prior was built with num_classes=3"),
-    ({"labels": torch.zeros(2)}, TypeError, "labels must be an int64 tensor"),
-    ({"labels": torch.zeros(3, dtype=torch.int64)}, ValueError, r"labels must be \[2\].*\(3,\)"),
-    ({"labels": torch.full((2,), 3)}, ValueError, r"labels must be in \[0, 3\)"),
-    ({"upper": None}, ValueError, "upper is missing; the prior was built with upper_codebook_size=4"),
-    ({"upper": torch.full((2, 2, 3), 4)}, ValueError, r"upper must be in \[0, 4\)"),
-    ({"upper": torch.zeros(1, 2, 3, dtype=torch.int64)}, ValueError, r"upper must be \[2, \*U\]"),
+    ({"labels": None}, ValueError, "labels is None; accepted: the class of each map.*num_classes=3"),
+    ({"labels": torch.zeros(2)}, TypeError, "labels is a tensor of torch.float32; accepted: an int64 tensor"),
+    (
+        {"labels": torch.zeros(3, dtype=torch.int64)},
+        ValueError,
+        r"labels is of shape \(3,\); accepted: \[2\]",
+    ),
+    ({"labels": torch.full((2,), 3)}, ValueError, "labels holds values from 3 to 3; accepted: 0 to 2"),
+    (
+        {"upper": None},
+        ValueError,
+        "upper is None; accepted: the codes of the level above.*upper_codebook_size=4",
+    ),
+    ({"upper": torch.full((2, 2, 3), 4)}, ValueError, "upper holds values from 4 to 4; accepted: 0 to 3"),
+    (
+        {"upper": torch.zeros(1, 2, 3, dtype=torch.int64)},
+        ValueError,
+        r"upper is of shape .*; accepted: \[2, \*U\]",
+    ),
 ]
 
 
@@ -52,9 +72,11 @@ def test_wrong_inputs_are_named(
 def test_conditions_that_the_prior_was_not_built_for_are_refused(kind: str) -> None:
     prior = build(kind, Case((4, 6)), torch.device("cpu"))
     codes = torch.zeros(1, 4, 6, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"labels are given; .*num_classes=None"):
+    with pytest.raises(
+        ValueError, match=r"labels is a tensor of torch.int64; accepted: None.*num_classes=None"
+    ):
         prior.log_prob(codes, codes[:, 0, 0])
-    with pytest.raises(ValueError, match=r"upper is given; .*upper_codebook_size=None"):
+    with pytest.raises(ValueError, match=r"upper is a tensor of torch.int64; accepted: None.*book_size=None"):
         prior.log_prob(codes, upper=codes)
 
 
@@ -65,7 +87,7 @@ def test_conditions_that_the_prior_was_not_built_for_are_refused(kind: str) -> N
     ids=["axes", "no-map", "empty-map", "float"],
 )
 def test_wrong_sample_shapes_are_named(kind: str, shape: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match="shape must be"):
+    with pytest.raises(error, match=r"shape is .*; accepted: "):
         build(kind, Case((4, 6)), torch.device("cpu")).sample(shape)
 
 
@@ -78,16 +100,40 @@ def test_a_wrong_filter_is_refused_before_any_work(kind: str) -> None:
 @pytest.mark.parametrize(
     ("construct", "error", "message"),
     [
-        (lambda: PixelCNN(0), ValueError, "codebook_size must be at least 1, got 0"),
-        (lambda: PixelCNN(4.0), TypeError, "codebook_size must be an integer, got 4.0"),
-        (lambda: PixelCNN(4, kernel_size=4), ValueError, "kernel_size must be odd and at least 3, got 4"),
-        (lambda: PixelCNN(4, dropout=1.0), ValueError, r"dropout must be in \[0, 1\), got 1.0"),
-        (lambda: PixelCNN(4, num_classes=0), ValueError, "num_classes must be at least 1, got 0"),
-        (lambda: PixelSNAIL(4, 24, heads=8), ValueError, "channels must be a multiple of 2 . heads = 16"),
-        (lambda: PixelSNAIL(4, 16, out_res_blocks=-1), ValueError, "out_res_blocks must be at least 0"),
-        (lambda: TransformerPrior(4, 30, shape=(4, 4), heads=4), ValueError, "heads must divide width=30"),
-        (lambda: TransformerPrior(4, shape=()), ValueError, "shape must be the 1 to 3 sizes"),
-        (lambda: TransformerPrior(4, shape=(4, 0)), ValueError, r"shape\[1\] must be at least 1, got 0"),
+        (lambda: PixelCNN(0), ValueError, "codebook_size is 0; accepted: an integer of at least 1"),
+        (lambda: PixelCNN(4.0), TypeError, "codebook_size is 4.0; accepted: an integer"),
+        (
+            lambda: PixelCNN(4, kernel_size=4),
+            ValueError,
+            "kernel_size is 4; accepted: an odd integer of at least 3",
+        ),
+        (lambda: PixelCNN(4, dropout=1.0), ValueError, "dropout is 1; accepted: a number from 0 to below 1"),
+        (
+            lambda: PixelCNN(4, num_classes=0),
+            ValueError,
+            "num_classes is 0; accepted: an integer of at least 1",
+        ),
+        (
+            lambda: PixelSNAIL(4, 24, heads=8),
+            ValueError,
+            "channels is 24; accepted: a multiple of 2 . heads = 16",
+        ),
+        (
+            lambda: PixelSNAIL(4, 16, out_res_blocks=-1),
+            ValueError,
+            "out_res_blocks is -1; accepted: an integer of at least 0",
+        ),
+        (
+            lambda: TransformerPrior(4, 30, shape=(4, 4), heads=4),
+            ValueError,
+            "heads is 4; accepted: a divisor of width = 30",
+        ),
+        (lambda: TransformerPrior(4, shape=()), ValueError, r"shape is \(\); accepted: the 1 to 3 sizes"),
+        (
+            lambda: TransformerPrior(4, shape=(4, 0)),
+            ValueError,
+            r"shape\[1\] is 0; accepted: an integer of at least 1",
+        ),
     ],
     ids=lambda value: value.split(" ")[0] if isinstance(value, str) else "",
 )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from types import SimpleNamespace
 
 import pytest
 
 from models.cli import main
+from models.codes.description import CodeDescription
 from models.runs.config import PriorConfig, TrainConfig
 
 
@@ -37,9 +37,9 @@ from models.runs.config import PriorConfig, TrainConfig
         (
             "devices",
             "2",
-            "devices is 2, but this is a single process; start with: torchrun --nproc-per-node 2",
+            "devices is 2; accepted: 1, a single process, or start with: torchrun --nproc-per-node 2",
         ),
-        ("precision", "16-mixed", "precision is 16-mixed, which needs a GPU"),
+        ("precision", "16-mixed", "precision is '16-mixed', which needs a GPU"),
     ],
 )
 def test_values_that_are_refused(
@@ -63,7 +63,7 @@ def test_a_gpu_that_is_not_there_blocks_no_name(tmp_path, monkeypatch, capsys) -
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(["train", "--name", "a", "--accelerator", "gpu"]) == 2
-    assert "accelerator is gpu, but torch finds no GPU here" in capsys.readouterr().err
+    assert "accelerator is 'gpu', but torch finds no GPU here" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
@@ -113,7 +113,7 @@ def test_a_prior_is_conditional_where_there_are_labels() -> None:
     from models.runs.build import build_priors
 
     def classes(config: PriorConfig, names: tuple[str, ...]) -> int | None:
-        description = SimpleNamespace(codebook_size=8, shapes=((4, 4),), class_names=names, data="faces")
+        description = CodeDescription(((4, 4),), ((8,),), names, "faces", "", "")
         return build_priors(config, description)[0].num_classes
 
     assert classes(PriorConfig(), ("a", "b")) == classes(PriorConfig(conditional=True), ("a", "b")) == 2
@@ -141,7 +141,7 @@ def test_settings_of_each_level_of_a_published_pixelsnail() -> None:
     values = {"prior": "pixelsnail", "width": 8, "layers": 1, "heads": 2, "kernel_size": 3, "res_blocks": 2}
     values |= {"res_channels": "16,4", "attention": "true,false", "out_res_blocks": [2, 0]}
     config = PriorConfig.from_mapping(values | {"upper_blocks": 5, "upper_channels": 6}, "test")
-    description = SimpleNamespace(codebook_size=8, shapes=((4, 4), (8, 8)), class_names=())
+    description = CodeDescription(((4, 4), (8, 8)), ((8,), (8,)), (), "faces", "", "")
     top, bottom = build_priors(config, description)
     assert isinstance(top, PixelSNAIL)
     assert isinstance(bottom, PixelSNAIL)

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import PixelCNN, PixelSNAIL, TransformerPrior
-from models.autoencoders.likelihoods import log_softmax_at
 from models.data import ImageData, load_data, to_float
+from models.losses import log_softmax_at
 from models.priors.transformer import _cell_means
 from models.runs.build import build_model
 from models.runs.config import TrainConfig

@@ -12,6 +12,7 @@ import torch
 from training_support import histories, settings, train
 
 from models import VQVAE2
+from models.codes.description import CodeDescription
 from models.data import DataConfig, ImageData, load_data, to_float
 from models.runs.build import build_model
 from models.runs.config import PriorConfig, TrainConfig
@@ -228,7 +229,7 @@ def test_every_setting_reaches_the_priors(kind: str) -> None:
     from models.training.prior import build_priors
 
     config = PriorConfig(prior=kind, width=12, layers=2, heads=3, dropout=0.3, kernel_size=7, upper_blocks=2)
-    description = SimpleNamespace(codebook_size=8, shapes=((2, 2), (4, 4)), class_names=("a", "b"))
+    description = CodeDescription(((2, 2), (4, 4)), ((8,), (8,)), ("a", "b"), "made", "", "")
     common = {"dropout": 0.3, "num_classes": 2}
     expected = {
         "transformer": {"width": 12, "layers": 2, "heads": 3},

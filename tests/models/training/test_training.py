@@ -12,10 +12,10 @@ import pytest
 import torch
 from training_support import Settings, histories, settings, train
 
+from models import load_pretrained
 from models.data import DataConfig, load_data, to_float
 from models.evaluation.metrics import ReconstructionMeter
 from models.runs.config import PriorConfig, TrainConfig
-from models.runs.open import load_pretrained
 
 pytestmark = pytest.mark.xdist_group("training")  # one process pays for importing Lightning
 
@@ -120,7 +120,9 @@ def test_noise_of_a_step_is_that_of_its_seed_and_number(tmp_path: Path, data) ->
     seen: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            AutoencoderModule, "watch", lambda self, loss: seen.append(torch.initial_seed()) or loss
+            AutoencoderModule,
+            "record_divergence",
+            lambda self, loss: seen.append(torch.initial_seed()) or loss,
         )
         train(settings(tmp_path, name="seeded", seed=3, steps=2), data)
     assert seen == [3 * 65_537 * 1_000_000_007 + number for number in range(2)]
@@ -204,11 +206,13 @@ def test_divergence_is_an_error_and_the_last_good_checkpoint_stays(
     bad = settings(tmp_path, name="bad", epochs=9, checkpoint_every=checkpoint_every)
     from models.training.modules import AutoencoderModule
 
-    def broken(self: AutoencoderModule, loss: torch.Tensor, watch=AutoencoderModule.watch) -> torch.Tensor:
-        return watch(self, loss * (1.0 if self.trainer.global_step < 4 else float("nan")))
+    def broken(
+        self: AutoencoderModule, loss: torch.Tensor, record=AutoencoderModule.record_divergence
+    ) -> torch.Tensor:
+        return record(self, loss * (1.0 if self.trainer.global_step < 4 else float("nan")))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AutoencoderModule, "watch", broken)
+        patch.setattr(AutoencoderModule, "record_divergence", broken)
         with pytest.raises(FloatingPointError, match=r"loss .* in step 5; take a lower learning rate \(--lr"):
             train(bad, data, resume=True)
     state = torch.load(last, weights_only=True)
@@ -319,7 +323,10 @@ def test_two_processes_go_on_and_validate_like_one(tmp_path: Path) -> None:
     assert first["train/loss"] == second["train/loss"]
     assert first["validation/loss"][1][-1] == second["validation/loss"][1][-1]
     config = TrainConfig.load(tmp_path / "whole" / "config.yaml")
-    truth, model = ReconstructionMeter([config.codebook_size]), load_pretrained(tmp_path / "whole" / "model")
+    truth, model = (
+        ReconstructionMeter([(config.codebook_size,)]),
+        load_pretrained(tmp_path / "whole" / "model"),
+    )
     images = load_data(config).validation
     for x in to_float(images.batch(range(len(images)))).split(32):
         with torch.no_grad():

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..base import QuantizeResult
+from ..base import QuantizeOptions, QuantizeResult
 from . import common
 from .nearest import candidate_scratch, resolve_programs, search
 from .rescore import CANDIDATES, TILE, resolve
@@ -163,26 +163,27 @@ def vector_quantize(
     x: Tensor,
     codebook: Tensor,
     mask: Tensor | None,
-    metric: str,
-    precision: str,
-    out: Tensor,
-    statistics: bool,
-    kept: Tensor | None = None,
+    options: QuantizeOptions,
+    quantized: Tensor,
+    codebook_copy: Tensor | None,
 ) -> QuantizeResult:
     """``base.Backend.vector_quantize``."""
+    statistics = options.statistics
     B, M, D = x.shape
     N, K = B * M, codebook.shape[0]
     device = x.device
     listed = K if statistics else 0
     if N == 0:
-        if kept is not None:
-            kept.copy_(codebook)
+        if codebook_copy is not None:
+            codebook_copy.copy_(codebook)
         return QuantizeResult(
+            quantized,
             torch.empty((B, M), dtype=torch.int64, device=device),
             torch.zeros((), dtype=torch.float32, device=device),
             torch.zeros((), dtype=torch.int64, device=device),
             torch.zeros(listed, dtype=torch.int64, device=device),
             torch.zeros((listed, D), dtype=torch.float32, device=device),
+            codebook_copy,
         )
     number_of_copies = copies(K, D)
     header = int(HEADER.value)
@@ -192,11 +193,11 @@ def vector_quantize(
         x,
         codebook,
         mask,
-        metric,
-        precision,
+        options.metric,
+        options.precision,
         counters=counters,
         counts=counts,
-        codebook_copy=kept,
+        codebook_copy=codebook_copy,
         measure_range=statistics,
     )
     indices = torch.empty((B, M), dtype=torch.int64, device=device)
@@ -208,7 +209,7 @@ def vector_quantize(
         mask=mask,
         codebook=codebook,
         candidates=candidate_scratch(programs, device),
-        out=common.make_view(out),
+        out=common.make_view(quantized),
         outputs=Outputs(indices, error, counters, counts),
         row_bits=row_bits(N),
         N=N,
@@ -248,4 +249,5 @@ def vector_quantize(
         num_warps=4,
         enable_fp_fusion=False,
     )
-    return QuantizeResult(indices, mse, valid_rows, counts, sums)
+    loss = mse if options.loss_weight == 1.0 else mse * options.loss_weight
+    return QuantizeResult(quantized, indices, loss, valid_rows, counts, sums, codebook_copy)

@@ -1,8 +1,6 @@
-"""The definition of every operation in plain PyTorch: written to be read, used by tests and as fallback.
+"""The nearest code of every row, exact where that is asked for.
 
-Memory stays bounded: distances exist only for a tile of rows by a tile of codes at a time. The
-contract is in ``base.py``; this file imports torch and nothing of ours, so that it can be read,
-and trusted, alone.
+Memory stays bounded: distances exist only for a tile of rows by a tile of codes at a time.
 """
 
 from __future__ import annotations
@@ -10,27 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-name = "reference"
-
 # A tile of scores holds at most this many float64 numbers (32 MiB), whatever N and K are.
 _TILE_ELEMENTS = 1 << 22
 _MAX_TILE_CODES = 1 << 14
 _UNIT_ROUNDOFF = 2.0**-53
-
-
-def unavailable_reason() -> str | None:
-    return None
-
-
-def unsupported_reason(x: Tensor, codebook: Tensor | None = None) -> str | None:
-    return None
-
-
-def accumulator_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-# --- nearest code ---------------------------------------------------------------------------------
 
 
 def nearest_code(x: Tensor, codebook: Tensor, metric: str, precision: str) -> Tensor:
@@ -149,123 +130,3 @@ def _upper_half(a: Tensor) -> Tensor:
     """The upper 26 bits of a float64 (Veltkamp's splitting)."""
     scaled = 134217729.0 * a  # 2^27 + 1
     return scaled - (scaled - a)
-
-
-# --- gather and statistics ------------------------------------------------------------------------
-
-
-def gather_codes(codebook: Tensor, indices: Tensor, out: Tensor) -> None:
-    out.copy_(codebook[indices])
-
-
-def code_statistics(
-    x: Tensor, indices: Tensor, codebook_size: int, skip_nonfinite: bool
-) -> tuple[Tensor, Tensor]:
-    rows = x.reshape(-1, x.shape[-1]).to(accumulator_dtype(x))  # [N, D]
-    slots = indices.reshape(-1)  # [N]
-    keep = slots >= 0  # [N]
-    if skip_nonfinite:
-        keep = keep & rows.isfinite().all(1)  # [N]
-    # Rows left out go to one slot past the codes, which is dropped at the end.
-    slots = torch.where(keep, slots, codebook_size)  # [N]
-    counts = torch.bincount(slots, minlength=codebook_size + 1)  # [K + 1]
-    # Sorted by code, each code's rows are one segment, summed in the order of the batch in float64.
-    ordered = rows[slots.argsort(stable=True)].double()  # [N, D]
-    sums = torch.segment_reduce(ordered, "sum", lengths=counts, axis=0, initial=0.0)  # [K + 1, D]
-    return counts[:codebook_size].contiguous(), sums[:codebook_size].to(rows.dtype).contiguous()
-
-
-def ema_update_(
-    codebook: Tensor,
-    cluster_size: Tensor,
-    embed_avg: Tensor,
-    counts: Tensor,
-    sums: Tensor,
-    decay: float,
-    eps: float,
-    normalize: bool,
-) -> None:
-    changed = counts.sum() > 0  # []
-    n = cluster_size.lerp(counts.to(cluster_size.dtype), 1 - decay)  # [K]
-    m = embed_avg.lerp(sums.to(embed_avg.dtype), 1 - decay)  # [K, D]
-    total = n.sum()  # []
-    smoothed = (n + eps) / (total + n.shape[0] * eps) * total  # [K]
-    codes = m / smoothed[:, None]  # [K, D]
-    if normalize:
-        codes = codes / codes.norm(dim=1, keepdim=True).clamp(min=1e-6)  # [K, D]
-    cluster_size.copy_(torch.where(changed, n, cluster_size))
-    embed_avg.copy_(torch.where(changed, m, embed_avg))
-    codebook.copy_(torch.where(changed, codes.to(codebook.dtype), codebook))
-
-
-# --- the fused step and its backward --------------------------------------------------------------
-
-
-def vector_quantize(
-    x: Tensor,
-    codebook: Tensor,
-    mask: Tensor | None,
-    metric: str,
-    precision: str,
-    out: Tensor,
-    statistics: bool,
-    kept: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if kept is not None:
-        kept.copy_(codebook)
-    compute = accumulator_dtype(x)
-    indices = nearest_code(x, codebook, metric, precision)  # [B, M]
-    codes = codebook[indices].to(compute)  # [B, M, D]
-    codes = torch.where(x.isfinite().all(-1, keepdim=True), codes, torch.nan)  # [B, M, D]
-    squared = (codes - x.to(compute)).double().square().sum(-1)  # [B, M]
-    valid_rows = torch.tensor(indices.numel(), device=x.device)  # []
-    if mask is not None:
-        codes = torch.where(mask[..., None], codes, 0.0)  # [B, M, D]
-        squared = torch.where(mask, squared, 0.0)  # [B, M]
-        indices = torch.where(mask, indices, -1)  # [B, M]
-        valid_rows = mask.sum()  # []
-    out.copy_(codes)
-    mse = (squared.sum() / (valid_rows * x.shape[-1]).clamp(min=1)).to(compute)  # []
-    size = codebook.shape[0] if statistics else 0
-    if statistics:
-        counts, sums = code_statistics(x, indices, size, skip_nonfinite=True)
-    else:
-        counts, sums = indices.new_empty(0), x.new_empty((0, x.shape[-1]), dtype=compute)
-    return indices, mse, valid_rows, counts, sums
-
-
-def vector_quantize_backward(
-    grad_quantized: Tensor | None,
-    grad_loss: Tensor | None,
-    x: Tensor,
-    codebook: Tensor,
-    indices: Tensor,
-    valid_rows: Tensor,
-    scale: float,
-    gradient: str,
-    out: Tensor,
-) -> None:
-    compute = accumulator_dtype(x)
-    x = x.to(compute)  # [B, M, D]
-    codes = codebook[indices.clamp(min=0)].to(compute)  # [B, M, D]
-    result = torch.zeros_like(x)  # [B, M, D]
-    if grad_quantized is not None:
-        g = grad_quantized.to(compute)  # [B, M, D]
-        result = g if gradient == "straight_through" else _rotate_back(g, x, codes)
-    if grad_loss is not None:
-        pull = grad_loss.to(compute) * scale / valid_rows.clamp(min=1)  # []
-        result = result + pull * (x - codes)  # [B, M, D]
-    out.copy_(torch.where((indices >= 0)[..., None], result, 0.0))
-
-
-def _rotate_back(g: Tensor, x: Tensor, codes: Tensor) -> Tensor:
-    """Transpose of the rotation that takes x/|x| to e/|e|, rescaled by |e|/|x| (arXiv:2410.06424, 4.2)."""
-    x_norm = x.norm(dim=-1, keepdim=True).clamp(min=1e-6)  # [B, M, 1]
-    e_norm = codes.norm(dim=-1, keepdim=True)  # [B, M, 1]
-    u = x / x_norm  # [B, M, D]
-    q = codes / e_norm.clamp(min=1e-6)  # [B, M, D]
-    w = u + q  # [B, M, D]
-    w = w / w.norm(dim=-1, keepdim=True).clamp(min=1e-6)  # [B, M, D]
-    through_w = 2 * (g * w).sum(-1, keepdim=True) * w  # [B, M, D]
-    through_u = 2 * (g * q).sum(-1, keepdim=True) * u  # [B, M, D]
-    return e_norm / x_norm * (g - through_w + through_u)

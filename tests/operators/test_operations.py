@@ -11,7 +11,8 @@ from support import DTYPES, LAYOUTS, float64_argmin, is_interpreted, rows_of, si
 from torch import Tensor
 
 import vq_kernels as vq
-from vq_kernels import ops
+from vq_kernels.devices import current_device_of
+from vq_kernels.operators.quantize import vector_quantize_backward
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=["f32", "bf16", "f16"])
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
@@ -204,12 +205,12 @@ def test_backward_equals_the_reference(
         }
         grad_loss = torch.tensor(1.7, device=device)
         for name, grad in upstream.items():
-            for pull in (grad_loss, None):
-                if grad is None and pull is None:
+            for loss_grad in (grad_loss, None):
+                if grad is None and loss_grad is None:
                     continue
-                args = (grad, pull, x, codebook, indices, valid, 0.3, gradient, channel_dim)
-                got = ops.vector_quantize_backward(*args, kernel_backend)
-                want = ops.vector_quantize_backward(*args, "reference")
+                args = (grad, loss_grad, x, codebook, indices, valid, 0.3, gradient, channel_dim)
+                got = vector_quantize_backward(*args, kernel_backend)
+                want = vector_quantize_backward(*args, "reference")
                 assert got.stride() == want.stride(), name
                 torch.testing.assert_close(got, want, **tolerance(dtype), msg=lambda m, n=name: f"{n}: {m}")
 
@@ -235,7 +236,7 @@ def test_a_backend_is_called_with_the_tensors_gpu_current(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext(device.index))
     for index, made_current in ((1, 1), (0, None)):
         tensor = SimpleNamespace(device=torch.device("cuda", index))
-        with ops._on_device_of(tensor) as current:  # type: ignore[arg-type]
+        with current_device_of(tensor) as current:  # type: ignore[arg-type]
             assert current == made_current
-    with ops._on_device_of(torch.empty(0)) as current:
+    with current_device_of(torch.empty(0)) as current:
         assert current is None

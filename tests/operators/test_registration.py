@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -10,9 +12,10 @@ from torch import Tensor
 from torch.library import opcheck
 
 import vq_kernels as vq
-from vq_kernels import ops
+from vq_kernels.backends import Operation
 
 OPS = torch.ops.vq_kernels
+OPERATORS = get_args(Operation)
 
 
 def cases(backend: str, device: torch.device) -> dict[str, list[tuple[object, ...]]]:
@@ -46,6 +49,7 @@ def cases(backend: str, device: torch.device) -> dict[str, list[tuple[object, ..
             (x, codebook, None, "l2", "exact", -1, True, False, backend),
             (x, codebook, mask, "l2", "exact", -1, False, True, backend),
             (first, codebook, None, "cosine", "exact", 1, True, True, backend),
+            (x, codebook, mask, "l2", "exact", -1, True, False, backend, "rotation_trick", 0.25, 0.5),
             (x.transpose(0, 1), codebook, None, "l2", "exact", -1, True, False, backend),
         ],
         "vector_quantize_backward": [
@@ -57,7 +61,7 @@ def cases(backend: str, device: torch.device) -> dict[str, list[tuple[object, ..
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", list(ops._OPERATORS))
+@pytest.mark.parametrize("name", OPERATORS)
 def test_opcheck(name: str, backend: str, device: torch.device) -> None:
     for args in cases(backend, device)[name]:
         opcheck(getattr(OPS, name).default, args)
@@ -201,3 +205,24 @@ def test_operators_run_from_other_threads(device: torch.device) -> None:
     with ThreadPoolExecutor(4) as pool:
         got = list(pool.map(lambda x: vq.nearest_code(x, codebook), batches))
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("name", ["layer", "function"])
+def test_exported_programs_are_saved_and_read(name: str, tmp_path: Path) -> None:
+    """Their results are named tuples, which torch.export.save refuses unless they are registered."""
+
+    class Function(torch.nn.Module):
+        def forward(self, x: torch.Tensor, codebook: torch.Tensor) -> vq.VectorQuantized:
+            return vq.vector_quantize(x, codebook)
+
+    torch.manual_seed(0)
+    x = torch.randn(4, 10, 8)
+    module, inputs = (vq.FusedVectorQuantizer(8, 16).eval(), (x,))
+    if name == "function":
+        module, inputs = Function(), (x, torch.randn(16, 8))
+    torch.export.save(torch.export.export(module, inputs), tmp_path / "program.pt2")
+    result = torch.export.load(tmp_path / "program.pt2").module()(*inputs)
+    expected = module(*inputs)
+    assert type(result) is type(expected)
+    for actual, wanted in zip(result, expected, strict=True):
+        assert torch.equal(actual, wanted)
