@@ -7,7 +7,9 @@
 //     h   = |e'|^2 / 2 + (c - s).e'          s = c if the rows are shifted too, else 0
 //
 // One warp per code, 64 codes a block. Reads K D, writes 2 K D bfloat16 (and clears 2 K D words with
-// statistics). Non-finite codes get parts 0 and h = infinity: never the smallest score.
+// statistics). Non-finite codes get parts 0 and h = infinity: never the smallest score. So do, for exact
+// results, copies of earlier codes: the lowest index wins, and a codebook with many equal codes (all zero
+// before k-means) would leave every row open.
 #include "search.cuh"
 
 namespace vq_cuda {
@@ -51,6 +53,55 @@ __device__ void clear_statistics(const PrepareArgs& a, int code, int lane) {
   }
 }
 
+// Adding 0 makes -0 equal to 0, which no score tells apart.
+__device__ unsigned value_bits(float v) {
+  return __float_as_uint(v + 0.0f);
+}
+
+__device__ unsigned mixed(unsigned hash, unsigned bits) {
+  hash = (hash ^ bits) * 0x85ebca6bu;
+  return hash ^ hash >> 15;
+}
+
+template <typename E>
+__device__ bool same_code(const PrepareArgs& a, int code, unsigned other, int lane) {
+  const E* codebook = static_cast<const E*>(a.codebook);
+  bool same = true;
+  for (int d = lane; d < a.dim; d += kWarp) {
+    same = same && value_bits(to_float(codebook[static_cast<int64_t>(code) * a.dim + d])) ==
+                       value_bits(to_float(codebook[static_cast<int64_t>(other) * a.dim + d]));
+  }
+  return __all_sync(kAllLanes, same);
+}
+
+// Enters a finite code in a table of the codes seen so far, and makes all but the first of equal codes
+// unusable: whichever of two comes later in the codebook, whichever comes here first. A code is entered after
+// its bias was written, so that who finds it there may overwrite that.
+template <typename E>
+__device__ void exclude_copies(const PrepareArgs& a, int code, unsigned hash, int lane) {
+  for (int step = kWarp / 2; step > 0; step /= 2) hash = mixed(hash, __shfl_xor_sync(kAllLanes, hash, step));
+  hash = __shfl_sync(kAllLanes, hash, 0);
+  __threadfence();
+  unsigned slot = hash, other = kEmptySlot;
+  for (;; ++slot) {
+    slot &= a.table_size - 1;
+    if (lane == 0) {
+      other = __ldcg(a.table + slot);
+      if (other == kEmptySlot) other = atomicCAS(a.table + slot, kEmptySlot, static_cast<unsigned>(code));
+    }
+    other = __shfl_sync(kAllLanes, other, 0);
+    if (other == kEmptySlot) return;
+    if (same_code<E>(a, code, other, lane)) break;
+  }
+  if (lane != 0) return;
+  __threadfence();
+  const unsigned mine = static_cast<unsigned>(code);
+  const unsigned earlier = other < mine ? other : atomicMin(a.table + slot, mine);
+  const unsigned copy = max(earlier, mine);
+  a.bias[copy] = kInfinity;
+  a.usable[copy] = 0;
+}
+
 template <typename E>
 __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_constant__ PrepareArgs a) {
   float* centre = reinterpret_cast<float*>(dynamic_shared());  // [D]
@@ -66,9 +117,9 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_c
     if (blockIdx.x == 0) a.centre[d] = c;
     centre_squares += static_cast<double>(c) * c;
   }
-  if (blockIdx.x == 0 && tid == 0 && a.ticket != nullptr) *a.ticket = 0;
-  if (blockIdx.x == 0) {
-    for (int64_t i = tid; i < a.split_ticket_count; i += kPrepareThreads) a.split_tickets[i] = 0;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kPrepareThreads + tid; i < a.counter_count;
+       i += static_cast<int64_t>(gridDim.x) * kPrepareThreads) {
+    a.counters[i] = 0;
   }
   __syncthreads();
 
@@ -78,10 +129,12 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_c
     const bool real = code < a.codes;
     double squares = 0.0, low_squares = 0.0, residual_squares = 0.0, bias = 0.0;
     bool finite = true;
+    unsigned hash = static_cast<unsigned>(lane + 1) * 0x9e3779b1u;
     for (int d = lane; d < a.padded_dim; d += kWarp) {
       const bool inside = real && d < a.dim;
       const float e = inside ? to_float(codebook[static_cast<int64_t>(code) * a.dim + d]) : 0.0f;
       finite = finite && is_finite(e);
+      hash = mixed(hash, value_bits(e));
       const double c = inside ? centre[d] : 0.0;
       const double v = e - c;
       squares += v * v;
@@ -116,7 +169,11 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_c
       }
     }
     const float h = a.cosine ? 0.0f : static_cast<float>(bias);
-    if (lane == 0) a.bias[code] = real && finite ? h : kInfinity;
+    if (lane == 0) {
+      a.bias[code] = real && finite ? h : kInfinity;
+      if (real) a.usable[code] = finite;
+    }
+    if (real && finite && a.table != nullptr) exclude_copies<E>(a, code, hash, lane);
     if (real && a.statistics.counts != nullptr) clear_statistics(a, code, lane);
   }
   top = reduce_extent<kPrepareThreads>(top, scratch);
@@ -132,6 +189,11 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_c
 
 cudaError_t launch_prepare(const PrepareArgs& a, int codebook_dtype, const VqCudaStream& stream) {
   const int64_t shared = (static_cast<int64_t>(a.dim) + 4 * kPrepareWarps) * sizeof(float);
+  if (a.table != nullptr) {
+    const cudaError_t error = cudaMemsetAsync(a.table, 0xff, static_cast<size_t>(a.table_size) * sizeof(unsigned),
+                                              static_cast<cudaStream_t>(stream.stream));
+    if (error != cudaSuccess) return error;
+  }
   return with_dtype(codebook_dtype, [&](auto type) {
     return launch(prepare_kernel<decltype(type)>, a.padded_codes / kTileCodes, kPrepareThreads, shared,
                   stream, false, a);

@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, 4) search_small_kernel(const __grid_
   const int end = min(end_code(a), a.codes);
 
   if (tid < a.dim) centre[tid] = a.centre[tid];
-  const Extent extent = reduce_extents<kThreads>(a, reinterpret_cast<float*>(scratch));
+  const Extent extent = reduce_extents<kThreads>(a.extents, a.extent_count, reinterpret_cast<float*>(scratch));
   float x[kRowsPerThread][D];
   Best best[kRowsPerThread];
 #pragma unroll
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kThreads, 4) search_small_kernel(const __grid_
     for (int d = 0; d < D; ++d) x[i][d] = 0.0f;
     if (n < a.rows) finite = Loader<X>{a}(n, centre, x[i], squares);
     rows->flag[r] = row_flag(a, n, !finite);
-    rows->error[r] = score_error(a, extent, norm_bound(a, squares), 0.0f);
+    rows->error[r] = score_error(a.factors, extent, norm_bound(a.factors, squares), 0.0f);
   }
 
   for (int start = first_code(a); start < end; start += kCodes) {
@@ -117,7 +117,7 @@ cudaError_t launch_search_small(const SearchArgs& a, const SearchPlan& plan, int
                                 const VqCudaStream& stream) {
   SearchPlan p = plan;
   p.shared_bytes = static_cast<int64_t>(kCodes) * 9 * sizeof(float) + 8 * sizeof(float) +
-                   sizeof(RowState<kBlockRows>) + finish_bytes(a.dim);
+                   sizeof(RowState<kBlockRows>) + finish_bytes();
   return with_dtype(dtype, [&](auto type) {
     using X = decltype(type);
     if (a.dim <= 2) return launch_dim<X, 2>(a, p, stream);

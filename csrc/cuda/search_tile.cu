@@ -39,7 +39,7 @@ __device__ void measure_rows(const SearchArgs& a, int64_t first_row, const Exten
     finite = __all_sync(kAllLanes, finite);
     if (lane == 0) {
       s->rows.flag[r] = row_flag(a, n, !finite);
-      s->rows.error[r] = score_error(a, extent, norm_bound(a, squares), 0.0f);
+      s->rows.error[r] = score_error(a.factors, extent, norm_bound(a.factors, squares), 0.0f);
     }
   }
 }
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads, 3) search_tile_kernel(const __grid_c
   const int tid = static_cast<int>(threadIdx.x);
   const int row0 = tid / kLanes * kThreadRows, code0 = tid % kLanes * kThreadCodes;
   const int64_t first_row = row_block(a) * kBlockRows;
-  const Extent extent = reduce_extents<kThreads>(a, reinterpret_cast<float*>(scratch));
+  const Extent extent = reduce_extents<kThreads>(a.extents, a.extent_count, reinterpret_cast<float*>(scratch));
   measure_rows<X>(a, first_row, extent, s);
 
   Best best[kThreadRows];
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, 3) search_tile_kernel(const __grid_c
 cudaError_t launch_search_tile(const SearchArgs& a, const SearchPlan& plan, int dtype,
                                const VqCudaStream& stream) {
   SearchPlan p = plan;
-  p.shared_bytes = static_cast<int64_t>(sizeof(TileShared)) + finish_bytes(a.dim);
+  p.shared_bytes = static_cast<int64_t>(sizeof(TileShared)) + finish_bytes();
   return with_dtype(dtype, [&](auto type) {
     return launch(search_tile_kernel<decltype(type)>, search_blocks(a, p), kThreads, p.shared_bytes, stream,
                   false, a);
