@@ -41,6 +41,7 @@ lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports --no-logo
 
 format: $(STAMP)
 	$(PY) -m ruff check --fix .
@@ -63,9 +64,9 @@ gpu-check gpu-bench:
 	fi; \
 	$$python setup.py --quiet build_ext --inplace; \
 	$$python -m vq_kernels.info; \
-	$$python -m benchmarks.$(subst -,_,$@)
+	$$python -m benchmarks.$(subst -,.,$@)
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
 	rm -f vq_kernels/_C*.so vq_kernels/_build_info.json
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

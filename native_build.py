@@ -1,14 +1,13 @@
-"""What ``setup.py`` builds the native module with: the switches, the search for tools, CMake and Ninja."""
+"""How ``setup.py`` builds the native module: the switches, the choice of targets, CMake and Ninja."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import re
+import shlex
 import shutil
-import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from setuptools.errors import CompileError, PlatformError
+
+from native_tools import (
+    FLAG_VARIABLES,
+    USE_SKIP,
+    Compiler,
+    Nvcc,
+    ToolFailure,
+    build_environment,
+    find_cxx,
+    find_nvcc,
+    first_line,
+    run_tool,
+    tool_path,
+    visible_gpus,
+)
 
 OLDEST_NVCC = (12, 0)
 OLDEST_GPU = (7, 5)
@@ -28,7 +42,6 @@ PORTABLE_TARGETS = (
     ("120f-real", (12, 9)),
     ("80-virtual", (12, 0)),
 )
-USE_SKIP = "Set VQ_BUILD=skip to install without the native module."
 USE_NO_CUDA = "Set VQ_CUDA=0 to build without the CUDA kernels."
 
 
@@ -38,22 +51,6 @@ class Switches(NamedTuple):
     build: str
     cuda: str
     archs: tuple[str, ...]
-
-
-class Nvcc(NamedTuple):
-    """A CUDA compiler: its path, version, and what must be added to ``LIBRARY_PATH`` for it."""
-
-    path: str
-    version: tuple[int, ...]
-    library_path: str | None
-
-
-class ToolFailure(Exception):
-    """A build tool exited with an error; the message names it, ``output`` is what it printed."""
-
-    def __init__(self, message: str, output: str) -> None:
-        super().__init__(message)
-        self.output = output
 
 
 def read_switches(environ: Mapping[str, str]) -> Switches:
@@ -74,72 +71,6 @@ def read_switches(environ: Mapping[str, str]) -> Switches:
         if not re.fullmatch(r"\d{2,3}[af]?(-real|-virtual)?", arch):
             raise PlatformError(f"VQ_CUDA_ARCHS: {arch!r} is not a target such as 80-real, 90a-real or 80")
     return Switches(build, cuda, archs)
-
-
-def run_tool(command: list[str], environ: Mapping[str, str], what: str) -> str:
-    """Run a build tool and raise :class:`ToolFailure` if it fails; errors and warnings are always shown."""
-    done = subprocess.run(command, env=dict(environ), text=True, capture_output=True, errors="replace")
-    output = done.stdout + done.stderr
-    logging.log(logging.WARNING if done.returncode or "warning:" in output else logging.INFO, "%s", output)
-    if done.returncode:
-        raise ToolFailure(f"{what} failed: `{' '.join(command)}` exited with {done.returncode}", output)
-    return output
-
-
-def first_line(command: list[str]) -> str | None:
-    """The first line that a quick query prints, or None if it cannot be run."""
-    try:
-        done = subprocess.run(command, text=True, capture_output=True, timeout=60, errors="replace")
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    lines = done.stdout.splitlines()
-    return lines[0].strip() if done.returncode == 0 and lines else None
-
-
-def find_cxx(environ: Mapping[str, str]) -> str | None:
-    """Path of the C++ compiler (GCC or Clang): ``CXX``, else the usual names; None if there is none."""
-    if environ.get("CXX"):
-        name = environ["CXX"].split()[-1]  # CXX may read "ccache g++"
-        found = shutil.which(name, path=environ.get("PATH"))
-        if found is None:
-            raise PlatformError(f"CXX={environ['CXX']!r}: no such program. {USE_SKIP}")
-        return found
-    names = ("c++", "g++", "clang++")
-    return next((p for n in names if (p := shutil.which(n, path=environ.get("PATH")))), None)
-
-
-def find_nvcc(environ: Mapping[str, str], site_packages: str) -> Nvcc | None:
-    """The CUDA compiler: ``CUDACXX``, ``CUDA_HOME``, PATH, /usr/local/cuda, then the pip toolkit."""
-    candidates: list[str | None] = [environ.get("CUDACXX")]
-    homes = [environ.get("CUDA_HOME"), environ.get("CUDA_PATH")]
-    candidates += [str(Path(home, "bin", "nvcc")) for home in homes if home]
-    candidates += [shutil.which("nvcc", path=environ.get("PATH")), "/usr/local/cuda/bin/nvcc"]
-    toolkits = sorted(Path(site_packages, "nvidia").glob("cu[0-9]*"), reverse=True)
-    candidates += [str(toolkit / "bin" / "nvcc") for toolkit in toolkits]
-    for path in candidates:
-        if not path or not os.access(path, os.X_OK):
-            continue
-        try:
-            text = subprocess.run([path, "--version"], text=True, capture_output=True, timeout=60).stdout
-        except (OSError, subprocess.TimeoutExpired):
-            continue
-        if match := re.search(r"release [\d.]+, V([\d.]+)", text):
-            # The pip toolkit keeps its libraries in lib, where its own nvcc does not look.
-            library = Path(path).parents[1] / "lib"
-            in_pip = Path(site_packages) in Path(path).parents
-            version = tuple(int(n) for n in match.group(1).split("."))
-            return Nvcc(path, version, str(library) if in_pip else None)
-    return None
-
-
-def visible_gpus() -> list[tuple[int, int]]:
-    """Compute capabilities of the GPUs that ``nvidia-smi`` reports, without repeats."""
-    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    try:
-        text = subprocess.run(command, text=True, capture_output=True, timeout=60).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return sorted({(int(m[1]), int(m[2])) for m in re.finditer(r"^(\d+)\.(\d+)\s*$", text, re.M)})
 
 
 def cuda_targets(nvcc: tuple[int, ...], gpus: list[tuple[int, int]]) -> tuple[str, ...]:
@@ -172,18 +103,6 @@ def plan_cuda(
     return (), reason
 
 
-def tool_path(module: str, attribute: str) -> str:
-    """Path of cmake or ninja: the pip package that the build requires, else PATH."""
-    name = module + (".exe" if os.name == "nt" else "")
-    with contextlib.suppress(ImportError):
-        candidate = Path(getattr(__import__(module), attribute), name)
-        if candidate.exists():
-            return str(candidate)
-    if found := shutil.which(module):
-        return found
-    raise PlatformError(f"{module} is needed to build: pip install {module}. {USE_SKIP}")
-
-
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """One build at a time in a folder: two at once would write the same objects."""
@@ -213,26 +132,36 @@ def prepare_folder(folder: Path, key: dict[str, Any]) -> None:
 
 
 def cmake_build(
-    source: Path, cxx: str, nvcc: Nvcc | None, archs: tuple[str, ...], environ: Mapping[str, str]
+    source: Path, cxx: Compiler, nvcc: Nvcc | None, archs: tuple[str, ...], environ: Mapping[str, str]
 ) -> Path:
     """Configure and build in the persistent folder, with CUDA if ``archs``; returns the folder.
+
+    ``environ`` comes from :func:`build_environment`.
 
     Raises :class:`ToolFailure`; its message begins with ``C++`` or ``nvcc``, whichever failed.
     """
     import pybind11
 
-    env = dict(environ)
+    env = {name: value for name, value in environ.items() if name != "CXX"}  # given as an option
+    env["CXXFLAGS"] = " ".join(filter(None, [shlex.join(cxx.flags), env.get("CXXFLAGS")]))
     cuda = nvcc is not None and bool(archs)
     tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
     folder = source / "build" / f"cmake-{tag}-{'cuda' if cuda else 'cpu'}"
-    key = {"source": str(source), "cxx": cxx, "python": sysconfig.get_config_var("EXT_SUFFIX")}
+    # CMake keeps the flags of its first configuration: others need a folder that is made anew.
+    key: dict[str, Any] = {
+        "source": str(source),
+        "cxx": cxx,
+        "flags": {name: env.get(name, "") for name in FLAG_VARIABLES},
+        "python": sysconfig.get_config_var("EXT_SUFFIX"),
+    }
     # The interpreter, pybind11, cmake and ninja of an isolated build lie in a new folder each time:
     # they are given at every configure and are no part of the key.
     cmake = tool_path("cmake", "CMAKE_BIN_DIR")
     options = {
         "CMAKE_BUILD_TYPE": "Release",
         "CMAKE_MAKE_PROGRAM": tool_path("ninja", "BIN_DIR"),
-        "CMAKE_CXX_COMPILER": cxx,
+        "CMAKE_CXX_COMPILER": cxx.path,
+        "CMAKE_CXX_COMPILER_LAUNCHER": ";".join(cxx.launcher),
         "Python_EXECUTABLE": sys.executable,
         "pybind11_DIR": pybind11.get_cmake_dir(),
         "VQ_WITH_CUDA": "ON" if cuda else "OFF",
@@ -246,13 +175,15 @@ def cmake_build(
     configure = [cmake, "-S", str(source), "-B", str(folder), "-G", "Ninja"]
     configure += [f"-D{name}={value}" for name, value in options.items()]
     tool = (
-        f"nvcc or C++ configuration ({nvcc.path}, {cxx})" if nvcc and cuda else f"C++ configuration ({cxx})"
+        f"nvcc or C++ configuration ({nvcc.path}, {cxx.path})"
+        if nvcc and cuda
+        else f"C++ configuration ({cxx.path})"
     )
     run_tool(configure, env, tool)
-    run_tool([cmake, "--build", str(folder), "--target", "vq_cpu"], env, f"C++ compilation ({cxx})")
+    run_tool([cmake, "--build", str(folder), "--target", "vq_cpu"], env, f"C++ compilation ({cxx.path})")
     if nvcc is not None and cuda:
         run_tool([cmake, "--build", str(folder), "--target", "vq_cuda"], env, f"nvcc ({nvcc.path})")
-    run_tool([cmake, "--build", str(folder)], env, f"C++ compilation or linking ({cxx})")
+    run_tool([cmake, "--build", str(folder)], env, f"C++ compilation or linking ({cxx.path})")
     return folder
 
 
@@ -272,6 +203,7 @@ def build_native(
         if switches.build == "require" or switches.cuda == "1":
             raise PlatformError(f"The native module was asked for, but {native['reason']}. {USE_SKIP}")
         return None, info
+    environ, info["environment"], info["ignored_flags"] = build_environment(environ)
     nvcc = None if switches.cuda == "0" else find_nvcc(environ, sysconfig.get_paths()["purelib"])
     gpus = visible_gpus()
     archs, cuda["reason"] = plan_cuda(switches, nvcc, gpus)
@@ -287,7 +219,7 @@ def build_native(
             folder = cmake_build(source, cxx, None, (), environ)
         except ToolFailure as second:
             raise CompileError(f"{second}. {USE_SKIP}") from second
-    native |= {"built": True, "compiler": first_line([cxx, "--version"]), "path": cxx}
+    native |= {"built": True, "compiler": first_line([cxx.path, "--version"]), "path": cxx.path}
     native |= json.loads((folder / "vq_features.json").read_text())
     cuda_flags = native.pop("cuda_flags")
     if nvcc is not None and archs:

@@ -31,7 +31,8 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # a build frontend does not put the project's folder on the path
 
-from native_build import build_native, first_line, locked, read_switches  # noqa: E402
+from native_build import build_native, locked, read_switches  # noqa: E402
+from native_tools import first_line  # noqa: E402
 
 
 def git_commit(source: Path) -> str | None:

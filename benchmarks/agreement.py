@@ -61,9 +61,9 @@ def check_indices(
         shapes = f"{tuple(ours.shape)} and {tuple(theirs.shape)}"
         raise Disagreement(f"indices of shapes {shapes} for {len(x)} rows")
     ours, theirs = ours.long(), theirs.long()
-    for who, indices in (("ours", ours), ("theirs", theirs)):
+    for side, indices in (("ours", ours), ("theirs", theirs)):
         if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= len(codebook)):
-            raise Disagreement(f"{who} has an index outside 0..{len(codebook) - 1}")
+            raise Disagreement(f"{side} has an index outside 0..{len(codebook) - 1}")
     rows = (ours != theirs).nonzero().squeeze(1)
     for part in rows.split(_ROWS_AT_ONCE):
         mine = squared_distances(x[part], codebook, ours[part])

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from . import machine
-from .compare import LAYER_PEER, Options, compare_layer, compare_search
+from .compare import LAYER_PEER, Comparison, Options, compare_layer, compare_search
 from .measure import Budget, Deadline
 from .memory import Probe, measure_probes, sweep, sweep_lines
 from .report import Row, mark_best, table
@@ -50,21 +50,26 @@ def collect_rows(
     only: str, backend: str | None, isa: str, leave_out: Callable[[str], str | None]
 ) -> list[Row]:
     """Every row whose title contains ``only``; says on stderr what is being measured."""
-    rows: list[Row] = []
+    comparisons: list[Comparison] = []
     for name, case in WORK:
         if only not in f"{name} {case.shape}":
             continue
         print(f"measuring {name} {case.shape}", file=sys.stderr, flush=True)
         options = Options("cpu", backend, BUDGET, targets=targets(name, case, isa), leave_out=leave_out)
-        rows += compare_search(case, options) if name == "search" else compare_layer(case, name, options)
+        search = name == "search"
+        comparisons.append(compare_search(case, options) if search else compare_layer(case, name, options))
+    print("measuring what compiles", file=sys.stderr, flush=True)
+    for comparison in comparisons:
+        comparison.finish()
+    rows = [row for comparison in comparisons for row in comparison.rows]
     mark_best(rows)
     return rows
 
 
 def add_memory(rows: list[Row], backend: str | None) -> None:
     """Peak memory of every measured row whose contender has a process of its own to run in."""
-    measured = [r for r in rows if r.spread is not None and "1 thread" not in r.who]
-    probes = [Probe(r.work, r.who, r.case.n, r.case.d, r.case.k, backend=backend) for r in measured]
+    measured = [r for r in rows if r.spread is not None and "1 thread" not in r.contender]
+    probes = [Probe(r.work, r.contender, r.case.n, r.case.d, r.case.k, backend=backend) for r in measured]
     for row, peak in zip(measured, measure_probes(probes) if probes else (), strict=True):
         row.peak = peak
 
@@ -97,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     description = machine.describe("cpu")
     cpu = description["machine"]["cpu"]
     print(f"{cpu['model']}, {description['threads']} threads, torch {description['versions']['torch']}")
-    busy = machine.busy_note(description)
+    busy = machine.load_warning(description)
     if busy:
         print(busy)
     roofs = measure_roofs("cpu")
@@ -107,10 +112,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     deadline = Deadline(SECONDS)
 
-    def leave_out(who: str) -> str | None:
-        if options.no_compile and "compiled" in who:
+    def leave_out(contender: str) -> str | None:
+        if options.no_compile and "compiled" in contender:
             return "left out by --no-compile"
-        return deadline.leave_out(who)
+        return deadline.leave_out(contender)
 
     isa = cpu["kernels"]["used"] if isinstance(cpu["kernels"], dict) else "none"
     rows = collect_rows(options.only, options.backend, isa, leave_out)

@@ -12,7 +12,16 @@ from torch import nn
 from . import layers
 from .agreement import BFLOAT16, TF32, Disagreement, check_against_float64, check_indices
 from .launches import captured, count_launches
-from .measure import DEFAULT_BUDGET, Budget, Call, Timer, measure_alone, measure_pairs, timer_for
+from .measure import (
+    DEFAULT_BUDGET,
+    Budget,
+    Call,
+    Timer,
+    measure_alone,
+    measure_pairs,
+    starts_slowly,
+    timer_for,
+)
 from .memory import peak_beyond_outputs
 from .peers import Peer, Search, our_search, search_peers
 from .report import Row
@@ -23,7 +32,7 @@ LAYER_PEER = "vector-quantize-pytorch"
 PRECISION_UNITS = {"exact": 0.0, "high": 2.0**-17, "fast": max(BFLOAT16, TF32)}
 
 
-def measure_everything(who: str) -> str | None:
+def measure_everything(contender: str) -> str | None:
     """Leave nothing out."""
     return None
 
@@ -45,35 +54,62 @@ class Options:
         return timer_for(self.device)
 
 
-class Comparison:
-    """Rows of one piece of work; the first is ours, and all others are timed in pairs with it."""
+Prepare = Callable[[], tuple[Call, int]]
 
-    def __init__(self, work: str, case: Case, who: str, ours: Call, options: Options) -> None:
+
+class Comparison:
+    """Rows of one piece of work; the first is ours, and all others are timed in pairs with it.
+
+    Contenders that compile for long wait until :meth:`finish`, so that a run that is out of time has
+    measured everything else of all its work.
+    """
+
+    def __init__(self, work: str, case: Case, contender: str, ours: Call, options: Options) -> None:
         self._ours, self._options = ours, options
+        self._waiting: list[tuple[Row, Prepare]] = []
         spread = measure_alone(ours, timer=options.timer, budget=options.budget)
-        self.rows = [Row(work, case, who, spread=spread, peak=self._peak(ours))]
+        self.rows = [Row(work, case, contender, spread=spread, peak=self._peak(ours))]
 
     def _peak(self, call: Call) -> int | None:
         """On a GPU the allocator tells the peak in passing; on the CPU it takes a process of its own."""
         return peak_beyond_outputs(call, "cuda") if self._options.device == "cuda" else None
 
-    def add(self, who: str, prepare: Callable[[], tuple[Call, int]], reason: str | None = None) -> None:
-        """Time a contender, or record why not.
+    def add(self, contender: str, prepare: Prepare, reason: str | None = None) -> None:
+        """Time a contender, now or in ``finish()``, or record why not.
 
         ``prepare`` returns the call and the number of rows in which it differs, after checking that
         these are ties. For a peer, failing or disagreeing is a reason; for ours it raises. Running out
         of memory is a reason for both.
         """
-        first, options = self.rows[0], self._options
-        row = Row(first.work, first.case, who, target=options.targets.get(who))
+        first = self.rows[0]
+        row = Row(first.work, first.case, contender, target=self._options.targets.get(contender))
+        row.reason = reason
         self.rows.append(row)
-        row.reason = reason or options.leave_out(who)
+        if reason is not None:
+            return
+        if starts_slowly(contender):
+            row.reason = "not begun: it compiles, and waits for all others"
+            self._waiting.append((row, prepare))
+        else:
+            self._measure(row, prepare)
+
+    def finish(self) -> None:
+        """Measure the contenders that were put off."""
+        for row, prepare in self._waiting:
+            self._measure(row, prepare)
+        if self._waiting:
+            torch.compiler.reset()
+        self._waiting.clear()
+
+    def _measure(self, row: Row, prepare: Prepare) -> None:
+        first, options = self.rows[0], self._options
+        row.reason = options.leave_out(row.contender)
         if row.reason is not None:
             return
         try:
             call, row.differing_rows = prepare()
             pairs = measure_pairs(self._ours, call, timer=options.timer, budget=options.budget)
-            row.peak = None if "graph" in who else self._peak(call)  # a graph keeps its memory
+            row.peak = None if "graph" in row.contender else self._peak(call)  # a graph keeps its memory
         except torch.OutOfMemoryError as error:
             row.reason = f"out of memory: {error}".splitlines()[0]
             torch.cuda.empty_cache()
@@ -103,7 +139,7 @@ def one_thread(call: Call) -> Call:
     return run
 
 
-def compare_search(case: Case, options: Options, first: str = "exact") -> list[Row]:
+def compare_search(case: Case, options: Options, first: str = "exact") -> Comparison:
     """Our search at precision ``first``, then its other precisions and backends, and every peer.
 
     Raises:
@@ -141,11 +177,10 @@ def compare_search(case: Case, options: Options, first: str = "exact") -> list[R
         comparison.add(f"vq_kernels {first}, 1 thread", lambda: (one_thread(call), differing))
     for peer in search_peers(options.device, case.dtype):
         comparison.add(peer.name, partial(of_peer, peer), peer.reason)
-    torch.compiler.reset()
-    return comparison.rows
+    return comparison
 
 
-def compare_layer(case: Case, work: str, options: Options) -> list[Row]:
+def compare_layer(case: Case, work: str, options: Options) -> Comparison:
     """Our layer against vector-quantize-pytorch's, each eager and compiled, all from one state.
 
     ``work`` is ``"forward"`` (inference) or ``"step"`` (forward, backward and EMA update).
@@ -185,5 +220,4 @@ def compare_layer(case: Case, work: str, options: Options) -> list[Row]:
     reason = layers.peer_reason()
     comparison.add(LAYER_PEER, lambda: their_call(compiled=False), reason)
     comparison.add(f"{LAYER_PEER} compiled", lambda: their_call(compiled=True), reason)
-    torch.compiler.reset()
-    return comparison.rows
+    return comparison

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import machine
+from . import machine
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -76,7 +76,7 @@ def describe(device: str = "cpu") -> dict[str, Any]:
     }
 
 
-def busy_note(description: dict[str, Any]) -> str | None:
+def load_warning(description: dict[str, Any]) -> str | None:
     """A sentence if other programs are running here, so that figures are provisional; else None.
 
     ``load`` in a description is the mean number of running threads of the minute before.
@@ -113,3 +113,11 @@ def write_results(results: dict[str, Any], *, suffix: str = "") -> Path:
     path = RESULTS / f"{results['machine']['name']}-{results['date'][:10]}{suffix}.json"
     path.write_text(json.dumps(results, indent=1) + "\n")
     return path
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON in one step: a run that is stopped while writing leaves the file as it was before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)

@@ -119,10 +119,19 @@ class Budget:
 DEFAULT_BUDGET = Budget()
 
 
+SLOW_START_S = 30.0  # what compiling a contender may take
+
+
+def starts_slowly(contender: str) -> bool:
+    """Whether a contender compiles for long before its first call."""
+    return "compiled" in contender or "cute" in contender
+
+
 class Deadline:
     """What a run may still begin, so that it ends in the time it was given.
 
-    The last 15% of the time are for ours alone, and what compiles for long may begin in the first 60%.
+    The last 15% of the time are for ours alone; what compiles for long may begin in the first 60%, and
+    where at least 30 s are left.
     """
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -139,11 +148,11 @@ class Deadline:
         """Seconds left."""
         return self._start + self.seconds - self._clock()
 
-    def leave_out(self, who: str) -> str | None:
+    def leave_out(self, contender: str) -> str | None:
         """The reason not to begin with a contender, or None."""
-        slow_to_start = "compiled" in who or "cute" in who
-        limit = 0.6 if slow_to_start else 1.0 if who.startswith("vq_kernels") else 0.85
-        return None if self.used < limit else self.spent
+        if starts_slowly(contender):
+            return None if self.used < 0.6 and self.left >= SLOW_START_S else self.spent
+        return None if self.used < (1.0 if contender.startswith("vq_kernels") else 0.85) else self.spent
 
 
 # Before a sample of a short call, one untimed call brings its own data and threads back: the other

@@ -74,10 +74,10 @@ def peak_beyond_outputs(call: Callable[[], object], device: str = "cpu") -> int:
 
 @dataclass(frozen=True)
 class Probe:
-    """A call to measure: ``work`` is "search", "forward" or "step", ``who`` a contender of the table."""
+    """A call to measure: ``work`` is "search", "forward" or "step", ``contender`` as in the table."""
 
     work: str
-    who: str
+    contender: str
     n: int
     d: int
     k: int
@@ -91,11 +91,11 @@ class Probe:
             return self._search(*make_inputs(case, self.device))
         from . import layers
 
-        if self.who.startswith("vq_kernels"):
+        if self.contender.startswith("vq_kernels"):
             layer = layers.our_layer(case, self.device, self.backend)
         else:
             layer = layers.their_layer(case, self.device)
-        if "compiled" in self.who:
+        if "compiled" in self.contender:
             layer.compile(dynamic=False)
         x = make_inputs(case, self.device)[0][None]
         if self.work == "forward":
@@ -105,17 +105,17 @@ class Probe:
     def _search(self, x: Tensor, codebook: Tensor) -> Callable[[], object]:
         from .peers import our_search, search_peers
 
-        if self.who.startswith("vq_kernels"):
-            precision = self.who.rpartition(" ")[2]
+        if self.contender.startswith("vq_kernels"):
+            precision = self.contender.rpartition(" ")[2]
             return our_search(x, codebook, precision=precision, backend=self.backend)
-        (peer,) = [p for p in search_peers(self.device) if p.name == self.who]
+        (peer,) = [p for p in search_peers(self.device) if p.name == self.contender]
         return peer.prepare(x, codebook)
 
 
 def _run_probes(probes: Iterable[Probe]) -> None:
     """In the child: one line of JSON per probe, bytes or the reason."""
     for probe in probes:
-        compiled = "compiled" in probe.who
+        compiled = "compiled" in probe.contender
         warm_up = probe if compiled else replace(probe, n=256, k=64)
         call = warm_up.make_call()
         call()  # libraries loaded, thread pools started; the compiler's own memory is not the call's

@@ -18,7 +18,7 @@ class Row:
 
     work: str  # "search", "forward" or "step"
     case: Case
-    who: str
+    contender: str
     spread: Spread | None = None  # seconds per call
     ratio: Spread | None = None  # its time over that of our exact search or our layer
     pairs: int = 0
@@ -32,7 +32,7 @@ class Row:
 
     @property
     def is_ours(self) -> bool:
-        return self.who.startswith("vq_kernels")
+        return self.contender.startswith("vq_kernels")
 
     def add_shares(self, roofs: Roofs, units: Iterable[str]) -> None:
         """Share of the lowest roof, were the arithmetic done in each of ``units``."""
@@ -50,7 +50,7 @@ class Row:
             "k": case.k,
             "data": case.data,
             "dtype": str(case.dtype).removeprefix("torch."),
-            "contender": self.who,
+            "contender": self.contender,
             "milliseconds": _json_spread(self.spread, 1e3),
             "time_over_ours": _json_spread(self.ratio, 1.0),
             "pairs": self.pairs,
@@ -105,7 +105,7 @@ def table(rows: list[Row]) -> str:
 
 
 def _line(row: Row) -> str:
-    head = f"{'* ' if row.best else '  '}{row.who:<34}"
+    head = f"{'* ' if row.best else '  '}{row.contender:<34}"
     if row.spread is None:
         return f"{head}  not measured: {row.reason}"
     ratio = "" if row.ratio is None else "{:.2f}x [{:.2f} {:.2f}]".format(*row.ratio)

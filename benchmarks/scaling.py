@@ -68,37 +68,37 @@ def measure(
         for case in cases:
             x, codebook = make_inputs(case, device)
             exact = our_search(x, codebook)()
-            for who in contenders(device):
-                if who in ended or time.monotonic() - start > seconds / 3:
+            for contender in contenders(device):
+                if contender in ended or time.monotonic() - start > seconds / 3:
                     continue
-                if not who.startswith("vq_kernels") and peers[who].reason is not None:
+                if not contender.startswith("vq_kernels") and peers[contender].reason is not None:
                     continue
                 point: dict[str, Any] = {
                     "axis": axis,
                     "n": case.n,
                     "d": case.d,
                     "k": case.k,
-                    "contender": who,
+                    "contender": contender,
                 }
                 points.append(point)
                 try:
-                    seconds_taken = _time_point(who, peers.get(who), x, codebook, exact, timer)
+                    seconds_taken = _time_point(contender, peers.get(contender), x, codebook, exact, timer)
                 except torch.OutOfMemoryError as error:
                     point |= {"milliseconds": None, "reason": f"{error}".splitlines()[0]}
-                    ended.add(who)
+                    ended.add(contender)
                     continue
                 point["milliseconds"] = 1e3 * seconds_taken
                 if seconds_taken > _LONGEST_CALL_S:
-                    ended.add(who)
+                    ended.add(contender)
     return points
 
 
 def _time_point(
-    who: str, peer: Peer | None, x: Tensor, codebook: Tensor, exact: Tensor, timer: Timer
+    contender: str, peer: Peer | None, x: Tensor, codebook: Tensor, exact: Tensor, timer: Timer
 ) -> float:
     """Median seconds of a search whose result was compared first."""
     if peer is None:
-        search, units = our_search(x, codebook, backend=who.split()[1]), (0.0, 0.0)
+        search, units = our_search(x, codebook, backend=contender.split()[1]), (0.0, 0.0)
     else:
         search, units = peer.prepare(x, codebook), (peer.input_unit, peer.output_unit)
     check_indices(x, codebook, exact, search(), input_unit=units[0], output_unit=units[1])

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import layers
-from benchmarks.compare import LAYER_PEER
-from benchmarks.pytest_timing import time_call
-from benchmarks.work import Case, make_inputs
+from . import layers
+from .compare import LAYER_PEER
+from .pytest_timing import time_call
+from .work import Case, make_inputs
 
 PARAMETERS = [
     pytest.param(Case(16384, 64, 512), id="N=16384-D=64-K=512"),
@@ -22,8 +22,8 @@ TITLES = {"forward": "layer forward", "step": "layer forward+backward+EMA"}
 @pytest.mark.parametrize("case", PARAMETERS)
 @pytest.mark.parametrize("work", TITLES)
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-@pytest.mark.parametrize("who", ["vq_kernels", LAYER_PEER])
-def test_layer(benchmark: Any, case: Case, work: str, compiled: bool, who: str, device: str) -> None:
+@pytest.mark.parametrize("contender", ["vq_kernels", LAYER_PEER])
+def test_layer(benchmark: Any, case: Case, work: str, compiled: bool, contender: str, device: str) -> None:
     reason = layers.peer_reason()
     if reason is not None:
         pytest.skip(reason)
@@ -31,7 +31,7 @@ def test_layer(benchmark: Any, case: Case, work: str, compiled: bool, who: str, 
     x = make_inputs(case, device)[0][None]
     ours, theirs = layers.our_layer(case, device), layers.their_layer(case, device)
     benchmark.extra_info["differing_rows"] = layers.check_layers(ours, theirs, x, train=train)
-    layer = ours if who == "vq_kernels" else theirs
+    layer = ours if contender == "vq_kernels" else theirs
     if compiled:
         layer.compile(dynamic=False)
     make = layers.training_step if train else layers.forward_only

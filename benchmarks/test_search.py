@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.agreement import check_against_float64, check_indices
-from benchmarks.compare import PRECISION_UNITS
-from benchmarks.peers import our_search, search_peers
-from benchmarks.pytest_timing import time_call
-from benchmarks.work import Case, make_inputs
+from .agreement import check_against_float64, check_indices
+from .compare import PRECISION_UNITS
+from .peers import our_search, search_peers
+from .pytest_timing import time_call
+from .work import Case, make_inputs
 
 CASES = [
     Case(16384, 8, 128),

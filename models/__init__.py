@@ -1,8 +1,7 @@
 """VAE, VQ-VAE, VQ-VAE-2, their priors, and everything from data to samples.
 
 ``import models`` loads nothing heavy: each name below is imported when it is first used. The command
-line is ``python -m models --help``. :func:`models.encode.encode` and :func:`models.evaluate.evaluate` are
-not among them, as a name of this package cannot be a function and a module.
+line is ``python -m models --help``.
 """
 
 from __future__ import annotations
@@ -11,34 +10,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from models.autoencoders.likelihoods import make_likelihood
+    from models.autoencoders.vae import VAE
+    from models.autoencoders.vqvae import VQVAE
+    from models.autoencoders.vqvae2 import VQVAE2
+    from models.codes.encode import encode
+    from models.codes.sample import decode, sample_codes
     from models.data import DataConfig, ImageData, ImageSplit, load_data
-    from models.likelihoods import make_likelihood
-    from models.pretrained import load_pretrained
+    from models.evaluation.evaluate import evaluate
     from models.priors import PixelCNN, PixelSNAIL, TransformerPrior
-    from models.sample import decode, sample_codes
+    from models.runs.open import load_pretrained
     from models.training.autoencoder import train
     from models.training.prior import train_prior
-    from models.vae import VAE
-    from models.vqvae import VQVAE
-    from models.vqvae2 import VQVAE2
 
+# The module that each public name comes from.
 _HOME = {
-    "VAE": "models.vae",
-    "VQVAE": "models.vqvae",
-    "VQVAE2": "models.vqvae2",
+    "VAE": "models.autoencoders.vae",
+    "VQVAE": "models.autoencoders.vqvae",
+    "VQVAE2": "models.autoencoders.vqvae2",
     "PixelCNN": "models.priors",
     "PixelSNAIL": "models.priors",
     "TransformerPrior": "models.priors",
-    "load_pretrained": "models.pretrained",
-    "make_likelihood": "models.likelihoods",
+    "load_pretrained": "models.runs.open",
+    "make_likelihood": "models.autoencoders.likelihoods",
     "DataConfig": "models.data",
     "ImageData": "models.data",
     "ImageSplit": "models.data",
     "load_data": "models.data",
     "train": "models.training.autoencoder",
     "train_prior": "models.training.prior",
-    "sample_codes": "models.sample",
-    "decode": "models.sample",
+    "encode": "models.codes.encode",
+    "evaluate": "models.evaluation.evaluate",
+    "sample_codes": "models.codes.sample",
+    "decode": "models.codes.sample",
 }
 
 __all__ = [
@@ -52,6 +56,8 @@ __all__ = [
     "PixelSNAIL",
     "TransformerPrior",
     "decode",
+    "encode",
+    "evaluate",
     "load_data",
     "load_pretrained",
     "make_likelihood",

@@ -8,25 +8,25 @@ digits judges whether the samples show the digit that was asked for.
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from models.config import PriorConfig, TrainConfig
+from models.codes.encode import encode
+from models.codes.sample import decode, sample_codes
+from models.codes.store import CodeStore
 from models.data import ImageData, load_data, to_float
-from models.data.codes import CodeStore
-from models.encode import encode
-from models.evaluate import evaluate
-from models.judge import Judge
-from models.pictures import grid, save_image, side_by_side
-from models.sample import decode, sample_codes
+from models.evaluation.evaluate import evaluate
+from models.evaluation.judge import Judge
+from models.evaluation.pictures import grid, save_image, side_by_side
+from models.runs.config import PriorConfig, TrainConfig
+from models.runs.layout import RunLayout
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from models.autoencoders.vqvae import VQVAE
     from models.priors.base import AutoregressivePrior
-    from models.vqvae import VQVAE
 
 SAMPLES_PER_CLASS = 50
 TEMPERATURE = 0.8  # below 1: fewer unlikely codes, clearer digits
@@ -39,18 +39,18 @@ def main() -> None:
     data = load_data(config)
     print(f"{len(data.train)} digits to train on, {len(data.test)} held out\n\n1. VQ-VAE", flush=True)
     model = train_vqvae(config, data)
-    folder = config.folder
+    layout = config.layout
     held_out = to_float(data.test.batch(range(48)))
     codes = model.encode(held_out)
-    picture = save_image(side_by_side(held_out, decode(model, codes)), folder / "reconstructions.png")
+    picture = save_image(side_by_side(held_out, decode(model, codes)), layout.folder / "reconstructions.png")
 
     print("\n2. Transformer prior over its codes, conditional on the class", flush=True)
-    store, priors = train_code_prior(model, data, folder)
+    store, priors = train_code_prior(model, data, layout)
     figures = evaluate(model, data, priors=priors)
 
     samples, labels = sample_digits(model, store, priors, len(data.class_names))
     first = samples.unflatten(0, (-1, SAMPLES_PER_CLASS))[:, :16].flatten(0, 1)
-    sheet = save_image(grid(first, 16), folder / "samples.png")
+    sheet = save_image(grid(first, 16), layout.folder / "samples.png")
     judge = Judge(data.train)
     agreement, accuracy = judge.agreement(samples, labels), judge.accuracy(data.test)
 
@@ -68,28 +68,30 @@ def main() -> None:
         f"\nOf {len(labels)} samples a classifier (accuracy on held-out digits {accuracy:.1%}) takes "
         f"{agreement:.1%} for the class asked for.\n\n"
         f"originals beside reconstructions  {picture}\n"
-        f"curves                            {folder / 'curves.png'}\n"
+        f"curves                            {layout.curves}\n"
         f"samples, one class a row          {sheet}\n\n"
         f"{time.perf_counter() - start:.0f} s in all"
     )
 
 
 def train_vqvae(config: TrainConfig, data: ImageData) -> VQVAE:
+    """The demo's VQ-VAE, trained anew."""
+    from models.autoencoders.vqvae import VQVAE
     from models.training.autoencoder import train
-    from models.vqvae import VQVAE
 
     model = train(config, data, overwrite=True)
     if not isinstance(model, VQVAE):
-        raise TypeError(f"the demo's configuration must train a VQVAE, got {type(model).__name__}")
+        raise TypeError(f"model is a {type(model).__name__}; accepted: a VQVAE, as the demo's settings say")
     return model
 
 
 def train_code_prior(
-    model: VQVAE, data: ImageData, folder: Path
+    model: VQVAE, data: ImageData, layout: RunLayout
 ) -> tuple[CodeStore, list[AutoregressivePrior]]:
+    """The codes of ``data`` and the priors over them, trained anew."""
     from models.training.prior import train_prior
 
-    store = encode(model, data, folder / "codes", source=str(folder / "model"))
+    store = encode(model, data, layout.codes, source=str(layout.model))
     return store, train_prior(PriorConfig.load("demo-prior"), store, overwrite=True)
 
 

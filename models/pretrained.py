@@ -7,29 +7,39 @@ to build the model again. Nothing is pickled.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
 
 from torch import Tensor, nn
 
-from models.device import find_device
 from models.files import read_object
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+Model = TypeVar("Model", bound="Pretrained")
 LATER_KEYS = ("likelihood.calibrated",)  # not in older files; the module that owns one infers it
 
 
-def constructor_arguments(local_names: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of an ``__init__``, given ``locals()`` as its first statement; tuples become lists."""
-    arguments = {key: value for key, value in local_names.items() if key not in ("self", "__class__")}
+def constructor_arguments(local_names: Mapping[str, Any], leave_out: str = "") -> dict[str, Any]:
+    """The arguments of an ``__init__``, given ``locals()`` as its first statement; tuples become lists.
+
+    leave_out: an argument that is not written as it is, such as ``**settings``.
+    """
+    arguments = {
+        name: value for name, value in local_names.items() if name not in ("self", "__class__", leave_out)
+    }
     return cast(dict[str, Any], json.loads(json.dumps(arguments)))
 
 
 class Pretrained(nn.Module):
-    """Base of every model: ``config`` holds the constructor's arguments, the rest is in the weights."""
+    """Base of every model: ``config`` holds the constructor's arguments, the rest is in the weights.
+
+    For example, ``VQVAE(1, hidden=8).save_pretrained("folder")`` writes the class and every argument, and
+    ``VQVAE.from_pretrained("folder")`` gives an equal model.
+    """
 
     config: dict[str, Any]
 
@@ -53,53 +63,48 @@ class Pretrained(nn.Module):
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, device: str = "cpu") -> Self:
-        """Build the model saved in ``directory``, in eval mode.
+        """The model that :meth:`save_pretrained` wrote into ``directory``, in eval mode.
 
-        Raises FileNotFoundError for a missing file and ValueError if another class was saved there or if
-        a weight is missing, unknown or of another shape; the message names the key and both shapes.
+        Its class is this one or an imported subclass of it. device: as torch names it. Raises
+        FileNotFoundError for a missing file, and ValueError if another class was saved there or if a weight
+        is missing, unknown or of another shape; the message names the key and both shapes.
         """
-        model = load_pretrained(directory, device)
-        if not isinstance(model, cls):
-            raise ValueError(f"{directory} holds a {type(model).__name__}, not a {cls.__name__}")
-        return model
+        config, weights = (Path(directory) / name for name in (CONFIG_FILE, WEIGHTS_FILE))
+        for file in (config, weights):
+            if not file.is_file():
+                raise FileNotFoundError(
+                    f"{file} does not exist; give a folder written by save_pretrained, for example "
+                    f"runs/NAME/model"
+                )
+        model = cls._from_config(config)
+        load_weights(model, _read_weights(weights), str(weights))
+        return model.to(device).eval()
 
-
-def load_pretrained(directory: str | Path, device: str = "cpu") -> Pretrained:
-    """Build whichever model :meth:`Pretrained.save_pretrained` wrote into ``directory``, in eval mode.
-
-    device: as torch names it, or ``auto``. FileNotFoundError or ValueError where there is no such model,
-    or no such device.
-    """
-    device = find_device(device)
-    folder = Path(directory)
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder / name} does not exist; give a folder written by save_pretrained, "
-                f"for example runs/NAME/model"
+    @classmethod
+    def _from_config(cls, file: Path) -> Self:
+        """An untrained model of this class or a subclass from its ``config.json``; ValueError naming it."""
+        remedy = "save the model again (save_pretrained)"
+        description = read_object(file, remedy)
+        name, arguments = description.get("class"), description.get("arguments")
+        classes = {kind.__name__: kind for kind in _with_subclasses(cls)}
+        if not isinstance(name, str) or name not in classes:
+            raise ValueError(f"{file}: class is {name!r}; accepted: {', '.join(sorted(classes))}; {remedy}")
+        if not isinstance(arguments, dict):
+            raise ValueError(
+                f"{file}: arguments is {arguments!r}; accepted: those of {name} by name; {remedy}"
             )
-    model = _build(folder / CONFIG_FILE)
-    load_weights(model, _read(folder / WEIGHTS_FILE), str(folder / WEIGHTS_FILE))
-    return model.to(device).eval()
+        try:
+            return classes[name](**arguments)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{file}: {name} cannot be built from its arguments ({error}); {remedy}"
+            ) from error
 
 
-def _build(path: Path) -> Pretrained:
-    """An untrained model from its ``config.json``; ValueError naming the file."""
-    import models
-
-    remedy = "save the model again (save_pretrained)"
-    description = read_object(path, remedy)
-    name, arguments = description.get("class"), description.get("arguments")
-    kinds = [kind for kind in models.__all__ if kind[0].isupper()]
-    found = getattr(models, name) if name in kinds else None
-    if not (isinstance(found, type) and issubclass(found, Pretrained)):
-        raise ValueError(f"{path}: unknown model class {name!r}; {remedy}")
-    if not isinstance(arguments, dict):
-        raise ValueError(f"{path} gives no object of arguments for {name}, but {arguments!r}; {remedy}")
-    try:
-        return found(**arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: {name} cannot be built from its arguments ({error}); {remedy}") from error
+def _with_subclasses(cls: type[Model]) -> list[type[Model]]:
+    """Those of ``cls`` and the subclasses imported so far of which there can be instances."""
+    concrete = [] if inspect.isabstract(cls) or cls is Pretrained else [cls]
+    return concrete + [kind for subclass in cls.__subclasses__() for kind in _with_subclasses(subclass)]
 
 
 def weights_hash(directory: str | Path) -> str:
@@ -112,20 +117,24 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
 
     Raises ValueError listing the missing, unknown and mismatching keys with their shapes.
     """
-    own = model.state_dict()
-    problems = [f"missing {key} {tuple(own[key].shape)}" for key in own if key not in (*state, *LATER_KEYS)]
-    problems += [f"unknown {key} {tuple(state[key].shape)}" for key in state if key not in own]
+    built = model.state_dict()
+    problems = [
+        f"{key} is missing; accepted: {tuple(built[key].shape)}"
+        for key in built
+        if key not in (*state, *LATER_KEYS)
+    ]
+    problems += [f"{key} of {tuple(state[key].shape)} is unknown" for key in state if key not in built]
     problems += [
-        f"{key} is {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
-        for key in own
-        if key in state and own[key].shape != state[key].shape
+        f"{key} is {tuple(state[key].shape)}; accepted: {tuple(built[key].shape)}"
+        for key in built
+        if key in state and built[key].shape != state[key].shape
     ]
     if problems:
         raise ValueError(f"{source} does not fit {type(model).__name__}: " + "; ".join(sorted(problems)))
     model.load_state_dict(dict(state))
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read_weights(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

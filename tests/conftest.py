@@ -42,7 +42,9 @@ def backend_or_skip(name: str, request: pytest.FixtureRequest) -> str:
     if name == "cuda" and DEVICE == "cpu":
         return str(request.getfixturevalue("cuda_host"))
     backend = get_backend(name)
-    reason = backend.unavailable_reason() or backend.unsupported_reason(torch.empty(1, 1, 1, device=DEVICE))
+    reason = backend.unavailable_reason() or backend.unsupported_reason(
+        "nearest_code", torch.empty(1, 1, 1, device=DEVICE)
+    )
     if reason is not None:
         pytest.skip(f"{name}: {reason}")
     return name

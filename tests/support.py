@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from vq_kernels.backends import QuantizeOptions, QuantizeResult
 
 # name -> (channel_dim, function that gives a tensor of vectors of length D with that layout)
 LAYOUTS: dict[str, tuple[int, Callable[[int, int, int, torch.dtype], Tensor]]] = {
@@ -47,6 +50,22 @@ def sizes_for(backend: str, layout: str, dtype: torch.dtype) -> list[tuple[int, 
 def rows_of(x: Tensor, channel_dim: int) -> Tensor:
     """``[N, D]`` in the order of the leading dimensions."""
     return x.movedim(channel_dim, -1).reshape(-1, x.shape[channel_dim])
+
+
+def quantize_into(
+    quantized: Tensor,
+    backend: Any,
+    x: Tensor,
+    codebook: Tensor,
+    mask: Tensor | None = None,
+    precision: str = "exact",
+    loss_weight: float = 1.0,
+) -> QuantizeResult:
+    """The fused step of a backend on rows ``[B, M, D]``, with statistics."""
+    options = QuantizeOptions(
+        "l2", precision, -1, statistics=True, keep_codes=False, backend=None, commitment_weight=loss_weight
+    )
+    return backend.vector_quantize(x, codebook, mask, options, quantized, None)
 
 
 def rational_scores(row: Tensor, codebook: Tensor, metric: str) -> list[Fraction]:

@@ -12,28 +12,15 @@ import sys
 import sysconfig
 import tarfile
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+import native_build as build
+
 ROOT = Path(__file__).resolve().parents[1]
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 NO_GPU: list[tuple[int, int]] = []
-
-
-def load_native_build() -> ModuleType:
-    """``native_build.py`` of this checkout, which is not installed."""
-    spec = importlib.util.spec_from_file_location("native_build", ROOT / "native_build.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-build = load_native_build()
 
 
 def program(path: Path, script: str) -> str:
@@ -50,7 +37,7 @@ def fake_nvcc(path: Path, release: str = "13.0", script: str = "exit 1") -> str:
     return program(path, f'if [ "$1" = --version ]; then {version}; exit 0; fi\n{script}')
 
 
-def tiny_source(folder: Path, answer: int = 1) -> Path:
+def tiny_source(folder: Path, answer: int | str = 1) -> Path:
     """The real CMakeLists.txt with a module of one function, which compiles in seconds."""
     (folder / "csrc" / "cpu").mkdir(parents=True)
     shutil.copy(ROOT / "CMakeLists.txt", folder)
@@ -75,6 +62,7 @@ def copy_checkout(target: Path) -> Path:
     for name in (
         "setup.py",
         "native_build.py",
+        "native_tools.py",
         "pyproject.toml",
         "CMakeLists.txt",
         "MANIFEST.in",
@@ -130,6 +118,86 @@ def test_switches_are_read() -> None:
 def test_wrong_switches_are_refused(environ: dict[str, str], message: str) -> None:
     with pytest.raises(build.PlatformError, match=re.escape(message)):
         build.read_switches(environ)
+
+
+@pytest.mark.parametrize(
+    ("cxx", "launcher", "compiler", "flags"),
+    [
+        ("{bin}/g++", (), "g++", ()),
+        ("{bin}/g++ -pthread -m64", (), "g++", ("-pthread", "-m64")),
+        ("{bin}/ccache {bin}/g++", ("ccache",), "g++", ()),
+        ("{bin}/ccache {bin}/g++ -pthread -Ofast", ("ccache",), "g++", ("-pthread",)),
+        ("{spaced}/g++", (), "g++", ()),
+        ("'{spaced}/g++' -pthread", (), "g++", ("-pthread",)),
+    ],
+)
+def test_cxx_is_split_as_a_shell_would(
+    tmp_path: Path, cxx: str, launcher: tuple[str, ...], compiler: str, flags: tuple[str, ...]
+) -> None:
+    folders = {"bin": tmp_path / "bin", "spaced": tmp_path / "a folder"}
+    for folder in folders.values():
+        for name in ("g++", "ccache"):
+            program(folder / name, "exit 0")
+    found = build.find_cxx({"CXX": cxx.format(**folders)})
+    assert found is not None
+    assert tuple(Path(word).name for word in found.launcher) == launcher
+    assert (Path(found.path).name, found.flags) == (compiler, flags)
+
+
+@pytest.mark.parametrize("cxx", ["g++ 'open", "-pthread", "no-such-program", "g++ no-such-program"])
+def test_cxx_that_cannot_be_understood_is_an_error(cxx: str) -> None:
+    with pytest.raises(build.PlatformError, match=r"CXX=.*VQ_BUILD=skip"):
+        build.find_cxx({"CXX": cxx, "PATH": os.environ["PATH"]})
+
+
+@pytest.mark.parametrize(
+    ("flags", "kept"),
+    [
+        ("-O2 -march=native -g", "-O2 -march=native -g"),
+        ("-Ofast -g", "-g"),
+        ("-O2 -ffast-math -flto=auto -fno-fast-math", "-O2 -fno-fast-math"),
+        ("-Xcompiler -ffast-math --use_fast_math -lineinfo", "-lineinfo"),
+        ("-Xcompiler=-Wall,-Ofast -Xcompiler -Wextra", "-Xcompiler -Wextra"),
+        ("-DNAME='a b' -mfpmath=387", "'-DNAME=a b'"),
+    ],
+)
+def test_flags_that_change_results_are_left_out_and_recorded(flags: str, kept: str) -> None:
+    environ, asked, ignored = build.build_environment({"CXXFLAGS": flags, "HOME": "/"})
+    assert asked == {"CXXFLAGS": flags}
+    assert environ["CXXFLAGS"] == kept
+    assert len(ignored) == (flags != kept)
+
+
+SUBNORMAL = """import _C
+tiny = float(sys.argv[2]) * 2.0**-500  # 2^-1060, below the smallest normal number
+print(_C.answer(), tiny > 0)
+"""
+
+
+@pytest.mark.usefixtures("needs_compiler")
+@pytest.mark.parametrize(("variable", "flags"), [("CXXFLAGS", "-Ofast"), ("LDFLAGS", "-ffast-math -O1")])
+def test_fast_math_of_the_environment_reaches_neither_compiler_nor_linker(
+    tmp_path: Path, variable: str, flags: str
+) -> None:
+    """A module that was linked with such a flag makes every subnormal of its process 0."""
+    source = tiny_source(tmp_path / "source", answer="(volatile double[]){0.0 / 0.0}[0] != 0.0 / 0.0")
+    environ, _, ignored = build.build_environment(os.environ | {variable: flags})
+    assert ignored
+    compiler = build.find_cxx(environ)
+    folder = build.cmake_build(source, compiler, None, (), environ)
+    command = f"import sys; sys.path.insert(0, sys.argv[1]); {SUBNORMAL}"
+    said = subprocess.check_output([sys.executable, "-c", command, str(folder), str(2.0**-560)], text=True)
+    assert said.split() == ["True", "True"]
+
+
+@pytest.mark.usefixtures("needs_compiler")
+def test_other_flags_of_the_environment_get_a_build_of_their_own(tmp_path: Path) -> None:
+    """CMake would keep those of the first build."""
+    source = tiny_source(tmp_path / "source", answer="ANSWER")
+    for value in ("1", "2"):
+        environ = build.build_environment(os.environ | {"CXXFLAGS": f"-DANSWER={value}"})[0]
+        folder = build.cmake_build(source, build.find_cxx(environ), None, (), environ)
+        assert answer_of(folder) == int(value)
 
 
 def test_missing_cxx_is_named() -> None:
@@ -334,6 +402,7 @@ def test_sdist_holds_what_a_build_needs(tmp_path: Path) -> None:
     needed = sources | {
         "setup.py",
         "native_build.py",
+        "native_tools.py",
         "pyproject.toml",
         "CMakeLists.txt",
         "LICENSE",

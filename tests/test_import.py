@@ -130,7 +130,12 @@ def imported_names(file: Path) -> set[str]:
         ("models", ("benchmarks", "tests")),
         (
             "vq_kernels/backends",
-            ("vq_kernels.functional", "vq_kernels.autograd", "vq_kernels.ops", "vq_kernels.quantizers"),
+            (
+                "vq_kernels.functional",
+                "vq_kernels.operators",
+                "vq_kernels.clustering",
+                "vq_kernels.quantizers",
+            ),
         ),
         ("vq_kernels/quantizers", ("vq_kernels.backends.native", "vq_kernels._C")),
     ],

@@ -9,7 +9,7 @@ from support import float64_argmin, is_interpreted, rows_of
 from torch import Tensor
 
 import vq_kernels as vq
-from vq_kernels.layout import common_rows, is_view_of
+from vq_kernels.rows import common_rows, is_view_of
 
 SETTINGS = settings(
     max_examples=30,

@@ -55,7 +55,7 @@ def test_search_arguments(kwargs: dict[str, Any], error: type[Exception], messag
         ({"commitment_weight": "1"}, TypeError, "commitment_weight is '1'; accepted"),
         ({"codebook_weight": float("nan")}, ValueError, "codebook_weight is nan; accepted"),
         ({"codebook_weight": 1.0, "statistics": False}, ValueError, "statistics is False; accepted"),
-        ({"mask": torch.ones(7)}, TypeError, "mask has dtype torch.float32; accepted: torch.bool"),
+        ({"mask": torch.ones(7)}, TypeError, "mask is a tensor of torch.float32; accepted: a bool tensor"),
         ({"mask": torch.ones(6, dtype=torch.bool)}, ValueError, r"mask has shape \(6,\); accepted: \(7,\)"),
         ({"mask": [True] * 7}, TypeError, "mask is a list"),
     ],
@@ -73,7 +73,7 @@ def test_vector_quantize_arguments(kwargs: dict[str, Any], error: type[Exception
         (torch.tensor([0.0]), TypeError, "indices has dtype torch.float32; accepted: int64"),
         (torch.tensor([True]), TypeError, "indices has dtype torch.bool"),
         ([0, 1], TypeError, "indices is a list"),
-        (I7.to("meta"), ValueError, "indices is on meta; accepted: cpu"),
+        (I7.to("meta"), ValueError, "indices is on meta; accepted: the codebook's device cpu"),
     ],
 )
 def test_gather_arguments(indices: Any, error: type[Exception], message: str, backend: str) -> None:
@@ -112,10 +112,10 @@ def test_statistics_arguments(
         ({"embed_avg": torch.ones(4, 5).T}, ValueError, "embed_avg has strides .* accepted: contiguous"),
         ({"counts": torch.ones(5, dtype=torch.int32)}, TypeError, "counts has dtype torch.int32; accepted"),
         ({"sums": torch.ones(5, 3)}, ValueError, r"sums has shape \(5, 3\); accepted: \(5, 4\)"),
-        ({"decay": 1.5}, ValueError, "decay is 1.5; accepted: a finite number from 0.0 to 1.0"),
+        ({"decay": 1.5}, ValueError, "decay is 1.5; accepted: a number from 0.0 to 1.0"),
         ({"decay": None}, TypeError, "decay is None; accepted"),
         ({"eps": -1e-5}, ValueError, "eps is -1e-05; accepted"),
-        ({"normalize": 2}, ValueError, "normalize is 2; accepted"),
+        ({"normalize": 2}, TypeError, "normalize is 2; accepted: True or False"),
     ],
 )
 def test_ema_arguments_leave_everything_as_it_was(
@@ -150,16 +150,16 @@ def test_a_backend_that_cannot_serve_raises_with_the_reason() -> None:
 def test_use_backend_is_a_function_and_a_context() -> None:
     from vq_kernels.backends import choose
 
-    automatic = choose(None, X).name
+    automatic = choose("nearest_code", None, X).name
     with vq.use_backend("reference"):
-        assert choose(None, X).name == "reference"
+        assert choose("nearest_code", None, X).name == "reference"
         with vq.use_backend(None):
-            assert choose(None, X).name == automatic
-        assert choose(None, X).name == "reference"
-    assert choose(None, X).name == automatic
+            assert choose("nearest_code", None, X).name == automatic
+        assert choose("nearest_code", None, X).name == "reference"
+    assert choose("nearest_code", None, X).name == automatic
     with pytest.raises(ValueError, match="backend is 'metal'"):
         vq.use_backend("metal")
-    assert choose(None, X).name == automatic
+    assert choose("nearest_code", None, X).name == automatic
 
 
 def test_available_backends_gives_reasons() -> None:

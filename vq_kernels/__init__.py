@@ -9,20 +9,19 @@ from .functional import (
     nearest_code,
     vector_quantize,
 )
-from .quantizers import FusedVectorQuantizer, QuantizerOutput, convert_state_dict
+from .quantizers import *  # noqa: F403
+from .quantizers import __all__ as _quantizer_names
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "FusedVectorQuantizer",
-    "QuantizerOutput",
     "VectorQuantized",
     "available_backends",
     "code_statistics",
-    "convert_state_dict",
     "ema_update_",
     "gather_codes",
     "nearest_code",
     "use_backend",
     "vector_quantize",
 ]
+__all__ += _quantizer_names

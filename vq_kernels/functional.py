@@ -7,23 +7,40 @@ edge cases, which are the same on every backend.
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import ops
-from .autograd import EagerVectorQuantize, GatherCodes, Options, VectorQuantize
+from .backends import QuantizeOptions
+from .checks import check_choice, check_flag, check_integer, check_number
+from .exportable import exportable
+from .operators import ema, gather, quantize, search, statistics
+from .rows import shape_without_channel
+from .tensor_checks import (
+    check_codebook,
+    check_device,
+    check_dtype,
+    check_integer_tensor,
+    check_mask,
+    check_rows,
+    check_search,
+    check_shape,
+    check_tensor,
+)
 
 METRICS = ("l2", "cosine")
 PRECISIONS = ("exact", "high", "fast")
 GRADIENTS = ("straight_through", "rotation_trick")
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+@exportable
 class VectorQuantized(NamedTuple):
-    """What :func:`vector_quantize` returns."""
+    """What :func:`vector_quantize` returns.
+
+    For example, x ``[2, 64, 8, 8]`` with ``channel_dim=1`` and codebook ``[512, 64]`` give quantized
+    ``[2, 64, 8, 8]``, indices ``[2, 8, 8]``, loss ``[]``, counts ``[512]`` and sums ``[512, 64]``.
+    """
 
     quantized: Tensor  # x's shape and dtype: the nearest code of each row; 0 where masked
     indices: Tensor  # x's shape without D, int64; -1 where masked
@@ -59,11 +76,10 @@ def nearest_code(
         ValueError: shape, device, metric, precision or backend not accepted.
         TypeError: dtype not accepted or not a tensor.
     """
-    channel_dim = _check_x_and_codebook(x, codebook, channel_dim)
-    _check_choice("metric", metric, METRICS)
-    _check_choice("precision", precision, PRECISIONS)
-    args = (x.detach(), codebook.detach(), metric, precision, channel_dim, backend)
-    return cast(Tensor, ops.call("nearest_code", *args))
+    check_search(x, codebook, channel_dim)
+    check_choice(METRICS, metric=metric)
+    check_choice(PRECISIONS, precision=precision)
+    return search.nearest_code(x.detach(), codebook.detach(), metric, precision, channel_dim, backend)
 
 
 def gather_codes(
@@ -74,16 +90,16 @@ def gather_codes(
     Differentiable in the codebook; the backward pass sums per code in a fixed order and so is
     deterministic. Indices outside 0..K-1 raise ValueError on the CPU.
     """
-    _check_codebook(codebook)
-    _check_integer_tensor("indices", indices, codebook)
-    if channel_dim not in (-1, 1):
-        raise ValueError(f"channel_dim is {channel_dim!r}; accepted: -1 (last) or 1")
+    check_codebook(codebook)
+    check_integer_tensor("indices", indices)
+    check_device("indices", indices, codebook.device, "the codebook's")
+    check_choice((-1, 1), channel_dim=channel_dim)
     if channel_dim == 1 and indices.ndim < 1:
-        raise ValueError("indices has no dimension; with channel_dim=1 it needs at least [B]")
+        raise ValueError("indices has shape (); accepted with channel_dim=1: at least [B]")
     indices = indices.long()
-    if codebook.requires_grad and torch.is_grad_enabled():
-        return cast(Tensor, GatherCodes.apply(codebook, indices, channel_dim, backend))
-    return GatherCodes.forward(codebook, indices, channel_dim, backend)
+    differentiable = codebook.requires_grad and torch.is_grad_enabled()
+    function = gather.differentiable_gather_codes if differentiable else gather.gather_codes
+    return function(codebook, indices, channel_dim, backend)
 
 
 def code_statistics(
@@ -100,15 +116,13 @@ def code_statistics(
         counts ``[K]`` int64 and sums ``[K, D]`` float32 (float64 for float64 x). Rows holding NaN or
         infinity are left out of both.
     """
-    channel_dim = _check_x(x, channel_dim)
-    _check_integer_tensor("indices", indices, x)
-    if isinstance(codebook_size, bool) or not isinstance(codebook_size, (int, torch.SymInt)):
-        raise TypeError(f"codebook_size is {codebook_size!r}; accepted: an integer of at least 1")
-    if codebook_size < 1:
-        raise ValueError(f"codebook_size is {codebook_size!r}; accepted: an integer of at least 1")
-    _check_same_shape("indices", indices, x, channel_dim)
-    args = (x.detach(), indices.long(), codebook_size, channel_dim, True, backend)
-    return cast(tuple[Tensor, Tensor], ops.call("code_statistics", *args))
+    check_rows(x, channel_dim)
+    check_integer_tensor("indices", indices)
+    check_device("indices", indices, x.device, "x's")
+    check_shape("indices", indices, shape_without_channel(x, channel_dim), "x's shape without D")
+    if not isinstance(codebook_size, torch.SymInt):
+        check_integer(1, codebook_size=codebook_size)
+    return statistics.code_statistics(x.detach(), indices.long(), codebook_size, channel_dim, True, backend)
 
 
 def ema_update_(
@@ -136,30 +150,34 @@ def ema_update_(
         decay: in [0, 1].
         eps: smoothing, at least 0.
     """
-    _check_codebook(codebook)
+    check_codebook(codebook)
     size, dim = codebook.shape
     written = {"codebook": codebook, "cluster_size": cluster_size, "embed_avg": embed_avg}
     shapes = {"cluster_size": (size,), "embed_avg": (size, dim), "counts": (size,), "sums": (size, dim)}
     for name, t in (written | {"counts": counts, "sums": sums}).items():
-        _check_tensor(name, t)
-        if name != "codebook" and tuple(t.shape) != shapes[name]:
-            raise ValueError(
-                f"{name} has shape {tuple(t.shape)}; accepted: {shapes[name]}, as the codebook asks"
-            )
-        if t.device != codebook.device:
-            raise ValueError(f"{name} is on {t.device}; accepted: the codebook's device {codebook.device}")
-        accepted = (torch.float32, torch.int64) if name == "counts" else (torch.float32,)
-        if t.dtype not in accepted:
-            raise TypeError(f"{name} has dtype {t.dtype}; accepted: {_names(accepted)}")
+        check_tensor(name, t)
+        if name != "codebook":
+            check_shape(name, t, shapes[name], "as the codebook asks")
+            check_device(name, t, codebook.device, "the codebook's")
+        check_dtype(name, t, (torch.float32, torch.int64) if name == "counts" else (torch.float32,))
         if name in written and not t.is_contiguous():
             raise ValueError(
                 f"{name} has strides {t.stride()}; accepted: contiguous, as it is written in place"
             )
-    _check_number("decay", decay, 0.0, 1.0)
-    _check_number("eps", eps, 0.0, math.inf)
-    _check_choice("normalize", normalize, (False, True))
-    detached = tuple(t.detach() for t in written.values())
-    ops.call("ema_update_", *detached, counts, sums, float(decay), float(eps), normalize, backend)
+    check_number(0.0, 1.0, decay=decay)
+    check_number(eps=eps)
+    check_flag(normalize=normalize)
+    ema.ema_update_(
+        codebook.detach(),
+        cluster_size.detach(),
+        embed_avg.detach(),
+        counts,
+        sums,
+        float(decay),
+        float(eps),
+        normalize,
+        backend,
+    )
     if not torch.compiler.is_compiling():
         # A Library operator does not tell autograd of its writes; saved tensors must see them.
         torch.autograd.graph.increment_version(tuple(written.values()))
@@ -199,118 +217,30 @@ def vector_quantize(
     Returns:
         :class:`VectorQuantized`.
     """
-    channel_dim = _check_x_and_codebook(x, codebook, channel_dim)
-    _check_choice("metric", metric, METRICS)
-    _check_choice("precision", precision, PRECISIONS)
-    _check_choice("gradient", gradient, GRADIENTS)
-    _check_number("commitment_weight", commitment_weight, 0.0, math.inf)
-    _check_number("codebook_weight", codebook_weight, 0.0, math.inf)
+    check_search(x, codebook, channel_dim)
+    check_choice(METRICS, metric=metric)
+    check_choice(PRECISIONS, precision=precision)
+    check_choice(GRADIENTS, gradient=gradient)
+    check_number(commitment_weight=commitment_weight, codebook_weight=codebook_weight)
+    check_flag(statistics=statistics, keep_codes=keep_codes)
     if codebook_weight and not statistics:
         raise ValueError(
             "statistics is False; accepted with codebook_weight > 0: True, its gradient is made of them"
         )
     if mask is not None:
-        _check_tensor("mask", mask)
-        if mask.dtype != torch.bool:
-            raise TypeError(f"mask has dtype {mask.dtype}; accepted: torch.bool")
-        if mask.device != x.device:
-            raise ValueError(f"mask is on {mask.device}; accepted: x's device {x.device}")
-        _check_same_shape("mask", mask, x, channel_dim)
-    options = Options(
-        float(commitment_weight),
-        float(codebook_weight),
-        gradient,
+        check_mask(mask, shape_without_channel(x, channel_dim), x.device)
+    differentiable = torch.is_grad_enabled() and (x.requires_grad or codebook.requires_grad)
+    options = QuantizeOptions(
         metric,
         precision,
         channel_dim,
-        bool(statistics),
-        bool(keep_codes),
+        statistics,
+        keep_codes and differentiable,
         backend,
+        gradient,
+        float(commitment_weight),
+        float(codebook_weight),
     )
-    if torch.is_grad_enabled() and (x.requires_grad or codebook.requires_grad):
-        function = EagerVectorQuantize if ops.is_plain(x, codebook, mask) else VectorQuantize
-        outputs = function.apply(x, codebook, mask, options)
-    else:
-        outputs = VectorQuantize.forward(x, codebook, mask, options)
-    quantized, loss, indices, counts, sums, *_ = outputs
-    return VectorQuantized(quantized, indices, loss, counts, sums)
-
-
-# --- validation -----------------------------------------------------------------------------------
-
-
-def _names(dtypes: tuple[torch.dtype, ...]) -> str:
-    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
-
-
-def _check_tensor(name: str, t: object) -> None:
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name} is a {type(t).__name__}; accepted: a torch.Tensor")
-    if t.layout != torch.strided:
-        raise TypeError(f"{name} has layout {t.layout}; accepted: torch.strided")
-
-
-def _check_choice(name: str, value: object, accepted: tuple[object, ...]) -> None:
-    if value not in accepted:
-        raise ValueError(f"{name} is {value!r}; accepted: {', '.join(map(repr, accepted))}")
-
-
-def _check_number(name: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} is {value!r}; accepted: a number from {low} to {high}")
-    if not (low <= value <= high) or math.isinf(value):
-        raise ValueError(f"{name} is {value!r}; accepted: a finite number from {low} to {high}")
-
-
-def _check_x(x: Tensor, channel_dim: int) -> int:
-    """The channel dimension, -1 or 1."""
-    _check_tensor("x", x)
-    if x.dtype not in _DTYPES:
-        raise TypeError(f"x has dtype {x.dtype}; accepted: {_names(_DTYPES)}")
-    if channel_dim not in (-1, 1):
-        raise ValueError(f"channel_dim is {channel_dim!r}; accepted: -1 (last) or 1")
-    if x.ndim < (1 if channel_dim == -1 else 2):
-        wanted = "[..., D]" if channel_dim == -1 else "[B, D, ...]"
-        raise ValueError(f"x has shape {tuple(x.shape)}; accepted with channel_dim={channel_dim}: {wanted}")
-    if x.shape[channel_dim] == 0:
-        raise ValueError(f"x has shape {tuple(x.shape)} with D = 0; accepted: D of at least 1")
-    return channel_dim
-
-
-def _check_codebook(codebook: Tensor) -> None:
-    _check_tensor("codebook", codebook)
-    if codebook.dtype not in _DTYPES:
-        raise TypeError(f"codebook has dtype {codebook.dtype}; accepted: {_names(_DTYPES)}")
-    if codebook.ndim != 2 or codebook.shape[0] == 0 or codebook.shape[1] == 0:
-        raise ValueError(f"codebook has shape {tuple(codebook.shape)}; accepted: [K, D], both at least 1")
-
-
-def _check_x_and_codebook(x: Tensor, codebook: Tensor, channel_dim: int) -> int:
-    channel_dim = _check_x(x, channel_dim)
-    _check_codebook(codebook)
-    if x.shape[channel_dim] != codebook.shape[1]:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)} with D = {x.shape[channel_dim]} in dimension {channel_dim}; "
-            f"accepted: D = {codebook.shape[1]}, as codebook {tuple(codebook.shape)} has "
-            "(channel-first input needs channel_dim=1)"
-        )
-    if codebook.dtype not in (torch.float32, x.dtype):
-        raise TypeError(f"codebook has dtype {codebook.dtype}; accepted: float32 or x's dtype {x.dtype}")
-    if x.device != codebook.device:
-        raise ValueError(f"codebook is on {codebook.device}; accepted: x's device {x.device}")
-    return channel_dim
-
-
-def _check_integer_tensor(name: str, t: Tensor, like: Tensor) -> None:
-    _check_tensor(name, t)
-    if t.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
-        raise TypeError(f"{name} has dtype {t.dtype}; accepted: int64 or a smaller integer dtype")
-    if t.device != like.device:
-        raise ValueError(f"{name} is on {t.device}; accepted: {like.device}, where the other tensors are")
-
-
-def _check_same_shape(name: str, t: Tensor, x: Tensor, channel_dim: int) -> None:
-    shape = list(x.shape)
-    shape.pop(channel_dim)
-    if list(t.shape) != shape:
-        raise ValueError(f"{name} has shape {tuple(t.shape)}; accepted: {tuple(shape)}, x's shape without D")
+    function = quantize.differentiable_vector_quantize if differentiable else quantize.vector_quantize
+    result = function(x, codebook, mask, options)
+    return VectorQuantized(result.quantized, result.indices, result.loss, result.counts, result.sums)

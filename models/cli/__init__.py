@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from models.cli import convert, encode, evaluate, reconstruct, reproduce, sample, train, train_prior
-from models.reproducible import settle_first_calls
+from models.runs.reproducible import warm_up_elementwise
 
 COMMANDS = (train, train_prior, encode, reconstruct, sample, evaluate, reproduce, convert)
 AFTER_INTERRUPTION = {
@@ -28,23 +28,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add_parser(commands)
-    given = parser.parse_args(arguments)
-    settle_first_calls()
+    parsed = parser.parse_args(arguments)
+    warm_up_elementwise()
     try:
-        given.run(given)
+        parsed.run(parsed)
     except (ValueError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {_in_words(error)}", file=sys.stderr)
+        print(f"error: {describe_os_error(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"interrupted{AFTER_INTERRUPTION.get(given.run, '')}", file=sys.stderr)
+        print(f"interrupted{AFTER_INTERRUPTION.get(parsed.run, '')}", file=sys.stderr)
         return 130
     return 0
 
 
-def _in_words(error: OSError) -> str:
+def describe_os_error(error: OSError) -> str:
     """The file and what is wrong with it; the message itself where it is ours."""
     if error.strerror is None:
         return str(error)

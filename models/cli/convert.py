@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import Any
 
-from models.cli.options import add_config_flags, given_settings
-from models.data.options import DataConfig
+from models.cli.flags import add_config_flags, given_settings
+from models.data.settings import DataConfig
+from models.settings import setting_types
 
 
 def add_parser(commands: Any) -> None:
@@ -24,23 +24,24 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from models.config import TrainConfig
-    from models.convert import convert_file
+    from models.autoencoders.convert import convert_file
+    from models.runs.config import TrainConfig
 
     folder = Path(arguments.out)
     if folder.exists():
-        raise ValueError(f"{folder} exists; give a new folder")
-    own = {"name": folder.name, "runs": str(folder.parent)}
-    given = given_settings(arguments, DataConfig) | own
+        raise ValueError(f"out is {folder}, which exists; accepted: a new folder")
+    place = {"name": folder.name, "runs": str(folder.parent)}
+    given = given_settings(arguments, DataConfig) | place
     TrainConfig.from_mapping(given, "flags")  # before the checkpoint is read, which takes longer
     model = convert_file(arguments.checkpoint)
-    # The settings that describe the model under the same name there and here.
-    settings = {field.name for field in dataclasses.fields(TrainConfig)}
-    found = {name: value for name, value in model.config.items() if name in settings}
-    found["model"] = type(model).__name__.lower()
-    config = TrainConfig.from_mapping(found | given, str(arguments.checkpoint))
-    model.save_pretrained(folder / "model")
-    config.save(folder / "config.yaml")
+    # Arguments of the model and settings of a run bear the same names where they mean the same.
+    names = setting_types(TrainConfig)
+    model_settings = {name: value for name, value in model.config.items() if name in names}
+    model_settings["model"] = type(model).__name__.lower()
+    config = TrainConfig.from_mapping(model_settings | given, str(arguments.checkpoint))
+    model.save_pretrained(config.layout.model)
+    config.save(config.layout.config)
     print(
-        f"{type(model).__name__} in {folder / 'model'}; evaluate it with `python -m models evaluate {folder}`"
+        f"{type(model).__name__} in {config.layout.model}; "
+        f"evaluate it with `python -m models evaluate {folder}`"
     )

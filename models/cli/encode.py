@@ -6,7 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from models.cli.options import add_model_flags, as_code_model, check_output, open_run
+from models.autoencoders.base import require_codes
+from models.cli.flags import add_model_flags, check_output, opened_config
+from models.runs.layout import RunLayout
+from models.runs.open import open_run
 
 
 def add_parser(commands: Any) -> None:
@@ -23,16 +26,18 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from models.device import find_device
-    from models.encode import encode
+    from models.codes.encode import encode
+    from models.runs.device import find_device
 
-    _, model, data = open_run(arguments)
-    folder = check_output(arguments.out or Path(arguments.run_folder) / "codes", folder=True)
+    layout = RunLayout(Path(arguments.run_folder))
+    _, config = opened_config(arguments)
+    model, data = open_run(layout.folder, config, arguments.device)
+    folder = check_output(arguments.out or layout.codes, folder=True)
     store = encode(
-        as_code_model(model),
+        require_codes(model),
         data,
         folder,
-        source=str(Path(arguments.run_folder) / "model"),
+        source=str(layout.model),
         batch_size=arguments.batch_size,
         shard_size=arguments.shard_size,
         device=find_device(arguments.device),

@@ -5,21 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from models.cli.options import (
-    add_model_flags,
-    check_output,
-    given_settings,
-    open_priors,
-    open_run,
-    prior_levels,
-)
-from models.config import TrainConfig, read_yaml
-from models.data.options import DataConfig
-
-if TYPE_CHECKING:
-    from models.data import ImageData
+from models.cli.flags import add_model_flags, check_output, given_settings, opened_config
+from models.data.settings import DataConfig
+from models.runs.config import TrainConfig
+from models.runs.layout import RunLayout
+from models.runs.open import open_priors, open_run
 
 
 def add_parser(commands: Any) -> None:
@@ -33,25 +25,25 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from models.calibration import uncalibrated
-    from models.cli.priors import check_classes, check_prior_of
-    from models.device import find_device
-    from models.evaluate import as_table, evaluate
+    from models.evaluation.calibration import uncalibrated
+    from models.evaluation.evaluate import as_table, evaluate
+    from models.runs.device import find_device
+    from models.runs.priors import check_classes, check_prior_of
+    from models.runs.provenance import provenance
 
-    path = check_output(arguments.out or Path(arguments.run_folder) / f"evaluation-{arguments.split}.json")
-    changed = other_data(arguments)
-    if changed and not arguments.out:
-        raise ValueError(
-            f"{changed} is not that of the run, whose figures {path} holds; name another file (--out FILE)"
-        )
+    layout = RunLayout(Path(arguments.run_folder))
+    path = check_output(arguments.out or layout.evaluation(arguments.split))
+    stored, config = opened_config(arguments)
+    if not arguments.out:
+        _check_same_data(stored, config, list(given_settings(arguments, DataConfig)), path)
     device = find_device(arguments.device)
     priors = open_priors(arguments.prior, device) if arguments.prior else []
     if priors:
-        check_prior_of(arguments.prior, arguments.run_folder)
-    _, model, data = open_run(arguments)
+        check_prior_of(arguments.prior, layout.folder)
+    model, data = open_run(layout.folder, config, device)
     if priors:
         check_classes(arguments.prior, priors, data.name, data.class_names)
-    calibrated_here = uncalibrated(model) is not None
+    is_uncalibrated = uncalibrated(model) is not None
     result = evaluate(
         model,
         data,
@@ -61,46 +53,26 @@ def run(arguments: argparse.Namespace) -> None:
         device=device,
         fid_weights=arguments.fid_weights,
     )
-    of = provenance(arguments, data) | {"likelihood_calibrated_for_this": calibrated_here}
+    origin = provenance(layout.folder, data, arguments.split, arguments.prior) | {
+        "fid_weights": arguments.fid_weights,
+        "likelihood_calibrated_for_this": is_uncalibrated,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result | {"of": of}, indent=2) + "\n")
+    path.write_text(json.dumps(result | {"of": origin}, indent=2) + "\n", encoding="utf-8")
     print(as_table(result) + f"\n\nwritten to {path}")
-    if calibrated_here:
+    if is_uncalibrated:
         print(
             "the fixed variance of this model's likelihood was never calibrated: these bits are of the "
             "squared error on the validation split"
         )
 
 
-def other_data(arguments: argparse.Namespace) -> str | None:
-    """The first flag that gives other images or labels than those of the run, as ``limit 9``."""
-    file = Path(arguments.run_folder) / "config.yaml"
-    given = given_settings(arguments, DataConfig)
-    if not given or not file.is_file():
-        return None
-    own = TrainConfig.load(file)
-    now = TrainConfig.from_mapping(read_yaml(file) | given, "flags")
-    names = [name for name in given if name not in ("cache_gb", "cache_dir")]
-    differing = [name for name in names if getattr(own, name) != getattr(now, name)]
-    return f"{differing[0]} {getattr(now, differing[0])}" if differing else None
-
-
-def provenance(arguments: argparse.Namespace, data: ImageData) -> dict[str, Any]:
-    """What the figures were measured on and of: images, model, priors and feature network."""
-    from models.data.sources import location
-    from models.pretrained import weights_hash
-
-    return {
-        "data": location(data.name),
-        "settings": data.settings,
-        "split": arguments.split,
-        "images": len(data.split(arguments.split)),
-        "variance": data.variance,
-        "run": str(Path(arguments.run_folder).resolve()),
-        "weights": weights_hash(Path(arguments.run_folder) / "model"),
-        "prior": str(Path(arguments.prior).resolve()) if arguments.prior else None,
-        "prior_weights": [weights_hash(level) for level in prior_levels(arguments.prior)]
-        if arguments.prior
-        else [],
-        "fid_weights": arguments.fid_weights,
-    }
+def _check_same_data(stored: TrainConfig, config: TrainConfig, names: list[str], path: Path) -> None:
+    """ValueError where a flag of ``names`` gives other images or labels than those of the run."""
+    for name in names:
+        value = getattr(config, name)
+        if name not in ("cache_gb", "cache_dir") and value != getattr(stored, name):
+            raise ValueError(
+                f"{name} is {value}, which is not that of the run, whose figures {path} holds; name another "
+                f"file (--out FILE)"
+            )

@@ -6,7 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from models.cli.options import add_model_flags, check_output, open_run
+from models.cli.flags import add_model_flags, check_output, opened_config
+from models.runs.layout import RunLayout
+from models.runs.open import open_run
+from vq_kernels.checks import check_integer
 
 
 def add_parser(commands: Any) -> None:
@@ -24,21 +27,18 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     import torch
 
-    from models.build import check_size
     from models.data import BatchLoader, to_float, to_uint8
-    from models.device import find_device
-    from models.pictures import save_image, side_by_side
+    from models.evaluation.pictures import save_image, side_by_side
+    from models.runs.device import find_device
 
-    for flag in ("count", "batch_size"):
-        if getattr(arguments, flag) < 1:
-            raise ValueError(f"{flag} must be at least 1, got {getattr(arguments, flag)}")
+    check_integer(1, count=arguments.count, batch_size=arguments.batch_size)
     device = find_device(arguments.device)
-    _, model, data = open_run(arguments)
-    check_size(model, data)
+    layout = RunLayout(Path(arguments.run_folder))
+    _, config = opened_config(arguments)
+    model, data = open_run(layout.folder, config, device)
+    model.check_size(data)
     split = data.split(arguments.split)
-    folder = check_output(
-        arguments.out or Path(arguments.run_folder) / f"reconstruct-{arguments.split}", folder=True
-    )
+    folder = check_output(arguments.out or layout.reconstruct(arguments.split), folder=True)
     with torch.no_grad():
         x = to_float(split.batch(range(min(arguments.count, len(split)))).to(device))
         reconstructed = torch.cat([model.reconstruct(part) for part in x.split(arguments.batch_size)])

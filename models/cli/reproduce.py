@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from models.studies.base import SCALES, SEEDED, VARY_BATCH_SIZE, StudyOptions
-from models.studies.names import STUDIES, load_study
+from models.studies.catalogue import list_studies
+from models.studies.runner import SCALES, StudyOptions
 
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser("reproduce", help="redo a published study", description=__doc__)
     studies = parser.add_subparsers(title="studies", metavar="STUDY", required=True)
-    for name, summary in STUDIES.items():
-        study = studies.add_parser(name, help=summary, description=summary)
+    for listed in list_studies().values():
+        study = studies.add_parser(listed.name, help=listed.summary, description=listed.summary)
         study.add_argument(
             "--data", help="digits, a folder or a hub id (digits; at paper scale the study's own)"
         )
@@ -21,9 +21,9 @@ def add_parser(commands: Any) -> None:
             "--scale", choices=SCALES, default="small", help="small: minutes on two cores (small)"
         )
         study.add_argument("--runs", default="runs", help="folder of all runs (runs)")
-        if name in SEEDED:
+        if "seeds" in listed.options:
             study.add_argument("--seeds", type=int, help="runs to average over")
-        if name not in VARY_BATCH_SIZE:
+        if "batch_size" in listed.options:
             study.add_argument(
                 "--batch-size", type=int, help="of every model and prior, instead of the scale's"
             )
@@ -34,7 +34,7 @@ def add_parser(commands: Any) -> None:
         study.add_argument("--accelerator", default="auto", help="auto, cpu or gpu (auto)")
         study.add_argument("--precision", default="32-true", help="32-true, bf16-mixed or 16-mixed (32-true)")
         study.add_argument("--no-progress", action="store_true", help="no progress bars")
-        study.set_defaults(run=run, study=name)
+        study.set_defaults(run=run, study=listed)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -52,5 +52,5 @@ def run(arguments: argparse.Namespace) -> None:
         precision=arguments.precision,
         progress=not arguments.no_progress,
     )
-    folder = load_study(arguments.study)(options)
+    folder = arguments.study.load()(options)
     print(f"tables and figures in {folder}")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from models.cli.options import add_device_flag, as_code_model, check_output, open_priors
-
-if TYPE_CHECKING:
-    from models.data.codes import CodeDescription
-    from models.judge import Judge
-    from models.priors.base import AutoregressivePrior
+from models.autoencoders.base import require_codes
+from models.cli.flags import add_device_flag, check_output
+from models.runs.layout import RunLayout
+from models.runs.open import load_pretrained, open_priors
+from vq_kernels.checks import check_integer
 
 SAMPLES_AT_ONCE = 512
 
@@ -47,40 +45,44 @@ def run(arguments: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
-    from models.cli.priors import check_prior_of, model_folder
-    from models.data.codes import CodeDescription
-    from models.device import find_device
-    from models.pictures import grid, save_image
-    from models.pretrained import load_pretrained
-    from models.sample import decode, sample_codes
+    from models.codes.description import CodeDescription
+    from models.codes.sample import decode, sample_codes
+    from models.evaluation.judge import Judge
+    from models.evaluation.pictures import grid, save_image
+    from models.runs.device import find_device
+    from models.runs.priors import check_prior_of, class_labels, judge_data, model_folder
 
-    if arguments.count < 1:
-        raise ValueError(f"count must be at least 1, got {arguments.count}")
+    check_integer(1, count=arguments.count)
     if not 0 <= arguments.seed < 2**63:
-        raise ValueError(f"seed must be at least 0 and below 2**63, got {arguments.seed}")
+        raise ValueError(f"seed is {arguments.seed}; accepted: an integer from 0 to below 2**63")
     device = find_device(arguments.device)
-    priors = open_priors(arguments.prior_folder, device)
-    description = CodeDescription.load(Path(arguments.prior_folder))
+    layout = RunLayout(Path(arguments.prior_folder))
+    priors = open_priors(layout.folder, device)
+    description = CodeDescription.load(layout.folder)
     decoder = model_folder(arguments.model or description.model)
-    check_prior_of(arguments.prior_folder, decoder)
+    check_prior_of(layout.folder, decoder)
     loaded: Any = load_pretrained(decoder, device)
-    model = as_code_model(loaded)
-    classes = chosen_classes(arguments.classes, description.class_names, priors[0].num_classes)
-    folder = check_output(arguments.out or Path(arguments.prior_folder) / "samples", folder=True)
-    judge = open_judge(arguments, priors, description) if arguments.judge is not None else None
+    model = require_codes(loaded)
+    classes = class_labels(arguments.classes, description.class_names, priors[0].num_classes)
+    folder = check_output(arguments.out or layout.samples, folder=True)
+    judge, accuracy = None, 0.0
+    if arguments.judge is not None:
+        real = judge_data(arguments.judge, layout.folder, priors, description)
+        judge = Judge(real.train)
+        accuracy = judge.accuracy(real.test)
     labels = torch.tensor(classes, device=device).repeat_interleave(arguments.count)
     generator = torch.Generator(device).manual_seed(arguments.seed)
     parts = [
         sample_codes(
             priors,
             description.shapes,
-            some,
+            batch,
             temperature=arguments.temperature,
             top_k=arguments.top_k,
             top_p=arguments.top_p,
             generator=generator,
         )
-        for some in labels.split(SAMPLES_AT_ONCE)
+        for batch in labels.split(SAMPLES_AT_ONCE)
     ]
     codes = [torch.cat(level) for level in zip(*parts, strict=True)]
     columns = arguments.count if priors[0].num_classes else min(arguments.count, 16)
@@ -90,52 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
     np.savez(folder / "codes.npz", labels=labels.cpu().numpy(), **arrays)
     print(f"{len(labels)} samples in {picture}, their codes in {folder / 'codes.npz'}")
     if judge is not None:
-        machine, accuracy = judge
         print(
             f"a classifier, right on {accuracy:.1%} of the real test images, takes "
-            f"{machine.agreement(images, labels.cpu()):.1%} of the samples for the class asked for"
+            f"{judge.agreement(images, labels.cpu()):.1%} of the samples for the class asked for"
         )
-
-
-def open_judge(
-    arguments: argparse.Namespace, priors: Sequence[AutoregressivePrior], description: CodeDescription
-) -> tuple[Judge, float]:
-    """A judge trained on the data of ``--judge`` in the size and channels of the codes' images; its accuracy.
-
-    Of the data that were encoded, it reads the same columns and splits, all images of them. ValueError
-    unless the classes are those of the prior, in the same order.
-    """
-    from models.cli.priors import check_classes
-    from models.data import DataConfig, load_data
-    from models.data.sources import location
-    from models.judge import Judge
-
-    if not priors[0].num_classes:
-        raise ValueError("--judge needs samples of classes; this prior was trained without labels")
-    names: tuple[str, ...] = ("size", "channels")
-    if location(arguments.judge) == description.data:
-        names += ("image_column", "label_column", "validation", "test", "split_seed")
-    known = {name: description.settings[name] for name in names if name in description.settings}
-    data = load_data(DataConfig(data=arguments.judge, **known), stream=True)
-    check_classes(arguments.prior_folder, priors, f"the judge's data {data.name}", data.class_names)
-    judge = Judge(data.train)
-    return judge, judge.accuracy(data.test)
-
-
-def chosen_classes(names: str | None, known: tuple[str, ...], num_classes: int | None) -> list[int]:
-    """Label numbers of the classes asked for; ValueError naming the classes there are."""
-    if num_classes is None:
-        if names:
-            raise ValueError(
-                f"classes are {names!r}, but this prior was trained without labels (--conditional)"
-            )
-        return [0]
-    if not names:
-        return list(range(num_classes))
-    if names in known:  # one class, whose name may hold a comma
-        return [known.index(names)]
-    chosen = [name.strip() for name in names.split(",")]
-    for name in chosen:
-        if name not in known:
-            raise ValueError(f"unknown class {name!r}; the classes are: {', '.join(known)}")
-    return [known.index(name) for name in chosen]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from models.cli.options import add_config_flags, add_run_flags, run_config
-from models.config import TrainConfig
+from models.cli.flags import add_config_flags, add_run_flags, training_config
+from models.runs.config import TrainConfig
 
 
 def add_parser(commands: Any) -> None:
@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> None:
     from models.training.autoencoder import train
     from models.training.loop import processes
 
-    config = run_config(arguments, TrainConfig)
+    config = training_config(arguments, TrainConfig)
     train(config, resume=arguments.resume, overwrite=arguments.overwrite)
     if processes()[0] == 0:
-        print(f"model in {config.folder / 'model'}, curves in {config.folder / 'curves.png'}")
+        print(f"model in {config.layout.model}, curves in {config.layout.curves}")

@@ -6,8 +6,8 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
-from models.cli.options import add_config_flags, add_run_flags, run_config
-from models.config import PriorConfig
+from models.cli.flags import add_config_flags, add_run_flags, training_config
+from models.runs.config import PriorConfig
 
 
 def add_parser(commands: Any) -> None:
@@ -30,9 +30,9 @@ def run(arguments: argparse.Namespace) -> None:
     from models.training.loop import processes
     from models.training.prior import train_prior
 
-    config = run_config(arguments, PriorConfig)
+    config = training_config(arguments, PriorConfig)
     if not config.codes:
-        raise ValueError("codes is not given; name the folder that `encode` wrote (--codes runs/NAME/codes)")
+        raise ValueError("codes is not given; accepted: a folder that `encode` wrote (--codes RUN/codes)")
     train_prior(config, resume=arguments.resume, overwrite=arguments.overwrite)
     if processes()[0] == 0:
-        print(f"priors in {config.folder}, curves in {config.folder / 'curves.png'}")
+        print(f"priors in {config.folder}, curves in {config.layout.curves}")

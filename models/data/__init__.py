@@ -3,7 +3,7 @@
 from models.data.images import ImageSplit, some_rows, to_float, to_uint8
 from models.data.load import ImageData, load_data
 from models.data.loader import BatchLoader
-from models.data.options import DataConfig
+from models.data.settings import DataConfig
 from models.data.sources import DataError
 
 __all__ = [

@@ -46,6 +46,9 @@ def to_uint8(x: Tensor) -> Tensor:
 class ImageSplit:
     """``len(split)`` images; ``split.batch(rows)`` gives ``[B, C, H, W]`` uint8, ``split.labels`` ``[N]``.
 
+    Of the digits ``load_data(DataConfig()).test.batch([0, 5])`` is ``[2, 1, 8, 8]`` uint8, and
+    ``batch_labels([0, 5])`` the two digits, ``[2]`` int64.
+
     cache: decode all images now and keep them; else they are decoded batch by batch.
     check: without a cache, decode all images once, so that a bad one is found before training starts.
     resize, recolour: fit an image of another size, or a coloured one among grey ones; else it is an error.
@@ -79,6 +82,7 @@ class ImageSplit:
 
     @property
     def cached(self) -> bool:
+        """Whether the decoded images are in memory."""
         return self._pixels is not None
 
     def __len__(self) -> int:
@@ -115,10 +119,10 @@ class ImageSplit:
                 f"{image_name(record, row)} has 32 bits a pixel (mode {image.mode}), whose range is not "
                 f"known; save it with 8 or 16"
             )
-        wanted = "L" if self.channels == 1 else "RGB"
+        mode = "L" if self.channels == 1 else "RGB"
         try:
             image = eight_bits(image) if image.mode.startswith("I;16") else image
-            image = image if image.mode == wanted else image.convert(wanted)
+            image = image if image.mode == mode else image.convert(mode)
         except (OSError, ValueError, SyntaxError) as error:
             raise unreadable(record, row, error) from error
         height, width = self.size
@@ -183,6 +187,7 @@ def open_image(record: dict[str, Any] | None, row: int) -> Image:
 
 
 def unreadable(record: dict[str, Any], row: int, error: Exception) -> DataError:
+    """The error to raise for an image that could not be decoded because of ``error``."""
     from PIL import UnidentifiedImageError
 
     # Pillow would name the buffer in memory that it was given.
@@ -193,4 +198,5 @@ def unreadable(record: dict[str, Any], row: int, error: Exception) -> DataError:
 
 
 def image_name(record: dict[str, Any], row: int) -> str:
+    """What to call an image in a message: its file, or its row in the split."""
     return str(record["path"] or f"image {row} of the split")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.data.images import GREY_MODES, SPLITS, ImageSplit, open_image, to_float
-from models.data.options import DataConfig
+from models.data.settings import DataConfig
 from models.data.sources import DataError, open_source
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ LABEL_COLUMNS = ("label", "labels", "status", "fine_label", "class", "target")
 @dataclass(frozen=True)
 class ImageData:
     """The three splits and what is true of all of them.
+
+    ``load_data(DataConfig(data="digits"))`` has 1,258 images to train on, 180 for validation and 359 for the
+    test, a ``size`` of (8, 8), one channel and the class names "0" to "9".
 
     class_names: name of each label; empty for data without labels.
     settings: what, besides ``name``, says which images the splits hold and in what form.
@@ -43,27 +46,29 @@ class ImageData:
         return _variance(self.train)
 
     def split(self, name: str) -> ImageSplit:
-        if name not in SPLITS:
-            raise DataError(f"split must be one of {', '.join(SPLITS)}, got {name!r}")
-        found: ImageSplit = getattr(self, name)
-        return found
+        """The split called ``name``; DataError for another name than train, validation and test."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        if name not in splits:
+            raise DataError(f"split is {name!r}; accepted: {', '.join(splits)}")
+        return splits[name]
 
     def label_of(self, name: str) -> int:
-        """The label called ``name``; DataError listing the names there are."""
+        """The label called ``name``; DataError listing the names of all classes."""
         if name not in self.class_names:
-            known = ", ".join(self.class_names) or "none, the data have no labels"
-            raise DataError(f"{self.name} has no class {name!r}; its classes are: {known}")
+            names = ", ".join(self.class_names) or "none, the data have no labels"
+            raise DataError(f"{self.name} has no class {name!r}; its classes are: {names}")
         return self.class_names.index(name)
 
 
 def load_data(config: DataConfig, *, stream: bool = False) -> ImageData:
-    """Open, check, decode and split. Raises DataError before anything is trained.
+    """Open the data that ``config`` names, check them, and split and decode their images.
 
-    stream: for a single pass. Images are decoded when their batch is read, none before and none are kept;
-    a bad one raises DataError then.
+    stream: for a single pass. Images are decoded when their batch is read, none before, and none are kept;
+    a bad one raises DataError then. Otherwise everything that is wrong raises DataError here, before
+    anything is trained.
     """
     if config.limit is not None and config.limit < 1:
-        raise DataError(f"limit must be at least 1, got {config.limit}; leave it out for all images")
+        raise DataError(f"limit is {config.limit}; accepted: an integer of at least 1, none for all images")
     splits = _three_splits(open_source(config.data, config.cache_dir), config)
     image_column = _image_column(splits["train"], config)
     label_column = _label_column(splits["train"], config)
@@ -77,7 +82,7 @@ def load_data(config: DataConfig, *, stream: bool = False) -> ImageData:
     size = parse_size(config.size) if config.size else (first.height, first.width)
     channels = (1 if first.mode in GREY_MODES else 3) if config.channels is None else config.channels
     if channels not in (1, 3):
-        raise DataError(f"channels must be 1 or 3, got {channels}")
+        raise DataError(f"channels is {channels}; accepted: 1 for grey, 3 for colour")
     total = sum(len(split) for split in splits.values()) * channels * size[0] * size[1]
     ready = {
         name: ImageSplit(
@@ -109,20 +114,21 @@ def parse_size(size: str) -> tuple[int, int]:
     """``"64"`` or ``"48x64"`` to (height, width)."""
     parts = str(size).lower().split("x")
     if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise DataError(f"size must be a number such as 64, or HEIGHTxWIDTH, got {size!r}")
+        raise DataError(f"size is {size!r}; accepted: a number such as 64, or HEIGHTxWIDTH")
     return int(parts[0]), int(parts[-1])
 
 
-def _three_splits(found: dict[str, Dataset], config: DataConfig) -> dict[str, Dataset]:
+def _three_splits(source_splits: dict[str, Dataset], config: DataConfig) -> dict[str, Dataset]:
     """Rename, and cut a missing validation or test split from the training split, always the same way."""
     for name in ("validation", "test"):
         if not 0 < getattr(config, name) < 0.5:
-            raise DataError(f"{name} must be between 0 and 0.5, got {getattr(config, name)}")
+            raise DataError(f"{name} is {getattr(config, name)}; accepted: a share between 0 and 0.5")
     splits = {
-        "validation" if name in ("val", "valid", "dev") else name: split for name, split in found.items()
+        "validation" if name in ("val", "valid", "dev") else name: split
+        for name, split in source_splits.items()
     }
     if "train" not in splits:
-        raise DataError(f"{config.data} has the splits {', '.join(found)}; one must be called train")
+        raise DataError(f"{config.data} has the splits {', '.join(source_splits)}; one must be called train")
     order = _shuffled(splits["train"], config)
     missing = [name for name in ("test", "validation") if name not in splits]
     shares = {name: round(getattr(config, name) * len(order)) for name in missing}
@@ -143,12 +149,14 @@ def _three_splits(found: dict[str, Dataset], config: DataConfig) -> dict[str, Da
 
 
 def _shuffled(split: Dataset, config: DataConfig) -> list[int]:
+    """The row numbers of ``split`` in an order that depends on ``split_seed`` and their number alone."""
     generator = torch.Generator().manual_seed(config.split_seed)
     order: list[int] = torch.randperm(len(split), generator=generator).tolist()
     return order
 
 
 def _image_column(dataset: Dataset, config: DataConfig) -> str:
+    """The column that holds the images: the one that ``config`` names, else the only one of the type."""
     import datasets
 
     columns = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
@@ -173,6 +181,7 @@ def _image_column(dataset: Dataset, config: DataConfig) -> str:
 
 
 def _label_column(dataset: Dataset, config: DataConfig) -> str | None:
+    """The column of labels: the one that ``config`` names, else the first of ``LABEL_COLUMNS``, or None."""
     if config.label_column is not None:
         if config.label_column not in dataset.column_names:
             raise DataError(
@@ -184,6 +193,7 @@ def _label_column(dataset: Dataset, config: DataConfig) -> str | None:
 
 
 def _undecoded(dataset: Dataset, image_column: str) -> Dataset:
+    """The data set with its images as {"path", "bytes"}."""
     import datasets
 
     return dataset.cast_column(image_column, datasets.Image(decode=False))
@@ -211,10 +221,10 @@ def _labels(
         names = tuple(kind.names)
         numbers = values
     else:
-        known = sorted(set(values["train"]))
-        names = tuple(str(value) for value in known)
-        position = {value: index for index, value in enumerate(known)}
-        unknown = {v for split in values.values() for v in split} - set(known)
+        trained = sorted(set(values["train"]))
+        names = tuple(str(value) for value in trained)
+        position = {value: index for index, value in enumerate(trained)}
+        unknown = {value for split in values.values() for value in split} - set(trained)
         if unknown:
             raise DataError(f"label {min(unknown)!r} of column {column!r} occurs in no training image")
         numbers = {name: [position[value] for value in split] for name, split in values.items()}

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from vq_kernels.checks import check_integer
+
 Batch = tuple[Tensor, Tensor]  # images [B, C, H, W] uint8, labels [B] int64 (-1 for none)
 
 
@@ -28,6 +30,9 @@ class Split(Protocol):
 class BatchLoader:
     """Iterates over batches ``(split.batch(rows), split.batch_labels(rows))``; each iteration is one epoch.
 
+    With 1,258 images of 8 x 8 and a ``batch_size`` of 64 an epoch without ``shuffle`` has 20 batches:
+    ``[64, 1, 8, 8]`` images and ``[64]`` labels, 42 of each in the last one.
+
     The order of an epoch depends on (seed, epoch) alone. ``state_dict`` holds epoch and position, so
     that a loader restored in the middle of an epoch goes on with the next batch. With ``world`` processes
     process ``rank`` takes every world-th image and all take equally many; only with ``shuffle`` are the
@@ -45,16 +50,15 @@ class BatchLoader:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_integer(1, batch_size=batch_size)
         self.split, self.batch_size, self.shuffle, self.seed = split, batch_size, shuffle, seed
         self.rank, self.world = rank, world
         self.epoch, self.position = -1, 0
         self._resume = False
         if len(self) == 0:
             raise ValueError(
-                f"batch_size is {batch_size} on each of {world} processes, but there are only "
-                f"{len(split)} images; choose a smaller batch_size"
+                f"batch_size is {batch_size} on each of {world} processes, for only {len(split)} images; "
+                f"choose a smaller batch_size"
             )
 
     def __len__(self) -> int:
@@ -77,9 +81,11 @@ class BatchLoader:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
+        """Epoch and position, from where :meth:`load_state_dict` goes on."""
         return {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the batch after the position in ``state``, in the same order."""
         self.epoch, self.position = state["epoch"], state["position"]
         self._resume = self.position < len(self)
 
@@ -93,14 +99,15 @@ class BatchLoader:
         if self.split.cached:
             yield from (self._read(rows) for rows in batches)
             return
-        with ThreadPoolExecutor(1) as ahead:
-            coming = ahead.submit(self._read, batches[0]) if batches else None
-            for following in [*batches[1:], None]:
-                if coming is None:
-                    return
-                batch = coming.result()
-                coming = None if following is None else ahead.submit(self._read, following)
+        if not batches:
+            return
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(self._read, batches[0])
+            for following in batches[1:]:
+                batch = ahead.result()
+                ahead = pool.submit(self._read, following)
                 yield batch
+            yield ahead.result()
 
     def _read(self, rows: Tensor) -> tuple[Any, Tensor]:
         return self.split.batch(rows), self.split.batch_labels(rows)

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from models.checks import check_at_least
-from models.likelihoods import log_softmax_at
+from models.losses import log_softmax_at
 from models.pretrained import Pretrained
 from models.priors.filters import check_filters, draw, filter_logits
+from vq_kernels.checks import check_integer, check_number
 
 Decoder = Callable[[Tensor | None], Tensor]
 """The logits ``[B, K]`` of the next code, given the code just drawn: int64 ``[B]``, None at the start."""
@@ -29,6 +29,9 @@ Decoder = Callable[[Tensor | None], Tensor]
 
 class AutoregressivePrior(Pretrained, ABC):
     """Base of the priors. A subclass gives ``_logits`` (all positions at once) and ``_decoder`` (one by one).
+
+    For example, codes ``[8, 16, 16]`` of 512 values have logits ``[8, 512, 16, 16]`` and log-probabilities
+    ``[8]``; ``sample((8, 16, 16))`` draws codes of that shape.
 
     Codes are int64 maps ``[B, *S]``. With ``num_classes`` every call needs ``labels``, int64 ``[B]``; with
     ``upper_codebook_size`` it needs ``upper``, an int64 map ``[B, *U]`` with as many axes as the codes.
@@ -38,10 +41,10 @@ class AutoregressivePrior(Pretrained, ABC):
 
     def __init__(self, codebook_size: int, num_classes: int | None, upper_codebook_size: int | None) -> None:
         super().__init__()
-        check_at_least(1, codebook_size=codebook_size)
+        check_integer(1, codebook_size=codebook_size)
         for name, value in (("num_classes", num_classes), ("upper_codebook_size", upper_codebook_size)):
             if value is not None:
-                check_at_least(1, **{name: value})
+                check_integer(1, **{name: value})
         self.codebook_size = codebook_size
         self.num_classes = num_classes
         self.upper_codebook_size = upper_codebook_size
@@ -90,7 +93,7 @@ class AutoregressivePrior(Pretrained, ABC):
         check_filters(temperature, top_k, top_p)
         device = self.device
         if generator is not None and generator.device.type != device.type:
-            raise ValueError(f"generator is on {generator.device}; it must be on the model's device {device}")
+            raise ValueError(f"generator is on {generator.device}; accepted: the model's device {device}")
         codes = torch.empty(math.prod(shape[1:]), shape[0], dtype=torch.int64, device=device)
         with _evaluating(self), torch.inference_mode(), parametrize.cached():
             next_logits = self._decoder(shape, labels, upper)
@@ -108,56 +111,74 @@ class AutoregressivePrior(Pretrained, ABC):
     def _check_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         sizes = tuple(shape)
         if any(isinstance(size, bool) or not isinstance(size, int) for size in sizes):
-            raise TypeError(f"shape must be integers (B, *S), got {shape!r}")
+            raise TypeError(f"shape is {shape!r}; accepted: integers (B, *S)")
         if len(sizes) - 1 not in self.map_axes or min(sizes[1:]) < 1 or sizes[0] < 0:
-            raise ValueError(f"shape must be (B, *S) with {self._axes()} positive sizes in S, got {sizes}")
+            raise ValueError(f"shape is {sizes}; accepted: (B, *S) with {self._axes()} sizes above 0 in S")
         return sizes
 
     def _check_codes(self, name: str, codes: Tensor, codebook_size: int) -> None:
         if not isinstance(codes, Tensor) or codes.dtype != torch.int64:
-            got = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
-            raise TypeError(f"{name} must be an int64 tensor, got {got}")
+            raise TypeError(f"{name} is {_describe(codes)}; accepted: an int64 tensor")
         if codes.ndim - 1 not in self.map_axes or 0 in codes.shape[1:]:
             raise ValueError(
-                f"{name} must be [B, *S] with {self._axes()} axes in S, none empty, got {tuple(codes.shape)}"
+                f"{name} is of shape {tuple(codes.shape)}; accepted: [B, *S] with {self._axes()} axes in S, "
+                f"none empty"
             )
         self._check_values(name, codes, codebook_size)
 
     def _check_conditions(self, shape: tuple[int, ...], labels: Tensor | None, upper: Tensor | None) -> None:
         if (labels is None) != (self.num_classes is None):
-            given = "missing" if labels is None else "given"
-            raise ValueError(f"labels are {given}; the prior was built with num_classes={self.num_classes}")
-        if (upper is None) != (self.upper_codebook_size is None):
-            given = "missing" if upper is None else "given"
+            accepted = "None" if labels is not None else f"the class of each map, of {self.num_classes}"
             raise ValueError(
-                f"upper is {given}; the prior was built with upper_codebook_size={self.upper_codebook_size}"
+                f"labels is {_describe(labels)}; accepted: {accepted}, as the prior was built with "
+                f"num_classes={self.num_classes}"
+            )
+        if (upper is None) != (self.upper_codebook_size is None):
+            accepted = "None" if upper is not None else "the codes of the level above"
+            raise ValueError(
+                f"upper is {_describe(upper)}; accepted: {accepted}, as the prior was built with "
+                f"upper_codebook_size={self.upper_codebook_size}"
             )
         if labels is not None and self.num_classes is not None:
             if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-                got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-                raise TypeError(f"labels must be an int64 tensor, got {got}")
+                raise TypeError(f"labels is {_describe(labels)}; accepted: an int64 tensor")
             if labels.shape != shape[:1]:
-                raise ValueError(f"labels must be [{shape[0]}], one for each map, got {tuple(labels.shape)}")
+                raise ValueError(
+                    f"labels is of shape {tuple(labels.shape)}; accepted: [{shape[0]}], one for each map"
+                )
             self._check_values("labels", labels, self.num_classes)
         if upper is not None and self.upper_codebook_size is not None:
             self._check_codes("upper", upper, self.upper_codebook_size)
             if upper.ndim != len(shape) or upper.shape[0] != shape[0]:
                 raise ValueError(
-                    f"upper must be [{shape[0]}, *U] with {len(shape) - 1} axes in U like the codes, "
-                    f"got {tuple(upper.shape)}"
+                    f"upper is of shape {tuple(upper.shape)}; accepted: [{shape[0]}, *U] with "
+                    f"{len(shape) - 1} axes in U, like the codes"
                 )
 
     def _check_values(self, name: str, values: Tensor, count: int) -> None:
         if values.device != self.device:
-            raise ValueError(f"{name} are on {values.device}, the prior is on {self.device}")
+            raise ValueError(f"{name} is on {values.device}; accepted: the prior's device {self.device}")
         # Reading a value back from a GPU would make the host wait; there the embedding kernel asserts.
         if values.device.type == "cpu" and not torch.compiler.is_compiling() and values.numel():
             low, high = (int(bound) for bound in values.aminmax())
             if low < 0 or high >= count:
-                raise ValueError(f"{name} must be in [0, {count}), got values from {low} to {high}")
+                raise ValueError(f"{name} holds values from {low} to {high}; accepted: 0 to {count - 1}")
 
     def _axes(self) -> str:
         return " or ".join(str(axes) for axes in self.map_axes)
+
+
+def check_dropout(dropout: float) -> None:
+    """Raise TypeError or ValueError unless ``dropout`` is a number from 0 to below 1."""
+    check_number(0, 1, dropout=dropout)
+    if dropout == 1:
+        raise ValueError("dropout is 1; accepted: a number from 0 to below 1")
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of {value.dtype}"
+    return "None" if value is None else f"a {type(value).__name__}"
 
 
 @contextmanager

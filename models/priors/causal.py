@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.checks import check_at_least
+from vq_kernels.checks import check_integer
 
 
 class RowsConv(nn.Conv2d):
@@ -111,8 +111,8 @@ def compute(weight: Tensor) -> Tensor:
 
 
 def check_kernel(**arguments: int) -> None:
-    """Raises TypeError or ValueError for the first kernel size that is not odd and at least 3."""
-    check_at_least(1, **arguments)
+    """Raise TypeError or ValueError for the first kernel size that is no odd integer of at least 3."""
+    check_integer(3, **arguments)
     for name, size in arguments.items():
-        if size < 3 or size % 2 == 0:
-            raise ValueError(f"{name} must be odd and at least 3, got {size}")
+        if size % 2 == 0:
+            raise ValueError(f"{name} is {size}; accepted: an odd integer of at least 3")

@@ -5,23 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vq_kernels.checks import check_integer, check_number
+
 
 def check_filters(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raises ValueError or TypeError naming the first argument that is out of range."""
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
-        raise TypeError(f"temperature must be a number, got {temperature!r}")
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be above 0 and finite, got {temperature}; top_k=1 is greedy")
+    """Raise TypeError or ValueError naming the first argument that is out of range."""
+    check_number(temperature=temperature)
+    if temperature == 0:
+        raise ValueError("temperature is 0; accepted: a finite number above 0 (top_k=1 is greedy)")
     if top_k is not None:
-        if isinstance(top_k, bool) or not isinstance(top_k, int):
-            raise TypeError(f"top_k must be an integer or None, got {top_k!r}")
-        if top_k < 1:
-            raise ValueError(f"top_k must be at least 1 or None, got {top_k}")
+        check_integer(1, top_k=top_k)
     if top_p is not None:
-        if isinstance(top_p, bool) or not isinstance(top_p, int | float):
-            raise TypeError(f"top_p must be a number or None, got {top_p!r}")
-        if not 0 < top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1] or None, got {top_p}")
+        check_number(0, 1, top_p=top_p)
+        if top_p == 0:
+            raise ValueError("top_p is 0; accepted: a number above 0, up to 1, or None")
 
 
 def filter_logits(
@@ -35,8 +32,8 @@ def filter_logits(
     """
     logits = logits.float() / temperature
     if top_k is not None and top_k < logits.shape[-1]:
-        kept = logits.topk(top_k, dim=-1)
-        logits = torch.full_like(logits, -torch.inf).scatter(-1, kept.indices, kept.values)
+        largest = logits.topk(top_k, dim=-1)
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, largest.indices, largest.values)
     if top_p is not None and top_p < 1:
         ranked, order = logits.sort(dim=-1, descending=True, stable=True)
         mass = ranked.softmax(dim=-1)

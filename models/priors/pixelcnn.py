@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.checks import check_at_least, check_dropout
 from models.pretrained import constructor_arguments
-from models.priors.base import Decoder
+from models.priors.base import Decoder, check_dropout
 from models.priors.causal import (
     LeftCache,
     LeftConv,
@@ -22,6 +21,7 @@ from models.priors.causal import (
     shift_right,
 )
 from models.priors.grid import GridPrior, UpperStack
+from vq_kernels.checks import check_integer
 
 
 class GatedLayer(nn.Module):
@@ -110,7 +110,7 @@ class PixelCNN(GridPrior):
     ) -> None:
         arguments = constructor_arguments(locals())
         super().__init__(codebook_size, num_classes, upper_codebook_size)
-        check_at_least(1, channels=channels, layers=layers, upper_blocks=upper_blocks)
+        check_integer(1, channels=channels, layers=layers, upper_blocks=upper_blocks)
         check_kernel(kernel_size=kernel_size, first_kernel_size=first_kernel_size)
         check_dropout(dropout)
         self.config = arguments

@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from models.checks import check_at_least, check_dropout
 from models.pretrained import constructor_arguments
 from models.priors.attention import KeyValueCache, token_map, token_rows
-from models.priors.base import Decoder
+from models.priors.base import Decoder, check_dropout
 from models.priors.causal import LeftCache, LeftConv, RowsCache, RowsConv, check_kernel, shift_raster
 from models.priors.grid import GridPrior, UpperStack
 from models.priors.snail_blocks import (
@@ -23,6 +22,7 @@ from models.priors.snail_blocks import (
     GatedResidualCache,
     PositionMix,
 )
+from vq_kernels.checks import check_integer
 
 
 class Block(nn.Module):
@@ -86,13 +86,13 @@ class PixelSNAIL(GridPrior):
         super().__init__(codebook_size, num_classes, upper_codebook_size)
         res_channels = channels if res_channels is None else res_channels
         upper_channels = channels if upper_channels is None else upper_channels
-        check_at_least(1, channels=channels, blocks=blocks, res_blocks=res_blocks, res_channels=res_channels)
-        check_at_least(1, heads=heads, upper_blocks=upper_blocks, upper_channels=upper_channels)
-        check_at_least(0, out_res_blocks=out_res_blocks)
+        check_integer(1, channels=channels, blocks=blocks, res_blocks=res_blocks, res_channels=res_channels)
+        check_integer(1, heads=heads, upper_blocks=upper_blocks, upper_channels=upper_channels)
+        check_integer(0, out_res_blocks=out_res_blocks)
         check_kernel(kernel_size=kernel_size)
         check_dropout(dropout)
         if attention and channels % (2 * heads):
-            raise ValueError(f"channels must be a multiple of 2 * heads = {2 * heads}, got {channels}")
+            raise ValueError(f"channels is {channels}; accepted: a multiple of 2 * heads = {2 * heads}")
         self.config = arguments
         self.channels = channels
         self.code = nn.Embedding(codebook_size, channels)

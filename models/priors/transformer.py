@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.checks import check_at_least, check_dropout
 from models.pretrained import constructor_arguments
 from models.priors.attention import KeyValueCache, attend, token_map, token_rows, upsample_to
-from models.priors.base import AutoregressivePrior, Decoder
+from models.priors.base import AutoregressivePrior, Decoder, check_dropout
+from vq_kernels.checks import check_integer
 
 
 class Block(nn.Module):
@@ -93,14 +93,14 @@ class TransformerPrior(AutoregressivePrior):
     ) -> None:
         arguments = constructor_arguments(locals())
         super().__init__(codebook_size, num_classes, upper_codebook_size)
-        check_at_least(1, width=width, layers=layers, heads=heads, upper_layers=upper_layers)
+        check_integer(1, width=width, layers=layers, heads=heads, upper_layers=upper_layers)
         check_dropout(dropout)
         if width % heads:
-            raise ValueError(f"heads must divide width={width}, got {heads}")
+            raise ValueError(f"heads is {heads}; accepted: a divisor of width = {width}")
         if not 1 <= len(shape) <= 3:
-            raise ValueError(f"shape must be the 1 to 3 sizes of the largest map, got {tuple(shape)}")
+            raise ValueError(f"shape is {tuple(shape)}; accepted: the 1 to 3 sizes of the largest map")
         for axis, size in enumerate(shape):
-            check_at_least(1, **{f"shape[{axis}]": size})
+            check_integer(1, **{f"shape[{axis}]": size})
         self.config = arguments
         self.shape = tuple(shape)
         self.map_axes = (len(shape),)
@@ -173,7 +173,9 @@ class TransformerPrior(AutoregressivePrior):
         """What step t knows besides codes: its position, the upper level there. ``[B or 1, N, width]``."""
         sizes = shape[1:]
         if any(size > largest for size, largest in zip(sizes, self.shape, strict=True)):
-            raise ValueError(f"codes have the map shape {sizes}; the prior was built for up to {self.shape}")
+            raise ValueError(
+                f"the shape of the map is {sizes}; accepted: up to {self.shape}, that of the prior"
+            )
         axes = [position[:size] for position, size in zip(self.positions, sizes, strict=True)]
         context = _grid_sum(axes)  # [1, width, *S]
         if upper is not None:

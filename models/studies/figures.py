@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.data import ImageData, some_rows, to_float
-from models.pictures import grid, legend_below, new_figure
-from models.vqvae import quantizers
+from models.evaluation.pictures import grid, legend_below, new_figure
+from models.runs.layout import RunLayout
 
 if TYPE_CHECKING:
-    from models.outputs import Autoencoder, CodeModel
+    from models.autoencoders.base import Autoencoder, DiscreteAutoencoder
 
 # Of a VQ-VAE with the `mse` likelihood.
 LOSS_UNITS = {
@@ -28,18 +28,17 @@ LOSS_UNITS = {
 }
 
 
-def reconstructions_over_epochs(path: Path, runs: Mapping[str, Path], shown: int = 6) -> Path:
+def reconstructions_over_epochs(path: Path, runs: Mapping[str, RunLayout], shown: int = 6) -> Path:
     """The pictures that training saved at evenly spaced epochs: a column a run, epochs downwards.
 
     In each picture originals and their reconstructions alternate.
     """
     from PIL import Image
 
-    pictures = {
-        label: sorted((folder / "reconstructions").glob("epoch_*.png")) for label, folder in runs.items()
-    }
-    rows = min(shown, *(len(files) for files in pictures.values()))
-    with Image.open(next(iter(pictures.values()))[0]) as image:
+    pictures = {label: list(layout.epoch_pictures.items()) for label, layout in runs.items()}
+    rows = min(shown, *(len(epochs) for epochs in pictures.values()))
+    _, first = next(iter(pictures.values()))[0]
+    with Image.open(first) as image:
         height = image.height * 3 // 8  # three rows of the eight that training saves
         panel = 5 * height / image.width + 0.35
     figure, _ = new_figure(1)
@@ -47,31 +46,30 @@ def reconstructions_over_epochs(path: Path, runs: Mapping[str, Path], shown: int
     figure.set_size_inches(5 * len(pictures), panel * rows + 0.3)
     figure.suptitle("in each row original, reconstruction, original, reconstruction, ...", fontsize="small")
     axes = figure.subplots(rows, len(pictures), squeeze=False)
-    for column, (label, files) in enumerate(pictures.items()):
-        chosen = np.linspace(0, len(files) - 1, rows).round().astype(int)
-        for row, index in enumerate(chosen):
-            with Image.open(files[index]) as image:
+    for column, (label, epochs) in enumerate(pictures.items()):
+        chosen = np.linspace(0, len(epochs) - 1, rows).round().astype(int)
+        for row, (epoch, file) in enumerate(epochs[index] for index in chosen):
+            with Image.open(file) as image:
                 strip = image.crop((0, 0, image.width, height))
                 axes[row][column].imshow(np.asarray(strip), cmap="gray")
-            axes[row][column].set_title(
-                f"{label}, epoch {int(files[index].stem.split('_')[1])}", fontsize="small"
-            )
+            axes[row][column].set_title(f"{label}, epoch {epoch}", fontsize="small")
             axes[row][column].set_axis_off()
     figure.savefig(path, dpi=110)
     return path
 
 
 @torch.no_grad()
-def code_vectors(model: CodeModel, data: ImageData, split: str, limit: int = 2000) -> tuple[Tensor, Tensor]:
+def code_vectors(
+    model: DiscreteAutoencoder, data: ImageData, split: str, limit: int = 2000
+) -> tuple[Tensor, Tensor]:
     """The quantized vectors of every level of ``limit`` random images, flattened, and the labels."""
     part = data.split(split)
     device = next(model.parameters()).device
     rows = some_rows(len(part), limit)
     vectors = []
     for some in rows.split(100):
-        levels = zip(quantizers(model), model.encode(to_float(part.batch(some).to(device))), strict=True)
-        flat = [layer.get_output_from_indices(codes).flatten(1) for layer, codes in levels]
-        vectors.append(torch.cat(flat, dim=1).cpu())
+        maps = model.look_up(model.encode(to_float(part.batch(some).to(device))))
+        vectors.append(torch.cat([level.flatten(1) for level in maps], dim=1).cpu())
     return torch.cat(vectors), part.batch_labels(rows)
 
 
@@ -96,8 +94,8 @@ def tsne_by_label(path: Path, features: Mapping[str, Tensor], labels: Tensor, na
         perplexity = max(1, min(30, (len(vectors) - 1) // 3))
         points: NDArray[np.float32] = TSNE(perplexity=perplexity, random_state=0).fit_transform(reduced)
         for number, (name, colour) in enumerate(zip(shown, colours, strict=True)):
-            mine = labels.numpy() == number if names else np.ones(len(labels), dtype=bool)
-            axis.scatter(points[mine, 0], points[mine, 1], s=8, label=name, color=colour)
+            of_class = labels.numpy() == number if names else np.ones(len(labels), dtype=bool)
+            axis.scatter(points[of_class, 0], points[of_class, 1], s=8, label=name, color=colour)
         axis.set(title=f"t-SNE of {title}", xticks=[], yticks=[])
     if names:
         legend_below(figure, axes[0], marker_scale=2)

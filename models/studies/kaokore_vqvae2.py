@@ -1,4 +1,4 @@
-"""VQ-VAE against VQ-VAE-2.
+"""VQ-VAE against VQ-VAE-2: losses of three runs, reconstructions, t-SNE, samples.
 
 Published on KaoKore (100 epochs, batch 64, learning rate 1e-4, test set, three runs): commitment 0.0793
 (0.0027) against 0.0025 (0.0035), reconstruction 0.0056 (0.0001) against 0.0005 (0.0008).
@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from models.judge import Judge
-from models.pictures import grid, save_curves, save_image
-from models.studies.base import Runner, StudyOptions, TrainedRun, as_vq, mean_std
+from models.autoencoders.base import require_codes
+from models.evaluation.judge import Judge
+from models.evaluation.pictures import grid, save_curves, save_image
 from models.studies.figures import (
     LOSS_UNITS,
     code_vectors,
@@ -22,7 +22,9 @@ from models.studies.figures import (
     reconstructions_over_epochs,
     tsne_by_label,
 )
+from models.studies.runner import Runner, StudyOptions, TrainedRun, mean_std
 
+OPTIONS = ("batch_size", "seeds")
 SETTINGS: dict[str, dict[str, Any]] = {
     "small": {
         "data": "digits",
@@ -78,7 +80,7 @@ PUBLISHED = {
 
 def run(options: StudyOptions) -> Path:
     """Train both models ``seeds`` (``SEEDS``) times; write the table, the figures and samples."""
-    runner = Runner("kaokore-vqvae2", options, SETTINGS)
+    runner = Runner("kaokore-vqvae2", options, SETTINGS, OPTIONS)
     seeds = range(SEEDS if options.seeds is None else options.seeds)
     runs = {
         model: [runner.train(f"{model}-seed{seed}", model=model, seed=seed) for seed in seeds]
@@ -100,8 +102,8 @@ def run(options: StudyOptions) -> Path:
     }
     save_curves(runner.folder / "curves.png", lines, y_labels=LOSS_UNITS, yscale="log")
     first = {model: trained[0] for model, trained in runs.items()}
-    folders = {model: trained.config.folder for model, trained in first.items()}
-    reconstructions_over_epochs(runner.folder / "reconstructions.png", folders)
+    layouts = {model: trained.config.layout for model, trained in first.items()}
+    reconstructions_over_epochs(runner.folder / "reconstructions.png", layouts)
     _tsne(runner, first)
     _samples(runner, first["vqvae2"])
     return runner.folder
@@ -112,18 +114,18 @@ def _averaged(runs: int) -> str:
 
 
 def _row(runner: Runner, model: str, runs: list[TrainedRun]) -> dict[str, str]:
-    found = [runner.evaluate(trained) for trained in runs]
+    metrics = [runner.evaluate(trained) for trained in runs]
     row = {"model": model}
     for name in FIGURES:
-        for key in [key for key in found[0] if key == name or key.startswith(f"{name}_")]:
-            row[key] = mean_std([float(result[key]) for result in found])
+        for key in [key for key in metrics[0] if key == name or key.startswith(f"{name}_")]:
+            row[key] = mean_std([float(result[key]) for result in metrics])
     return row | {f"published {name}": value for name, value in PUBLISHED[model].items()}
 
 
 def _tsne(runner: Runner, runs: dict[str, TrainedRun]) -> None:
     features, labels = {"images": image_vectors(runner.data, "test")}, torch.empty(0)
     for model, trained in runs.items():
-        features[f"{model} codes"], labels = code_vectors(as_vq(trained.model), runner.data, "test")
+        features[f"{model} codes"], labels = code_vectors(require_codes(trained.model), runner.data, "test")
     tsne_by_label(runner.folder / "tsne.png", features, labels, runner.data.class_names)
 
 

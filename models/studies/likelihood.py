@@ -1,4 +1,4 @@
-"""Bits per dimension of VAE and VQ-VAE.
+"""Bits per dimension of VAE and VQ-VAE under several likelihoods.
 
 Published on CIFAR-10 (van den Oord et al. 2017): VAE 4.51, VQ-VAE 4.67, VIMCO 5.14 bits per dimension.
 The VQ-VAE there: two stride-2 convolutions, two residual blocks of 256 hidden units, Adam 2e-4, batch 128,
@@ -10,12 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.studies.base import Row, Runner, StudyOptions
 from models.studies.figures import compare_reconstructions, stacked_bars
+from models.studies.runner import Row, Runner, StudyOptions
 
 if TYPE_CHECKING:
     from models.priors.base import AutoregressivePrior
 
+OPTIONS = ("batch_size",)
 SETTINGS: dict[str, dict[str, Any]] = {
     "small": {
         "data": "digits",
@@ -66,7 +67,7 @@ DIGITS = "; digits have 17 of them, far apart"
 
 def run(options: StudyOptions) -> Path:
     """Train both models under each likelihood, priors for the VQ-VAEs; write the table of all terms."""
-    runner = Runner("likelihood", options, SETTINGS)
+    runner = Runner("likelihood", options, SETTINGS, OPTIONS)
     rows: list[Row] = []
     bars: dict[str, dict[str, float]] = {}
     shown = {}
@@ -81,19 +82,19 @@ def run(options: StudyOptions) -> Path:
             if model == "vqvae":
                 settings = PRIORS[options.scale] | {"conditional": False}
                 _, priors = runner.train_priors(trained, f"{name}-prior", **settings)
-            found = runner.evaluate(trained, priors=priors)
-            latent = float(found["bits_kl" if model == "vae" else "bits_codes_prior"])
-            bars[name] = {"decoder": float(found["bits_decoder"]), "KL or codes": latent}
-            uniform = found.get("bits_per_dim_uniform", "")
+            metrics = runner.evaluate(trained, priors=priors)
+            latent = float(metrics["bits_kl" if model == "vae" else "bits_codes_prior"])
+            bars[name] = {"decoder": float(metrics["bits_decoder"]), "KL or codes": latent}
+            uniform = metrics.get("bits_per_dim_uniform", "")
             rows.append(
                 {
                     "model": model,
                     "likelihood": likelihood,
-                    "decoder": found["bits_decoder"],
+                    "decoder": metrics["bits_decoder"],
                     "KL or codes": latent,
-                    "bits/dim": found["bits_per_dim"],
+                    "bits/dim": metrics["bits_per_dim"],
                     "bits/dim, uniform codes": uniform,
-                    "nmse": found["nmse"],
+                    "nmse": metrics["nmse"],
                 }
             )
             shown[name] = trained.model

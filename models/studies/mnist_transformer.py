@@ -10,10 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from models.judge import Judge
-from models.pictures import grid, save_curves, save_image
-from models.studies.base import Row, Runner, StudyOptions
+from models.evaluation.judge import Judge
+from models.evaluation.pictures import grid, save_curves, save_image
+from models.studies.runner import Row, Runner, StudyOptions
 
+OPTIONS = ("batch_size",)
 SETTINGS: dict[str, dict[str, Any]] = {
     "small": {
         "data": "digits",
@@ -61,7 +62,7 @@ PER_CLASS = 20
 
 def run(options: StudyOptions) -> Path:
     """Train every variant with an unconditional and a class-conditional prior; write table and samples."""
-    runner = Runner("mnist-transformer", options, SETTINGS)
+    runner = Runner("mnist-transformer", options, SETTINGS, OPTIONS)
     base = {name: getattr(runner.config, name) for name in VARIANTS[options.scale]}
     variants = [base] + [
         base | {name: value} for name, values in VARIANTS[options.scale].items() for value in values
@@ -98,7 +99,7 @@ def _variant(
 
     The conditional prior is left out where there are no classes, and so no ``judge``.
     """
-    from models.training.history import read_history
+    from models.runs.history import read_history
 
     name = "-".join(f"{key}{value}" for key, value in variant.items())
     trained = runner.train(name, **(SHARED | variant))
@@ -106,11 +107,11 @@ def _variant(
     for kind in ("unconditional", "conditional") if judge else ("unconditional",):
         settings = PRIORS[runner.options.scale] | {"conditional": kind == "conditional"}
         store, priors = runner.train_priors(trained, f"{name}-{kind}", **settings)
-        found = runner.evaluate(trained, priors=priors)
+        metrics = runner.evaluate(trained, priors=priors)
         if kind == "unconditional":
             row["sequence length"] = sum(level[0] * level[1] for level in store.description.shapes)
-            row |= {key: found[key] for key in ("mse", "ssim", "perplexity")}
-        row[f"bits/dim {kind}"] = found["bits_per_dim"]
+            row |= {key: metrics[key] for key in ("mse", "ssim", "perplexity")}
+        row[f"bits/dim {kind}"] = metrics["bits_per_dim"]
         history = read_history(runner.folder / f"{name}-{kind}")
         used = trained.config
         label = f"K={used.codebook_size}, D={used.embedding_dim}, {row['sequence length']} codes"

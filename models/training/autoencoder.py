@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.build import build_model
-from models.calibration import squared_error, uncalibrated
-from models.config import TrainConfig
 from models.data import BatchLoader, ImageData, load_data
-from models.pictures import save_curves
-from models.reproducible import start_reproducibly
+from models.evaluation.calibration import squared_error, uncalibrated
+from models.evaluation.pictures import save_curves
+from models.runs.build import build_model
+from models.runs.config import TrainConfig
+from models.runs.history import read_history
+from models.runs.reproducible import seed_run
+from models.runs.start import prepare_folder
 from models.training.callbacks import ReconstructionPictures
-from models.training.folder import prepare_folder
-from models.training.history import read_history
 from models.training.loop import (
     check_start,
     fit,
@@ -27,7 +27,7 @@ from models.training.modules import AutoencoderModule
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
 
-    from models.outputs import Autoencoder
+    from models.autoencoders.base import Autoencoder
 
 
 def train(
@@ -42,7 +42,7 @@ def train(
     """
     check_start(config, resume, overwrite)
     data = load_data(config) if data is None else data
-    start_reproducibly(config.seed)
+    seed_run(config.seed)
     model = build_model(config, data)
     rank, world, _ = processes()
     loader = training_loader(data.train, config, world, rank)
@@ -51,8 +51,7 @@ def train(
     pictures: list[Callback] = []
     if config.pictures_every:
         images = data.validation.batch(range(min(64, len(data.validation))))
-        folder = config.folder / "reconstructions"
-        pictures = [ReconstructionPictures(images, folder, config.pictures_every)]
+        pictures = [ReconstructionPictures(images, config.layout, config.pictures_every)]
     trainer = make_trainer(config, module, pictures)
     checkpoint = prepare_folder(config, module, resume, overwrite)
     load_best(module, fit(trainer, module, validation, checkpoint))
@@ -60,7 +59,7 @@ def train(
     if (likelihood := uncalibrated(model)) is not None:
         likelihood.calibrate(squared_error(model, data.validation, config.batch_size))
     if rank == 0:
-        model.save_pretrained(config.folder / "model")
+        model.save_pretrained(config.layout.model)
         save_training_curves(config)
     return model
 
@@ -86,4 +85,4 @@ def save_training_curves(config: TrainConfig) -> Path:
         }
         for title, starts in panels.items()
     }
-    return save_curves(config.folder / "curves.png", drawn, y_labels=units)
+    return save_curves(config.layout.curves, drawn, y_labels=units)

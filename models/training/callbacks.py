@@ -21,7 +21,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.data import to_float
-from models.pictures import save_image, side_by_side
+from models.evaluation.pictures import save_image, side_by_side
+from models.runs.layout import RunLayout
 from models.training.modules import AutoencoderModule
 
 
@@ -116,18 +117,18 @@ class RunBar(ProgressBar):
 class ReconstructionPictures(pl.Callback):
     """Originals beside reconstructions after every few epochs, as PNG and in TensorBoard."""
 
-    def __init__(self, images: Tensor, folder: Path, every: int) -> None:
-        self.images, self.folder, self.every = images, folder, every
+    def __init__(self, images: Tensor, layout: RunLayout, every: int) -> None:
+        self.images, self.layout, self.every = images, layout, every
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero or (trainer.current_epoch + 1) % self.every:
             return
         if not isinstance(module, AutoencoderModule):
-            raise TypeError(f"pictures need an AutoencoderModule, got {type(module).__name__}")
+            raise TypeError(f"module is a {type(module).__name__}; accepted: an AutoencoderModule")
         x = to_float(self.images.to(module.device))
         with torch.no_grad():
             picture = side_by_side(x, module.model(x).reconstruction)
-        save_image(picture, self.folder / f"epoch_{trainer.current_epoch + 1:04d}.png")
+        save_image(picture, self.layout.epoch_picture(trainer.current_epoch + 1))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("reconstructions", picture, trainer.global_step)

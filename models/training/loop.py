@@ -15,11 +15,11 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
-from models.config import LoopConfig
 from models.data.loader import BatchLoader, Split
-from models.reproducible import deterministic_algorithms
+from models.runs.config import LoopConfig
+from models.runs.reproducible import deterministic_algorithms
+from models.runs.start import check_folder, read_checkpoint
 from models.training.callbacks import AtomicCheckpointIO, LastCheckpoint, RunBar, interrupt_handler_kept
-from models.training.folder import BEST, LAST, check_folder, read_checkpoint
 from models.training.modules import SeededModule
 
 
@@ -28,13 +28,13 @@ def check_start(config: LoopConfig, resume: bool, overwrite: bool) -> None:
     rank, world, local = processes()
     if config.devices not in (None, local):
         command = f"torchrun --nproc-per-node {config.devices} -m models ..."
-        found = f"torchrun started {local} processes here" if world > 1 else "this is a single process"
-        raise ValueError(f"devices is {config.devices}, but {found}; start with: {command}")
+        here = f"the {local} processes that torchrun started here" if world > 1 else "1, a single process"
+        raise ValueError(f"devices is {config.devices}; accepted: {here}, or start with: {command}")
     if config.accelerator == "gpu" and not torch.cuda.is_available():
-        raise ValueError("accelerator is gpu, but torch finds no GPU here; accepted: auto or cpu")
+        raise ValueError("accelerator is 'gpu', but torch finds no GPU here; accepted: 'auto' or 'cpu'")
     if config.precision == "16-mixed" and (config.accelerator == "cpu" or not torch.cuda.is_available()):
         raise ValueError(
-            "precision is 16-mixed, which needs a GPU; accepted on the CPU: 32-true or bf16-mixed"
+            "precision is '16-mixed', which needs a GPU; accepted on the CPU: '32-true' or 'bf16-mixed'"
         )
     if rank == 0:  # which makes the folder, perhaps before the others look
         check_folder(config, resume, overwrite)
@@ -57,7 +57,7 @@ def fit(trainer: pl.Trainer, module: SeededModule, validation: BatchLoader, chec
     Raises KeyboardInterrupt after Ctrl-C, and FloatingPointError if the loss or the weights diverge.
     """
     config = module.config
-    best, last = (config.folder / "checkpoints" / name for name in (BEST, LAST))
+    best, last = config.layout.best, config.layout.last
     on_gpu = trainer.strategy.root_device.type == "cuda"
     with (
         warnings.catch_warnings(),
@@ -90,10 +90,10 @@ def _validate_end(
     """Validate a run that ``steps`` ended inside an epoch, which Lightning does not; keep the better one."""
     monitored = trainer.checkpoint_callback
     if not isinstance(monitored, ModelCheckpoint):
-        raise TypeError(f"the first checkpoint callback must be a ModelCheckpoint, got {monitored!r}")
+        raise TypeError(f"the first checkpoint callback must be a ModelCheckpoint, but is {monitored!r}")
     before = monitored.best_model_score if best.is_file() else None
-    (found,) = trainer.validate(module, validation, verbose=False)
-    if trainer.is_global_zero and (before is None or found["validation/loss"] < before):
+    (metrics,) = trainer.validate(module, validation, verbose=False)
+    if trainer.is_global_zero and (before is None or metrics["validation/loss"] < before):
         shutil.copyfile(last, best)
     trainer.strategy.barrier()
 
@@ -103,17 +103,17 @@ def make_trainer(config: LoopConfig, module: SeededModule, callbacks: list[Callb
     steps = module.total_steps
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    folder = config.folder
+    layout = config.layout
     _, world, local = processes()
     devices = config.devices or local
-    kept: list[Callback] = [
+    checkpoint_callbacks: list[Callback] = [
         ModelCheckpoint(
-            folder / "checkpoints",
-            filename=BEST.removesuffix(".ckpt"),
+            layout.checkpoints,
+            filename=layout.best.stem,
             monitor="validation/loss",
             enable_version_counter=False,
         ),
-        LastCheckpoint(folder / "checkpoints" / LAST, config.checkpoint_every),
+        LastCheckpoint(layout.last, config.checkpoint_every),
     ]
     stopping = [EarlyStopping("validation/loss", patience=config.patience)] if config.patience else []
     bar = [RunBar(steps)] if config.progress else []
@@ -131,13 +131,16 @@ def make_trainer(config: LoopConfig, module: SeededModule, callbacks: list[Callb
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip,
         log_every_n_steps=module.log_every,
-        logger=[CSVLogger(folder, name="logs"), TensorBoardLogger(str(folder), name="tensorboard")],
-        callbacks=[*kept, *stopping, *bar, *callbacks],
+        logger=[
+            CSVLogger(layout.folder, name=layout.logs.name),
+            TensorBoardLogger(str(layout.folder), name=layout.tensorboard.name),
+        ],
+        callbacks=[*checkpoint_callbacks, *stopping, *bar, *callbacks],
         enable_progress_bar=config.progress,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        default_root_dir=str(folder),
+        default_root_dir=str(layout.folder),
     )
 
 

@@ -10,16 +10,14 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from models.config import LoopConfig, PriorConfig, TrainConfig
+from models.codes.store import CodeBatch
 from models.data import to_float
-from models.data.codes import CodeBatch
 from models.data.loader import Batch, BatchLoader
-from models.metrics import ReconstructionMeter, level_names
-from models.vae import VAE
-from models.vqvae import quantizers, update_ema
+from models.evaluation.metrics import ReconstructionMeter, level_names
+from models.runs.config import LoopConfig, PriorConfig, TrainConfig
 
 if TYPE_CHECKING:
-    from models.outputs import Autoencoder
+    from models.autoencoders.base import Autoencoder
     from models.priors.base import AutoregressivePrior
 
 
@@ -40,8 +38,8 @@ class SeededModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         self.diverged_at = torch.tensor(-1, device=self.device)
 
-    def watch(self, loss: Tensor) -> Tensor:
-        """Note a loss that is not finite; looked at when a row is logged, which waits for the device."""
+    def record_divergence(self, loss: Tensor) -> Tensor:
+        """Remember the step of a loss that is not finite; read when a row is logged, which waits anyway."""
         broken = ~torch.isfinite(loss.detach()) & (self.diverged_at < 0)
         self.diverged_at = torch.where(broken, self.trainer.global_step + 1, self.diverged_at)
         return loss
@@ -112,21 +110,21 @@ class AutoencoderModule(SeededModule):
         self.validation_images = 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        if isinstance(self.model, VAE):
-            self.model.kl_share = min(1.0, (self.trainer.global_step + 1) / (self.config.kl_warmup + 1))
+        self.model.kl_warmup_factor = min(1.0, (self.trainer.global_step + 1) / (self.config.kl_warmup + 1))
         output = self.model(to_float(batch[0]))
         values = {"loss": output.loss.detach(), **output.terms}
-        layers = quantizers(self.model)
-        for name, layer in zip(level_names(len(layers)), layers, strict=True):
-            values[f"perplexity{name}"] = layer.perplexity
-            values[f"usage{name}"] = layer.usage
-        loss = self.watch(output.loss)
+        quantizers = self.model.level_quantizers
+        for name, quantizer in zip(level_names(len(quantizers)), quantizers, strict=True):
+            perplexity, usage = quantizer.perplexity, quantizer.usage
+            if perplexity is not None and usage is not None:  # as they are for too many codes to count
+                values |= {f"perplexity{name}": perplexity, f"usage{name}": usage}
+        loss = self.record_divergence(output.loss)
         self.log_step(values)
         return loss
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         super().optimizer_step(*arguments, **named)
-        update_ema(self.model)
+        self.model.update_codebooks()
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
@@ -150,28 +148,19 @@ class AutoencoderModule(SeededModule):
         self.log_dict(named, sync_dist=self.trainer.world_size > 1)
 
     def _add_processes(self) -> None:
-        """Sum what was accumulated over the processes: perplexity is no mean of perplexities."""
+        """Add up what the processes have accumulated: perplexity is no mean of perplexities."""
         if self.trainer.world_size == 1:
             return
-        meter, names = self.meter, list(self.validation_sums)
-        scalars = [
-            meter.images,
-            meter.elements,
-            meter.squared_error,
-            meter.similarity,
-            self.validation_images,
-        ]
-        scalars += [float(self.validation_sums[name]) for name in names]
-        mine = torch.cat([torch.tensor(scalars, dtype=torch.float64), *[c.double() for c in meter.counts]])
-        total = self.trainer.strategy.reduce(mine.to(self.device), reduce_op="sum").cpu()
-        sums, *counts = total.split([len(scalars), *[len(count) for count in meter.counts]])
-        meter.images, meter.elements, self.validation_images = (int(sums[place]) for place in (0, 1, 4))
-        meter.squared_error, meter.similarity = float(sums[2]), float(sums[3])
-        self.validation_sums = dict(zip(names, sums[5:], strict=True))
-        meter.counts = [count.long() for count in counts]
+        names, meter = list(self.validation_sums), self.meter.sums()
+        losses = [self.validation_images, *[float(self.validation_sums[name]) for name in names]]
+        local = torch.cat([torch.tensor(losses, dtype=torch.float64), meter])
+        total = self.trainer.strategy.reduce(local.to(self.device), reduce_op="sum").cpu()
+        self.validation_images = int(total[0])
+        self.validation_sums = dict(zip(names, total[1 : len(losses)], strict=True))
+        self.meter.set_sums(total[len(losses) :])
 
     def _new_meter(self) -> ReconstructionMeter:
-        return ReconstructionMeter([layer.codebook_size for layer in quantizers(self.model)])
+        return ReconstructionMeter([quantizer.codebook_sizes for quantizer in self.model.level_quantizers])
 
 
 class PriorModule(SeededModule):
@@ -185,7 +174,7 @@ class PriorModule(SeededModule):
 
     def training_step(self, batch: CodeBatch, batch_idx: int) -> Tensor:
         losses = self._losses(batch)
-        total = self.watch(torch.stack(list(losses.values())).sum())
+        total = self.record_divergence(torch.stack(list(losses.values())).sum())
         self.log_step({"loss": total.detach()} | {name: loss.detach() for name, loss in losses.items()})
         return total
 
@@ -196,18 +185,18 @@ class PriorModule(SeededModule):
         self.log_dict(named, batch_size=len(batch[1]), sync_dist=self.trainer.world_size > 1)
 
     def _losses(self, batch: CodeBatch) -> dict[str, Tensor]:
-        """Nats a code of each level, the mean over the batch."""
+        """The nats a code of each level, the mean over the batch: ``[]`` each."""
         codes, labels = batch
         losses, upper = {}, None
         names = level_names(len(codes))
         for name, prior, level in zip(names, self.model, codes, strict=True):
-            given = labels if prior.num_classes is not None else None
-            losses[f"nats_per_code{name}"] = -prior(level, given, upper).mean() / level[0].numel()
+            conditions = labels if prior.num_classes is not None else None
+            losses[f"nats_per_code{name}"] = -prior(level, conditions, upper).mean() / level[0].numel()
             upper = level
         return losses
 
 
 def total_steps(config: LoopConfig, batches: int) -> int:
-    """Optimizer steps of the whole run with ``batches`` batches an epoch."""
+    """The number of optimizer steps of the whole run with ``batches`` batches an epoch."""
     by_epochs = config.epochs * -(-batches // config.accumulate)
     return by_epochs if config.steps is None else min(config.steps, by_epochs)

@@ -1,6 +1,6 @@
 """The CUDA kernels, run on the host: kernel by kernel against the reference, on every path they have.
 
-``tests/test_ops.py`` and its neighbours run the public operations on this backend too; here are the
+``tests/operators`` runs the public operations on this backend too; here are the
 things that only its author knows of: which kernel serves which size, both orders in which threads can
 run, what lies around the outputs, and whether the shim itself finds mistakes.
 """
@@ -14,9 +14,10 @@ import cuda_host
 import pytest
 import torch
 from cuda_host import machine
+from support import quantize_into
 from torch import Tensor
 
-from vq_kernels.backends import marshal, reference
+from vq_kernels.backends import reference
 from vq_kernels.backends.cuda import CudaBackend
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -132,7 +133,7 @@ def test_few_rows_share_the_codes_out(
     with machine(reverse=reverse, **device):
         assert torch.equal(kernels.nearest_code(x, codebook, "l2", "exact"), want)
         out = torch.empty_like(x)
-        got = kernels.vector_quantize(x, codebook, None, "l2", "exact", out, True)
+        got = quantize_into(out, kernels, x, codebook)
     assert torch.equal(got.indices, want)
     assert torch.equal(out, codebook[want])
     assert torch.equal(got.counts, torch.bincount(want[0], minlength=700))
@@ -304,19 +305,19 @@ def test_fused_step(
     mask[0, 7] = False
     for codes, chosen in ((codebook, mask), (codebook.to(dtype), None)):
         want_out = torch.empty(b, m, dim, dtype=dtype)
-        want = reference.vector_quantize(x, codes, chosen, "l2", "exact", want_out, True)
+        want = quantize_into(want_out, reference, x, codes, chosen)
         out, room = surrounded(b, m, dim, dtype, channel_first)
         with machine(reverse=reverse):
-            got = kernels.vector_quantize(x, codes, chosen, "l2", "exact", out, True)
-        assert torch.equal(got.indices, want[0])
+            got = quantize_into(out, kernels, x, codes, chosen)
+        assert torch.equal(got.indices, want.indices)
         assert torch.equal(out.isnan(), want_out.isnan())
         assert torch.equal(out.nan_to_num(), want_out.nan_to_num())
         out.fill_(1.0)
         assert (room == 1.0).all(), "something was written beside the output"
-        torch.testing.assert_close(got.mse, want[1], rtol=1e-5, atol=0, equal_nan=True)
-        assert got.valid_rows == want[2]
-        assert torch.equal(got.counts, want[3])
-        torch.testing.assert_close(got.sums, want[4], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(got.loss, want.loss, rtol=1e-5, atol=0, equal_nan=True)
+        assert got.valid_rows == want.valid_rows
+        assert torch.equal(got.counts, want.counts)
+        torch.testing.assert_close(got.sums, want.sums, rtol=1e-6, atol=1e-6)
 
 
 def test_fused_mean_is_the_same_in_every_schedule(kernels: CudaBackend) -> None:
@@ -325,8 +326,8 @@ def test_fused_mean_is_the_same_in_every_schedule(kernels: CudaBackend) -> None:
     for reverse in (False, True):
         with machine(reverse=reverse):
             out = torch.empty_like(x)
-            results.append(kernels.vector_quantize(x, codebook, None, "l2", "exact", out, True))
-    assert torch.equal(results[0].mse, results[1].mse)
+            results.append(quantize_into(out, kernels, x, codebook))
+    assert torch.equal(results[0].loss, results[1].loss)
     assert torch.equal(results[0].sums, results[1].sums)
 
 
@@ -334,23 +335,15 @@ def test_the_loss_carries_its_weight_at_no_launch(kernels: CudaBackend) -> None:
     module = cuda_host.load_module()
     x, codebook = rows(1, 300, 16, torch.float32), torch.randn(64, 16)
     mask = torch.rand(1, 300) > 0.3
-    out = torch.empty_like(x)
     before = module.launches()
-    want = kernels.vector_quantize(x, codebook, mask, "l2", "exact", out, True)
+    want = quantize_into(torch.empty_like(x), kernels, x, codebook, mask)
     launches = module.launches() - before
-    size = module.cuda.search_workspace(marshal.rows(x), marshal.codes(codebook), 0, True, True, 0)
-    scratch = torch.empty(size, dtype=torch.uint8)
     for weight in (0.25, 1.0, 1.3):
-        got, quantized = marshal.empty_result(x, 64, True), torch.empty_like(x)
         before = module.launches()
-        module.cuda.vector_quantize(
-            marshal.rows(x), marshal.codes(codebook), mask.data_ptr(),
-            marshal.quantize_options("l2", "exact", loss_weight=weight),
-            marshal.result(quantized, got, True), scratch.data_ptr(), size, 0, 0,
-        )  # fmt: skip
+        got = quantize_into(torch.empty_like(x), kernels, x, codebook, mask, loss_weight=weight)
         assert module.launches() - before == launches
-        assert torch.equal(got.mse, want.mse * weight)
-        for a, b in zip((quantized, *got._replace(mse=want.mse)), (out, *want), strict=True):
+        assert torch.equal(got.loss, want.loss * weight)
+        for a, b in zip(got._replace(loss=want.loss)[:-1], want[:-1], strict=True):
             assert torch.equal(a, b)
 
 
@@ -359,7 +352,7 @@ def test_a_training_step_is_six_launches(kernels: CudaBackend) -> None:
     x, codebook = rows(1, 300, 16, torch.float32), torch.randn(64, 16)
     before = module.launches()
     out = torch.empty_like(x)
-    got = kernels.vector_quantize(x, codebook, None, "l2", "exact", out, True)
+    got = quantize_into(out, kernels, x, codebook)
     one = torch.ones(())
     kernels.vector_quantize_backward(
         x, one, x, codebook, got.indices, got.valid_rows, 0.1, "rotation_trick", out

@@ -82,7 +82,7 @@ def test_an_instruction_set_that_is_not_there_is_an_error(monkeypatch: pytest.Mo
     ids=["float64_x", "float64_codebook", "other_device"],
 )
 def test_what_is_not_served_is_named(x: torch.Tensor, codebook: torch.Tensor | None, word: str) -> None:
-    reason = native.unsupported_reason(x, codebook)
+    reason = native.unsupported_reason("nearest_code", x, codebook)
     assert reason is not None
     assert word in reason
 
@@ -90,5 +90,5 @@ def test_what_is_not_served_is_named(x: torch.Tensor, codebook: torch.Tensor | N
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["f32", "bf16", "f16"])
 def test_what_is_served(dtype: torch.dtype) -> None:
     x = torch.zeros(1, 1, 2, dtype=dtype)
-    assert native.unsupported_reason(x, torch.zeros(1, 2)) is None
-    assert native.unsupported_reason(x, torch.zeros(1, 2, dtype=dtype)) is None
+    assert native.unsupported_reason("nearest_code", x, torch.zeros(1, 2)) is None
+    assert native.unsupported_reason("nearest_code", x, torch.zeros(1, 2, dtype=dtype)) is None

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from native_support import ISAS, use_isa
+from support import quantize_into
 from torch import Tensor
 
-from vq_kernels.backends import marshal, native, reference
+from vq_kernels.backends import native, reference
 
 LAYOUTS: dict[str, Callable[[int, int, int], Tensor]] = {
     "channel_last": lambda b, m, d: torch.randn(b, m, d),
@@ -55,15 +56,15 @@ def test_fused_step(isa: str, shape: tuple[int, int, int, int], layout: str, dty
     codebook = torch.randn(k, d)
     for mask in (None, torch.rand(b, m) > 0.3, torch.zeros(b, m, dtype=torch.bool)):
         out, want_out = poisoned(x), poisoned(x)
-        got = native.vector_quantize(x, codebook, mask, "l2", "exact", out, True)
-        want = reference.vector_quantize(x, codebook, mask, "l2", "exact", want_out, True)
-        assert torch.equal(got.indices, want[0])
+        got = quantize_into(out, native, x, codebook, mask)
+        want = quantize_into(want_out, reference, x, codebook, mask)
+        assert torch.equal(got.indices, want.indices)
         assert torch.equal(out, want_out)
-        torch.testing.assert_close(got.mse, want[1], rtol=1e-6, atol=0)
-        assert torch.equal(got.valid_rows, want[2])
-        assert torch.equal(got.counts, want[3])
+        torch.testing.assert_close(got.loss, want.loss, rtol=1e-6, atol=0)
+        assert torch.equal(got.valid_rows, want.valid_rows)
+        assert torch.equal(got.counts, want.counts)
         # Both sum in float64 in the order of the batch and round once.
-        assert torch.equal(got.sums, want[4])
+        assert torch.equal(got.sums, want.sums)
 
 
 @over_dtypes
@@ -75,13 +76,13 @@ def test_bad_rows_in_the_fused_step(isa: str, layout: str, dtype: str) -> None:
     mask = torch.ones(2, 90, dtype=torch.bool)
     mask[1, 0] = mask[0, 5] = False
     out, want_out = poisoned(x), poisoned(x)
-    got = native.vector_quantize(x, codebook, mask, "l2", "exact", out, True)
-    want = reference.vector_quantize(x, codebook, mask, "l2", "exact", want_out, True)
+    got = quantize_into(out, native, x, codebook, mask)
+    want = quantize_into(want_out, reference, x, codebook, mask)
     torch.testing.assert_close(out, want_out, rtol=0, atol=0, equal_nan=True)
     assert out[0, 3].isnan().all()
-    assert got.mse.isnan()
-    for i in (0, 2, 3, 4):
-        assert torch.equal(got[i], want[i])
+    assert got.loss.isnan()
+    for field in ("indices", "valid_rows", "counts", "sums"):
+        assert torch.equal(getattr(got, field), getattr(want, field)), field
 
 
 @over_dtypes
@@ -99,18 +100,12 @@ def test_statistics(isa: str, layout: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("rows", [2, 150], ids=["few_rows", "blocks"])
 def test_the_loss_carries_its_weight(isa: str, rows: int) -> None:
-    from vq_kernels import _C
-
     x, codebook = torch.randn(1, rows, 19), torch.randn(40, 19)
-    out = poisoned(x)
-    want = native.vector_quantize(x, codebook, None, "l2", "exact", out, True)
+    want = quantize_into(poisoned(x), native, x, codebook)
     for weight in (0.25, 1.0, 1.3, 0.0):
-        got, quantized = marshal.empty_result(x, 40, True), poisoned(x)
-        options = marshal.quantize_options("l2", "exact", loss_weight=weight)
-        where = marshal.result(quantized, got, True)
-        _C.vector_quantize(marshal.rows(x), marshal.codes(codebook), 0, options, 1, where)
-        assert torch.equal(got.mse, want.mse * weight)
-        for a, b in zip((quantized, *got._replace(mse=want.mse)), (out, *want), strict=True):
+        got = quantize_into(poisoned(x), native, x, codebook, loss_weight=weight)
+        assert torch.equal(got.loss, want.loss * weight)
+        for a, b in zip(got._replace(loss=want.loss)[:-1], want[:-1], strict=True):
             assert torch.equal(a, b)
 
 
@@ -126,8 +121,8 @@ def test_threads_change_no_bit(isa: str, skew: str, threads: Callable[[int], Non
     for count in (1, 2, 3, 7):
         threads(count)
         out = poisoned(x)
-        step = native.vector_quantize(x, codebook, None, "l2", "exact", out, True)
-        results.append((out, *step, *native.code_statistics(x, step.indices, 64, True)))
+        step = quantize_into(out, native, x, codebook)
+        results.append((*step[:-1], *native.code_statistics(x, step.indices, 64, True)))
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert torch.equal(a, b)

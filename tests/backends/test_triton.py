@@ -1,6 +1,6 @@
 """What is special to the Triton backend: launches, divided codes, deterministic sums, its two epilogues.
 
-Semantics common to all backends are tested in ``tests/test_*.py``.
+Semantics common to all backends are tested in ``tests/operators``.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import sys
 
 import pytest
 import torch
+from support import quantize_into
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 pytest.importorskip("triton")
 
 from vq_kernels import FusedVectorQuantizer
-from vq_kernels.backends import get_backend, reference
+from vq_kernels.backends import QuantizeResult, get_backend, reference
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
@@ -29,10 +30,9 @@ def _available() -> None:
 
 def quantize(
     x: Tensor, codebook: Tensor, mask: Tensor | None = None, precision: str = "exact"
-) -> tuple[Tensor, ...]:
+) -> QuantizeResult:
     out = torch.full_like(x, torch.nan)
-    result = get_backend("triton").vector_quantize(x, codebook, mask, "l2", precision, out, True)
-    return out, *result
+    return quantize_into(out, get_backend("triton"), x, codebook, mask, precision)
 
 
 def test_importing_the_backend_does_not_import_triton() -> None:
@@ -57,7 +57,7 @@ def test_says_why_tensors_are_not_served(
 ) -> None:
     if words == "rows":
         x = x.to(device)
-    reason = get_backend("triton").unsupported_reason(x, codebook)
+    reason = get_backend("triton").unsupported_reason("nearest_code", x, codebook)
     assert reason is not None
     assert words in reason
 
@@ -93,15 +93,14 @@ def test_quantize_divided_and_not(n: int, masked: bool, precision: str, device: 
     x = codebook[torch.randint(0, 300, (2, n), device=device)] + 0.01 * torch.randn(2, n, 12, device=device)
     x[1, 2, 3] = torch.nan if not masked else 0.0
     mask = torch.rand(2, n, device=device) < 0.6 if masked else None
-    out, indices, mse, valid, counts, sums = quantize(x, codebook, mask, precision)
-    expected_out = torch.empty_like(x)
-    expected = reference.vector_quantize(x, codebook, mask, "l2", precision, expected_out, True)
-    assert torch.equal(indices, expected[0])
-    torch.testing.assert_close(out, expected_out, rtol=0, atol=0, equal_nan=True)
-    torch.testing.assert_close(mse, expected[1], equal_nan=True)
-    assert torch.equal(valid, expected[2])
-    assert torch.equal(counts, expected[3])
-    torch.testing.assert_close(sums, expected[4])
+    got = quantize(x, codebook, mask, precision)
+    want = quantize_into(torch.empty_like(x), reference, x, codebook, mask, precision)
+    assert torch.equal(got.indices, want.indices)
+    torch.testing.assert_close(got.quantized, want.quantized, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(got.loss, want.loss, equal_nan=True)
+    assert torch.equal(got.valid_rows, want.valid_rows)
+    assert torch.equal(got.counts, want.counts)
+    torch.testing.assert_close(got.sums, want.sums)
 
 
 # --- deterministic sums ---------------------------------------------------------------------------
@@ -218,7 +217,13 @@ def test_search_takes_three_launches(launches: list[str], device: torch.device) 
     backend = get_backend("triton")
     backend.nearest_code(x, codebook, "l2", "exact")
     backend.nearest_code(x, codebook, "l2", "fast")
-    assert launches == ["prepare_kernel", "search_kernel", "settle_kernel", "prepare_kernel", "search_kernel"]
+    assert launches == [
+        "prepare_kernel",
+        "search_kernel",
+        "resolve_kernel",
+        "prepare_kernel",
+        "search_kernel",
+    ]
 
 
 # --- paths the interpreter replaces -----------------------------------------------------------------

@@ -83,9 +83,9 @@ def test_search_uses_the_tensor_cores(case: str, targets: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("case", SEARCHES)
 def test_search_fits_the_machine(case: str, targets: dict[str, Any]) -> None:
-    found = targets[case]
-    assert found["registers"] <= found["limit"]
-    assert found["shared"] <= SHARED[case.split("-")[0]] * 1024
+    result = targets[case]
+    assert result["registers"] <= result["limit"]
+    assert result["shared"] <= SHARED[case.split("-")[0]] * 1024
 
 
 @pytest.mark.parametrize("case", [f"90-{x}-{e}-{p}-64" for x, e, p in (
@@ -93,9 +93,9 @@ def test_search_fits_the_machine(case: str, targets: dict[str, Any]) -> None:
 )])  # fmt: skip
 def test_two_programs_share_a_multiprocessor(case: str, targets: dict[str, Any]) -> None:
     """So that one computes products while the other reduces: 64 Ki registers, 227 KiB shared memory."""
-    found = targets[case]
-    assert 2 * found["registers"] * 32 * found["warps"] <= 65536
-    assert 2 * (found["shared"] + 1024) <= 227 * 1024
+    result = targets[case]
+    assert 2 * result["registers"] * 32 * result["warps"] <= 65536
+    assert 2 * (result["shared"] + 1024) <= 227 * 1024
 
 
 @pytest.mark.parametrize("case", PER_PAIR)
@@ -106,10 +106,10 @@ def test_epilogue_is_cheap(case: str, targets: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", [c for c in SEARCHES if not c.startswith("100") and not c.endswith("512")])
 def test_a_tile_of_codes_is_read_once(case: str, targets: dict[str, Any]) -> None:
     """Global to shared memory: the codes' parts and at most one bias a thread; to registers, row bounds."""
-    found = targets[case]
-    threads = 32 * found["warps"]
-    assert found["tile_bytes"] <= found["copied"] * threads <= found["tile_bytes"] + 4 * threads
-    assert found["loaded"] <= 36
+    result = targets[case]
+    threads = 32 * result["warps"]
+    assert result["tile_bytes"] <= result["copied"] * threads <= result["tile_bytes"] + 4 * threads
+    assert result["loaded"] <= 36
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -117,7 +117,7 @@ def test_other_kernels_do_not_spill(name: str, targets: dict[str, Any]) -> None:
     assert targets[f"90-{name}"]["spills"] == 0
 
 
-@pytest.mark.parametrize("name", ["settle", "write"])
+@pytest.mark.parametrize("name", ["resolve", "write"])
 def test_exact_scores_are_not_fused(name: str, targets: dict[str, Any]) -> None:
     """The order of operations of base.py: no fused multiply-add in float64."""
     assert targets[f"90-{name}"]["fused_float64"] == 0

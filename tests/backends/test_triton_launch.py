@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,18 +35,19 @@ def test_the_last_codes_of_a_large_codebook_are_prepared(precision: str, device:
 @pytest.mark.parametrize("k", [1, 129, 4096, 32_768, 32_769, 40_000, 50_176, 65_536, 100_000, 1_000_001])
 def test_programs_share_all_padded_codes(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from vq_kernels.backends.triton import prepare
+    from vq_kernels.backends.triton.plan import make_plan
 
     seen: dict[str, int] = {}
 
     class Recorder:
         def __getitem__(self, grid: tuple[int]) -> Any:
-            return lambda *args, **constants: seen.update(programs=grid[0], codes=constants["CODES"])
+            return lambda *args, **constants: seen.update(programs=grid[0], codes=constants["BLOCK_CODES"])
 
     monkeypatch.setattr(prepare, "prepare_kernel", Recorder())
     nothing = torch.empty(0, dtype=torch.int64)
     prepared = prepare.prepare(
-        torch.empty(k, 2), 16, split=True, parts=2, centered_rows=True, metric="l2", squares=False,
-        scratch=nothing, counts=nothing,
+        torch.empty(k, 2), 16, make_plan(torch.float32, torch.float32, "l2", "high"),
+        counters=nothing, counts=nothing,
     )  # fmt: skip
     assert seen["programs"] * seen["codes"] == len(prepared.high) >= k
     assert len(prepared.extremes) == seen["programs"]
@@ -60,9 +66,9 @@ def test_the_search_is_launched_as_it_was_tuned(dim: int, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(nearest, "search_kernel", Recorder())
     monkeypatch.setattr(nearest.common, "architecture", lambda device: 90)
-    monkeypatch.setattr(nearest, "prepare", lambda codebook, depth, **_: _empty_codebook(depth))
+    monkeypatch.setattr(nearest, "prepare", lambda codebook, depth, plan, **_: _empty_codebook(depth))
     config = nearest.search(torch.empty(1, 9, dim), torch.empty(256, dim), None, "l2", "exact").config
-    assert seen["num_stages"] == seen["STAGES"] == config.stages
+    assert seen["num_stages"] == seen["config"].stages == config.stages
     assert seen["num_warps"] == config.warps
     assert not seen["WIDE"]
 
@@ -102,3 +108,34 @@ def test_offsets_of_64_bits_find_the_same(
     for precision in ("exact", "fast"):
         got = get_backend("triton").nearest_code(x, codebook, "l2", precision)
         assert torch.equal(got, reference.nearest_code(x, codebook, "l2", "exact"))
+
+
+def kernels() -> dict[str, Any]:
+    """Every function with Triton's decorator: kernels by name, launched ones end in ``_kernel``."""
+    from vq_kernels.backends import triton as package
+
+    modules = [
+        importlib.import_module(f"{package.__name__}.{m.name}")
+        for m in pkgutil.iter_modules(package.__path__)
+    ]
+    return {
+        name: value.fn
+        for module in modules
+        for name, value in vars(module).items()
+        if name.endswith("_kernel") and hasattr(value, "fn")
+    }
+
+
+def test_no_kernel_takes_more_than_25_parameters() -> None:
+    counts = {name: len(inspect.signature(kernel).parameters) for name, kernel in kernels().items()}
+    assert len(counts) >= 10
+    assert {name: count for name, count in counts.items() if count > 25} == {}
+
+
+def test_every_launch_says_whether_multiply_and_add_are_fused() -> None:
+    """Triton's default changes between versions."""
+    from vq_kernels.backends import triton as package
+
+    for path in Path(package.__file__).parent.glob("*.py"):
+        source = path.read_text()
+        assert len(re.findall(r"_kernel\[", source)) == source.count("enable_fp_fusion=False"), path.name

@@ -1,7 +1,10 @@
 """Compile the Triton kernels for GPUs that are not there, and count what came out, as JSON on stdout.
 
-Run in a process of its own (``python triton_targets.py``), where TRITON_INTERPRET is not set: a kernel
-is either interpreted or compiled, decided when its module is imported.
+The launchers run as they do on a GPU, on tensors whose memory is never touched; each launch compiles
+its kernel for the target instead of running it. So every kernel is compiled with the arguments, the
+alignments and the options of a real call. Run in a process of its own (``python triton_targets.py``),
+where TRITON_INTERPRET is not set: a kernel is either interpreted or compiled, decided when its module
+is imported.
 """
 
 from __future__ import annotations
@@ -13,85 +16,60 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
 
-from vq_kernels.backends.triton import (
-    backward,
-    certificate,
-    ema,
-    gather,
-    nearest,
-    prepare,
-    quantize,
-    search,
-    statistics,
-)
-from vq_kernels.backends.triton.plan import Plan, make_bound, make_config, make_plan, padded_depth
+from vq_kernels.backends import QuantizeOptions
+from vq_kernels.backends.triton import backward, common, ema, gather, nearest, quantize, statistics
+from vq_kernels.backends.triton.plan import make_config, make_plan, padded_depth
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-POINTERS = {"f32": "*fp32", "f16": "*fp16", "bf16": "*bf16"}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-
-TYPES = {
-    "bias": "*fp32", "center": "*fp32", "extremes": "*fp32", "square_high": "*fp64", "square_low": "*fp64",
-    "mask": "*i1", "candidates": "*i32", "value_in": "*fp32", "value_out": "*fp32", "second_in": "*fp32",
-    "second_out": "*fp32", "bound_in": "*fp32", "bound_out": "*fp32", "ambiguous": "*i32",
-    "threshold": "*fp32",
-    "counters": "*i64", "scratch": "*i64", "counts": "*i64", "indices": "*i64", "error": "*fp32",
-    "mse": "*fp32", "valid_rows": "*i64", "sums": "*fp32", "cluster_size": "*fp32", "embed_avg": "*fp32",
-    "totals": "*fp32", "grad_loss": "*fp32", "weight": "fp32", "eps": "fp32", "scale": "fp32",
-}  # fmt: skip
-ALIGNED = {
-    "N",
-    "M",
-    "padded_k",
-    "stride_b",
-    "stride_m",
-    "codes_per_split",
-    "out_b",
-    "out_m",
-    "grad_b",
-    "grad_m",
-}
-UNIT = {"stride_d", "out_d", "grad_d"}
+MULTIPROCESSORS = 132
 
 
-def search_constants(plan: Plan, arch: int, dim: int) -> dict[str, Any]:
-    config = make_config(arch, plan, dim)
-    bound = make_bound(plan, config, dim)
-    return {
-        "D": dim, "PADDED_D": padded_depth(config, dim), "CHUNK": config.depth, "RESIDENT": config.resident,
-        "BN": config.rows, "BK": config.codes, "STAGES": config.stages, "SPLIT": plan.split,
-        "PARTS": plan.parts, "CODE_PARTS": plan.code_parts, "CENTERED": plan.centered_rows,
-        "L2": plan.metric == "l2", "EXACT": plan.exact, "PACK": plan.pack, "DIVIDED": False,
-        "HAS_MASK": False, "RANGE": False, "INTERPRETED": False, "MAIN": bound.main, "MINOR": bound.minor,
-        "CONTRACT": bound.contract,
-        "DELTA": bound.delta, "SLACK": certificate.SLACK, "BOUND_SCALE": 1.0, "LINES": 256, "SPLITS": 1,
-        "WIDE": False,
-    }  # fmt: skip
+class Driver:
+    """Stands for the driver of a GPU that is not there; a device number for each target."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
+
+    def get_current_device(self) -> str:
+        return str(self.target)
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
 
 
-def compile_kernel(
-    kernel: Any, target: GPUTarget, types: dict[str, str], constants: dict[str, Any], **options: Any
-) -> Any:
-    signature, values, attributes = {}, {}, {}
-    for position, name in enumerate(kernel.arg_names):
-        if name in constants:
-            signature[name], values[name] = "constexpr", constants[name]
-        elif name in UNIT:
-            signature[name], values[name] = "constexpr", 1
-        else:
-            signature[name] = types.get(name, TYPES.get(name, "i32"))
-            if signature[name].startswith("*") or name in ALIGNED:
-                attributes[(position,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, values, attributes)
-    return triton.compile(source, target=target, options={k: v for k, v in options.items() if v is not None})
+@contextmanager
+def compiled_for(target: GPUTarget, architecture: int) -> Iterator[dict[str, Any]]:
+    """Launches inside compile for a target, with the tile sizes of an architecture: kernel name -> kernel."""
+    compiled: dict[str, Any] = {}
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        compiled[self.fn.__name__] = run(self, *args, grid=grid, warmup=True, **options)
+
+    with (
+        mock.patch.object(JITFunction, "run", compile_only),
+        mock.patch.object(common, "architecture", return_value=architecture),
+        mock.patch.object(common, "multiprocessors", return_value=MULTIPROCESSORS),
+    ):
+        driver.set_active(Driver(target))
+        yield compiled
 
 
 def inspect(compiled: Any, pairs: float = 0.0, fused: int = 1) -> dict[str, Any]:
@@ -146,19 +124,27 @@ def _width(load: str) -> int:
     return next((widths[part] for part in load.split(".") if part in widths), 4)
 
 
+ROWS = 1 << 18
+
+
+def channel_last(rows: int, dim: int, dtype: str) -> Tensor:
+    return torch.empty(1, rows, dim, dtype=DTYPES[dtype])
+
+
+def cuda(arch: int) -> GPUTarget:
+    return GPUTarget("cuda", arch, 32)
+
+
 def search_case(arch: int, x: str, codebook: str, precision: str, dim: int) -> dict[str, Any]:
     plan = make_plan(DTYPES[x], DTYPES[codebook], "l2", precision)
     config = make_config(arch, plan, dim)
-    parts = "*fp16" if plan.split else POINTERS[codebook]
-    constants = search_constants(plan, arch, dim) | {"mask": None}
-    types = {"x": POINTERS[x], "high": parts, "low": parts, "index_out": "*i64"}
-    target = GPUTarget("cuda", arch, 32)
-    compiled = compile_kernel(
-        search.search_kernel, target, types, constants,
-        num_warps=config.warps, num_stages=config.stages, maxnreg=config.registers,
-    )  # fmt: skip
+    with compiled_for(cuda(arch), arch) as compiled:
+        codes = torch.empty(8192, dim, dtype=DTYPES[codebook])
+        indices = torch.empty(1, ROWS, dtype=torch.int64)
+        nearest.search(channel_last(ROWS, dim, x), codes, None, "l2", precision, indices=indices)
     # The bias is one, and without packing the search for the minimum's column another.
-    result = inspect(compiled, config.rows * config.codes / (32 * config.warps), 1 if plan.pack else 2)
+    pairs = config.rows * config.codes / (32 * config.warps)
+    result = inspect(compiled["search_kernel"], pairs, 1 if plan.pack else 2)
     tile = 2 * plan.code_parts * config.codes * padded_depth(config, dim)
     return result | {"limit": config.registers or 255, "warps": config.warps, "tile_bytes": tile}
 
@@ -170,77 +156,69 @@ def size_update(ptx: str) -> str:
     return "".join({"ld": "l", "ba": "b", "st": "s"}[name[:2]] for name in before)
 
 
+def launch_quantize(codes: int, dim: int) -> None:
+    x, codebook = channel_last(ROWS, dim, "f32"), torch.empty(codes, dim)
+    out, copy = torch.empty_like(x), torch.empty_like(codebook)
+    options = QuantizeOptions("l2", "exact", -1, statistics=True, keep_codes=True, backend=None)
+    quantize.vector_quantize(x, codebook, None, options, out, copy)
+
+
+def launch_statistics() -> None:
+    indices = torch.empty(1, ROWS, dtype=torch.int64)
+    statistics.code_statistics(channel_last(ROWS, 64, "f32"), indices, 512, True)
+
+
+def launch_ema() -> None:
+    codebook, sums, average = (torch.empty(512, 64) for _ in range(3))
+    size, counts = torch.empty(512), torch.empty(512, dtype=torch.int64)
+    ema.ema_update_(codebook, size, average, counts, sums, 0.99, 1e-5, True)
+
+
+def launch_gather() -> None:
+    indices = torch.empty(1, ROWS, dtype=torch.int64)
+    gather.gather_codes(torch.empty(512, 64), indices, channel_last(ROWS, 64, "f32"))
+
+
+def launch_backward() -> None:
+    x, grad, out = (channel_last(ROWS, 64, "f32") for _ in range(3))
+    indices, valid_rows = torch.empty(1, ROWS, dtype=torch.int64), torch.empty((), dtype=torch.int64)
+    codebook, loss = torch.empty(512, 64), torch.empty(())
+    backward.vector_quantize_backward(
+        grad, loss, x, codebook, indices, valid_rows, 0.03, "rotation_trick", out
+    )
+
+
+# case -> (what launches it, the kernel)
+OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
+    "prepare": (lambda: launch_quantize(512, 64), "prepare_kernel"),
+    "prepare-wide": (lambda: launch_quantize(16_384, 256), "prepare_kernel"),
+    "resolve": (
+        lambda: nearest.nearest_code(channel_last(ROWS, 64, "f32"), torch.empty(8192, 64), "l2", "exact"),
+        "resolve_kernel",
+    ),
+    "write": (lambda: launch_quantize(512, 64), "write_kernel"),
+    "finish": (lambda: launch_quantize(512, 64), "finish_kernel"),
+    "range": (launch_statistics, "range_kernel"),
+    "accumulate": (launch_statistics, "accumulate_kernel"),
+    "ema": (launch_ema, "ema_kernel"),
+    "gather": (launch_gather, "gather_kernel"),
+    "backward": (launch_backward, "backward_kernel"),
+}
+
+
 def other_case(arch: int, name: str) -> dict[str, Any]:
-    dim, target = 64, GPUTarget("cuda", arch, 32)
-    plan = make_plan(torch.float32, torch.float32, "l2", "exact")
-    constants = search_constants(plan, arch, dim) | {"BK": nearest.SETTLE_CODES, "mask": None}
-    rows = {"D": dim, "CHUNK": 64, "BN": 32}
-    types = {
-        "x": "*fp32",
-        "codebook": "*fp32",
-        "kept": "*fp32",
-        "high": "*fp16",
-        "low": "*fp16",
-        "out": "*fp32",
-        "grad": "*fp32",
-    }
-    exact = {"num_warps": 4, "enable_fp_fusion": False}
-    if name.startswith("prepare"):
-        wide = name == "prepare-wide"
-        own = {
-            "D": 256 if wide else dim,
-            "PADDED_D": 256 if wide else dim,
-            "CHUNK": 64,
-            "CODES": prepare.MOST_CODES if wide else 16,
-            "SAMPLE": prepare.SAMPLE,
-            "CENTERED_ROWS": True,
-            "SQUARES": True,
-            "KEEP": True,
-            "PARTS": 2,
-        }
-        return inspect(compile_kernel(prepare.prepare_kernel, target, types, constants | own, **exact))
-    if name == "settle":
-        types["index_in"] = types["index_out"] = "*i64"
-        return inspect(compile_kernel(nearest.settle_kernel, target, types, constants, **exact))
-    if name == "write":
-        types |= {"index_in": "*i32", "index_out": "*i64"}
-        own = {"ROW_CHUNK": 64, "BN": 32, "STATISTICS": True, "COPIES": 2}
-        return inspect(compile_kernel(quantize.write_kernel, target, types, constants | own, **exact))
-    if name == "finish":
-        own = {
-            "HAS_MASK": False,
-            "STATISTICS": True,
-            "COPIES": 2,
-            "BLOCK": 1024,
-            "ERROR_BLOCK": 1 << 15,
-            "LINES": 32,
-        }
-        return inspect(compile_kernel(quantize.finish_kernel, target, {"partial": "*fp64"}, own, num_warps=4))
-    if name == "range":
-        types["partial"] = "*fp32"
-        return inspect(compile_kernel(statistics.range_kernel, target, types, rows, num_warps=4))
-    if name == "accumulate":
-        types["partial"] = "*fp32"
-        own = rows | {"LINES": 512, "COPIES": 2, "SKIP": True}
-        return inspect(compile_kernel(statistics.accumulate_kernel, target, types, own, num_warps=4))
-    if name == "ema":
-        own = {"D": dim, "PADDED_D": 64, "CODES": 128, "SIZES": 1024, "ALONE": True, "NORMALIZE": True}
-        compiled = compile_kernel(ema.ema_kernel, target, types, own, num_warps=8)
-        return inspect(compiled) | {"size_update": size_update(compiled.asm["ptx"])}
-    if name == "gather":
-        return inspect(compile_kernel(gather.gather_kernel, target, types, rows, num_warps=4))
-    own = rows | {"HAS_GRAD": True, "HAS_LOSS": True, "ROTATE": True}
-    return inspect(compile_kernel(backward.backward_kernel, target, types, own, num_warps=4))
+    launch, kernel = OTHERS[name]
+    with compiled_for(cuda(arch), arch) as compiled:
+        launch()
+    result = inspect(compiled[kernel])
+    return result | ({"size_update": size_update(compiled[kernel].asm["ptx"])} if name == "ema" else {})
 
 
 def amd_case() -> dict[str, Any]:
-    plan = make_plan(torch.float32, torch.float32, "l2", "exact")
-    constants = search_constants(plan, 80, 64) | {"mask": None}
-    types = {"x": "*fp32", "high": "*fp16", "low": "*fp16", "index_out": "*i64"}
-    compiled = compile_kernel(
-        search.search_kernel, GPUTarget("hip", "gfx942", 64), types, constants, num_warps=4, num_stages=2
-    )
-    return {"mma": sorted(set(re.findall(r"v_(mfma_\w+)", compiled.asm["amdgcn"])))}
+    with compiled_for(GPUTarget("hip", "gfx942", 64), 80) as compiled:
+        nearest.search(channel_last(ROWS, 64, "f32"), torch.empty(8192, 64), None, "l2", "exact")
+    amdgcn = compiled["search_kernel"].asm["amdgcn"]
+    return {"mma": sorted(set(re.findall(r"v_(mfma_\w+)", amdgcn)))}
 
 
 SEARCHES = [
@@ -251,18 +229,6 @@ SEARCHES = [
     (80, "bf16", "bf16", "fast", 64), (80, "f32", "f32", "exact", 64),
     (100, "bf16", "bf16", "fast", 64), (100, "f32", "f32", "exact", 64), (120, "f32", "f32", "exact", 64),
 ]  # fmt: skip
-OTHERS = [
-    "prepare",
-    "prepare-wide",
-    "settle",
-    "write",
-    "finish",
-    "range",
-    "accumulate",
-    "ema",
-    "gather",
-    "backward",
-]
 
 
 def main() -> None:

@@ -20,3 +20,17 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (8, 10), mode
 
 def load(data: object, *, stream: bool = False, **settings: object):
     return load_data(DataConfig(data=str(data), **settings), stream=stream)
+
+
+def kaokore(folder: Path) -> Path:
+    rows = ["image,gender,status,set"]
+    for number in range(12):
+        name, kind = f"{number:08d}.jpg", ["train", "dev", "test"][number % 3]
+        rows.append(f"{name},{number % 2},{number % 4},{kind}")
+    write_images(folder / "made", 12, size=(16, 16))
+    (folder / "images_256").mkdir()
+    for number in range(12):
+        image = Image.open(folder / "made" / f"{number:02d}.png")
+        image.save(folder / "images_256" / f"{number:08d}.jpg")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    return folder

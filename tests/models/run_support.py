@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from models import VQVAE, TransformerPrior, load_data
-from models.config import TrainConfig
-from models.encode import encode
+from models.codes.encode import encode
+from models.runs.config import TrainConfig
 
 TINY = {"hidden": 8, "residual_hidden": 4, "embedding_dim": 4, "codebook_size": 16}
 

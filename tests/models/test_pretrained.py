@@ -13,17 +13,20 @@ from models import VQVAE, load_pretrained
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[]", r"config\.json holds a JSON list, expected an object; save the model again"),
+        ("[]", r"config\.json holds a JSON list; accepted: an object; save the model again"),
         ("junk", r"config\.json is not valid JSON"),
-        ('{"class": "VQVAE"}', r"config\.json gives no object of arguments for VQVAE, but None"),
-        ('{"class": ["VQVAE"], "arguments": {}}', r"config\.json: unknown model class \['VQVAE'\]"),
+        ('{"class": "VQVAE"}', r"config\.json: arguments is None; accepted: those of VQVAE by name"),
+        (
+            '{"class": ["VQVAE"], "arguments": {}}',
+            r"config\.json: class is \['VQVAE'\]; accepted: PixelCNN, PixelSNAIL, Tr",
+        ),
         (
             '{"class": "VQVAE", "arguments": {"colour": 1}}',
             r"config\.json: VQVAE cannot be built from its arguments \(.*keyword argument 'colour'",
         ),
         (
             '{"class": "VQVAE", "arguments": {"downscale": 3}}',
-            r"config\.json: VQVAE cannot be built from its arguments \(downscale must be 2, 4, 8",
+            r"config\.json: VQVAE cannot be built from its arguments \(downscale is 3; accepted: 2, 4",
         ),
     ],
 )

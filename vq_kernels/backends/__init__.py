@@ -14,9 +14,19 @@ from typing import cast
 
 from torch import Tensor
 
-from .base import Backend, QuantizeResult
+from .base import Backend, Operation, QuantizeOptions, QuantizeResult
 
-__all__ = ["Backend", "QuantizeResult", "available_backends", "choose", "register_backend", "use_backend"]
+__all__ = [
+    "Backend",
+    "Operation",
+    "QuantizeOptions",
+    "QuantizeResult",
+    "available_backends",
+    "choose",
+    "get_backend",
+    "register_backend",
+    "use_backend",
+]
 
 _MODULES = {
     "native": "vq_kernels.backends.native",
@@ -82,17 +92,24 @@ class use_backend:
         _requested = self._previous
 
 
-def choose(requested: str | None, x: Tensor, codebook: Tensor | None = None) -> Backend:
-    """The backend that serves a call on ``x`` (and ``codebook``); ValueError if the one asked for cannot."""
+def choose(operation: Operation, requested: str | None, x: Tensor, codebook: Tensor | None = None) -> Backend:
+    """The backend that serves ``operation`` on ``x`` (and ``codebook``).
+
+    Raises:
+        ValueError: the one that was asked for, by argument or by :class:`use_backend`, cannot.
+    """
     name = requested if requested is not None else _requested
     if name is not None:
         backend = get_backend(name)
-        reason = backend.unavailable_reason() or backend.unsupported_reason(x, codebook)
+        reason = backend.unavailable_reason() or backend.unsupported_reason(operation, x, codebook)
         if reason is not None:
             raise ValueError(f"backend {name!r} cannot serve this call: {reason}")
         return backend
     for candidate in _ORDER.get(x.device.type, ("reference",)):
         backend = get_backend(candidate)
-        if backend.unavailable_reason() is None and backend.unsupported_reason(x, codebook) is None:
+        if (
+            backend.unavailable_reason() is None
+            and backend.unsupported_reason(operation, x, codebook) is None
+        ):
             return backend
     return get_backend("reference")

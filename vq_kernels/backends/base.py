@@ -1,17 +1,17 @@
 """What a backend provides: the contract that every kernel is written and tested against.
 
-All methods take tensors that the operator layer (``ops.py``) has already validated and brought
-into one canonical form, so that a backend contains kernels and nothing else:
+All methods take tensors that have already been validated (``functional.py``) and brought into one
+canonical form (``operators/``), so that a backend contains kernels and nothing else:
 
-- ``x`` and ``out`` are ``[B, M, D]`` views with arbitrary element strides; channel-last input is
-  ``B = 1`` or two collapsed leading dimensions, channel-first input ``[B, D, *S]`` is the view with
-  ``M = prod(S)`` and the stride of ``D`` equal to ``M``. A backend reads the strides and never
+- ``x``, ``out`` and ``quantized`` are ``[B, M, D]`` views with arbitrary element strides; channel-last
+  input is ``B = 1`` or two collapsed leading dimensions, channel-first input ``[B, D, *S]`` is the view
+  with ``M = prod(S)`` and the stride of ``D`` equal to ``M``. A backend reads the strides and never
   copies to change layout. A row is ``(b, m)``, its number is ``b * M + m``.
 - ``codebook`` is ``[K, D]`` and contiguous, float32 or x's dtype.
 - ``indices`` are ``[B, M]`` int64 and contiguous; ``-1`` marks a row that the mask left out.
 - every tensor lies on one device, which is current; CUDA work goes to the current stream.
 
-The edge cases are part of the contract (``backends/reference.py`` is the definition):
+The edge cases are part of the contract (``backends/reference`` is the definition):
 
 - a row of x holding NaN or infinity gets index 0 and a NaN quantized row, makes the squared error
   NaN, and is left out of counts and sums;
@@ -36,19 +36,22 @@ The edge cases are part of the contract (``backends/reference.py`` is the defini
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
+from .reference.quantize import QuantizeOptions, QuantizeResult
 
-class QuantizeResult(NamedTuple):
-    """What :meth:`Backend.vector_quantize` returns besides the rows written to ``out``."""
+__all__ = ["Backend", "Operation", "QuantizeOptions", "QuantizeResult"]
 
-    indices: Tensor  # [B, M] int64, -1 where masked
-    mse: Tensor  # [] float32 (float64 for float64 x): mean over unmasked rows and D of (e - x)^2
-    valid_rows: Tensor  # [] int64, the number of unmasked rows
-    counts: Tensor  # [K] int64; [0] if statistics were not asked for
-    sums: Tensor  # [K, D] float32 (float64 for float64 x); [0, D] if not asked for
+Operation = Literal[
+    "nearest_code",
+    "gather_codes",
+    "code_statistics",
+    "ema_update_",
+    "vector_quantize",
+    "vector_quantize_backward",
+]
 
 
 class Backend(Protocol):
@@ -59,8 +62,13 @@ class Backend(Protocol):
     def unavailable_reason(self) -> str | None:
         """None if the backend works on this machine, else one sentence saying why not."""
 
-    def unsupported_reason(self, x: Tensor, codebook: Tensor | None = None) -> str | None:
-        """None if the backend serves tensors of this device and dtype, else one sentence."""
+    def unsupported_reason(
+        self, operation: Operation, x: Tensor, codebook: Tensor | None = None
+    ) -> str | None:
+        """None if the backend has the operation for tensors of this device and dtype, else one sentence.
+
+        ``x`` is the tensor that decides: the rows, or the codebook where an operation has none.
+        """
 
     def nearest_code(self, x: Tensor, codebook: Tensor, metric: str, precision: str) -> Tensor:
         """Index of the nearest code of every row: ``[B, M]`` int64."""
@@ -106,19 +114,17 @@ class Backend(Protocol):
         x: Tensor,
         codebook: Tensor,
         mask: Tensor | None,
-        metric: str,
-        precision: str,
-        out: Tensor,
-        statistics: bool,
-        kept: Tensor | None = None,
+        options: QuantizeOptions,
+        quantized: Tensor,
+        codebook_copy: Tensor | None,
     ) -> QuantizeResult:
-        """Search, gather into ``out`` (x's dtype), squared error and statistics.
+        """Search, gather, weighted squared error and statistics; :class:`QuantizeResult` says what each is.
 
-        ``kept``, of the codebook's shape and dtype, is where to leave a copy of it.
-
-        ``mask`` is ``[B, M]`` bool and contiguous, True where a row counts. A masked row gets index
-        -1 and a zero row, and adds nothing to the error or to the statistics. With no valid row the
-        mse is 0.
+        The codes are written to ``quantized`` (``[B, M, D]`` of x's dtype) and, with
+        ``options.keep_codes``, the codebook to ``codebook_copy`` (its shape and dtype; else None); the
+        result holds these two tensors. ``mask`` is ``[B, M]`` bool and contiguous, True where a row
+        counts. A masked row gets index -1 and a zero row, and adds nothing to the loss or to the
+        statistics. With no valid row the loss is 0.
         """
 
     def vector_quantize_backward(
@@ -135,10 +141,10 @@ class Backend(Protocol):
     ) -> None:
         """Gradient for x, written to ``out`` (x's dtype, ``[B, M, D]``), rows with index -1 zero::
 
-            pull = grad_loss * scale / valid_rows                              # scale = 2 w / D
-            out  = through(grad_quantized) + pull * (x - e)                     # e = codebook[indices]
+            loss_grad = grad_loss * scale / valid_rows                  # scale = 2 commitment_weight / D
+            out = estimator_grad(grad_quantized) + loss_grad * (x - e)          # e = codebook[indices]
 
-        ``through`` is the identity for ``"straight_through"``; for ``"rotation_trick"``
+        ``estimator_grad`` is the identity for ``"straight_through"``; for ``"rotation_trick"``
         (arXiv:2410.06424, section 4.2) with u = x/|x|, q = e/|e|, w = (u+q)/|u+q| and all norms
         clamped from below at 1e-6 it is ``|e|/|x| * (g - 2 (g.w) w + 2 (g.q) u)``.
         ``grad_quantized`` has x's shape and any strides; either gradient may be None (zero).

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..build_info import why_not_built
+from ..devices import launch_queue_of
 from . import marshal
-from .base import QuantizeResult
+from .base import Operation, QuantizeOptions, QuantizeResult
 
 
 class CudaBackend:
@@ -51,7 +52,9 @@ class CudaBackend:
             return self._missing
         if self._device_type == "cuda" and not torch.cuda.is_available():
             return "torch sees no CUDA device"
-        return self._runtime_problem if self._device_type == "cuda" else None
+        # Asking must not be what starts CUDA: a process that has can no longer fork workers that use it.
+        started = self._device_type == "cuda" and torch.cuda.is_initialized()
+        return self._runtime_problem if started else None
 
     @functools.cached_property
     def _runtime_problem(self) -> str | None:
@@ -62,7 +65,9 @@ class CudaBackend:
             return f"the CUDA runtime that it was built with does not work here: {error}"
         return None
 
-    def unsupported_reason(self, x: Tensor, codebook: Tensor | None = None) -> str | None:
+    def unsupported_reason(
+        self, operation: Operation, x: Tensor, codebook: Tensor | None = None
+    ) -> str | None:
         if x.device.type != self._device_type:
             return f"it serves {self._device_type} tensors, not {x.device.type}"
         if x.dtype not in marshal.DTYPES:
@@ -71,19 +76,13 @@ class CudaBackend:
             return f"it serves a codebook of float32 or of x's dtype {x.dtype}, not {codebook.dtype}"
         return None
 
-    # --- where and on which stream ------------------------------------------------------------------
+    # --- kernels and scratch memory -----------------------------------------------------------------
 
     @property
     def _kernels(self) -> Any:
         if self._module is None:
             raise RuntimeError(f"backend {self.name!r} is not available: {self._missing}")
         return self._module
-
-    def _queue(self, t: Tensor) -> tuple[int, int]:
-        """Device number, of the current device, and stream handle."""
-        if self._device_type != "cuda":
-            return 0, 0
-        return t.device.index, torch.cuda.current_stream(t.device).cuda_stream
 
     @staticmethod
     def _scratch(t: Tensor, size: int) -> Tensor:
@@ -92,7 +91,7 @@ class CudaBackend:
     # --- operations ---------------------------------------------------------------------------------
 
     def nearest_code(self, x: Tensor, codebook: Tensor, metric: str, precision: str) -> Tensor:
-        device, stream = self._queue(x)
+        device, stream = launch_queue_of(x)
         indices = torch.empty(x.shape[:2], dtype=torch.int64, device=x.device)
         rows, codes = marshal.rows(x), marshal.codes(codebook)
         options = marshal.search_options(metric, precision, self.bound_scale)
@@ -104,7 +103,7 @@ class CudaBackend:
         return indices
 
     def gather_codes(self, codebook: Tensor, indices: Tensor, out: Tensor) -> None:
-        device, stream = self._queue(codebook)
+        device, stream = launch_queue_of(codebook)
         self._kernels.gather_codes(
             marshal.codes(codebook), indices.data_ptr(), marshal.rows(out), device, stream
         )
@@ -112,7 +111,7 @@ class CudaBackend:
     def code_statistics(
         self, x: Tensor, indices: Tensor, codebook_size: int, skip_nonfinite: bool
     ) -> tuple[Tensor, Tensor]:
-        device, stream = self._queue(x)
+        device, stream = launch_queue_of(x)
         counts = torch.empty(codebook_size, dtype=torch.int64, device=x.device)
         sums = torch.empty((codebook_size, x.shape[2]), dtype=torch.float32, device=x.device)
         size = self._kernels.statistics_workspace(indices.numel(), codebook_size, x.shape[2])
@@ -134,7 +133,7 @@ class CudaBackend:
         eps: float,
         normalize: bool,
     ) -> None:
-        device, stream = self._queue(codebook)
+        device, stream = launch_queue_of(codebook)
         size = self._kernels.ema_workspace(codebook.shape[0])
         scratch = self._scratch(codebook, size)
         self._kernels.ema_update(
@@ -148,22 +147,20 @@ class CudaBackend:
         x: Tensor,
         codebook: Tensor,
         mask: Tensor | None,
-        metric: str,
-        precision: str,
-        out: Tensor,
-        statistics: bool,
-        kept: Tensor | None = None,
+        options: QuantizeOptions,
+        quantized: Tensor,
+        codebook_copy: Tensor | None,
     ) -> QuantizeResult:
-        if kept is not None:
-            kept.copy_(codebook)
-        device, stream = self._queue(x)
+        if codebook_copy is not None:
+            codebook_copy.copy_(codebook)
+        device, stream = launch_queue_of(x)
         rows, codes = marshal.rows(x), marshal.codes(codebook)
-        options = marshal.quantize_options(metric, precision, self.bound_scale)
-        outputs = marshal.empty_result(x, codebook.shape[0], statistics)
-        size = self._kernels.search_workspace(rows, codes, options[1], True, statistics, device)
+        packed = marshal.quantize_options(options, self.bound_scale)
+        outputs = marshal.empty_result(x, codebook, options, quantized, codebook_copy)
+        size = self._kernels.search_workspace(rows, codes, packed[1], True, options.statistics, device)
         scratch = self._scratch(x, size)
         self._kernels.vector_quantize(
-            rows, codes, marshal.address(mask), options, marshal.result(out, outputs, statistics),
+            rows, codes, marshal.address(mask), packed, marshal.result(outputs, options),
             scratch.data_ptr(), size, device, stream,
         )  # fmt: skip
         return outputs
@@ -184,7 +181,7 @@ class CudaBackend:
             raise TypeError(f"grad_quantized has dtype {grad_quantized.dtype}; accepted: x's, {x.dtype}")
         if grad_loss is not None and grad_loss.dtype != torch.float32:
             raise TypeError(f"grad_loss has dtype {grad_loss.dtype}; accepted: torch.float32")
-        device, stream = self._queue(x)
+        device, stream = launch_queue_of(x)
         self._kernels.vector_quantize_backward(
             None if grad_quantized is None else marshal.rows(grad_quantized), marshal.address(grad_loss),
             marshal.rows(x), marshal.codes(codebook), indices.data_ptr(), valid_rows.data_ptr(), scale,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import QuantizeResult
+from .base import QuantizeOptions, QuantizeResult
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 METRICS = {"l2": 0, "cosine": 1}
@@ -20,7 +20,6 @@ GRADIENTS = {"straight_through": 0, "rotation_trick": 1}
 Rows = tuple[int, int, int, int, int, int, int, int]
 Codes = tuple[int, int, int, int]
 SearchOptions = tuple[int, int, float]
-QuantizeOptions = tuple[int, int, float, float]
 Result = tuple[Rows, int, int, int, int, int]
 
 
@@ -44,32 +43,38 @@ def search_options(metric: str, precision: str, bound_scale: float = 1.0) -> Sea
     return METRICS[metric], PRECISIONS[precision], bound_scale
 
 
-def quantize_options(
-    metric: str, precision: str, bound_scale: float = 1.0, loss_weight: float = 1.0
-) -> QuantizeOptions:
-    """Of the fused step, whose loss is ``loss_weight`` times the mean squared error."""
-    return METRICS[metric], PRECISIONS[precision], bound_scale, loss_weight
+def quantize_options(options: QuantizeOptions, bound_scale: float = 1.0) -> tuple[int, int, float, float]:
+    """What the kernels of the fused step read of its options: metric, precision, bound_scale, loss_weight."""
+    return METRICS[options.metric], PRECISIONS[options.precision], bound_scale, options.loss_weight
 
 
-def empty_result(x: Tensor, codebook_size: int, statistics: bool) -> QuantizeResult:
-    """Fresh tensors beside x for all that the fused step gives but the quantized rows."""
-    device, size = x.device, codebook_size if statistics else 0
+def empty_result(
+    x: Tensor,
+    codebook: Tensor,
+    options: QuantizeOptions,
+    quantized: Tensor,
+    codebook_copy: Tensor | None,
+) -> QuantizeResult:
+    """Fresh tensors beside x for all that the fused step gives, around the two that are given."""
+    device, size = x.device, codebook.shape[0] if options.statistics else 0
     return QuantizeResult(
+        quantized,
         torch.empty(x.shape[:2], dtype=torch.int64, device=device),
         torch.empty((), dtype=torch.float32, device=device),
         torch.empty((), dtype=torch.int64, device=device),
         torch.empty(size, dtype=torch.int64, device=device),
         torch.empty((size, x.shape[2]), dtype=torch.float32, device=device),
+        codebook_copy,
     )
 
 
-def result(quantized: Tensor, outputs: QuantizeResult, statistics: bool) -> Result:
+def result(outputs: QuantizeResult, options: QuantizeOptions) -> Result:
     """Where the fused step writes: quantized, indices, loss, valid_rows, counts, sums."""
     return (
-        rows(quantized),
+        rows(outputs.quantized),
         outputs.indices.data_ptr(),
-        outputs.mse.data_ptr(),
+        outputs.loss.data_ptr(),
         outputs.valid_rows.data_ptr(),
-        outputs.counts.data_ptr() if statistics else 0,
-        outputs.sums.data_ptr() if statistics else 0,
+        outputs.counts.data_ptr() if options.statistics else 0,
+        outputs.sums.data_ptr() if options.statistics else 0,
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..build_info import why_not_built
 from . import marshal
-from .base import QuantizeResult
+from .base import Operation, QuantizeOptions, QuantizeResult
 
 name = "native"
 
@@ -44,7 +44,7 @@ def unavailable_reason() -> str | None:
     return module if isinstance(module, str) else None
 
 
-def unsupported_reason(x: Tensor, codebook: Tensor | None = None) -> str | None:
+def unsupported_reason(operation: Operation, x: Tensor, codebook: Tensor | None = None) -> str | None:
     for label, t in (("x", x), ("codebook", codebook)):
         if t is None:
             continue
@@ -125,22 +125,20 @@ def vector_quantize(
     x: Tensor,
     codebook: Tensor,
     mask: Tensor | None,
-    metric: str,
-    precision: str,
-    out: Tensor,
-    statistics: bool,
-    kept: Tensor | None = None,
+    options: QuantizeOptions,
+    quantized: Tensor,
+    codebook_copy: Tensor | None,
 ) -> QuantizeResult:
-    if kept is not None:
-        kept.copy_(codebook)
-    outputs = marshal.empty_result(x, codebook.shape[0], statistics)
+    if codebook_copy is not None:
+        codebook_copy.copy_(codebook)
+    outputs = marshal.empty_result(x, codebook, options, quantized, codebook_copy)
     _module().vector_quantize(
         marshal.rows(x),
         marshal.codes(codebook),
         marshal.address(mask),
-        marshal.quantize_options(metric, precision),
+        marshal.quantize_options(options),
         torch.get_num_threads(),
-        marshal.result(out, outputs, statistics),
+        marshal.result(outputs, options),
     )
     return outputs
 

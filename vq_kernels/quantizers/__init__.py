@@ -1,7 +1,9 @@
-"""Quantizer layers and what belongs to them."""
+"""Quantizer layers and what belongs to them; the names of ``__all__`` are ``vq_kernels``' too."""
 
+from .base import Quantizer, QuantizerOutput
 from .checkpoints import convert_state_dict
-from .metrics import perplexity, usage
-from .vector_quantizer import FusedVectorQuantizer, QuantizerOutput
+from .metrics import perplexity as perplexity
+from .metrics import usage as usage
+from .vector import FusedVectorQuantizer
 
-__all__ = ["FusedVectorQuantizer", "QuantizerOutput", "convert_state_dict", "perplexity", "usage"]
+__all__ = ["FusedVectorQuantizer", "Quantizer", "QuantizerOutput", "convert_state_dict"]

@@ -10,26 +10,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..clustering.draw import DrawnRows, draw_rows
+from ..clustering.engine import kmeans
+from ..distributed import reduce_statistics
 from ..functional import ema_update_, gather_codes
-from .distributed import reduce_statistics
-from .kmeans import kmeans
-from .layout import Rows
-from .sampling import DrawnRows, draw_rows
-from .state import CodebookState
+from .codebook_state import CodebookState
+from .heads import Rows
 
 
 class Codebook(CodebookState):
     """Codebooks ``[H, K, D]`` and their learning; see :class:`FusedVectorQuantizer` for the arguments.
 
-    With ``manual_ema_update`` buffers that are not part of checkpoints gather the statistics and,
-    for revival, a uniform sample of the rows since the last :meth:`apply_gathered_`.
+    With ``manual_ema_update`` buffers that are not part of checkpoints hold the pending statistics
+    and, for revival, a uniform sample of the rows since the last :meth:`apply_pending_`.
     """
 
-    gathered_counts: Tensor
-    gathered_sums: Tensor
-    gathered_rows: Tensor
-    gathered_usable: Tensor
-    gathered_total: Tensor
+    pending_counts: Tensor
+    pending_sums: Tensor
+    pending_rows: Tensor
+    pending_usable: Tensor
+    pending_total: Tensor
 
     def __init__(
         self,
@@ -68,11 +68,11 @@ class Codebook(CodebookState):
         if manual_ema_update:
             shape = (num_codebooks, codebook_size)
             for name, buffer in {
-                "gathered_counts": torch.zeros(shape, dtype=torch.int64),
-                "gathered_sums": torch.zeros(*shape, dim),
-                "gathered_rows": torch.zeros(*shape, dim),
-                "gathered_usable": torch.zeros(shape, dtype=torch.bool),
-                "gathered_total": torch.zeros((), dtype=torch.int64),
+                "pending_counts": torch.zeros(shape, dtype=torch.int64),
+                "pending_sums": torch.zeros(*shape, dim, dtype=torch.float32),
+                "pending_rows": torch.zeros(*shape, dim, dtype=torch.float32),
+                "pending_usable": torch.zeros(shape, dtype=torch.bool),
+                "pending_total": torch.zeros((), dtype=torch.int64),
             }.items():
                 self.register_buffer(name, buffer, persistent=False)
 
@@ -113,44 +113,44 @@ class Codebook(CodebookState):
         ]
         means = torch.stack([c.means for c in clusters])  # [H, K, D]
         sizes = torch.stack([c.counts for c in clusters]).clamp(min=1)  # [H, K]
-        found = torch.stack([c.total for c in clusters]).amin() > 0  # []
-        self.embed.copy_(torch.where(found, means, self.embed))
-        self.cluster_size.copy_(torch.where(found, sizes, self.cluster_size))
-        self.embed_avg.copy_(torch.where(found, means * sizes[..., None], self.embed_avg))
-        self.initted.logical_or_(found)
+        has_rows = torch.stack([c.total for c in clusters]).amin() > 0  # []
+        self.write_codes_(torch.where(has_rows, means, self.embed))
+        self.cluster_size.copy_(torch.where(has_rows, sizes, self.cluster_size))
+        self.embed_avg.copy_(torch.where(has_rows, means * sizes[..., None], self.embed_avg))
+        self.initted.logical_or_(has_rows)
         # The one question the host asks the device in the life of a layer. A compiler cannot ask:
         # there the first batch must hold a row.
-        self.needs_init = False if torch.compiler.is_compiling() else not bool(found)
+        self.needs_init = False if torch.compiler.is_compiling() else not bool(has_rows)
 
     @torch.no_grad()
-    def learn_(self, counts: Tensor, sums: Tensor, rows: Rows, synchronized: bool) -> Tensor:
+    def update_(self, counts: Tensor, sums: Tensor, rows: Rows, synchronized: bool) -> Tensor:
         """Take in a batch's counts ``[H, K]`` and sums ``[H, K, D]``; returns the counts of all ranks."""
         drawn = self._draw(rows, synchronized) if self.revives else None
         if self.manual_ema_update:
-            self._gather_(counts, sums, drawn)
+            self.accumulate_(counts, sums, drawn)
             return counts
         if synchronized:
             counts, sums = reduce_statistics(counts, sums)
-        self._average_(counts, sums)
+        self.ema_step_(counts, sums)
         if drawn is not None:
             self._revive_(drawn.rows, drawn.usable)
         return counts
 
     @torch.no_grad()
-    def apply_gathered_(self, synchronized: bool) -> Tensor:
-        """One step from everything gathered since the last; returns its counts ``[H, K]`` of all ranks."""
-        counts, sums = self.gathered_counts, self.gathered_sums
+    def apply_pending_(self, synchronized: bool) -> Tensor:
+        """One step from everything accumulated since the last; returns its counts ``[H, K]`` of all ranks."""
+        counts, sums = self.pending_counts, self.pending_sums
         if synchronized:
             counts, sums = reduce_statistics(counts, sums)
-        self._average_(counts, sums)
+        self.ema_step_(counts, sums)
         if self.revives:
-            self._revive_(self.gathered_rows, self.gathered_usable)
+            self._revive_(self.pending_rows, self.pending_usable)
         counts = counts.clone()
-        for buffer in (self.gathered_counts, self.gathered_sums, self.gathered_usable, self.gathered_total):
+        for buffer in (self.pending_counts, self.pending_sums, self.pending_usable, self.pending_total):
             buffer.zero_()
         return counts
 
-    def _average_(self, counts: Tensor, sums: Tensor) -> None:
+    def ema_step_(self, counts: Tensor, sums: Tensor) -> None:
         """One EMA step; none if no row was counted."""
         sums = sums.to(self.embed_avg.dtype)
         if self.ema_update:
@@ -177,6 +177,8 @@ class Codebook(CodebookState):
                     self.embed[h] = embed
                     self.cluster_size[h] = size
                     self.embed_avg[h] = average
+            if self._sharded_embed is not None:
+                self.write_codes_(self.embed)
             return
         # Codes trained by gradient stay, but revival needs to know how often they are taken.
         weight = (1.0 - self.decay) * (counts.sum(-1, keepdim=True) > 0).float()  # [H, 1]
@@ -192,7 +194,7 @@ class Codebook(CodebookState):
         if self.unit_length:
             rows = F.normalize(rows, dim=-1, eps=1e-6)
         dead = (self.cluster_size < threshold) & usable  # [H, K]
-        self.embed.copy_(torch.where(dead[..., None], rows, self.embed))
+        self.write_codes_(torch.where(dead[..., None], rows, self.embed))
         self.embed_avg.copy_(torch.where(dead[..., None], rows * threshold, self.embed_avg))
         self.cluster_size.copy_(torch.where(dead, threshold, self.cluster_size))
 
@@ -210,18 +212,18 @@ class Codebook(CodebookState):
         ]
         return DrawnRows(*(torch.stack(field) for field in zip(*drawn, strict=True)))
 
-    def _gather_(self, counts: Tensor, sums: Tensor, drawn: DrawnRows | None) -> None:
-        """Add a micro-batch; each code's sampled row stays uniform over all rows gathered so far."""
-        self.gathered_counts.add_(counts)
-        self.gathered_sums.add_(sums)
+    def accumulate_(self, counts: Tensor, sums: Tensor, drawn: DrawnRows | None) -> None:
+        """Add a micro-batch; each code's sampled row stays uniform over all rows since the last update."""
+        self.pending_counts.add_(counts)
+        self.pending_sums.add_(sums)
         if drawn is None:
             return
         new = drawn.total[0]  # []
-        self.gathered_total.add_(new)
-        replace = drawn.uniforms * self.gathered_total < new  # [H, K]
-        replace = drawn.usable & (replace | ~self.gathered_usable)
-        self.gathered_rows.copy_(torch.where(replace[..., None], drawn.rows, self.gathered_rows))
-        self.gathered_usable.logical_or_(replace)
+        self.pending_total.add_(new)
+        replace = drawn.uniforms * self.pending_total < new  # [H, K]
+        replace = drawn.usable & (replace | ~self.pending_usable)
+        self.pending_rows.copy_(torch.where(replace[..., None], drawn.rows, self.pending_rows))
+        self.pending_usable.logical_or_(replace)
 
 
 def opaque_copy(codes: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..base import QuantizeResult
+from ..base import Operation, QuantizeOptions, QuantizeResult
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MAX_ROWS = 2**31 - 1
@@ -56,7 +56,9 @@ class TritonBackend:
             return "no CUDA device is visible to torch, and TRITON_INTERPRET=1 is not set"
         return None
 
-    def unsupported_reason(self, x: Tensor, codebook: Tensor | None = None) -> str | None:
+    def unsupported_reason(
+        self, operation: Operation, x: Tensor, codebook: Tensor | None = None
+    ) -> str | None:
         if x.dtype not in _DTYPES:
             return f"x is {x.dtype}; accepted: float32, bfloat16, float16"
         if x.device.type == "cpu":
@@ -101,14 +103,12 @@ class TritonBackend:
         x: Tensor,
         codebook: Tensor,
         mask: Tensor | None,
-        metric: str,
-        precision: str,
-        out: Tensor,
-        statistics: bool,
-        kept: Tensor | None = None,
+        options: QuantizeOptions,
+        quantized: Tensor,
+        codebook_copy: Tensor | None,
     ) -> QuantizeResult:
         quantize = _kernels("quantize").vector_quantize
-        result: QuantizeResult = quantize(x, codebook, mask, metric, precision, out, statistics, kept)
+        result: QuantizeResult = quantize(x, codebook, mask, options, quantized, codebook_copy)
         return result
 
     def vector_quantize_backward(

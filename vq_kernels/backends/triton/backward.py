@@ -1,6 +1,6 @@
 """``vector_quantize_backward``: gradient of the straight-through or rotated estimator, one launch.
 
-    out = through(g) + pull (x - e),   pull = grad_loss * scale / valid_rows
+    out = estimator_grad(g) + loss_grad (x - e),   loss_grad = grad_loss * scale / valid_rows
 
 Memory traffic: x and g read once (again where D is more than one chunk), out written once, codes
 from the L2 cache.
@@ -16,21 +16,6 @@ from . import common
 
 
 @triton.jit
-def load_rows(x, offset, keep, d, stride_d, D: tl.constexpr):
-    """A chunk of rows in float32, zero outside."""
-    inside = keep[:, None] & (d < D)[None, :]
-    return tl.load(x + offset[:, None] + d.to(tl.int64)[None, :] * stride_d, mask=inside, other=0.0).to(
-        tl.float32
-    )
-
-
-@triton.jit
-def load_codes(codebook, index, keep, d, D: tl.constexpr):
-    inside = keep[:, None] & (d < D)[None, :]
-    return tl.load(codebook + index[:, None] * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
-
-
-@triton.jit
 def quotients(rows, norms):
     """Rows over one number each, correctly rounded."""
     return tl.div_rn(rows, tl.broadcast_to(norms[:, None], rows.shape))
@@ -39,30 +24,29 @@ def quotients(rows, norms):
 @triton.jit
 def backward_kernel(
     grad, grad_loss, x, codebook, indices, valid_rows, out, scale, N, M,
-    grad_b, grad_m, grad_d, stride_b, stride_m, stride_d, out_b, out_m, out_d,
-    D: tl.constexpr, CHUNK: tl.constexpr, BN: tl.constexpr,
-    HAS_GRAD: tl.constexpr, HAS_LOSS: tl.constexpr, ROTATE: tl.constexpr,
+    D: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr, ROTATE: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
-    there = row < N
-    index = tl.load(indices + row, mask=there, other=-1)
-    keep = index >= 0
-    offset = common.row_offset(row, M, stride_b, stride_m)
-    grad_offset = common.row_offset(row, M, grad_b, grad_m)
-    out_offset = common.row_offset(row, M, out_b, out_m)
-    if HAS_LOSS:
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    row_in_range = row < N
+    index = tl.load(indices + row, mask=row_in_range, other=-1)
+    valid = index >= 0
+    x_tile = common.row_tile(view=x, row=row, valid=valid, M=M)
+    out_tile = common.row_tile(view=out, row=row, valid=row_in_range, M=M)
+    if grad is not None:
+        grad_tile = common.row_tile(view=grad, row=row, valid=valid, M=M)
+    if grad_loss is not None:
         rows = tl.maximum(tl.load(valid_rows), 1).to(tl.float32)
-        pull = tl.div_rn(tl.load(grad_loss).to(tl.float32) * scale, rows)
-    if HAS_GRAD and ROTATE:
-        x_square = tl.zeros((BN,), tl.float32)
-        e_square = tl.zeros((BN,), tl.float32)
-        g_x = tl.zeros((BN,), tl.float32)
-        g_e = tl.zeros((BN,), tl.float32)
-        for start in tl.static_range(0, D, CHUNK):
-            d = start + tl.arange(0, CHUNK)
-            v = load_rows(x, offset, keep, d, stride_d, D)
-            e = load_codes(codebook, index, keep, d, D)
-            g = load_rows(grad, grad_offset, keep, d, grad_d, D)
+        loss_grad = tl.div_rn(tl.load(grad_loss).to(tl.float32) * scale, rows)
+    if ROTATE:
+        x_square = tl.zeros((BLOCK_ROWS,), tl.float32)
+        e_square = tl.zeros((BLOCK_ROWS,), tl.float32)
+        g_x = tl.zeros((BLOCK_ROWS,), tl.float32)
+        g_e = tl.zeros((BLOCK_ROWS,), tl.float32)
+        for start in tl.static_range(0, D, BLOCK_DIM):
+            d = start + tl.arange(0, BLOCK_DIM)
+            v = common.load_chunk(tile=x_tile, d=d, D=D).to(tl.float32)
+            e = common.load_codes(codebook=codebook, code=index, valid=valid, d=d, D=D)
+            g = common.load_chunk(tile=grad_tile, d=d, D=D).to(tl.float32)
             x_square += tl.sum(v * v, 1)
             e_square += tl.sum(e * e, 1)
             g_x += tl.sum(g * v, 1)
@@ -71,33 +55,33 @@ def backward_kernel(
         x_norm = tl.maximum(tl.sqrt_rn(x_square), 1e-6)
         e_norm = tl.sqrt_rn(e_square)
         q_norm = tl.maximum(e_norm, 1e-6)
-        w_square = tl.zeros((BN,), tl.float32)
-        for start in tl.static_range(0, D, CHUNK):
-            d = start + tl.arange(0, CHUNK)
-            w = quotients(load_rows(x, offset, keep, d, stride_d, D), x_norm)
-            w += quotients(load_codes(codebook, index, keep, d, D), q_norm)
+        w_square = tl.zeros((BLOCK_ROWS,), tl.float32)
+        for start in tl.static_range(0, D, BLOCK_DIM):
+            d = start + tl.arange(0, BLOCK_DIM)
+            v = common.load_chunk(tile=x_tile, d=d, D=D).to(tl.float32)
+            e = common.load_codes(codebook=codebook, code=index, valid=valid, d=d, D=D)
+            w = quotients(rows=v, norms=x_norm) + quotients(rows=e, norms=q_norm)
             w_square += tl.sum(w * w, 1)
         w_norm = tl.maximum(tl.sqrt_rn(w_square), 1e-6)
         g_q = tl.div_rn(g_e, q_norm)
         g_w = tl.div_rn(tl.div_rn(g_x, x_norm) + g_q, w_norm)
         length = tl.div_rn(e_norm, x_norm)
-    for start in tl.static_range(0, D, CHUNK):
-        d = start + tl.arange(0, CHUNK)
-        result = tl.zeros((BN, CHUNK), tl.float32)
-        if HAS_LOSS or ROTATE:
-            v = load_rows(x, offset, keep, d, stride_d, D)
-            e = load_codes(codebook, index, keep, d, D)
-        if HAS_GRAD:
-            result = load_rows(grad, grad_offset, keep, d, grad_d, D)
+    for start in tl.static_range(0, D, BLOCK_DIM):
+        d = start + tl.arange(0, BLOCK_DIM)
+        result = tl.zeros((BLOCK_ROWS, BLOCK_DIM), tl.float32)
+        if grad_loss is not None or ROTATE:
+            v = common.load_chunk(tile=x_tile, d=d, D=D).to(tl.float32)
+            e = common.load_codes(codebook=codebook, code=index, valid=valid, d=d, D=D)
+        if grad is not None:
+            result = common.load_chunk(tile=grad_tile, d=d, D=D).to(tl.float32)
             if ROTATE:
-                u = quotients(v, x_norm)
-                w = quotients(u + quotients(e, q_norm), w_norm)
+                u = quotients(rows=v, norms=x_norm)
+                w = quotients(rows=u + quotients(rows=e, norms=q_norm), norms=w_norm)
                 result = length[:, None] * (result - 2 * g_w[:, None] * w + 2 * g_q[:, None] * u)
-        if HAS_LOSS:
-            result += pull * (v - e)
-        result = tl.where(keep[:, None], result, 0.0)
-        at = out + out_offset[:, None] + d.to(tl.int64)[None, :] * out_d
-        tl.store(at, result.to(out.dtype.element_ty), mask=there[:, None] & (d < D)[None, :])
+        if grad_loss is not None:
+            result += loss_grad * (v - e)
+        result = tl.where(valid[:, None], result, 0.0)
+        common.store_chunk(tile=out_tile, d=d, values=result, D=D)
 
 
 def vector_quantize_backward(
@@ -115,26 +99,22 @@ def vector_quantize_backward(
     B, M, D = x.shape
     if x.numel() == 0:
         return
-    chunk, rows = common.row_tile(D)
-    backward_kernel[(-(-B * M // rows),)](
-        grad_quantized,
+    block_dim, block_rows = common.streaming_tile(D)
+    backward_kernel[(-(-B * M // block_rows),)](
+        None if grad_quantized is None else common.make_view(grad_quantized),
         grad_loss,
-        x,
+        common.make_view(x),
         codebook,
         indices,
         valid_rows,
-        out,
+        common.make_view(out),
         scale,
         B * M,
         M,
-        *(common.strides(x) if grad_quantized is None else common.strides(grad_quantized)),
-        *common.strides(x),
-        *common.strides(out),
         D=D,
-        CHUNK=chunk,
-        BN=rows,
-        HAS_GRAD=grad_quantized is not None,
-        HAS_LOSS=grad_loss is not None,
-        ROTATE=gradient == "rotation_trick",
+        BLOCK_DIM=block_dim,
+        BLOCK_ROWS=block_rows,
+        ROTATE=grad_quantized is not None and gradient == "rotation_trick",
         num_warps=4,
+        enable_fp_fusion=False,
     )

@@ -1,8 +1,15 @@
-"""What the kernels share: constants, row addressing, powers of two, and the reductions' combine functions."""
+"""What the kernels share: constants, row addressing, powers of two, and the reductions' combine functions.
+
+Kernels and device functions take what belongs together as one named tuple: pointers and strides as
+an argument, numbers known at compile time as one ``tl.constexpr``. Arguments of kernels hold no tuple
+within a tuple: Triton 3.6 loses the numbers there that it specialises for, such as a stride of 1.
+Device functions are called by keyword.
+"""
 
 from __future__ import annotations
 
 import functools
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -41,17 +48,73 @@ def architecture(device: torch.device) -> int:
     return 10 * major + minor
 
 
-def strides(x: Tensor) -> tuple[int, int, int]:
-    """Element strides of a ``[B, M, D]`` view."""
-    b, m, d = x.stride()
-    return b, m, d
+class View(NamedTuple):
+    """A ``[B, M, D]`` tensor with any strides; its row number ``b * M + m`` is what kernels count by."""
+
+    data: Any
+    stride_b: Any
+    stride_m: Any
+    stride_d: Any
+
+
+def make_view(x: Tensor) -> View:
+    """A tensor as kernels take it: the data and the element strides."""
+    return View(x, *x.stride())
+
+
+class RowTile(NamedTuple):
+    """A tile of rows inside a kernel: which of them count, and where each begins."""
+
+    data: Any
+    stride_d: Any
+    offset: Any  # [BLOCK_ROWS] int64
+    valid: Any  # [BLOCK_ROWS] bool
 
 
 @triton.jit
-def row_offset(rows, M, stride_b, stride_m):
+def row_offset(view, row, M):
     """Element offset of rows b * M + m, int64."""
-    b = rows // M
-    return b * stride_b + (rows - b * M) * stride_m
+    b = row // M
+    return b * view.stride_b + (row - b * M) * view.stride_m
+
+
+@triton.jit
+def row_tile(view, row, valid, M):
+    """The tile of the rows numbered ``row``."""
+    return RowTile(view.data, view.stride_d, row_offset(view=view, row=row, M=M), valid)
+
+
+@triton.jit
+def load_chunk(tile, d, D: tl.constexpr):
+    """Columns ``d`` of a tile of rows as they lie in memory, zero outside: ``[BLOCK_ROWS, BLOCK_DIM]``."""
+    in_bounds = tile.valid[:, None] & (d < D)[None, :]
+    at = tile.data + tile.offset[:, None] + d.to(tl.int64)[None, :] * tile.stride_d
+    return tl.load(at, mask=in_bounds, other=0.0)
+
+
+@triton.jit
+def load_codes(codebook, code, valid, d, D: tl.constexpr):
+    """The columns ``d`` of one code a row in float32, zero outside: ``[BLOCK_ROWS, BLOCK_DIM]``."""
+    in_bounds = valid[:, None] & (d < D)[None, :]
+    return tl.load(codebook + code[:, None] * D + d[None, :], mask=in_bounds, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_chunk(tile, d, values, D: tl.constexpr):
+    """Store the columns ``d`` of a tile of rows in the dtype of the data."""
+    in_bounds = tile.valid[:, None] & (d < D)[None, :]
+    at = tile.data + tile.offset[:, None] + d.to(tl.int64)[None, :] * tile.stride_d
+    tl.store(at, values.to(tile.data.dtype.element_ty), mask=in_bounds)
+
+
+@triton.jit
+def row_is_finite(tile, D: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr):
+    """Whether a row holds neither NaN nor infinity: ``[BLOCK_ROWS]``, true of rows that do not count."""
+    nonfinite = tl.zeros((BLOCK_ROWS,), tl.int32)
+    for start in tl.static_range(0, D, BLOCK_DIM):
+        v = load_chunk(tile=tile, d=start + tl.arange(0, BLOCK_DIM), D=D).to(tl.float32)
+        nonfinite = tl.maximum(nonfinite, tl.max(tl.where(tl.abs(v) <= FLOAT32_MAX, 0, 1), 1))
+    return nonfinite == 0
 
 
 @triton.jit
@@ -99,11 +162,11 @@ def two_smallest(even, odd, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def nearest_of_lanes(value, index, second):
+def nearest_of_lanes(value, index, second_best):
     """Reduce (value, index, second smallest) over axis 1; the lower index of equal values."""
     smallest = tl.min(value, 1)
     winner = tl.min(tl.where(value == smallest[:, None], index, 2147483647), 1)
-    others = tl.where((value == smallest[:, None]) & (index == winner[:, None]), second, value)
+    others = tl.where((value == smallest[:, None]) & (index == winner[:, None]), second_best, value)
     return smallest, winner, tl.min(others, 1)
 
 
@@ -144,7 +207,7 @@ def accumulate(high, low, term):
     return total, low + ((high - (total - b)) + (term - b))
 
 
-def row_tile(dim: int) -> tuple[int, int]:
-    """(chunk of D, rows) of the kernels that stream over rows: about 2048 elements a program."""
+def streaming_tile(dim: int) -> tuple[int, int]:
+    """(BLOCK_DIM, BLOCK_ROWS) of the kernels that stream over rows: about 2048 elements a program."""
     chunk = min(triton.next_power_of_2(dim), 128)
     return chunk, max(16, min(128, 2048 // chunk))

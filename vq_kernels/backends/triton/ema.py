@@ -21,7 +21,8 @@ _SIZES = 1024
 @triton.jit
 def lerp(a, b, weight):
     """a towards b by weight, exact at both ends, as torch.lerp."""
-    return tl.where(weight < 0.5, a + weight * (b - a), b - (b - a) * (1.0 - weight))
+    weights = tl.full(a.shape, weight, tl.float32)
+    return tl.where(weights < 0.5, tl.fma(weights, b - a, a), tl.fma(1.0 - weights, a - b, b))
 
 
 @triton.jit
@@ -48,7 +49,9 @@ def new_total(cluster_size, counts, weight, K, BLOCK: tl.constexpr, STORE: tl.co
 
 @triton.jit
 def sizes_kernel(cluster_size, counts, totals, weight, K, BLOCK: tl.constexpr):
-    total, counted = new_total(cluster_size, counts, weight, K, BLOCK, True)
+    total, counted = new_total(
+        cluster_size=cluster_size, counts=counts, weight=weight, K=K, BLOCK=BLOCK, STORE=True
+    )
     tl.store(totals, total)
     tl.store(totals + 1, counted)
 
@@ -56,19 +59,21 @@ def sizes_kernel(cluster_size, counts, totals, weight, K, BLOCK: tl.constexpr):
 @triton.jit
 def ema_kernel(
     codebook, cluster_size, embed_avg, counts, sums, totals, weight, eps, K,
-    D: tl.constexpr, PADDED_D: tl.constexpr, CODES: tl.constexpr, SIZES: tl.constexpr,
+    D: tl.constexpr, PADDED_D: tl.constexpr, BLOCK_CODES: tl.constexpr, SIZES: tl.constexpr,
     ALONE: tl.constexpr, NORMALIZE: tl.constexpr,
 ):  # fmt: skip
     if ALONE:
-        total, counted = new_total(cluster_size, counts, weight, K, SIZES, False)
+        total, counted = new_total(
+            cluster_size=cluster_size, counts=counts, weight=weight, K=K, BLOCK=SIZES, STORE=False
+        )
         tl.debug_barrier()
     else:
         total = tl.load(totals)
         counted = tl.load(totals + 1)
     if counted > 0:
         d = tl.arange(0, PADDED_D)
-        for tile in range(tl.program_id(0) * CODES, K, tl.num_programs(0) * CODES):
-            k = tile + tl.arange(0, CODES)
+        for first_code in range(tl.program_id(0) * BLOCK_CODES, K, tl.num_programs(0) * BLOCK_CODES):
+            k = first_code + tl.arange(0, BLOCK_CODES)
             size = tl.load(cluster_size + k, mask=k < K, other=0.0)
             if ALONE:
                 size = lerp(size, tl.load(counts + k, mask=k < K, other=0).to(tl.float32), weight)
@@ -77,18 +82,18 @@ def ema_kernel(
                 tl.store(cluster_size + k, size, mask=k < K)
             smoothed = (size + eps) / (total + K * eps) * total
             at = k.to(tl.int64)[:, None] * D + d[None, :]
-            inside = (k < K)[:, None] & (d < D)[None, :]
+            in_bounds = (k < K)[:, None] & (d < D)[None, :]
             average = lerp(
-                tl.load(embed_avg + at, mask=inside, other=0.0),
-                tl.load(sums + at, mask=inside, other=0.0),
+                tl.load(embed_avg + at, mask=in_bounds, other=0.0),
+                tl.load(sums + at, mask=in_bounds, other=0.0),
                 weight,
             )
-            tl.store(embed_avg + at, average, mask=inside)
+            tl.store(embed_avg + at, average, mask=in_bounds)
             code = average / smoothed[:, None]
             if NORMALIZE:
-                norm = tl.sqrt(tl.sum(tl.where(inside, code * code, 0.0), 1))
+                norm = tl.sqrt(tl.sum(tl.where(in_bounds, code * code, 0.0), 1))
                 code = code / tl.maximum(norm, 1e-6)[:, None]
-            tl.store(codebook + at, code.to(codebook.dtype.element_ty), mask=inside)
+            tl.store(codebook + at, code.to(codebook.dtype.element_ty), mask=in_bounds)
 
 
 def ema_update_(
@@ -111,7 +116,9 @@ def ema_update_(
     totals = torch.empty(0 if alone else 2, dtype=torch.float32, device=codebook.device)
     weight = 1.0 - decay
     if not alone:
-        sizes_kernel[(1,)](cluster_size, counts, totals, weight, K, BLOCK=_SIZES, num_warps=8)
+        sizes_kernel[(1,)](
+            cluster_size, counts, totals, weight, K, BLOCK=_SIZES, num_warps=8, enable_fp_fusion=False
+        )
     ema_kernel[(1 if alone else -(-K // codes),)](
         codebook,
         cluster_size,
@@ -124,9 +131,10 @@ def ema_update_(
         K,
         D=D,
         PADDED_D=padded_d,
-        CODES=codes,
+        BLOCK_CODES=codes,
         SIZES=_SIZES,
         ALONE=alone,
         NORMALIZE=normalize,
         num_warps=8,
+        enable_fp_fusion=False,
     )

@@ -11,18 +11,17 @@ from . import common
 
 @triton.jit
 def gather_kernel(
-    codebook, indices, out, N, M, stride_b, stride_m, stride_d,
-    D: tl.constexpr, CHUNK: tl.constexpr, BN: tl.constexpr,
+    codebook, indices, out, N, M,
+    D: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
-    there = row < N
-    index = tl.load(indices + row, mask=there, other=0)
-    offset = common.row_offset(row, M, stride_b, stride_m)
-    for start in tl.static_range(0, D, CHUNK):
-        d = start + tl.arange(0, CHUNK)
-        inside = there[:, None] & (d < D)[None, :]
-        e = tl.load(codebook + index[:, None] * D + d[None, :], mask=inside, other=0.0)
-        tl.store(out + offset[:, None] + d.to(tl.int64)[None, :] * stride_d, e, mask=inside)
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    row_in_range = row < N
+    code = tl.load(indices + row, mask=row_in_range, other=0)
+    tile = common.row_tile(view=out, row=row, valid=row_in_range, M=M)
+    for start in tl.static_range(0, D, BLOCK_DIM):
+        d = start + tl.arange(0, BLOCK_DIM)
+        e = common.load_codes(codebook=codebook, code=code, valid=row_in_range, d=d, D=D)
+        common.store_chunk(tile=tile, d=d, values=e, D=D)
 
 
 def gather_codes(codebook: Tensor, indices: Tensor, out: Tensor) -> None:
@@ -30,7 +29,16 @@ def gather_codes(codebook: Tensor, indices: Tensor, out: Tensor) -> None:
     B, M, D = out.shape
     if out.numel() == 0:
         return
-    chunk, rows = common.row_tile(D)
-    gather_kernel[(-(-B * M // rows),)](
-        codebook, indices, out, B * M, M, *common.strides(out), D=D, CHUNK=chunk, BN=rows, num_warps=4
+    block_dim, block_rows = common.streaming_tile(D)
+    gather_kernel[(-(-B * M // block_rows),)](
+        codebook,
+        indices,
+        common.make_view(out),
+        B * M,
+        M,
+        D=D,
+        BLOCK_DIM=block_dim,
+        BLOCK_ROWS=block_rows,
+        num_warps=4,
+        enable_fp_fusion=False,
     )

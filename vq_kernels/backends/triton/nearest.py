@@ -1,4 +1,4 @@
-"""``nearest_code``: prepare the codebook, search, and settle what is open; two or three launches."""
+"""``nearest_code``: prepare the codebook, search, and resolve what is open; two or three launches."""
 
 from __future__ import annotations
 
@@ -9,68 +9,45 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import certificate, common
+from . import common
 from .plan import Bound, Config, Plan, make_bound, make_config, make_plan, padded_depth
 from .prepare import Prepared, prepare
-from .rescore import CANDIDATES, TILE, settle
-from .search import search_kernel
+from .rescore import CANDIDATES, TILE, resolve
+from .search import Partial, search_kernel
 
 # Counters that the search leaves on the device: open rows, then the range of x (statistics.py).
 COUNTERS = 4
 
 # Tile of codes of the second pass, for 16 rows.
-SETTLE_CODES = 32
+RESOLVE_CODES = 32
 
 # Elements from which on an offset into the prepared codebook needs 64 bits.
 WIDE_CODEBOOK = 2**31
 
 
-class Searched(NamedTuple):
+class SearchResult(NamedTuple):
     """What the kernels after the search need; scratch of O(N + K D)."""
 
     plan: Plan
     config: Config
     bound: Bound
-    prepared: Prepared
-    splits: int
-    first: Tensor  # [N], or [splits, N] int32: index, -1 masked, -2 open
-    value: Tensor  # [splits, N] float32
-    second: Tensor  # [splits, N] float32
-    row_bound: Tensor  # [N] float32
-    ambiguous: Tensor  # [N] int32, the open rows in any order
-    threshold: Tensor  # [N] float32
+    codes: Prepared
+    partial: Partial
     counters: Tensor  # int64
+    splits: int
 
-    def settle_arguments(self) -> dict[str, Any]:
-        """Arguments of ``rescore.settle`` by name, but for x, the codebook, the mask and the rows."""
-        prepared = self.prepared
+    def resolve_arguments(self) -> dict[str, Any]:
+        """Arguments of ``rescore.resolve`` by name, but for x, the codebook, the mask and the rows."""
         return {
-            "high": prepared.high,
-            "low": prepared.low,
-            "bias": prepared.bias,
-            "center": prepared.center,
-            "extremes": prepared.extremes,
-            "square_high": prepared.square_high,
-            "square_low": prepared.square_low,
-            "value_in": self.value,
-            "index_in": self.first,
-            "second_in": self.second,
-            "bound_in": self.row_bound,
-            "ambiguous": self.ambiguous,
-            "threshold": self.threshold,
-            "padded_k": prepared.high.shape[0],
-            "PADDED_D": prepared.high.shape[1],
-            "CHUNK": self.config.depth,
-            "RESIDENT": self.config.resident,
-            "BK": SETTLE_CODES,
-            "SPLIT": self.plan.split,
-            "PARTS": self.plan.parts,
-            "CODE_PARTS": self.plan.code_parts,
-            "CENTERED": self.plan.centered_rows,
-            "L2": self.plan.metric == "l2",
-            "EXACT": self.plan.exact,
+            "codes": self.codes,
+            "partial": self.partial,
+            "padded_k": self.codes.high.shape[0],
+            "PADDED_D": self.codes.high.shape[1],
+            "plan": self.plan,
+            "config": self.config._replace(rows=TILE.value, codes=RESOLVE_CODES),
+            "bound": self.bound,
             "SPLITS": self.splits,
-            "DELTA": self.bound.delta,
+            "INTERPRETED": common.interpreted(),
         }
 
 
@@ -92,16 +69,16 @@ def search(
     precision: str,
     *,
     indices: Tensor | None = None,
-    scratch: Tensor | None = None,
+    counters: Tensor | None = None,
     counts: Tensor | None = None,
-    kept: Tensor | None = None,
+    codebook_copy: Tensor | None = None,
     measure_range: bool = False,
     bound_scale: float = 1.0,
-) -> Searched:
+) -> SearchResult:
     """First pass. Indices go to ``indices`` (int64 ``[B, M]``) where given and the codes are not divided.
 
-    ``scratch`` and ``counts`` (int64) are zeroed before the search; the first begins with its counters.
-    ``kept`` receives a copy of the codebook.
+    ``counters`` and ``counts`` (int64) are zeroed before the search; the first begins with its own counters.
+    ``codebook_copy`` receives a copy of the codebook.
     ``bound_scale`` is for the tests that show that the bound is needed.
     """
     B, M, D = x.shape
@@ -109,132 +86,96 @@ def search(
     device = x.device
     plan = make_plan(x.dtype, codebook.dtype, metric, precision)
     config = make_config(common.architecture(device), plan, D)
-    bound = make_bound(plan, config, D)
-    counters = torch.empty(COUNTERS, dtype=torch.int64, device=device) if scratch is None else scratch
-    prepared = prepare(
+    bound = make_bound(plan, config, D, bound_scale)
+    if counters is None:
+        counters = torch.empty(COUNTERS, dtype=torch.int64, device=device)
+    codes = prepare(
         codebook,
         padded_depth(config, D),
-        split=plan.split,
-        parts=plan.code_parts,
-        centered_rows=plan.centered_rows,
-        metric=metric,
-        squares=plan.exact,
-        scratch=counters,
+        plan,
+        counters=counters,
         counts=counters if counts is None else counts,
-        kept=kept,
+        codebook_copy=codebook_copy,
     )
-    padded_k = prepared.high.shape[0]
+    padded_k = codes.high.shape[0]
     splits = count_splits(N, padded_k, config, device)
     divided, listed = splits > 1, plan.exact and splits == 1
 
     def empty(count: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(count, dtype=dtype, device=device)
 
-    first = indices
-    if divided or first is None:
-        first = empty(splits * N, torch.int32)
-    result = Searched(
-        plan,
-        config,
-        bound,
-        prepared,
-        splits,
-        first,
-        empty(splits * N if divided else 0, torch.float32),
-        empty(splits * N if divided and plan.exact else 0, torch.float32),
-        empty(N if divided or plan.exact else 0, torch.float32),
-        empty(N if listed else 0, torch.int32),
-        empty(N if listed else 0, torch.float32),
-        counters,
+    if divided or indices is None:
+        indices = empty(splits * N, torch.int32)
+    partial = Partial(
+        indices,
+        value=empty(splits * N if divided else 0, torch.float32),
+        second_best=empty(splits * N if divided and plan.exact else 0, torch.float32),
+        row_bound=empty(N if divided or plan.exact else 0, torch.float32),
+        ambiguous=empty(N if listed else 0, torch.int32),
+        threshold=empty(N if listed else 0, torch.float32),
     )
-    programs = prepared.extremes.shape[0]
+    programs = codes.extremes.shape[0]
     tiles_per_split = -(-padded_k // (config.codes * splits))
     options: dict[str, Any] = {"maxnreg": config.registers} if config.registers else {}
     search_kernel[(-(-N // config.rows), splits)](
-        x,
-        prepared.high,
-        prepared.low,
-        prepared.bias,
-        prepared.center,
-        prepared.extremes,
+        common.make_view(x),
         mask,
-        first,
-        result.value,
-        result.second,
-        result.row_bound,
-        result.ambiguous,
-        result.threshold,
+        codes,
+        partial,
         counters,
         N,
         M,
         K,
         padded_k,
-        *common.strides(x),
         programs,
         tiles_per_split * config.codes,
         -(config.codes // 4),
         D=D,
-        PADDED_D=prepared.high.shape[1],
-        CHUNK=config.depth,
-        RESIDENT=config.resident,
-        BN=config.rows,
-        BK=config.codes,
-        STAGES=config.stages,
-        SPLIT=plan.split,
-        PARTS=plan.parts,
-        CODE_PARTS=plan.code_parts,
-        CENTERED=plan.centered_rows,
-        L2=metric == "l2",
-        EXACT=plan.exact,
-        PACK=plan.pack,
+        PADDED_D=codes.high.shape[1],
+        plan=plan,
+        config=config,
+        bound=bound,
         DIVIDED=divided,
-        HAS_MASK=mask is not None,
-        RANGE=measure_range,
+        MEASURE_RANGE=measure_range,
         INTERPRETED=common.interpreted(),
-        MAIN=bound.main,
-        MINOR=bound.minor,
-        CONTRACT=bound.contract,
-        DELTA=bound.delta,
-        SLACK=certificate.SLACK,
-        BOUND_SCALE=bound_scale,
-        LINES=triton.next_power_of_2(programs),
-        WIDE=prepared.high.numel() >= WIDE_CODEBOOK,
+        PADDED_PROGRAMS=triton.next_power_of_2(programs),
+        WIDE=codes.high.numel() >= WIDE_CODEBOOK,
         num_warps=config.warps,
         num_stages=config.stages,
+        enable_fp_fusion=False,
         **options,
     )
-    return result
+    return SearchResult(plan, config, bound, codes, partial, counters, splits)
 
 
 @triton.jit
-def settle_kernel(
-    x, codebook, high, low, bias, center, extremes, square_high, square_low, candidates,
-    value_in, index_in, second_in, bound_in, ambiguous, threshold, counters, index_out,
-    N, M, K, padded_k, stride_b, stride_m, stride_d,
-    D: tl.constexpr, PADDED_D: tl.constexpr, CHUNK: tl.constexpr, RESIDENT: tl.constexpr, BK: tl.constexpr,
-    SPLIT: tl.constexpr, PARTS: tl.constexpr, CODE_PARTS: tl.constexpr, CENTERED: tl.constexpr,
-    L2: tl.constexpr, EXACT: tl.constexpr, SPLITS: tl.constexpr, INTERPRETED: tl.constexpr,
-    DELTA: tl.constexpr,
+def resolve_kernel(
+    x, codebook, codes, partial, candidates, counters, indices, N, M, K, padded_k,
+    D: tl.constexpr, PADDED_D: tl.constexpr, plan: tl.constexpr, config: tl.constexpr, bound: tl.constexpr,
+    SPLITS: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    scratch = candidates + pid * TILE * CANDIDATES
     count = tl.load(counters).to(tl.int32)
     if SPLITS > 1:
         count = count * 0 + N
     for start in range(pid * TILE, count, tl.num_programs(0) * TILE):
-        row, there, index = settle(
-            x, codebook, high, low, bias, center, extremes, square_high, square_low, scratch, index_out,
-            value_in, index_in, second_in, bound_in, ambiguous, threshold, count, start,
-            N, M, K, padded_k, stride_b, stride_m, stride_d,
-            D, PADDED_D, CHUNK, RESIDENT, BK, SPLIT, PARTS, CODE_PARTS, CENTERED, L2, EXACT, False, SPLITS,
-            INTERPRETED, DELTA,
+        row, row_in_range, index = resolve(
+            x=x, mask=None, codebook=codebook, codes=codes, partial=partial,
+            candidates=candidates + pid * TILE * CANDIDATES, count=count, start=start,
+            N=N, M=M, K=K, padded_k=padded_k, D=D, PADDED_D=PADDED_D, plan=plan, config=config, bound=bound,
+            SPLITS=SPLITS, INTERPRETED=INTERPRETED,
         )  # fmt: skip
-        tl.store(index_out + row, index, mask=there)
+        tl.store(indices + row, index, mask=row_in_range)
 
 
-def settle_programs(rows: int, device: torch.device) -> int:
+def resolve_programs(rows: int, device: torch.device) -> int:
     """Programs of the second pass: four on each multiprocessor, no more than there can be tiles."""
     return max(1, min(4 * common.multiprocessors(device), -(-rows // TILE.value)))
+
+
+def candidate_scratch(programs: int, device: torch.device) -> Tensor:
+    """Room for the candidates of every program's rows."""
+    return torch.empty(programs * TILE.value * CANDIDATES.value, dtype=torch.int32, device=device)
 
 
 def nearest_code(
@@ -246,28 +187,21 @@ def nearest_code(
     indices = torch.empty((B, M), dtype=torch.int64, device=x.device)
     if N == 0 or K == 0:
         return indices.fill_(0)
-    found = search(x, codebook, None, metric, precision, indices=indices, bound_scale=bound_scale)
-    if found.splits > 1 or found.plan.exact:
-        programs = settle_programs(N, x.device)
-        stride_b, stride_m, stride_d = common.strides(x)
-        settle_kernel[(programs,)](
-            x,
-            codebook,
-            candidates=torch.empty(
-                programs * TILE.value * CANDIDATES.value, dtype=torch.int32, device=x.device
-            ),
-            counters=found.counters,
-            index_out=indices,
+    result = search(x, codebook, None, metric, precision, indices=indices, bound_scale=bound_scale)
+    if result.splits > 1 or result.plan.exact:
+        programs = resolve_programs(N, x.device)
+        resolve_kernel[(programs,)](
+            x=common.make_view(x),
+            codebook=codebook,
+            candidates=candidate_scratch(programs, x.device),
+            counters=result.counters,
+            indices=indices,
             N=N,
             M=M,
             K=K,
-            stride_b=stride_b,
-            stride_m=stride_m,
-            stride_d=stride_d,
             D=D,
-            INTERPRETED=common.interpreted(),
             num_warps=4,
             enable_fp_fusion=False,
-            **found.settle_arguments(),
+            **result.resolve_arguments(),
         )
     return indices

@@ -12,11 +12,13 @@ from .tuned import TABLE
 
 
 class Plan(NamedTuple):
+    """What the kernels compute; one ``tl.constexpr`` of theirs, so plain fields only."""
+
     split: bool  # float16 parts of scaled numbers; else the operands' own 16-bit dtype
     parts: int  # of x
     code_parts: int  # of the codebook
     centered_rows: bool
-    metric: str
+    l2: bool  # else cosine
     exact: bool
     pack: bool  # column in the low bits of the score
 
@@ -51,12 +53,12 @@ def make_plan(x_dtype: torch.dtype, codebook_dtype: torch.dtype, metric: str, pr
     exact = precision == "exact"
     pack = precision != "high"
     if x_dtype != torch.float32 and codebook_dtype == x_dtype:
-        return Plan(False, 1, 1, False, metric, exact, pack)
+        return Plan(False, 1, 1, False, metric == "l2", exact, pack)
     parts = 2 if x_dtype == torch.float32 and precision != "fast" else 1
     code_parts = 1 if precision == "fast" else 2
     # 16-bit rows stay as they are: a centred one would need a second part.
     centered = x_dtype == torch.float32 and metric == "l2"
-    return Plan(True, parts, code_parts, centered, metric, exact, pack)
+    return Plan(True, parts, code_parts, centered, metric == "l2", exact, pack)
 
 
 def make_config(architecture: int, plan: Plan, dim: int) -> Config:
@@ -83,13 +85,15 @@ class Bound(NamedTuple):
     minor: float
     contract: float
     delta: float
+    slack: float
+    scale: float  # 1, or less in the tests that show that the bound is needed
 
 
-def make_bound(plan: Plan, config: Config, dim: int) -> Bound:
+def make_bound(plan: Plan, config: Config, dim: int, scale: float = 1.0) -> Bound:
     if config.resident:
         # Products with second parts are accumulated first, before the others make the sum large.
         main, minor = certificate.accumulation(dim), certificate.accumulation((plan.products - 1) * dim)
     else:
         main = minor = certificate.accumulation(plan.products * dim)
     bits = (config.codes // 4 - 1).bit_length() if plan.pack else 0
-    return Bound(main, minor, certificate.contract(dim), certificate.packing(bits))
+    return Bound(main, minor, certificate.contract(dim), certificate.packing(bits), certificate.SLACK, scale)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from . import common
 from .common import EXCLUDED, FLOAT32_MAX
+from .plan import Plan
 
 # Rows of the table of extremes: float32 columns, norms in the scaled units of the stored codes.
 LARGEST = tl.constexpr(0)  # norm over usable codes
@@ -50,60 +51,61 @@ class Prepared(NamedTuple):
     bias: Tensor  # [K'] float32
     center: Tensor  # [D'] float32
     extremes: Tensor  # [P, 8] float32
-    square_high: Tensor  # [K] float64: sum of e^2 / 2 as an exact pair; [0] unless asked for
+    square_high: Tensor  # [K] float64: sum of e^2 / 2 as an exact pair; [0] unless the search is exact
     square_low: Tensor  # [K] float64
 
 
 @triton.jit
 def prepare_kernel(
-    codebook, high, low, bias, center, extremes, square_high, square_low, kept, scratch, scratch_size,
-    counts, counts_size, K,
-    D: tl.constexpr, PADDED_D: tl.constexpr, CHUNK: tl.constexpr, CODES: tl.constexpr,
-    SAMPLE: tl.constexpr, SPLIT: tl.constexpr, CENTERED_ROWS: tl.constexpr, L2: tl.constexpr,
-    PARTS: tl.constexpr, SQUARES: tl.constexpr, KEEP: tl.constexpr,
+    codebook, codes, codebook_copy, counters, counters_size, counts, counts_size, K,
+    D: tl.constexpr, PADDED_D: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_CODES: tl.constexpr,
+    SAMPLE: tl.constexpr, plan: tl.constexpr,
 ):  # fmt: skip
+    """Fill ``codes`` (:class:`Prepared`); write the copy where there is one; zero counters and counts."""
+    SPLIT: tl.constexpr = plan.split
+    PARTS: tl.constexpr = plan.code_parts
     pid = tl.program_id(0)
-    common.zero(scratch, scratch_size, 1024)
-    common.zero(counts, counts_size, 1024)
-    d0 = tl.arange(0, CHUNK)
+    common.zero(target=counters, size=counters_size, BLOCK=1024)
+    common.zero(target=counts, size=counts_size, BLOCK=1024)
+    d0 = tl.arange(0, BLOCK_DIM)
     exponent = tl.zeros((), tl.int32)
     if SPLIT:
         sampled = tl.arange(0, SAMPLE).to(tl.int64) * K // SAMPLE
         spread = tl.zeros((), tl.float32)
-        for start in tl.static_range(0, PADDED_D, CHUNK):
+        for start in tl.static_range(0, PADDED_D, BLOCK_DIM):
             d = start + d0
             e = tl.load(codebook + sampled[:, None] * D + d[None, :], mask=(d < D)[None, :], other=0.0)
             e = e.to(tl.float32)
-            usable = tl.abs(e) < 2.0**60
-            mean = tl.sum(tl.where(usable, e, 0.0), 0) / SAMPLE
-            spread = tl.maximum(spread, tl.max(tl.where(usable, tl.abs(e - mean[None, :]), 0.0)))
+            in_sample = tl.abs(e) < 2.0**60
+            mean = tl.sum(tl.where(in_sample, e, 0.0), 0) / SAMPLE
+            spread = tl.maximum(spread, tl.max(tl.where(in_sample, tl.abs(e - mean[None, :]), 0.0)))
             # Every program writes the same values and reads back only what it wrote.
-            tl.store(center + d, mean)
+            tl.store(codes.center + d, mean)
         tl.debug_barrier()
         # The sample fills half of float16's exponents from the top: codes 2^5 times wider still fit.
         exponent = tl.where(spread > 0, tl.minimum(tl.maximum(10 - common.exponent_of(spread), -100), 100), 0)
     scale = common.power_of_two(exponent).to(tl.float64)
 
-    code = pid * CODES + tl.arange(0, CODES)
-    real = code < K
+    code = pid * BLOCK_CODES + tl.arange(0, BLOCK_CODES)
+    code_in_range = code < K
     base = code.to(tl.int64)
-    square = tl.zeros((CODES,), tl.float64)
-    along_center = tl.zeros((CODES,), tl.float64)
+    square = tl.zeros((BLOCK_CODES,), tl.float64)
+    along_center = tl.zeros((BLOCK_CODES,), tl.float64)
     center_square = tl.zeros((), tl.float64)
-    widest = tl.zeros((CODES,), tl.float64)
-    nonfinite = tl.zeros((CODES,), tl.int32)
-    for start in tl.static_range(0, PADDED_D, CHUNK):
+    widest = tl.zeros((BLOCK_CODES,), tl.float64)
+    nonfinite = tl.zeros((BLOCK_CODES,), tl.int32)
+    for start in tl.static_range(0, PADDED_D, BLOCK_DIM):
         d = start + d0
-        inside = real[:, None] & (d < D)[None, :]
-        loaded = tl.load(codebook + base[:, None] * D + d[None, :], mask=inside, other=0.0)
-        if KEEP:
-            tl.store(kept + base[:, None] * D + d[None, :], loaded, mask=inside)
+        in_bounds = code_in_range[:, None] & (d < D)[None, :]
+        loaded = tl.load(codebook + base[:, None] * D + d[None, :], mask=in_bounds, other=0.0)
+        if codebook_copy is not None:
+            tl.store(codebook_copy + base[:, None] * D + d[None, :], loaded, mask=in_bounds)
         e = loaded.to(tl.float32)
         nonfinite = tl.maximum(nonfinite, tl.max(tl.where(tl.abs(e) <= FLOAT32_MAX, 0, 1), 1))
-        c = tl.zeros((CHUNK,), tl.float64)
+        c = tl.zeros((BLOCK_DIM,), tl.float64)
         if SPLIT:
-            c = tl.load(center + d).to(tl.float64)
-        v = tl.where(inside, (e.to(tl.float64) - c[None, :]) * scale, 0.0)
+            c = tl.load(codes.center + d).to(tl.float64)
+        v = tl.where(in_bounds, (e.to(tl.float64) - c[None, :]) * scale, 0.0)
         c = c * scale
         square += tl.sum(v * v, 1)
         along_center += tl.sum(v * c[None, :], 1)
@@ -113,40 +115,40 @@ def prepare_kernel(
     outside = norm > 2.0**45
     if SPLIT:
         outside = widest > 60000.0
-    finite = real & (nonfinite == 0)
+    finite = code_in_range & (nonfinite == 0)
     usable = finite & (outside == 0)
-    score = tl.zeros((CODES,), tl.float64)
-    if L2:
+    score = tl.zeros((BLOCK_CODES,), tl.float64)
+    if plan.l2:
         score = 0.5 * square
-        if not CENTERED_ROWS:
+        if not plan.centered_rows:
             score += along_center
-    tl.store(bias + code, tl.where(usable, score.to(tl.float32), EXCLUDED))
+    tl.store(codes.bias + code, tl.where(usable, score.to(tl.float32), EXCLUDED))
 
-    residual = tl.zeros((CODES,), tl.float64)
-    low_square = tl.zeros((CODES,), tl.float64)
-    for start in tl.static_range(0, PADDED_D, CHUNK):
+    residual = tl.zeros((BLOCK_CODES,), tl.float64)
+    low_square = tl.zeros((BLOCK_CODES,), tl.float64)
+    for start in tl.static_range(0, PADDED_D, BLOCK_DIM):
         d = start + d0
-        inside = usable[:, None] & (d < D)[None, :]
+        in_bounds = usable[:, None] & (d < D)[None, :]
         stored = base[:, None] * PADDED_D + d[None, :]
-        e = tl.load(codebook + base[:, None] * D + d[None, :], mask=inside, other=0.0)
+        e = tl.load(codebook + base[:, None] * D + d[None, :], mask=in_bounds, other=0.0)
         if SPLIT:
-            c = tl.load(center + d).to(tl.float64)
-            v = tl.where(inside, (e.to(tl.float64) - c[None, :]) * scale, 0.0)
-            first = v.to(tl.float32).to(tl.float16)
-            rest = v - first.to(tl.float64)
-            tl.store(high + stored, -first)
+            c = tl.load(codes.center + d).to(tl.float64)
+            v = tl.where(in_bounds, (e.to(tl.float64) - c[None, :]) * scale, 0.0)
+            high_part = v.to(tl.float32).to(tl.float16)
+            rest = v - high_part.to(tl.float64)
+            tl.store(codes.high + stored, -high_part)
             if PARTS == 2:
-                second = rest.to(tl.float32).to(tl.float16)
-                tl.store(low + stored, -second)
-                rest -= second.to(tl.float64)
-                low_square += tl.sum(second.to(tl.float64) * second.to(tl.float64), 1)
+                low_part = rest.to(tl.float32).to(tl.float16)
+                tl.store(codes.low + stored, -low_part)
+                rest -= low_part.to(tl.float64)
+                low_square += tl.sum(low_part.to(tl.float64) * low_part.to(tl.float64), 1)
             residual += tl.sum(rest * rest, 1)
         else:
-            tl.store(high + stored, (-e.to(tl.float32)).to(high.dtype.element_ty))
+            tl.store(codes.high + stored, (-e.to(tl.float32)).to(codes.high.dtype.element_ty))
 
     positive = tl.where(norm > 0, norm, 1.0)
     up = 1.0 + 2.0**-20  # a float32 rounding of a float64 result, with room
-    line = extremes + pid * COLUMNS
+    line = codes.extremes + pid * COLUMNS
     infinity = float("inf")
     tl.store(line + LARGEST, tl.max(tl.where(usable, norm, 0.0)) * up)
     tl.store(line + SMALLEST, tl.min(tl.where(usable, norm, infinity)) * up)
@@ -157,43 +159,39 @@ def prepare_kernel(
     tl.store(line + EXPONENT, exponent.to(tl.float32))
     tl.store(line + CENTER, tl.sqrt(center_square) * up)
 
-    if SQUARES:
-        total = tl.zeros((CODES,), tl.float64)
-        remainder = tl.zeros((CODES,), tl.float64)
+    if plan.exact:
+        total = tl.zeros((BLOCK_CODES,), tl.float64)
+        remainder = tl.zeros((BLOCK_CODES,), tl.float64)
         for d in range(D):
-            entry = tl.load(codebook + base * D + d, mask=real, other=0.0).to(tl.float64)
-            total, remainder = common.accumulate(total, remainder, 0.5 * entry * entry)
+            entry = tl.load(codebook + base * D + d, mask=code_in_range, other=0.0).to(tl.float64)
+            total, remainder = common.accumulate(high=total, low=remainder, term=0.5 * entry * entry)
         # An infinite score keeps a non-finite code from ever being chosen.
-        tl.store(square_high + base, tl.where(finite, total, infinity), mask=real)
-        tl.store(square_low + base, tl.where(finite, remainder, 0.0), mask=real)
+        tl.store(codes.square_high + base, tl.where(finite, total, infinity), mask=code_in_range)
+        tl.store(codes.square_low + base, tl.where(finite, remainder, 0.0), mask=code_in_range)
 
 
 def prepare(
     codebook: Tensor,
     padded_d: int,
+    plan: Plan,
     *,
-    split: bool,
-    parts: int,
-    centered_rows: bool,
-    metric: str,
-    squares: bool,
-    scratch: Tensor,
+    counters: Tensor,
     counts: Tensor,
-    kept: Tensor | None = None,
+    codebook_copy: Tensor | None = None,
 ) -> Prepared:
-    """Launch on the current stream. ``scratch`` and ``counts`` (int64, any size) are filled with zero.
+    """Launch on the current stream. ``counters`` and ``counts`` (int64, any size) are filled with zero.
 
-    ``kept`` (the codebook's shape and dtype) receives a copy of it.
+    ``codebook_copy`` (the codebook's shape and dtype) receives a copy of it.
     """
     K, D = codebook.shape
     padded_k = -(-K // SLOT) * SLOT
-    codes = min(MOST_CODES, max(16, triton.next_power_of_2(-(-padded_k // 256))))
-    programs = padded_k // codes
+    block_codes = min(MOST_CODES, max(16, triton.next_power_of_2(-(-padded_k // 256))))
+    programs = padded_k // block_codes
     empty = codebook.new_empty
-    dtype = torch.float16 if split else codebook.dtype
+    dtype = torch.float16 if plan.split else codebook.dtype
     high = empty((padded_k, padded_d), dtype=dtype)
-    low = empty((padded_k, padded_d), dtype=dtype) if parts == 2 else high
-    squared = K if squares else 0
+    low = empty((padded_k, padded_d), dtype=dtype) if plan.code_parts == 2 else high
+    squared = K if plan.exact else 0
     prepared = Prepared(
         high,
         low,
@@ -205,24 +203,19 @@ def prepare(
     )
     prepare_kernel[(programs,)](
         codebook,
-        *prepared,
-        kept,
-        scratch,
-        scratch.numel(),
+        prepared,
+        codebook_copy,
+        counters,
+        counters.numel(),
         counts,
         counts.numel(),
         K,
         D=D,
         PADDED_D=padded_d,
-        CHUNK=min(padded_d & -padded_d, 64),
-        CODES=codes,
+        BLOCK_DIM=min(padded_d & -padded_d, 64),
+        BLOCK_CODES=block_codes,
         SAMPLE=SAMPLE,
-        SPLIT=split,
-        CENTERED_ROWS=centered_rows,
-        L2=metric == "l2",
-        PARTS=parts,
-        SQUARES=squares,
-        KEEP=kept is not None,
+        plan=plan,
         num_warps=4,
         enable_fp_fusion=False,
     )

@@ -24,10 +24,10 @@ from torch import Tensor
 from . import common
 from .common import FLOAT32_MAX
 
-# Slots of the int64 scratch before the accumulators.
-RANGE = tl.constexpr(1)
-VALID = tl.constexpr(2)
-TICKET = tl.constexpr(3)
+# Slots of the int64 counters before the accumulators; the first counts the search's open rows.
+RANGE_SLOT = tl.constexpr(1)
+VALID_SLOT = tl.constexpr(2)
+TICKET_SLOT = tl.constexpr(3)
 HEADER = tl.constexpr(4)
 
 
@@ -38,7 +38,7 @@ def copies(codebook_size: int, dim: int) -> int:
 
 
 def accumulators(codebook_size: int, dim: int) -> int:
-    """Entries of the int64 scratch: header and accumulators."""
+    """Entries of the int64 counters: header and accumulators."""
     return int(HEADER.value) + copies(codebook_size, dim) * codebook_size * dim
 
 
@@ -47,10 +47,16 @@ def row_bits(rows: int) -> int:
 
 
 @triton.jit
-def unit_exponent(scratch, row_bits):
-    """log2 of one unit of the fixed-point sums."""
-    largest = tl.load(scratch + RANGE).to(tl.int32).to(tl.float32, bitcast=True)
+def unit_exponent(largest, row_bits):
+    """log2 of one unit of the fixed-point sums, for rows of which ``largest`` is the largest |x|."""
     return common.exponent_of(largest) + 1 + row_bits - 62
+
+
+@triton.jit
+def stored_unit_exponent(counters, row_bits):
+    """:func:`unit_exponent` of the largest |x| that an earlier kernel found."""
+    largest = tl.load(counters + RANGE_SLOT).to(tl.int32).to(tl.float32, bitcast=True)
+    return unit_exponent(largest=largest, row_bits=row_bits)
 
 
 @triton.jit
@@ -60,94 +66,90 @@ def power_of_two64(e):
 
 
 @triton.jit
-def add_rows(scratch, counts, copy, exponent, index, keep, v, d, K, FIRST: tl.constexpr, D: tl.constexpr):
-    """Add a chunk ``v`` of rows ``[rows, CHUNK]`` to the sums, with the FIRST also the rows to the counts."""
-    code = index.to(tl.int64)
+def add_rows(sums, counts, exponent, code, valid, v, d, FIRST: tl.constexpr, D: tl.constexpr):
+    """Add a chunk ``v`` of rows ``[BLOCK_ROWS, BLOCK_DIM]`` to the fixed-point sums of their codes.
+
+    ``sums`` is one copy of the accumulators; with the FIRST chunk rows are added to the counts too.
+    """
     if FIRST:
-        tl.atomic_add(counts + code, keep.to(tl.int64), mask=keep, sem="relaxed")
-    units = (tl.where(keep[:, None], v, 0.0).to(tl.float64) * power_of_two64(-exponent)).to(tl.int64)
-    at = scratch + HEADER + (copy * K + code)[:, None] * D + d[None, :]
-    tl.atomic_add(at, units, mask=keep[:, None] & (d < D)[None, :], sem="relaxed")
+        tl.atomic_add(counts + code, valid.to(tl.int64), mask=valid, sem="relaxed")
+    units = (tl.where(valid[:, None], v, 0.0).to(tl.float64) * power_of_two64(-exponent)).to(tl.int64)
+    at = sums + code[:, None] * D + d[None, :]
+    tl.atomic_add(at, units, mask=valid[:, None] & (d < D)[None, :], sem="relaxed")
 
 
 @triton.jit
 def range_kernel(
-    x, indices, counts, scratch, partial, scratch_size, N, M, K, stride_b, stride_m, stride_d,
-    D: tl.constexpr, CHUNK: tl.constexpr, BN: tl.constexpr,
+    x, indices, counts, counters, partial, counters_size, N, M, K,
+    D: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
     """Zero the accumulators; the largest finite |x| of each program's rows."""
-    common.zero(counts, K, 1024)
-    common.zero(scratch, scratch_size, 1024)
+    common.zero(target=counts, size=K, BLOCK=1024)
+    common.zero(target=counters, size=counters_size, BLOCK=1024)
     largest = tl.zeros((), tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(N, BN), tl.num_programs(0)):
-        row = tile * BN + tl.arange(0, BN).to(tl.int64)
-        there = row < N
-        keep = tl.load(indices + row, mask=there, other=-1) >= 0
-        offset = common.row_offset(row, M, stride_b, stride_m)
-        for start in tl.static_range(0, D, CHUNK):
-            d = start + tl.arange(0, CHUNK)
-            inside = keep[:, None] & (d < D)[None, :]
-            at = x + offset[:, None] + d.to(tl.int64)[None, :] * stride_d
-            v = tl.abs(tl.load(at, mask=inside, other=0.0).to(tl.float32))
+    for block in range(tl.program_id(0), tl.cdiv(N, BLOCK_ROWS), tl.num_programs(0)):
+        row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS).to(tl.int64)
+        valid = tl.load(indices + row, mask=row < N, other=-1) >= 0
+        tile = common.row_tile(view=x, row=row, valid=valid, M=M)
+        for start in tl.static_range(0, D, BLOCK_DIM):
+            v = common.load_chunk(tile=tile, d=start + tl.arange(0, BLOCK_DIM), D=D)
+            v = tl.abs(v.to(tl.float32))
             largest = tl.maximum(largest, tl.max(tl.where(v <= FLOAT32_MAX, v, 0.0)))
     tl.store(partial + tl.program_id(0), largest)
 
 
 @triton.jit
 def accumulate_kernel(
-    x, indices, counts, scratch, partial, partials, row_bits, N, M, K, stride_b, stride_m, stride_d,
-    D: tl.constexpr, CHUNK: tl.constexpr, BN: tl.constexpr, LINES: tl.constexpr, COPIES: tl.constexpr,
-    SKIP: tl.constexpr,
+    x, indices, counts, counters, partial, partials, row_bits, N, M, K,
+    D: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr, PADDED_PROGRAMS: tl.constexpr,
+    COPIES: tl.constexpr, SKIP: tl.constexpr,
 ):  # fmt: skip
+    """Counts and fixed-point sums; SKIP leaves out rows that hold NaN or infinity."""
     pid = tl.program_id(0)
-    line = tl.arange(0, LINES)
+    line = tl.arange(0, PADDED_PROGRAMS)
     largest = tl.max(tl.load(partial + line, mask=line < partials, other=0.0))
     if pid == 0:
-        tl.store(scratch + RANGE, largest.to(tl.int32, bitcast=True).to(tl.int64))
-    exponent = common.exponent_of(largest) + 1 + row_bits - 62
-    for tile in range(pid, tl.cdiv(N, BN), tl.num_programs(0)):
-        row = tile * BN + tl.arange(0, BN).to(tl.int64)
-        there = row < N
-        index = tl.load(indices + row, mask=there, other=-1)
-        keep = index >= 0
-        offset = common.row_offset(row, M, stride_b, stride_m)
-        nonfinite = tl.zeros((BN,), tl.int32)
+        tl.store(counters + RANGE_SLOT, largest.to(tl.int32, bitcast=True).to(tl.int64))
+    exponent = unit_exponent(largest=largest, row_bits=row_bits)
+    sums = counters + HEADER + (pid % COPIES).to(tl.int64) * K * D
+    for block in range(pid, tl.cdiv(N, BLOCK_ROWS), tl.num_programs(0)):
+        row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS).to(tl.int64)
+        code = tl.load(indices + row, mask=row < N, other=-1)
+        tile = common.row_tile(view=x, row=row, valid=code >= 0, M=M)
+        valid = tile.valid
         if SKIP:
-            for start in tl.static_range(0, D, CHUNK):
-                d = start + tl.arange(0, CHUNK)
-                at = x + offset[:, None] + d.to(tl.int64)[None, :] * stride_d
-                v = tl.load(at, mask=keep[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
-                nonfinite = tl.maximum(nonfinite, tl.max(tl.where(tl.abs(v) <= FLOAT32_MAX, 0, 1), 1))
-            keep = keep & (nonfinite == 0)
-        for start in tl.static_range(0, D, CHUNK):
-            d = start + tl.arange(0, CHUNK)
-            at = x + offset[:, None] + d.to(tl.int64)[None, :] * stride_d
-            v = tl.load(at, mask=keep[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
-            add_rows(scratch, counts, pid % COPIES, exponent, index, keep, v, d, K, start == 0, D)
+            valid = valid & common.row_is_finite(tile=tile, D=D, BLOCK_DIM=BLOCK_DIM, BLOCK_ROWS=BLOCK_ROWS)
+        for start in tl.static_range(0, D, BLOCK_DIM):
+            d = start + tl.arange(0, BLOCK_DIM)
+            v = common.load_chunk(tile=tile, d=d, D=D).to(tl.float32)
+            add_rows(
+                sums=sums, counts=counts, exponent=exponent, code=code, valid=valid, v=v, d=d,
+                FIRST=start == 0, D=D,
+            )  # fmt: skip
 
 
 @triton.jit
-def convert(scratch, sums, exponent, size, start, COPIES: tl.constexpr, BLOCK: tl.constexpr):
+def to_float_sums(accumulators, sums, exponent, size, start, COPIES: tl.constexpr, BLOCK: tl.constexpr):
     """A block of the fixed-point sums in float32."""
     i = start + tl.arange(0, BLOCK).to(tl.int64)
-    inside = i < size
+    in_bounds = i < size
     total = tl.zeros((BLOCK,), tl.int64)
     for copy in tl.static_range(COPIES):
-        total += tl.load(scratch + HEADER + copy * size + i, mask=inside, other=0)
+        total += tl.load(accumulators + copy * size + i, mask=in_bounds, other=0)
     value = total.to(tl.float64) * power_of_two64(exponent)
-    tl.store(sums + i, value.to(tl.float32), mask=inside)
+    tl.store(sums + i, value.to(tl.float32), mask=in_bounds)
 
 
 @triton.jit
-def convert_kernel(scratch, sums, row_bits, size, COPIES: tl.constexpr, BLOCK: tl.constexpr):
-    convert(
-        scratch,
-        sums,
-        unit_exponent(scratch, row_bits),
-        size,
-        tl.program_id(0).to(tl.int64) * BLOCK,
-        COPIES,
-        BLOCK,
+def float_sums_kernel(counters, sums, row_bits, size, COPIES: tl.constexpr, BLOCK: tl.constexpr):
+    to_float_sums(
+        accumulators=counters + HEADER,
+        sums=sums,
+        exponent=stored_unit_exponent(counters=counters, row_bits=row_bits),
+        size=size,
+        start=tl.program_id(0).to(tl.int64) * BLOCK,
+        COPIES=COPIES,
+        BLOCK=BLOCK,
     )
 
 
@@ -165,29 +167,56 @@ def code_statistics(
         )
     counts = torch.empty(K, dtype=torch.int64, device=device)
     sums = torch.empty((K, D), dtype=torch.float32, device=device)
-    scratch = torch.empty(accumulators(K, D), dtype=torch.int64, device=device)
-    chunk, rows = common.row_tile(D)
-    programs = max(1, min(4 * common.multiprocessors(device), -(-N // rows)))
+    counters = torch.empty(accumulators(K, D), dtype=torch.int64, device=device)
+    block_dim, block_rows = common.streaming_tile(D)
+    programs = max(1, min(4 * common.multiprocessors(device), -(-N // block_rows)))
     partial = torch.empty(programs, dtype=torch.float32, device=device)
-    tile = {"D": D, "CHUNK": chunk, "BN": rows, "num_warps": 4}
-    where = (N, M, K, *common.strides(x))
-    range_kernel[(programs,)](x, indices, counts, scratch, partial, scratch.numel(), *where, **tile)
-    accumulate_kernel[(programs,)](
-        x,
+    view = common.make_view(x)
+    block = 1024
+    range_kernel[(programs,)](
+        view,
         indices,
         counts,
-        scratch,
+        counters,
+        partial,
+        counters.numel(),
+        N,
+        M,
+        K,
+        D=D,
+        BLOCK_DIM=block_dim,
+        BLOCK_ROWS=block_rows,
+        num_warps=4,
+        enable_fp_fusion=False,
+    )
+    accumulate_kernel[(programs,)](
+        view,
+        indices,
+        counts,
+        counters,
         partial,
         programs,
         row_bits(N),
-        *where,
-        LINES=triton.next_power_of_2(programs),
+        N,
+        M,
+        K,
+        D=D,
+        BLOCK_DIM=block_dim,
+        BLOCK_ROWS=block_rows,
+        PADDED_PROGRAMS=triton.next_power_of_2(programs),
         COPIES=copies(K, D),
         SKIP=skip_nonfinite,
-        **tile,
+        num_warps=4,
+        enable_fp_fusion=False,
     )
-    block = 1024
-    convert_kernel[(-(-K * D // block),)](
-        scratch, sums, row_bits(N), K * D, COPIES=copies(K, D), BLOCK=block, num_warps=4
+    float_sums_kernel[(-(-K * D // block),)](
+        counters,
+        sums,
+        row_bits(N),
+        K * D,
+        COPIES=copies(K, D),
+        BLOCK=block,
+        num_warps=4,
+        enable_fp_fusion=False,
     )
     return counts, sums

@@ -1,0 +1,1 @@
+"""What runs on a CUDA machine: the checks and the measurements."""

@@ -1,0 +1,194 @@
+"""``session.sh``: the parts of a session, one after the other, each within a limit of its own.
+
+Everything goes into one folder of a few flat files: ``session.json`` (written anew after every part),
+``session.log`` (what all parts said) and what the parts write. The table comes last. Exit status: 0 all
+right, 1 a part failed, 2 no CUDA GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+
+from ..machine import ROOT, describe, write_json
+from . import packages
+from .schedule import BUILD, REHEARSAL_BUILD, REHEARSAL_S, SESSIONS, Part
+from .supervised import Running
+from .target import Target, add_arguments, open_target
+
+SECONDS = 565.0  # of a command of at most ten minutes
+LEAST_S = 5.0  # with less time left a part is not begun
+FILE, LOG = "session.json", "session.log"
+PASSED, FAILED, SKIPPED = "passed", "FAILED", "skipped"
+
+
+@dataclass
+class Record:
+    """A line of the table."""
+
+    session: int
+    part: str
+    status: str
+    seconds: float
+    detail: str  # the last line that the part printed
+
+
+class Session:
+    """One command: the build beside what does not need it, then part after part."""
+
+    def __init__(self, target: Target, out: Path, environment: dict[str, str], seconds: float) -> None:
+        self.target, self.out, self.environment = target, out, environment
+        self.records: list[Record] = []
+        self._end = time.monotonic() + seconds
+        self._description = describe(target.device)
+        self._build: Running | None = None
+        out.mkdir(parents=True, exist_ok=True)
+
+    def run(self, numbers: Sequence[int], scratch: Path) -> None:
+        """All parts of these sessions; results so far are in the file after each."""
+        build = self.target.choose(BUILD, REHEARSAL_BUILD)
+        first = numbers[0]
+        try:
+            self._build = self._start(build, scratch, scratch / "build.log")
+            for number in numbers:
+                for part in SESSIONS[number]:
+                    if not part.beside_build:
+                        self._finish_build(first, build)
+                    self._part(number, part, scratch)
+            self._finish_build(first, build)
+        finally:
+            if self._build is not None:
+                self._build.kill()
+
+    def _start(self, part: Part, scratch: Path, log: Path) -> Running:
+        command = part.command_line(self.out, scratch, self._limit(part), self.target)
+        environment = self.environment | part.variables
+        return Running(command, ROOT, environment, log)
+
+    def _limit(self, part: Part) -> float:
+        return min(self.target.choose(part.limit, REHEARSAL_S), self._end - time.monotonic())
+
+    def _part(self, number: int, part: Part, scratch: Path) -> None:
+        print(f"session {number}: {part.name}", file=sys.stderr, flush=True)
+        limit = self._limit(part)
+        if limit < LEAST_S:
+            self._add(Record(number, part.name, SKIPPED, 0.0, "no time left"))
+            return
+        self._say(f"\n===== session {number}: {part.name}\n")
+        running = self._start(part, scratch, self.out / LOG)
+        try:
+            self._add(self._ended(number, part, running, limit))
+        finally:
+            running.kill()
+
+    def _finish_build(self, number: int, part: Part) -> None:
+        if (build := self._build) is None:
+            return
+        record = self._ended(number, part, build, self._limit(part) - build.seconds)
+        self._build = None
+        self._say(f"\n===== session {number}: {part.name}\n{build.log.read_text(errors='replace')}")
+        self._add(record)
+
+    def _ended(self, number: int, part: Part, running: Running, limit: float) -> Record:
+        """Wait for a part and say how it went."""
+        started = running.seconds
+        status = running.wait(max(0.0, limit))
+        last = running.last_line()
+        if status is None:
+            detail = f"stopped after {started + limit:.0f} s; last said: {last}"
+        else:
+            detail = last if status in (0, 1) else f"exit status {status}; last said: {last}"
+        return Record(number, part.name, PASSED if status == 0 else FAILED, round(running.seconds, 1), detail)
+
+    def _say(self, text: str) -> None:
+        with (self.out / LOG).open("a") as log:
+            log.write(text)
+
+    def _add(self, record: Record) -> None:
+        self.records.append(record)
+        records = [asdict(r) for r in self.records]
+        write_json(self.out / FILE, {**self._description, "records": records})
+
+
+def table(records: Sequence[Record]) -> str:
+    """One line a part; details are whole in the file."""
+    lines = [f"{'':<3}{'part':<20}{'status':<9}{'s':>6}  detail"]
+    for r in records:
+        lines.append(f"{r.session:<3}{r.part:<20}{r.status:<9}{r.seconds:>6.1f}  {r.detail[:110]}".rstrip())
+    return "\n".join(lines)
+
+
+def make_environment(target: Target, scratch: Path, folder: Path) -> dict[str, str]:
+    """Variables of every part: the packages brought along, and caches in ``scratch``, not in the checkout."""
+    site = scratch / "site"
+    paths = [str(ROOT)]
+    if any(folder.glob("*.whl")):
+        packages.install(folder, site)
+        paths.append(str(site))
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment |= {
+        "PYTHONPATH": os.pathsep.join(filter(None, [*paths, environment.get("PYTHONPATH")])),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "TRITON_CACHE_DIR": str(scratch / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
+        "HYPOTHESIS_STORAGE_DIRECTORY": str(scratch / "hypothesis"),
+    }
+    if target.is_rehearsal:
+        environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    return environment
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Inside, a signal to end raises SystemExit: parts are killed and what there is gets printed."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(1)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 when every part passed, 1 when one failed, 2 without a CUDA GPU."""
+    parser = argparse.ArgumentParser(prog="session.sh", description=__doc__)
+    parser.add_argument("sessions", nargs="+", type=int, choices=SESSIONS, metavar="N", help="1, 2 or 3")
+    add_arguments(parser)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="time to use, default %(default)s")
+    parser.add_argument(
+        "--packages", type=Path, default=packages.FOLDER, help="wheels to install, default: .packages"
+    )
+    options = parser.parse_args(arguments)
+    if options.out is None:
+        parser.error("--out is missing; accepted: a folder")
+    if (target := open_target(options.rehearse, "session.sh")) is None:
+        return 2
+    records: list[Record] = []
+    with ended_by_signals(), tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        environment = make_environment(target, scratch, options.packages)
+        session = Session(target, options.out.resolve(), environment, options.seconds)
+        records = session.records
+        try:
+            session.run(options.sessions, scratch)
+        finally:
+            print(f"\n{table(records)}\n\nin {session.out}", flush=True)
+    return 1 if any(r.status == FAILED for r in records) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""Variational autoencoder with a Gaussian latent (Kingma and Welling 2014, arXiv:1312.6114)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.autoencoders.base import Autoencoder, AutoencoderOutput
+from models.autoencoders.blocks import check_sizes
+from models.autoencoders.likelihoods import make_likelihood
+from models.losses import mean_or_zero
+from models.pretrained import constructor_arguments
+from vq_kernels.checks import check_integer, check_number
+
+
+class VAE(Autoencoder):
+    """Four convolutions, a Gaussian latent, four transposed convolutions; minimises
+
+        -log p(x | z) + beta KL(N(mean, deviation^2) || N(0, 1)),      z = mean + deviation * noise
+
+    per data element, so that with a proper likelihood (all but ``mse``) and beta 1 the loss is the
+    negative ELBO in nats per dimension.
+
+    Shapes, for the defaults: x ``[B, 3, 32, 32]``, mean and log-variance of the latent ``[B, 128]`` each,
+    reconstruction ``[B, 3, 32, 32]``. Images only, of the size given.
+
+    A convolution has stride 2 (kernel 4) while the size is even and above 1, else stride 1 (kernel 3), so
+    that 8 x 8, 28 x 28 and 64 x 64 images all pass through four of them.
+
+    Args:
+        in_channels, image_size: of the data; image_size is a number or (height, width).
+        latent_dim: L. channels: widths of the four convolutions.
+        beta: weight of the KL term. likelihood, variance: see :mod:`models.autoencoders.likelihoods`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        image_size: int | Sequence[int] = 32,
+        *,
+        latent_dim: int = 128,
+        channels: Sequence[int] = (32, 64, 128, 256),
+        beta: float = 1.0,
+        likelihood: str = "gaussian",
+        variance: float = 0.05,
+    ) -> None:
+        config = constructor_arguments(locals())
+        super().__init__()
+        self.config = config
+        check_integer(1, in_channels=in_channels, latent_dim=latent_dim)
+        check_number(beta=beta)
+        check_sizes("channels", channels)
+        pair = (image_size, image_size) if isinstance(image_size, int) else image_size
+        height, width = self.image_size = check_sizes("image_size", pair, 2, 2)
+        self.in_channels, self.latent_dim, self.beta = in_channels, latent_dim, beta
+        self.likelihood = make_likelihood(likelihood, in_channels, variance)
+        outputs = in_channels * self.likelihood.parameters_per_channel
+        down: list[nn.Module] = []
+        up: list[nn.Module] = []
+        for before, after in zip([in_channels, *channels], channels, strict=False):
+            stride = 2 if min(height, width) > 1 and height % 2 == 0 and width % 2 == 0 else 1
+            height, width = height // stride, width // stride
+            kernel = 2 + stride if stride == 2 else 3
+            down += [nn.Conv2d(before, after, kernel, stride, padding=1), nn.ReLU()]
+            back = outputs if before == in_channels and not up else before
+            up = [nn.ConvTranspose2d(after, back, kernel, stride, padding=1), nn.ReLU(), *up]
+        self.smallest = (channels[-1], height, width)
+        flat = math.prod(self.smallest)
+        self.encoder = nn.Sequential(*down, nn.Flatten(), nn.Linear(flat, 2 * latent_dim))
+        self.from_latent = nn.Linear(latent_dim, flat)
+        self.decoder = nn.Sequential(*up[:-1])
+        self.apply(initialize)
+
+    def forward(self, x: Tensor) -> AutoencoderOutput:
+        """x: ``[B, C, H, W]`` float in -0.5..0.5. The noise comes from torch's global generator.
+
+        The loss of an empty batch is 0.
+        """
+        mean, log_variance = self.encode(x)
+        z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
+        parameters = self._decode(z)
+        reconstruction_loss = self.likelihood.loss(parameters, x)
+        kl = mean_or_zero(kl_divergence(mean, log_variance)) / math.prod(x.shape[1:])
+        terms = {"reconstruction": reconstruction_loss.detach(), "kl": kl.detach()}
+        factor = self.kl_warmup_factor if self.training else 1.0
+        loss = reconstruction_loss + self.beta * factor * kl
+        return AutoencoderOutput(self.likelihood.mean(parameters), loss, terms, ())
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(z | x): ``[B, L]`` each."""
+        if tuple(x.shape[1:]) != (self.in_channels, *self.image_size):
+            raise ValueError(
+                f"x is of shape {tuple(x.shape)}; accepted: [B, {self.in_channels}, {self.image_size[0]}, "
+                f"{self.image_size[1]}]"
+            )
+        self._check_dtype(x)
+        mean, log_variance = self.encoder(x).chunk(2, dim=1)
+        return mean, log_variance
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Mean image ``[B, C, H, W]`` of latents ``[B, L]``."""
+        return self.likelihood.mean(self._decode(z))
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """The mean image of the mean latent of ``x``: x's shape."""
+        return self.decode(self.encode(x)[0])
+
+    def clean_reconstruction(self, x: Tensor, output: AutoencoderOutput) -> Tensor:
+        """The mean image of the mean latent; forward's is of a latent with noise."""
+        return self.reconstruct(x)
+
+    def nats(self, x: Tensor, output: AutoencoderOutput) -> dict[str, Tensor]:
+        """``decoder``, -log p(x | z) of one sample of the latent, and ``kl``: the negative ELBO."""
+        log_likelihood, negative_kl = self.elbo(x)
+        return {"decoder": -log_likelihood, "kl": -negative_kl}
+
+    def accepted_size(self, size: Sequence[int]) -> str | None:
+        return None if tuple(size) == self.image_size else "x".join(map(str, self.image_size))
+
+    def elbo(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """One-sample estimate of E log p(x | z), and -KL: ``[B]`` each, in nats an image."""
+        mean, log_variance = self.encode(x)
+        z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
+        log_prob = self.likelihood.log_prob(self._decode(z), x)
+        return log_prob.flatten(1).sum(1), -kl_divergence(mean, log_variance)
+
+    def _decode(self, z: Tensor) -> Tensor:
+        start = F.relu(self.from_latent(z)).view(-1, *self.smallest)
+        parameters: Tensor = self.decoder(start)
+        return parameters
+
+
+def initialize(layer: nn.Module) -> None:
+    """He initialisation (arXiv:1502.01852): the signal keeps its size through ten layers of ReLU.
+
+    With torch's default it shrinks so far that the noise of the latent drowns it, and training gives the
+    latent up before it carries anything.
+    """
+    if isinstance(layer, nn.Linear):
+        inputs = layer.in_features
+    elif isinstance(layer, nn.Conv2d):
+        inputs = layer.in_channels * math.prod(layer.kernel_size)
+    elif isinstance(layer, nn.ConvTranspose2d):
+        # An output pixel sees only every stride-th row and column of the kernel.
+        inputs = layer.in_channels * math.prod(layer.kernel_size) // math.prod(layer.stride)
+    else:
+        return
+    nn.init.normal_(layer.weight, std=math.sqrt(2 / inputs))
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, exp(log_variance)) || N(0, 1)) of ``[B, L]`` parameters: ``[B]`` nats, float32 at least.
+
+    Under autocast the parameters are 16 bits, in which exp(v) - 1 - v would cancel to little.
+    """
+    if mean.dtype in (torch.bfloat16, torch.float16):
+        mean, log_variance = mean.float(), log_variance.float()
+    return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(1)

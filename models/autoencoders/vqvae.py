@@ -1,0 +1,87 @@
+"""VQ-VAE (van den Oord et al. 2017, arXiv:1711.00937)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from models.autoencoders.base import DiscreteAutoencoder, QuantizedLevel
+from models.autoencoders.blocks import CONV, Decoder, Encoder, check_convolutions
+from models.autoencoders.likelihoods import make_likelihood
+from models.autoencoders.quantizer import Quantizer, QuantizerArguments, make_quantizer
+from models.pretrained import constructor_arguments
+
+
+class VQVAE(DiscreteAutoencoder):
+    """Encoder, one level of codes, decoder; minimises (equation 3 of the paper)
+
+        -log p(x | q) + alpha |sg[z] - q|^2 + beta |z - sg[q]|^2,      q = nearest code to z = encoder(x)
+
+    Each term is a mean over elements. With ``codebook="ema"`` moving averages move the codes instead of
+    the alpha term (appendix A.1); with ``codebook="gradient"`` the alpha term does.
+
+    Shapes, for the defaults and 32 x 32 images: x ``[B, 3, 32, 32]``, z ``[B, 64, 8, 8]``, codes
+    ``[B, 8, 8]``. ``ndim`` 1 or 3 takes ``[B, C, T]`` or ``[B, C, T, H, W]``.
+
+    Args:
+        in_channels: channels of the data.
+        hidden, residual_layers, residual_hidden: width of the convolutions, number and width of the
+            residual blocks on either side.
+        downscale: 2, 4, 8, ...: data size over code map size, for each dimension.
+        likelihood, variance: see :mod:`models.autoencoders.likelihoods`.
+        relu_skip: for converted checkpoints, see :class:`models.autoencoders.blocks.ResidualBlock`.
+        quantizer: by name, what :class:`models.autoencoders.quantizer.QuantizerArguments` lists:
+            ``embedding_dim`` D and ``codebook_size`` K, ``codebook``, the weights ``alpha`` of the codebook
+            loss and ``beta`` of the commitment loss, ``decay``, ``kmeans_init``, ``dead_code_threshold``, ...
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        *,
+        hidden: int = 128,
+        residual_layers: int = 2,
+        residual_hidden: int = 32,
+        downscale: int = 4,
+        ndim: int = 2,
+        likelihood: str = "mse",
+        variance: float = 1.0,
+        relu_skip: bool = False,
+        **quantizer: Any,
+    ) -> None:
+        config = constructor_arguments(locals(), leave_out="quantizer")
+        super().__init__()
+        arguments = QuantizerArguments.of("VQVAE", quantizer)
+        self.config = config | arguments.as_dict()
+        check_convolutions(
+            in_channels=in_channels,
+            hidden=hidden,
+            residual_layers=residual_layers,
+            residual_hidden=residual_hidden,
+            ndim=ndim,
+        )
+        self.in_channels, self.ndim = in_channels, ndim
+        self.downscale, self.level_downscales = downscale, (downscale,)
+        self.codebook_size = arguments.codebook_size
+        self.likelihood = make_likelihood(likelihood, in_channels, variance)
+        dim, shape = arguments.embedding_dim, (hidden, residual_layers, residual_hidden)
+        self.encoder = Encoder(in_channels, *shape, downscale, ndim, relu_skip)
+        self.to_embedding = CONV[ndim](hidden, dim, 1)
+        self.quantizer = make_quantizer(arguments)
+        outputs = in_channels * self.likelihood.parameters_per_channel
+        self.decoder = Decoder(dim, outputs, *shape, downscale, ndim, relu_skip)
+
+    @property
+    def level_quantizers(self) -> tuple[Quantizer, ...]:
+        """The one quantizer."""
+        return (self.quantizer,)
+
+    def _quantize(self, x: Tensor, freeze: bool | None = None) -> list[QuantizedLevel]:
+        z = self.to_embedding(self.encoder(x))  # [B, D, *S / downscale]
+        return [self._quantize_level(self.quantizer, z, freeze)]
+
+    def _decode(self, quantized: Sequence[Tensor]) -> Tensor:
+        parameters: Tensor = self.decoder(quantized[0])
+        return parameters

@@ -1,0 +1,95 @@
+"""Flags made from the fields of a settings class, and what several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+from models.data.settings import DataConfig
+from models.runs.config import LoopConfig, TrainConfig
+from models.runs.open import read_run_config
+from models.runs.start import start_config
+from models.settings import format_value, setting_types
+
+Config = TypeVar("Config", bound=LoopConfig)
+
+
+def add_config_flags(parser: argparse.ArgumentParser, kind: type[Any], defaults: str = "") -> None:
+    """One flag for each setting of ``kind``; only those given end up in the parsed arguments.
+
+    Values are kept as text and converted with the setting's type where the settings are put together, so
+    that a flag and a line of YAML are read alike.
+    """
+    group = parser.add_argument_group("settings" + defaults)
+    types = setting_types(kind)
+    for field in dataclasses.fields(kind):
+        flag, text = "--" + field.name.replace("_", "-"), field.metadata["help"].replace("%", "%%")
+        text += "" if field.default in (None, "") else f" ({format_value(field.default)})"
+        if types[field.name] is bool:
+            group.add_argument(
+                flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
+            )
+        else:
+            group.add_argument(flag, default=argparse.SUPPRESS, metavar=field.name.upper(), help=text)
+
+
+def given_settings(arguments: argparse.Namespace, kind: type[Any]) -> dict[str, Any]:
+    """The settings of ``kind`` that were given as flags; ``none`` stands for no value."""
+    names = setting_types(kind)
+    given = {name: value for name, value in vars(arguments).items() if name in names}
+    return {name: None if value == "none" else value for name, value in given.items()}
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Where the settings of a training run come from, and what becomes of an earlier run."""
+    parser.add_argument("--config", help="YAML file, or the name of one in models/configs")
+    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier run of this name")
+
+
+def training_config(arguments: argparse.Namespace, kind: type[Config]) -> Config:
+    """The settings of a training run: those of the run to resume or of ``--config``, then the flags."""
+    given = given_settings(arguments, kind)
+    return start_config(kind, given, config=arguments.config, resume=arguments.resume)
+
+
+def add_device_flag(parser: argparse.ArgumentParser) -> None:
+    """Which device the command works on."""
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (auto: a GPU where torch finds one)"
+    )
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """A trained run, and which data to use with it."""
+    parser.add_argument("run_folder", metavar="RUN", help="folder of a trained run, for example runs/NAME")
+    add_device_flag(parser)
+    parser.add_argument("--batch-size", type=int, default=256, help="images in a batch (256)")
+    add_config_flags(parser, DataConfig, ", by default those of the run")
+
+
+def opened_config(arguments: argparse.Namespace) -> tuple[TrainConfig, TrainConfig]:
+    """The settings of the run that a command names, and these with the data that the flags give."""
+    stored = read_run_config(arguments.run_folder)
+    return stored, stored.with_values(given_settings(arguments, DataConfig), "flags")
+
+
+def check_output(path: str | Path, *, folder: bool = False) -> Path:
+    """``path`` as a Path; ValueError unless a file, or with ``folder`` a folder, can be written there."""
+    target = Path(path)
+    if target.exists() and target.is_dir() != folder:
+        kind, accepted = ("a file", "a folder") if folder else ("a folder", "a file")
+        raise ValueError(f"out is {target}, which is {kind}; accepted: the path of {accepted} (--out)")
+    ancestor = target
+    while not ancestor.exists() and ancestor != ancestor.parent:
+        ancestor = ancestor.parent
+    if ancestor != target and not ancestor.is_dir():
+        raise ValueError(
+            f"out is {target}, which cannot be written, as {ancestor} is no folder; give another path (--out)"
+        )
+    if not os.access(ancestor, os.W_OK):
+        raise ValueError(f"out is {target}, but {ancestor} may not be written to; give another path (--out)")
+    return target

@@ -1,0 +1,1 @@
+"""Images to stored codes, and priors' samples back to images."""

@@ -1,0 +1,150 @@
+"""Codes of a whole data set, batch by batch, into a store that an interrupted run goes on filling."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from models.codes.description import DESCRIPTION_FILE, CodeDescription
+from models.codes.store import CodeStore, code_features, read_shard
+from models.data import ImageData, to_float
+from models.data.images import SPLITS, ImageSplit
+from models.data.sources import location
+from models.pretrained import weights_hash
+from vq_kernels.checks import check_integer
+
+if TYPE_CHECKING:
+    from models.autoencoders.base import DiscreteAutoencoder
+
+
+class OtherCodesError(ValueError):
+    """A folder holds codes of another model, of other data or in shards of another size."""
+
+
+def encode(
+    model: DiscreteAutoencoder,
+    data: ImageData,
+    folder: str | Path,
+    *,
+    source: str = "",
+    batch_size: int = 256,
+    shard_size: int = 16_384,
+    device: str = "cpu",
+    overwrite: bool = False,
+    progress: bool = False,
+) -> CodeStore:
+    """Write the codes and labels of every split into ``folder`` and open it.
+
+    One batch is held in memory. A shard appears under its name when it is complete; whole shards that are
+    there are not computed again, unless ``overwrite``.
+
+    Args:
+        data: images of a size that the model takes.
+        source: folder of the model, which the description of the codes then names.
+        batch_size, shard_size: images in a batch, and in a file.
+        device: as torch names it; the model stays there, in eval mode.
+
+    Raises:
+        OtherCodesError: a ValueError, if the folder holds codes of another model, of other data or in shards
+            of another size.
+
+    For example, a VQ-VAE of downscale 4 on 28 x 28 images leaves 49 codes an image:
+    ``encode(model, data, "codes").train.batch([0])[0]`` is ``[1, 7, 7]``.
+    """
+    from tqdm import tqdm
+
+    check_integer(1, batch_size=batch_size, shard_size=shard_size)
+    model.check_size(data)
+    folder = Path(folder)
+    shapes = model.code_shapes(data.size)
+    description = CodeDescription(
+        shapes,
+        model.codebook_sizes,
+        data.class_names,
+        location(data.name),
+        source,
+        _hash(model, source),
+        data.settings,
+        {name: len(data.split(name)) for name in SPLITS},
+        shard_size,
+    )
+    if overwrite:
+        _remove_codes(folder)
+    _check_resumes(description, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    description.save(folder)
+    model = model.to(device).eval()
+    total = sum(len(data.split(name)) for name in SPLITS)
+    with tqdm(total=total, desc="encode", unit="image", disable=not progress) as bar:
+        for name in SPLITS:
+            split = data.split(name)
+            (folder / name).mkdir(exist_ok=True)
+            for target, rows in description.shards(folder, name).items():
+                if not target.is_file() or read_shard(target, len(rows), shapes) is None:
+                    _write_shard(model, split, rows, target, shapes, batch_size, device)
+                bar.update(len(rows))
+    return CodeStore(folder)
+
+
+@torch.no_grad()
+def _write_shard(
+    model: DiscreteAutoencoder,
+    split: ImageSplit,
+    rows: range,
+    target: Path,
+    shapes: Sequence[Sequence[int]],
+    batch_size: int,
+    device: str,
+) -> None:
+    from datasets.arrow_writer import ArrowWriter
+
+    unfinished = target.with_suffix(".unfinished")
+    with ArrowWriter(path=str(unfinished), features=code_features(shapes)) as writer:
+        for start in range(rows.start, rows.stop, batch_size):
+            batch = range(start, min(start + batch_size, rows.stop))
+            codes = model.encode(to_float(split.batch(batch).to(device)))
+            columns = {f"level{i}": level.flatten(1).int().cpu().numpy() for i, level in enumerate(codes)}
+            writer.write_batch({name: list(values) for name, values in columns.items()}
+                               | {"label": split.batch_labels(batch).tolist()})  # fmt: skip
+        writer.finalize()
+    os.replace(unfinished, target)
+
+
+def _check_resumes(description: CodeDescription, folder: Path) -> None:
+    """OtherCodesError naming the first setting of the codes in ``folder`` that is not ``description``'s."""
+    remedy = "give another folder (--out), or overwrite them (--overwrite)"
+    if (folder / DESCRIPTION_FILE).is_file():
+        difference = CodeDescription.load(folder).difference(description)
+        if difference:
+            name, stored, current = difference
+            raise OtherCodesError(
+                f"{folder} holds codes with {name} {stored!r}, now it is {current!r}; {remedy}"
+            )
+    elif any(_shards_in(folder)):
+        raise OtherCodesError(f"{folder} holds codes, but no {DESCRIPTION_FILE} says of what; {remedy}")
+
+
+def _remove_codes(folder: Path) -> None:
+    for shard in _shards_in(folder):
+        shard.unlink()
+    (folder / DESCRIPTION_FILE).unlink(missing_ok=True)
+
+
+def _shards_in(folder: Path) -> list[Path]:
+    digits = "[0-9]" * 9
+    return [shard for name in SPLITS for shard in (folder / name).glob(f"{digits}-{digits}.arrow")]
+
+
+def _hash(model: torch.nn.Module, source: str) -> str:
+    """The hash of the file of the model's weights, or of what that file would hold."""
+    from safetensors.torch import save
+
+    if source:
+        return weights_hash(source)
+    state = {name: values.detach().cpu().contiguous() for name, values in model.state_dict().items()}
+    return hashlib.sha256(save(state)).hexdigest()

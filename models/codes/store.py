@@ -1,0 +1,125 @@
+"""A store of extracted codes: memory-mapped Arrow files, one row an image, and the priors' view of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from models.codes.description import CodeDescription
+from models.data.images import SPLITS
+from models.data.sources import DataError
+from vq_kernels.checks import check_choice
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+
+CodeBatch = tuple[tuple[Tensor, ...], Tensor]  # codes of each level, [B, *shape] int64, top first; labels [B]
+
+
+def read_shard(file: Path, rows: int, shapes: Sequence[Sequence[int]]) -> Dataset | None:
+    """A file of the store, mapped into memory; None unless it is whole and in the store's form."""
+    import datasets
+
+    try:
+        shard = datasets.Dataset.from_file(str(file))
+    except (OSError, ValueError, TypeError):  # as Arrow has it
+        return None
+    return shard if len(shard) == rows and shard.features == code_features(shapes) else None
+
+
+def code_features(shapes: Sequence[Sequence[int]]) -> Features:
+    """Columns of the store: ``level0`` (top), ``level1``, ... as flat int32 lists, and ``label``."""
+    import datasets
+
+    columns = {
+        f"level{level}": datasets.List(datasets.Value("int32"), length=math.prod(shape))
+        for level, shape in enumerate(shapes)
+    }
+    return datasets.Features(columns | {"label": datasets.Value("int64")})
+
+
+class CodeSplit:
+    """One split of a store; ``batch(rows)`` reads just those rows from disk.
+
+    For example, of codes of the shapes ``((4, 4), (8, 8))`` ``split.batch(range(32))`` is a pair of tensors
+    ``[32, 4, 4]`` and ``[32, 8, 8]``.
+    """
+
+    cached = True
+
+    def __init__(self, dataset: Dataset, shapes: tuple[tuple[int, ...], ...]) -> None:
+        self.dataset, self.shapes = dataset.with_format("numpy"), shapes
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def batch(self, rows: Sequence[int] | Tensor) -> tuple[Tensor, ...]:
+        """The codes of the given rows at every level, top first: int64 ``[B, *shape]`` each."""
+        columns = self.dataset[_as_list(rows)]
+        return tuple(
+            torch.as_tensor(columns[f"level{level}"]).long().view(-1, *shape)
+            for level, shape in enumerate(self.shapes)
+        )
+
+    def batch_labels(self, rows: Sequence[int] | Tensor) -> Tensor:
+        """The labels of the given rows, -1 where there are none: ``[B]`` int64."""
+        return torch.as_tensor(self.dataset[_as_list(rows)]["label"]).long()
+
+
+class CodeStore:
+    """The codes in a folder that `encode` wrote: three splits and what is said of them.
+
+    For example, ``CodeStore("runs/digits/codes").train.batch([0, 5])`` gives the codes of two images. Raises
+    ValueError, a DataError mostly, for a folder that holds no codes, or a file that is missing or damaged.
+
+    Attributes:
+        folder: where the store lies.
+        description: what its codes are.
+        splits: the :class:`CodeSplit` of each name.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        import datasets
+
+        self.folder = Path(folder)
+        self.description = CodeDescription.load(self.folder)
+        self.splits: dict[str, CodeSplit] = {}
+        for name in SPLITS:
+            shards = []
+            for file, rows in self.description.shards(self.folder, name).items():
+                shard = read_shard(file, len(rows), self.description.shapes) if file.is_file() else None
+                if shard is None:
+                    state = "damaged" if file.is_file() else "missing"
+                    raise DataError(f"{file} is {state}; finish it with `python -m models encode RUN`")
+                shards.append(shard)
+            self.splits[name] = CodeSplit(datasets.concatenate_datasets(shards), self.description.shapes)
+
+    @property
+    def train(self) -> CodeSplit:
+        """The codes that priors learn from."""
+        return self.splits["train"]
+
+    @property
+    def validation(self) -> CodeSplit:
+        """The codes by which the best checkpoint of a prior is chosen."""
+        return self.splits["validation"]
+
+    @property
+    def test(self) -> CodeSplit:
+        """The codes that no training has seen."""
+        return self.splits["test"]
+
+    def split(self, name: str) -> CodeSplit:
+        """The split called ``name``; ValueError for another name."""
+        check_choice(SPLITS, split=name)
+        return self.splits[name]
+
+
+def _as_list(rows: Sequence[int] | Tensor) -> list[int]:
+    numbers: list[int] = rows.tolist() if isinstance(rows, Tensor) else list(rows)
+    return numbers

@@ -1,0 +1,28 @@
+"""The settings that say which data to load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from models.settings import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images to load, and in what form. ``None`` means: as the data have it.
+
+    ``DataConfig(data="digits", size="16")`` gives 1,797 handwritten digits of 16 x 16, of which 359 are set
+    aside for the test and 180 for validation.
+    """
+
+    data: str = setting("digits", "digits, a folder (images, parquet or KaoKore), or a hub id")
+    size: str | None = setting(None, "resize the shorter side and crop the centre to this: 64, or 48x64")
+    channels: int | None = setting(None, "1 for grey, 3 for colour")
+    image_column: str | None = setting(None, "column of the images")
+    label_column: str | None = setting(None, "column of the labels")
+    validation: float = setting(0.1, "share of the training images set aside if there is no such split")
+    test: float = setting(0.2, "share of the training images set aside if there is no such split")
+    limit: int | None = setting(None, "use at most this many images of each split, drawn at random")
+    cache_gb: float = setting(4.0, "keep decoded images in memory up to this size")
+    split_seed: int = setting(0, "of the splits cut from the training images, and of what limit draws")
+    cache_dir: str | None = setting(None, "folder in which Hugging Face datasets keeps converted data")

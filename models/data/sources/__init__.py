@@ -1,0 +1,62 @@
+"""Where images come from: one source a file, each of which says which data it claims."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.data.sources.base import DataError, Source, folder_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["DataError", "Source", "location", "open_source"]
+
+
+def open_source(data: str, cache_dir: str | None = None) -> dict[str, Dataset]:
+    """The data sets of ``data`` by the name of their split, as the first source that claims them opens them.
+
+    data: ``digits``; a folder of images, of parquet files or in the layout of KaoKore; or the id of a data
+    set on the Hugging Face hub, OWNER/NAME. Images are left encoded ({"path", "bytes"}). Raises DataError.
+    """
+    for source in _sources():
+        if source.claims(data):
+            return source.open(data, cache_dir)
+    raise DataError(_unclaimed(data))
+
+
+def location(data: str) -> str:
+    """``data`` in a form that means the same from every working directory."""
+    folder = folder_of(data)
+    return data if folder is None or data == "digits" else str(folder.resolve())
+
+
+@cache
+def _sources() -> tuple[Source, ...]:
+    """One of each source in this folder, in the order in which they are asked."""
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        if file.stem != "__init__":
+            import_module(f"{__name__}.{file.stem}")
+    return tuple(kind() for kind in sorted(Source.__subclasses__(), key=lambda kind: kind.rank))
+
+
+def _unclaimed(data: str) -> str:
+    """Why no source claims ``data``, and what to give instead."""
+    path = Path(data).expanduser()
+    if not data.strip():
+        return f"data is {data!r}; accepted: a folder ('.' for this one), a hub id or 'digits'"
+    if path.is_dir():
+        return (
+            f"data is {data}, a folder without images, parquet files or labels.csv; accepted: one with image "
+            f"files or .parquet files in it"
+        )
+    if path.exists():
+        return f"data is {data}, which is a file; accepted: the folder that holds it"
+    if path.is_absolute() or data.startswith((".", "~")) or "/" in data:
+        return f"data is {data}, which does not exist; accepted: an existing folder, a hub id or 'digits'"
+    return (
+        f"data is {data!r}, and there is no such folder; accepted: an existing folder, 'digits', or the full "
+        f"id of a data set on the hub, OWNER/NAME (ylecun/mnist, not mnist)"
+    )

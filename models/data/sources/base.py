@@ -1,0 +1,64 @@
+"""What a source of data is: a file of this folder that says which data it claims, and opens them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the file or column and what to do about it."""
+
+
+class Source(ABC):
+    """One way in which data lie somewhere.
+
+    A module of this folder defines one subclass, and that is all it takes to add a source: see
+    :func:`models.data.sources.open_source`.
+
+    rank: sources are asked in this order, lowest first, which one claims the data; a layout that is a
+    special case of another has the lower rank.
+    """
+
+    rank: ClassVar[int]
+
+    @abstractmethod
+    def claims(self, data: str) -> bool:
+        """Whether the setting ``data`` names data of this source. Reads no image and asks no server."""
+
+    @abstractmethod
+    def open(self, data: str, cache_dir: str | None) -> dict[str, Dataset]:
+        """The data sets of ``data`` by the name of their split, images left encoded as {"path", "bytes"}.
+
+        cache_dir: the folder in which Hugging Face datasets keeps converted data. Raises DataError.
+        """
+
+
+def folder_of(data: str) -> Path | None:
+    """The folder that ``data`` names, or None."""
+    path = Path(data).expanduser()
+    return path if data.strip() and path.is_dir() else None
+
+
+def dataset_of_files(
+    files: Sequence[str], labels: Mapping[str, tuple[Sequence[str], Sequence[str]]]
+) -> Dataset:
+    """A data set with the column ``image`` of files, and one column for each entry of ``labels``.
+
+    labels: for each column the class of every file, and the names of all classes in the order of their
+    numbers.
+    """
+    import datasets
+
+    columns: dict[str, list[object]] = {"image": [{"path": file, "bytes": None} for file in files]}
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    for column, (values, names) in labels.items():
+        number = {name: index for index, name in enumerate(names)}
+        columns[column] = [number[value] for value in values]
+        features[column] = datasets.ClassLabel(names=list(names))
+    return datasets.Dataset.from_dict(columns, features=features)

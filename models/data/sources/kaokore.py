@@ -1,0 +1,71 @@
+"""KaoKore, faces from Japanese illustrations: a table of labels beside a folder of images."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from models.data.sources.base import DataError, Source, dataset_of_files, folder_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SPLITS = {"train": "train", "dev": "validation", "test": "test"}
+LABELS = {
+    "gender": ["male", "female"],
+    "status": ["noble", "warrior", "incarnation", "commoner"],
+}
+
+
+class KaoKore(Source):
+    """A folder with ``labels.csv`` (columns image, gender, status, set) beside ``images_256/``."""
+
+    rank: ClassVar[int] = 10
+
+    def claims(self, data: str) -> bool:
+        folder = folder_of(data)
+        return folder is not None and (folder / "labels.csv").is_file()
+
+    def open(self, data: str, cache_dir: str | None) -> dict[str, Dataset]:
+        folder = Path(data).expanduser()
+        rows = _read_rows(folder / "labels.csv")
+        images = folder / "images_256"
+        absent = [row["image"] for row in rows if not (images / row["image"]).is_file()]
+        if absent:
+            raise DataError(
+                f"{images / absent[0]} is missing, as are {len(absent) - 1} other images of labels.csv; "
+                f"download the images with the script of the KaoKore repository (rois-codh/kaokore)"
+            )
+        splits: dict[str, Dataset] = {}
+        for name, split in SPLITS.items():
+            members = [row for row in rows if row["set"] == name]
+            labels = {
+                column: ([names[int(row[column])] for row in members], names)
+                for column, names in LABELS.items()
+            }
+            if members:
+                splits[split] = dataset_of_files([str(images / row["image"]) for row in members], labels)
+        return splits
+
+
+def _read_rows(table: Path) -> list[dict[str, str]]:
+    """The rows of ``labels.csv``; DataError naming the line and column of the first wrong entry."""
+    with open(table, newline="") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    required = ("image", *LABELS, "set")
+    missing = [column for column in required if column not in (reader.fieldnames or ())]
+    if missing:
+        raise DataError(f"{table} lacks the column {missing[0]!r}; it must have {', '.join(required)}")
+    for line, row in enumerate(rows, start=2):
+        short = [column for column in required if row[column] is None]
+        if short:
+            raise DataError(f"{table} line {line} ends before {short[0]!r}; complete it")
+        for column, names in LABELS.items():
+            if not (row[column].isdecimal() and int(row[column]) < len(names)):
+                listing = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
+                raise DataError(f"{table} line {line}: {column} is {row[column]!r}; accepted: {listing}")
+        if row["set"] not in SPLITS:
+            raise DataError(f"{table} line {line}: set is {row['set']!r}; accepted: {', '.join(SPLITS)}")
+    return rows

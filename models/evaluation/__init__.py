@@ -1,0 +1,1 @@
+"""How good a trained model is: reconstruction metrics, likelihoods, judges and pictures."""

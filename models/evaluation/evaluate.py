@@ -1,0 +1,125 @@
+"""Quality of a trained model on a split: reconstruction, use of codes, bits per dimension, rFID."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from models.data import BatchLoader, ImageData, to_float
+from models.evaluation.calibration import calibrated
+from models.evaluation.metrics import ReconstructionMeter
+from models.evaluation.rfid import RFID
+
+if TYPE_CHECKING:
+    from models.autoencoders.base import Autoencoder
+    from models.priors.base import AutoregressivePrior
+
+
+@torch.no_grad()
+def evaluate(
+    model: Autoencoder,
+    data: ImageData,
+    *,
+    split: str = "test",
+    priors: Sequence[AutoregressivePrior] = (),
+    batch_size: int = 100,
+    device: str = "cpu",
+    fid_weights: str | None = None,
+    seed: int = 0,
+) -> dict[str, float | str]:
+    """Every figure of one model on one split, by name.
+
+    mse, nmse, psnr, ssim, and perplexity and usage of each level as in
+    :mod:`models.evaluation.metrics`; commitment, the squared error between encodings and codes, summed over
+    the levels. Then bits per dimension (a dimension is one channel of one pixel, of 256 levels):
+
+    - VQ-VAEs: ``bits_decoder`` of -log p(x | codes), ``bits_codes_uniform`` for codes that are all
+      equally likely, and, with ``priors`` (one a level, top first), ``bits_codes_prior``; their sums
+      ``bits_per_dim_uniform`` and ``bits_per_dim`` are upper bounds on -log p(x); with priors that are
+      conditional on the class, ``bits_per_dim`` is one on -log p(x | class).
+    - VAE: ``bits_decoder`` and ``bits_kl``, whose sum ``bits_per_dim`` is the negative ELBO (one sample
+      of the latent for each image; ``seed`` fixes it).
+
+    A Gaussian of fixed variance (``mse``) that ``train`` has not calibrated, as in a converted model, takes
+    the squared error on the validation split for these figures; the model stays as it is.
+
+    ``rfid`` is the Frechet distance in the features of ``fid_weights``, or the reason why it is missing.
+    ValueError for a model, priors or feature network that do not take the data.
+
+    For example, ``evaluate(model, data, split="validation")["psnr"]`` is the PSNR in dB.
+    """
+    model.check_size(data)
+    for prior in priors:
+        if prior.num_classes not in (None, len(data.class_names)):
+            raise ValueError(
+                f"the number of classes of {data.name} is {len(data.class_names)}; accepted: "
+                f"{prior.num_classes}, those of the priors; give data with the labels they were trained on "
+                f"(label_column)"
+            )
+    model = model.to(device).eval()
+    for prior in priors:
+        prior.to(device).eval()
+    meter = ReconstructionMeter([quantizer.codebook_sizes for quantizer in model.level_quantizers])
+    images_of = data.split(split)
+    fid = RFID(fid_weights, data.size, len(images_of), device)
+    nats: dict[str, float] = {}
+    commitment: float | None = None
+    torch.manual_seed(seed)
+    with calibrated(model, data.validation, batch_size):
+        for images, labels in BatchLoader(images_of, batch_size):
+            x = to_float(images.to(device))
+            output = model(x)
+            reconstruction = model.clean_reconstruction(x, output)
+            if "commitment" in output.terms:
+                commitment = (commitment or 0.0) + float(output.terms["commitment"]) * len(x)
+            parts = model.nats(x, output)
+            if priors:
+                parts["codes_prior"] = -code_log_prob(priors, output.codes, labels.to(device))
+            meter.update(x, reconstruction, output.codes)
+            fid.update(images.to(device), reconstruction)
+            for name, values in parts.items():
+                nats[name] = nats.get(name, 0.0) + float(values.double().sum())
+    result: dict[str, float | str] = dict(meter.compute(data.variance))
+    if commitment is not None:
+        result["commitment"] = commitment / meter.images
+    result |= bits_per_dim(nats, meter.elements)
+    result["rfid"] = fid.compute()
+    return result
+
+
+def bits_per_dim(nats: dict[str, float], elements: int) -> dict[str, float]:
+    """Terms in nats over a whole split to bits per dimension, with their sums."""
+    bits = {name: total / (elements * math.log(2)) for name, total in nats.items()}
+    result = {f"bits_{name}": value for name, value in bits.items()}
+    if "codes_uniform" in bits:
+        result["bits_per_dim_uniform"] = bits["decoder"] + bits["codes_uniform"]
+    latent = bits.get("codes_prior", bits.get("kl"))
+    if latent is not None:
+        result["bits_per_dim"] = bits["decoder"] + latent
+    return result
+
+
+def code_log_prob(priors: Sequence[AutoregressivePrior], codes: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """log p(codes | labels), the sum over levels, in nats: ``[B]``. ValueError unless one prior a level."""
+    if len(priors) != len(codes):
+        raise ValueError(
+            f"priors is of {len(priors)} levels; accepted: one for each of {len(codes)} of codes"
+        )
+    total, upper = torch.zeros(len(labels), device=labels.device), None
+    for prior, level in zip(priors, codes, strict=True):
+        conditions = labels if prior.num_classes is not None else None
+        total = total + prior.log_prob(level, conditions, upper)
+        upper = level
+    return total
+
+
+def as_table(result: Mapping[str, float | str]) -> str:
+    """The figures as lines of a Markdown table."""
+    lines = ["| figure | value |", "|---|---|"]
+    for name, value in result.items():
+        lines.append(f"| {name} | {value:.5g} |" if isinstance(value, float) else f"| {name} | {value} |")
+    return "\n".join(lines)

@@ -1,0 +1,22 @@
+"""Losses that autoencoders and priors share."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def mean_or_zero(values: Tensor) -> Tensor:
+    """The mean over all elements, 0 (with a gradient) where there are none: ``[]``."""
+    return values.mean() if values.numel() else values.sum()
+
+
+def log_softmax_at(logits: Tensor, classes: Tensor) -> Tensor:
+    """The log-probability of classes ``[B, *S]`` under logits ``[B, K, *S]``, in nats: ``[B, *S]``.
+
+    It is computed as ``-cross_entropy`` of rows: the kernel for maps is not deterministic on a GPU, that for
+    rows is.
+    """
+    rows = logits.movedim(1, -1)
+    nats = F.cross_entropy(rows.flatten(0, -2), classes.flatten(), reduction="none")
+    return -nats.view(classes.shape)

@@ -1,0 +1,239 @@
+"""Settings of a run: plain dataclasses, read from YAML, overridden by flags, written beside the results."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from models.autoencoders.quantizer import QuantizerSettings
+from models.data.settings import DataConfig
+from models.runs.layout import RunLayout
+from models.settings import convert_value, format_value, read_yaml, setting, setting_types, write_yaml
+from vq_kernels.checks import check_choice, check_integer, check_number
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+PER_LEVEL = "one for all levels, or one for each, top first"
+# A resumed run may change these. The others decide the model, its data and their order, or come back with
+# the checkpoint, as the learning rate does.
+RESUMABLE_SETTINGS = (
+    *("name", "runs", "epochs", "steps", "patience", "schedule", "warmup", "clip", "precision", "devices"),
+    *("accelerator", "deterministic", "log_every", "checkpoint_every", "progress", "pictures_every"),
+    *("cache_gb", "cache_dir"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """What every training loop needs; the results go to the folder ``RUNS/NAME``."""
+
+    command: ClassVar[str] = ""  # that trains with these settings
+
+    name: str = setting("run", "name of the run; results go to RUNS/NAME")
+    runs: str = setting("runs", "folder of all runs")
+    epochs: int = setting(20, "passes over the training split")
+    steps: int | None = setting(None, "stop after this many optimizer steps, whatever the epoch")
+    batch_size: int = setting(64, "images in a batch, on each process")
+    lr: float = setting(3e-4, "learning rate of Adam")
+    schedule: str = setting("constant", "learning rate: constant, or cosine (down to zero at the end)")
+    warmup: int = setting(0, "steps over which the learning rate rises from zero")
+    clip: float | None = setting(None, "clip the norm of the gradient to this")
+    accumulate: int = setting(1, "batches whose gradients are summed into one step")
+    precision: str = setting("32-true", "32-true, bf16-mixed or 16-mixed")
+    devices: int | None = setting(None, "devices on each machine; by default as torchrun says, else 1")
+    accelerator: str = setting("auto", "auto, cpu or gpu")
+    deterministic: bool = setting(True, "on a GPU: equal seeds give equal runs, at some speed")
+    patience: int | None = setting(None, "stop after this many epochs without a better validation loss")
+    seed: int = setting(0, "of weights, order of images and noise; equal seeds give equal runs")
+    log_every: int = setting(10, "steps between two rows of the logs")
+    checkpoint_every: int = setting(200, "steps between two saves of the last checkpoint")
+    progress: bool = setting(True, "show progress bars")
+
+    def __post_init__(self) -> None:
+        inside = os.path.normpath(self.name)
+        if not self.name or os.path.isabs(inside) or inside.split(os.sep)[0] in (".", ".."):
+            raise ValueError(
+                f"name is {self.name!r}; accepted: the name of a folder inside runs (--name NAME)"
+            )
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}; accepted: a finite number")
+        self._check_integers(1, "epochs", "steps", "batch_size", "accumulate", "devices", "patience")
+        self._check_integers(1, "log_every", "checkpoint_every")
+        self._check_integers(0, "warmup", "seed")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed is {self.seed}; accepted: an integer below 2**32")
+        check_choice(("constant", "cosine"), schedule=self.schedule)
+        check_choice(PRECISIONS, precision=self.precision)
+        check_choice(("auto", "cpu", "gpu"), accelerator=self.accelerator)
+        if not 0 < self.lr <= 1e30:  # weights are float32
+            raise ValueError(f"lr is {self.lr}; accepted: a number above 0, up to 1e30")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip is {self.clip}; accepted: a number above 0")
+
+    def _check_integers(self, lowest: int, *names: str) -> None:
+        """ValueError or TypeError unless the settings, and the entries of tuples, are at least ``lowest``.
+
+        A setting that is None is not checked: it stands for another default.
+        """
+        for name in names:
+            value = getattr(self, name)
+            if value == ():
+                raise ValueError(
+                    f"{name} is empty; accepted: integers of at least {lowest}, with commas between"
+                )
+            for entry in value if isinstance(value, tuple) else (value,):
+                if entry is not None:
+                    check_integer(lowest, **{name: entry})
+
+    @property
+    def layout(self) -> RunLayout:
+        """The names in the run's folder."""
+        return RunLayout(self.folder)
+
+    @property
+    def folder(self) -> Path:
+        """``RUNS/NAME``, the run's folder."""
+        return Path(self.runs) / self.name
+
+    def replace(self, **changes: Any) -> Self:
+        """These settings with ``changes``, whose values have the settings' own types."""
+        return dataclasses.replace(self, **changes)
+
+    def with_values(self, values: Mapping[str, Any], source: str) -> Self:
+        """These settings with ``values`` as YAML or flags give them. Raises as :meth:`from_mapping` does."""
+        return self.replace(**self._converted(values, source))
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], source: str) -> Self:
+        """Settings from names and values as YAML or flags give them; the others take their defaults.
+
+        Raises ValueError naming ``source``, the setting, and the nearest name or what is accepted.
+        """
+        return cls(**cls._converted(values, source))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Settings from a YAML file, or by name from ``models/configs``."""
+        return cls.from_mapping(read_yaml(path), str(path))
+
+    @classmethod
+    def _converted(cls, values: Mapping[str, Any], source: str) -> dict[str, Any]:
+        types = setting_types(cls)
+        for name in values:
+            if name not in types:
+                for other in LoopConfig.__subclasses__():
+                    if name in setting_types(other):
+                        raise ValueError(
+                            f"{source} is of a {other.command} run, not of a {cls.command} run: it sets "
+                            f"{name}; give another name (--name) or configuration (--config)"
+                        )
+                near = difflib.get_close_matches(str(name), types, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"{source}: unknown setting {name!r}{hint}")
+        return {name: convert_value(value, types[name], name, source) for name, value in values.items()}
+
+    def check_resumes(self, earlier: Self) -> None:
+        """ValueError unless a run with the settings ``earlier`` can go on with these."""
+        for name, before in vars(earlier).items():
+            value = getattr(self, name)
+            if name not in RESUMABLE_SETTINGS and value != before:
+                raise ValueError(
+                    f"{name} is {format_value(value)}, but the run in {self.folder} has "
+                    f"{format_value(before)}, which --resume keeps; leave {name} out, or choose another name "
+                    f"(--name) or --overwrite"
+                )
+
+    def save(self, path: Path) -> None:
+        """Write all settings as YAML."""
+        write_yaml(path, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(QuantizerSettings, DataConfig, LoopConfig):
+    """A VAE, VQ-VAE or VQ-VAE-2 and its data.
+
+    ``TrainConfig(data="digits", downscale=2, embedding_dim=16)`` trains a VQ-VAE that stands for an image
+    ``[1, 8, 8]`` by 4 x 4 codes of 16 numbers each.
+
+    ``beta`` and ``likelihood`` that are None become those of the model when the settings are made: a VAE
+    minimises the ELBO by default, the others squared error and commitment loss. ``replace(model=...)``
+    keeps what they have become.
+    """
+
+    command: ClassVar[str] = "train"
+
+    model: str = setting("vqvae", "vqvae, vqvae2 or vae")
+    hidden: int = setting(128, "channels of the convolutions")
+    residual_layers: int = setting(2, "residual blocks on either side")
+    residual_hidden: int = setting(32, "channels inside a residual block")
+    downscale: int = setting(4, "vqvae: image size over code map size: 2, 4 or 8")
+    downscales: tuple[int, ...] = setting((4, 2), "vqvae2: downscale of each level, bottom first")
+    beta: float | None = setting(
+        None, "weight of the commitment loss, by default 0.25; vae: of the KL term, by default 1"
+    )
+    likelihood: str | None = setting(
+        None, "mse, gaussian, logistic or categorical; by default gaussian for a vae, else mse"
+    )
+    latent_dim: int = setting(128, "vae: dimension of the latent")
+    kl_warmup: int = setting(0, "vae: steps over which the weight of the KL term rises from zero")
+    channels_vae: tuple[int, ...] = setting((32, 64, 128, 256), "vae: widths of the four convolutions")
+    pictures_every: int = setting(1, "epochs between two pictures of reconstructions; 0 for none")
+
+    def __post_init__(self) -> None:
+        likelihood, beta = ("gaussian", 1.0) if self.model == "vae" else ("mse", 0.25)
+        for name, value in (("likelihood", likelihood), ("beta", beta)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)  # frozen for others
+        super().__post_init__()
+        self._check_integers(2, "hidden")  # the first convolution has half as many
+        self._check_integers(1, "residual_hidden", "downscale", "downscales", "latent_dim", "channels_vae")
+        self._check_integers(1, "limit")
+        self._check_integers(0, "residual_layers", "kl_warmup", "pictures_every")
+        check_number(beta=self.beta)
+        self.check_quantizer()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorConfig(LoopConfig):
+    """Priors over the codes of a trained VQ-VAE or VQ-VAE-2, one for each level.
+
+    ``PriorConfig(codes="runs/digits/codes", width=64)`` trains a Transformer on the codes that `encode`
+    wrote there.
+    """
+
+    command: ClassVar[str] = "train-prior"
+
+    name: str = setting("prior", "name of the run")
+    codes: str = setting("", "folder of codes written by `encode`")
+    prior: str = setting("transformer", "transformer, pixelcnn or pixelsnail")
+    conditional: bool | None = setting(None, "condition on the labels; by default where the codes have them")
+    width: int = setting(64, "channels of the network")
+    layers: int = setting(3, "number of layers or blocks")
+    heads: int = setting(4, "attention heads (transformer, pixelsnail)")
+    dropout: float = setting(0.1, "dropout probability")
+    kernel_size: int = setting(5, "pixelsnail, pixelcnn: size of the convolutions, odd")
+    res_blocks: int = setting(4, "pixelsnail: residual blocks in each of its layers")
+    res_channels: tuple[int, ...] = setting(
+        (0,), "pixelsnail: inside residual blocks; 0 for width; " + PER_LEVEL
+    )
+    attention: tuple[bool, ...] = setting((True,), "pixelsnail: attend to all earlier codes; " + PER_LEVEL)
+    out_res_blocks: tuple[int, ...] = setting((0,), "pixelsnail: blocks before the output; " + PER_LEVEL)
+    upper_blocks: int = setting(3, "pixelsnail, pixelcnn: residual blocks that read the level above")
+    upper_channels: int | None = setting(None, "pixelsnail: channels of those blocks; by default width")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_integers(1, "width", "layers", "heads", "res_blocks", "upper_blocks", "upper_channels")
+        self._check_integers(0, "res_channels", "out_res_blocks")
+        if not self.attention:
+            raise ValueError("attention is empty; accepted: true or false for each level")
+        if self.kernel_size < 3 or self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size is {self.kernel_size}; accepted: an odd integer of at least 3")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; accepted: a number from 0 to below 1")

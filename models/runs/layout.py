@@ -1,0 +1,127 @@
+"""Every name in the folder of a run, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.codes.description import DESCRIPTION_FILE
+from models.pretrained import WEIGHTS_FILE
+
+_EVERY_LOOP = ("checkpoints", "logs", "tensorboard", "curves.png")
+# All that a command writes into the folder of its run beside config.yaml, as patterns.
+_OUTPUTS = {
+    "train": (*_EVERY_LOOP, "model", "reconstructions"),
+    "train-prior": (*_EVERY_LOOP, "level[0-9]*", DESCRIPTION_FILE),
+}
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """Where the files of one run lie: ``RunLayout(Path("runs/digits")).model`` is ``runs/digits/model``.
+
+    `train` writes ``config.yaml``, ``checkpoints/{best,last}.ckpt``, ``logs/``, ``tensorboard/``,
+    ``reconstructions/``, ``model/`` and ``curves.png``; `train-prior` the same with ``level0/`` (top),
+    ``level1/``, ... and ``codes.json`` in place of ``model/`` and ``reconstructions/``. The other commands
+    add ``codes/``, ``evaluation-SPLIT.json``, ``reconstruct-SPLIT/`` and ``samples/``. Nothing is read or
+    made here.
+    """
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        """The settings of the run, as YAML."""
+        return self.folder / "config.yaml"
+
+    @property
+    def model(self) -> Path:
+        """The folder of a trained autoencoder, for ``load_pretrained``."""
+        return self.folder / "model"
+
+    def level(self, number: int) -> Path:
+        """The folder of the prior of one level of codes, for ``load_pretrained``; 0 is the top level."""
+        return self.folder / f"level{number}"
+
+    @property
+    def levels(self) -> list[Path]:
+        """The folders of priors that exist, top level first."""
+        numbers = [path.name.removeprefix("level") for path in self.folder.glob("level*")]
+        return [self.level(number) for number in sorted(int(text) for text in numbers if text.isdecimal())]
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of what training goes on from."""
+        return self.folder / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of lowest validation loss."""
+        return self.checkpoints / "best.ckpt"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint that a resumed run goes on from."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def logs(self) -> Path:
+        """The folder of logged values: ``version_N/metrics.csv``, N growing with each start."""
+        return self.folder / "logs"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of logged values and pictures for TensorBoard."""
+        return self.folder / "tensorboard"
+
+    @property
+    def curves(self) -> Path:
+        """The figure of losses over the steps."""
+        return self.folder / "curves.png"
+
+    @property
+    def reconstructions(self) -> Path:
+        """The folder of the pictures that training draws."""
+        return self.folder / "reconstructions"
+
+    def epoch_picture(self, epoch: int) -> Path:
+        """The picture of reconstructions after ``epoch``, counted from 1."""
+        return self.reconstructions / f"epoch_{epoch:04d}.png"
+
+    @property
+    def epoch_pictures(self) -> dict[int, Path]:
+        """The pictures of reconstructions that exist, by epoch, in order."""
+        pictures = {path.stem.removeprefix("epoch_"): path for path in self.reconstructions.glob("epoch_*")}
+        return {int(epoch): pictures[epoch] for epoch in sorted(filter(str.isdecimal, pictures), key=int)}
+
+    @property
+    def description(self) -> Path:
+        """What the codes of a prior are, see :class:`models.codes.description.CodeDescription`."""
+        return self.folder / DESCRIPTION_FILE
+
+    @property
+    def codes(self) -> Path:
+        """The store that `encode` writes."""
+        return self.folder / "codes"
+
+    def evaluation(self, split: str) -> Path:
+        """The figures that `evaluate` writes, as JSON."""
+        return self.folder / f"evaluation-{split}.json"
+
+    def reconstruct(self, split: str) -> Path:
+        """The folder that `reconstruct` writes."""
+        return self.folder / f"reconstruct-{split}"
+
+    @property
+    def samples(self) -> Path:
+        """The folder that `sample` writes."""
+        return self.folder / "samples"
+
+    def outputs(self, command: str) -> list[Path]:
+        """What ``command``, `train` or `train-prior`, wrote here beside ``config.yaml``, by name."""
+        return sorted(path for pattern in _OUTPUTS[command] for path in self.folder.glob(pattern))
+
+
+def is_trained(part: Path) -> bool:
+    """Whether training came to its end and wrote the weights of ``part``, a model or the prior of a level."""
+    return (part / WEIGHTS_FILE).is_file()

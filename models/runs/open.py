@@ -1,0 +1,68 @@
+"""Opening what a run left in its folder: its settings, its model, its data and its priors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.pretrained import Pretrained
+from models.runs.config import TrainConfig
+from models.runs.device import find_device
+from models.runs.layout import RunLayout
+
+if TYPE_CHECKING:
+    from models.autoencoders.base import Autoencoder
+    from models.data import ImageData
+    from models.priors.base import AutoregressivePrior
+
+
+def load_pretrained(directory: str | Path, device: str = "cpu") -> Pretrained:
+    """Build whichever model ``save_pretrained`` wrote into ``directory``, in eval mode.
+
+    device: as torch names it, or ``auto``. Raises FileNotFoundError or ValueError where there is no such
+    model, and ValueError for a device that cannot be used.
+    """
+    # A class that is not imported is not among the subclasses that from_pretrained looks through.
+    import models.autoencoders.vae
+    import models.autoencoders.vqvae
+    import models.autoencoders.vqvae2
+    import models.priors  # noqa: F401
+
+    return Pretrained.from_pretrained(directory, find_device(device))
+
+
+def read_run_config(folder: str | Path) -> TrainConfig:
+    """The settings of the trained run in ``folder``; FileNotFoundError where there is none."""
+    stored = RunLayout(Path(folder)).config
+    if not stored.is_file():
+        raise FileNotFoundError(f"{stored} does not exist; give the folder of a trained run")
+    return TrainConfig.load(stored)
+
+
+def open_run(
+    folder: str | Path, config: TrainConfig | None = None, device: str = "cpu"
+) -> tuple[Autoencoder, ImageData]:
+    """The model of the run in ``folder``, and the data for a single pass.
+
+    config: says which data; by default the run's own settings do. device: see :func:`load_pretrained`.
+    Raises FileNotFoundError or ValueError, a DataError where the data cannot be used.
+    """
+    from models.data import load_data
+
+    config = read_run_config(folder) if config is None else config
+    model: Any = load_pretrained(RunLayout(Path(folder)).model, device)
+    return model, load_data(config, stream=True)
+
+
+def prior_levels(folder: str | Path) -> list[Path]:
+    """The folders of the priors of a `train-prior` run, top level first; FileNotFoundError without any."""
+    levels = RunLayout(Path(folder)).levels
+    if not levels:
+        raise FileNotFoundError(f"{folder} holds no priors; train them with `python -m models train-prior`")
+    return levels
+
+
+def open_priors(folder: str | Path, device: str = "cpu") -> list[AutoregressivePrior]:
+    """The priors of a `train-prior` run, top level first, in eval mode."""
+    priors: list[Any] = [load_pretrained(level, device) for level in prior_levels(folder)]
+    return priors

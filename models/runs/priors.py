@@ -1,0 +1,106 @@
+"""Which model, which classes and which images a prior belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.codes.description import CodeDescription
+from models.pretrained import WEIGHTS_FILE, weights_hash
+from models.runs.layout import RunLayout
+
+if TYPE_CHECKING:
+    from models.data import ImageData
+    from models.priors.base import AutoregressivePrior
+
+
+def model_folder(folder: str | Path) -> Path:
+    """The folder to load a model from, given that of its run or itself."""
+    inside = RunLayout(Path(folder)).model
+    return inside if inside.is_dir() else Path(folder)
+
+
+def check_prior_of(prior: str | Path, model: str | Path) -> None:
+    """ValueError unless the prior in folder ``prior`` was trained on codes of the weights in ``model``."""
+    description = CodeDescription.load(Path(prior))
+    folder = model_folder(model)
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise FileNotFoundError(
+            f"{folder / WEIGHTS_FILE} does not exist; give the run of the model whose codes the prior in "
+            f"{prior} was trained on (for `sample`: --model RUN)"
+        )
+    if not description.weights or description.weights == weights_hash(folder):
+        return
+    if description.model and folder.resolve() == Path(description.model).resolve():
+        raise ValueError(
+            f"the weights in {folder} have changed since the prior in {prior} was trained on their codes; "
+            "encode again (--overwrite) and train the prior on the new codes"
+        )
+    raise ValueError(
+        f"the prior in {prior} was trained on codes of {description.model}, not of {model}; give that "
+        "model, or encode with this one and train a prior on its codes"
+    )
+
+
+def check_classes(
+    prior: str | Path, priors: Sequence[AutoregressivePrior], data: str, class_names: Sequence[str]
+) -> None:
+    """ValueError unless the classes of ``data`` are, in order, those that a conditional prior knows."""
+    trained = CodeDescription.load(Path(prior)).class_names
+    if priors[0].num_classes is not None and tuple(class_names) != trained:
+        raise ValueError(
+            f"the prior in {prior} was trained with the classes {_listed(trained)}, but {data} has "
+            f"{_listed(class_names)}; give data with the same labels (--label-column), or train another prior"
+        )
+
+
+def class_labels(names: str | None, class_names: Sequence[str], num_classes: int | None) -> list[int]:
+    """The labels to draw samples of: those of ``names``, separated by commas, or of all classes.
+
+    class_names: of the codes that the prior was trained on. num_classes: of the prior; None for one without
+    labels, of which the one label is 0. Raises ValueError for a name that is not among ``class_names``.
+    """
+    if num_classes is None:
+        if names:
+            raise ValueError(
+                f"classes is {names!r}; accepted: none, as this prior was trained without labels "
+                f"(--conditional)"
+            )
+        return [0]
+    if not names:
+        return list(range(num_classes))
+    if names in class_names:  # one class, whose name may hold a comma
+        return [class_names.index(names)]
+    chosen = [name.strip() for name in names.split(",")]
+    for name in chosen:
+        if name not in class_names:
+            raise ValueError(f"unknown class {name!r}; accepted: {', '.join(class_names)}")
+    return [class_names.index(name) for name in chosen]
+
+
+def judge_data(
+    source: str, prior: str | Path, priors: Sequence[AutoregressivePrior], description: CodeDescription
+) -> ImageData:
+    """Images of ``source`` in the size and channels of the encoded ones, to train a judge of samples on.
+
+    Of the data that were encoded, it reads the same columns and splits, all images of them. ValueError
+    unless the classes are those of the priors, in the same order.
+    """
+    from models.data import DataConfig, load_data
+    from models.data.sources import location
+
+    if not priors[0].num_classes:
+        raise ValueError("--judge needs samples of classes; this prior was trained without labels")
+    names: tuple[str, ...] = ("size", "channels")
+    if location(source) == description.data:
+        names += ("image_column", "label_column", "validation", "test", "split_seed")
+    shared = {name: description.settings[name] for name in names if name in description.settings}
+    data = load_data(DataConfig(data=source, **shared), stream=True)
+    check_classes(prior, priors, f"the judge's data {data.name}", data.class_names)
+    return data
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    more = f", ... ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join(names[:most]) + more if names else "no labels"

@@ -1,0 +1,158 @@
+"""Starting and resuming a run: what may start in its folder, and what training goes on from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from models.runs.config import LoopConfig, PriorConfig
+from models.runs.history import read_history
+from models.settings import read_yaml
+
+Config = TypeVar("Config", bound=LoopConfig)
+# What Lightning and our modules read back from a checkpoint.
+_CHECKPOINT_ENTRIES = (
+    *("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step", "loader"),
+)
+
+
+def start_config(
+    kind: type[Config], values: Mapping[str, Any], *, config: str | None = None, resume: bool = False
+) -> Config:
+    """The settings to train with: those of ``config``, or of the run to resume, changed by ``values``.
+
+    kind: TrainConfig or PriorConfig. values: settings by name, as text or in their types. config: a YAML
+    file, or the name of one in ``models/configs``. resume: without ``config``, the settings that ``values``
+    leaves out are those of the run in the folder, which may have moved since. Raises ValueError.
+    """
+    base = read_yaml(config) if config else {}
+    settings = kind.from_mapping(base | dict(values), config or "flags")
+    stored = settings.layout.config
+    if not resume or config or not stored.is_file():
+        return settings
+    place = {"name": settings.name, "runs": settings.runs}
+    return kind.load(stored).with_values(dict(values) | place, "flags")
+
+
+def check_folder(config: LoopConfig, resume: bool, overwrite: bool) -> None:
+    """ValueError unless the run may start in its folder; changes nothing.
+
+    An earlier run there must be of the same kind (train or train-prior), and the codes that a prior reads
+    must lie elsewhere.
+    """
+    folder, stored = config.folder, config.layout.config
+    if resume and overwrite:
+        raise ValueError("resume and overwrite exclude each other; give one of them")
+    if isinstance(config, PriorConfig) and config.codes:
+        codes = Path(config.codes).resolve()
+        if folder.resolve() in (codes, *codes.parents):
+            raise ValueError(
+                f"codes is {config.codes}, which lies in the prior's own folder {folder}; choose another "
+                f"name (--name)"
+            )
+    if not stored.is_file():
+        if resume:
+            raise ValueError(f"{folder} holds no run to go on with; leave --resume out to start it")
+        outputs = config.layout.outputs(config.command)
+        if outputs:
+            raise ValueError(
+                f"{folder} holds {outputs[0].name}, but no {stored.name} says of what run; choose another "
+                f"name (--name)"
+            )
+        return
+    earlier = _earlier(config, stored)
+    if resume:
+        config.check_resumes(earlier)
+        _check_has_checkpoint(config)
+    elif not overwrite:
+        raise ValueError(
+            f"{folder} holds an earlier run; go on with it (--resume), replace it (--overwrite) or "
+            f"choose another name (--name)"
+        )
+
+
+def prepare_folder(config: LoopConfig, model: nn.Module, resume: bool, overwrite: bool) -> Path | None:
+    """Make the run's folder, write its configuration and return the checkpoint to go on from, if any.
+
+    To be called last, after all that can refuse the settings; raises ValueError for a checkpoint that does
+    not fit ``model``, a Lightning module. Overwriting removes what training wrote, see
+    :meth:`models.runs.layout.RunLayout.outputs`. What other commands made of the earlier run stays: its
+    ``codes/``, which `encode` refuses to mix with those of another model, samples and evaluations.
+    """
+    layout = config.layout
+    checkpoint = layout.last if resume and layout.last.is_file() else None
+    if checkpoint is not None:
+        _check_fits(read_checkpoint(checkpoint), model, checkpoint)
+    if int(os.environ.get("RANK", "0")) == 0:
+        if overwrite:
+            for path in layout.outputs(config.command):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        layout.folder.mkdir(parents=True, exist_ok=True)
+        config.save(layout.config)
+    return checkpoint
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The checkpoint of a run. Raises ValueError if the file is damaged or of something else."""
+    remedy = "train again with --overwrite, or choose another name (--name)"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what is no checkpoint can make unpickling raise anything
+        raise ValueError(f"{path} is no checkpoint that can be read; {remedy}") from error
+    missing = [name for name in _CHECKPOINT_ENTRIES if not isinstance(state, dict) or name not in state]
+    if missing:
+        raise ValueError(f"{path} is no checkpoint of a run, as it lacks {missing[0]}; {remedy}")
+    return dict(state)
+
+
+def _earlier(config: LoopConfig, stored: Path) -> LoopConfig:
+    """The settings of the run in the folder. ValueError unless it is of the kind of ``config``."""
+    values = read_yaml(stored)
+    required = {"name", "runs", "codes" if isinstance(config, PriorConfig) else "model"}
+    try:
+        earlier = type(config).from_mapping(values, str(stored))
+    except ValueError as error:
+        if "--name" in str(error):
+            raise
+        raise ValueError(f"{error}; choose another name (--name)") from error
+    if not required <= set(values):
+        raise ValueError(
+            f"{stored} is not of a {config.command} run, as it lacks {min(required - set(values))}; choose "
+            f"another name (--name)"
+        )
+    return earlier
+
+
+def _check_has_checkpoint(config: LoopConfig) -> None:
+    """ValueError if the run was trained, but its last checkpoint is gone: it would start over."""
+    layout = config.layout
+    if layout.last.is_file():
+        return
+    traces = [path.name for path in (layout.model, *layout.levels) if path.exists()]
+    if not traces and layout.best.is_file():
+        traces = [str(layout.best.relative_to(layout.folder))]
+    if not traces and read_history(layout.folder):
+        traces = ["logged steps"]
+    if traces:
+        raise ValueError(
+            f"{layout.folder} has {traces[0]}, but no {layout.last.relative_to(layout.folder)} to go on "
+            f"from; train again with --overwrite, or choose another name (--name)"
+        )
+
+
+def _check_fits(checkpoint: dict[str, Any], model: nn.Module, path: Path) -> None:
+    """ValueError naming the first weight whose shape in the checkpoint is not that in ``model``."""
+    saved = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+    built = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for name in saved | built:
+        if saved.get(name) != built.get(name):
+            raise ValueError(
+                f"{path} is of another model: {name} has shape {saved.get(name, 'none')} in the checkpoint "
+                f"and {built.get(name, 'none')} in the model; train again with --overwrite"
+            )

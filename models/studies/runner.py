@@ -1,0 +1,226 @@
+"""What the studies share: their options, runs that are trained once and kept, and tables."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.runs.config import PriorConfig, TrainConfig
+from models.runs.layout import is_trained
+from vq_kernels.checks import check_choice, check_integer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from models.autoencoders.base import Autoencoder
+    from models.codes.store import CodeStore
+    from models.data import ImageData
+    from models.priors.base import AutoregressivePrior
+    from models.runs.history import Series
+
+SCALES = ("small", "paper")
+# The options that are settings of every model a study trains.
+_MODEL_SETTINGS = ("data", "limit", "size", "label_column", "epochs", "batch_size")
+Row = Mapping[str, str | float | int]
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """What `reproduce` takes; ``None`` means: as the scale has it.
+
+    seeds: runs to average over, at least 1. batch_size: of every model and prior. Each of the two only for
+    a study whose ``OPTIONS`` name it.
+    """
+
+    data: str | None = None
+    scale: str = "small"
+    runs: str = "runs"
+    seeds: int | None = None
+    limit: int | None = None
+    size: str | None = None
+    label_column: str | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    accelerator: str = "auto"
+    precision: str = "32-true"
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A trained autoencoder with its settings and logged values."""
+
+    config: TrainConfig
+    model: Autoencoder
+    history: dict[str, Series]
+
+
+class Runner:
+    """Trains what a study asks for under ``RUNS/reproduce-STUDY-SCALE`` and writes its tables there.
+
+    A run that is already there with the same settings is loaded, and one that was interrupted goes on from
+    its last checkpoint, so that a study goes on where it stopped.
+    """
+
+    def __init__(
+        self,
+        study: str,
+        options: StudyOptions,
+        settings: Mapping[str, Mapping[str, Any]],
+        extra_options: Sequence[str],
+    ) -> None:
+        """settings: of the study's models, by scale. extra_options: the study's ``OPTIONS``. ValueError."""
+        from models.data import load_data
+        from models.runs.device import find_device
+
+        _check_options(study, options, extra_options)
+        check_choice(tuple(settings), scale=options.scale)
+        self.options = options
+        self.folder = Path(options.runs) / f"reproduce-{study}-{options.scale}"
+        overrides = {name: getattr(options, name) for name in _MODEL_SETTINGS}
+        model_settings = {name: value for name, value in overrides.items() if value is not None}
+        loop = {name: getattr(options, name) for name in ("accelerator", "precision", "progress")}
+        self.shared: dict[str, Any] = {"runs": str(self.folder)} | loop
+        self.settings = {**settings[options.scale], **self.shared, **model_settings}
+        self.config = TrainConfig(**self.settings)
+        self.data: ImageData = load_data(self.config)
+        self.device = find_device({"gpu": "cuda"}.get(options.accelerator, options.accelerator))
+
+    def train(self, name: str, **changes: Any) -> TrainedRun:
+        """The run ``name`` with ``changes`` to the study's settings."""
+        from models.runs.history import read_history
+        from models.runs.open import load_pretrained
+        from models.training.autoencoder import train
+
+        config = TrainConfig(**self.settings | {"name": name} | changes)
+        is_same = self._is_same(config)
+        if is_same and is_trained(config.layout.model):
+            model: Any = load_pretrained(config.layout.model, self.device)
+        else:
+            self._say(f"training {name}")
+            model = train(config, self.data, **_start(config, is_same)).to(self.device)
+        return TrainedRun(config, model, read_history(config.folder))
+
+    def train_priors(
+        self, run: TrainedRun, name: str, **settings: Any
+    ) -> tuple[CodeStore, list[AutoregressivePrior]]:
+        """Priors over the codes of ``run``, top level first, and the store of codes."""
+        from models.codes.description import CodeDescription
+        from models.runs.open import open_priors
+        from models.training.prior import train_prior
+
+        overrides = {name: getattr(self.options, name) for name in ("epochs", "batch_size")}
+        settings |= {name: value for name, value in overrides.items() if value is not None}
+        layout = run.config.layout
+        config = PriorConfig(name=name, codes=str(layout.codes), **self.shared, **settings)
+        store = self._encode(run)
+        # A prior keeps the description of its codes: another run of the model makes it out of date.
+        is_same = (
+            self._is_same(config)
+            and config.layout.description.is_file()
+            and CodeDescription.load(config.folder).difference(store.description) is None
+        )
+        lowest = config.layout.level(len(store.description.shapes) - 1)  # written last
+        if is_same and is_trained(lowest):
+            return store, open_priors(config.folder, self.device)
+        self._say(f"training {name}")
+        start = _start(config, is_same)
+        priors: list[Any] = [prior.to(self.device) for prior in train_prior(config, store, **start)]
+        return store, priors
+
+    def _encode(self, run: TrainedRun) -> CodeStore:
+        """The codes of ``run``; those of an earlier model or of other data are replaced."""
+        from models.autoencoders.base import require_codes
+        from models.codes.encode import OtherCodesError, encode
+
+        layout = run.config.layout
+        arguments: Any = (require_codes(run.model), self.data, layout.codes)
+        options: dict[str, Any] = {"source": str(layout.model), "device": self.device}
+        try:
+            return encode(*arguments, **options)
+        except OtherCodesError:
+            return encode(*arguments, **options, overwrite=True)
+
+    def steps(self, run: TrainedRun) -> int:
+        """Optimizer steps that the run did: as many as it was to do, or fewer if its epochs had fewer."""
+        from models.training.modules import total_steps
+
+        return total_steps(run.config, len(self.data.train) // run.config.batch_size)
+
+    def evaluate(self, run: TrainedRun, **options: Any) -> dict[str, float | str]:
+        """:func:`models.evaluation.evaluate.evaluate` of the run on the study's data and device."""
+        from models.evaluation.evaluate import evaluate
+
+        return evaluate(run.model, self.data, device=self.device, **options)
+
+    def sample(
+        self,
+        run: TrainedRun,
+        priors: Sequence[AutoregressivePrior],
+        store: CodeStore,
+        per_class: int,
+        **filters: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Images ``[classes * per_class, C, H, W]``, one class after the other, and their labels."""
+        import torch
+
+        from models.autoencoders.base import require_codes
+        from models.codes.sample import decode, sample_codes
+
+        labels = torch.arange(max(1, len(self.data.class_names))).repeat_interleave(per_class)
+        generator = torch.Generator(self.device).manual_seed(0)
+        shapes = store.description.shapes
+        codes = sample_codes(priors, shapes, labels.to(self.device), generator=generator, **filters)
+        return decode(require_codes(run.model), codes).cpu(), labels
+
+    def write_table(self, name: str, rows: Sequence[Row], caption: str = "") -> None:
+        """``NAME.md`` and ``NAME.csv`` in the study's folder; also printed."""
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / f"{name}.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+        lines += ["| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |" for row in rows]
+        text = "\n".join(lines)
+        (self.folder / f"{name}.md").write_text(f"{text}\n" + (f"\n{caption}\n" if caption else ""))
+        print(f"\n{name}\n{text}\n{caption}", flush=True)
+
+    def _is_same(self, config: TrainConfig | PriorConfig) -> bool:
+        """Whether the run in the folder has these settings, progress bars aside."""
+        stored = config.layout.config
+        return stored.is_file() and type(config).load(stored).replace(progress=config.progress) == config
+
+    def _say(self, text: str) -> None:
+        if self.options.progress:
+            print(text, flush=True)
+
+
+def _start(config: TrainConfig | PriorConfig, is_same: bool) -> dict[str, bool]:
+    """How to train: an interrupted run of the same settings and codes goes on, any other one is replaced."""
+    return {"resume": True} if is_same and config.layout.last.is_file() else {"overwrite": True}
+
+
+def _check_options(study: str, options: StudyOptions, extra: Sequence[str]) -> None:
+    """ValueError for an option that is not of this study."""
+    if options.seeds is not None and "seeds" not in extra:
+        raise ValueError(f"seeds is {options.seeds}; accepted: none, as {study} trains one run a setting")
+    if options.seeds is not None:
+        check_integer(1, seeds=options.seeds)
+    if options.batch_size is not None and "batch_size" not in extra:
+        raise ValueError(f"batch_size is {options.batch_size}; accepted: none, as {study} varies it")
+
+
+def mean_std(values: Sequence[float]) -> str:
+    """``0.0793 (0.0027)``: mean and sample standard deviation; one value has none."""
+    mean = f"{statistics.mean(values):.4f}"
+    return f"{mean} ({statistics.stdev(values):.4f})" if len(values) > 1 else mean
+
+
+def _cell(value: str | float | int) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

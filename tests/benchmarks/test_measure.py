@@ -1,0 +1,374 @@
+"""The measuring code itself: a wrong result is caught, a ratio is right, memory is seen."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import machine, measure, report, scaling
+from benchmarks.agreement import Disagreement, check_against_float64, check_close, check_indices
+from benchmarks.gpu import bench as gpu_bench
+from benchmarks.gpu import equal_codes
+from benchmarks.gpu.target import Target
+from benchmarks.measure import Budget, Spread, WallTimer, measure_pairs
+from benchmarks.memory import Probe, measure_probes, peak_beyond_outputs
+from benchmarks.peers import Peer, cdist_argmin, chunked_matmul, our_search
+from benchmarks.roofline import Roofs, lowest_time
+from benchmarks.work import Case, make_inputs
+
+SMALL = Case(300, 16, 40)
+
+
+# --- agreement ------------------------------------------------------------------------------------
+
+
+def test_a_wrong_index_is_caught():
+    x, codebook = make_inputs(SMALL)
+    indices = cdist_argmin(x, codebook)()
+    assert check_indices(x, codebook, indices, indices) == 0
+    wrong = indices.clone()
+    wrong[7] = (wrong[7] + 1) % SMALL.k
+    with pytest.raises(Disagreement, match=r"1 rows, first 7"):
+        check_indices(x, codebook, indices, wrong)
+    with pytest.raises(Disagreement, match="ours is farther"):
+        check_indices(x, codebook, wrong, indices)
+    with pytest.raises(Disagreement, match="not the nearest"):
+        check_against_float64(x, codebook, wrong, rows=SMALL.n)
+    check_against_float64(x, codebook, indices, rows=SMALL.n)
+
+
+def test_a_tie_is_no_disagreement_and_is_counted():
+    x, codebook = make_inputs(SMALL)
+    codebook[1] = codebook[0]
+    x[:5] = codebook[0] + 0.01
+    indices = cdist_argmin(x, codebook)()
+    assert (indices[:5] == 0).all()
+    other = indices.clone()
+    other[:5] = 1
+    assert check_indices(x, codebook, indices, other) == 5
+
+
+def test_a_tie_of_float32_must_not_go_against_an_exact_search():
+    x, codebook = make_inputs(SMALL)
+    codebook[1] = codebook[0] + 1e-7  # nearer or farther by less than float32 rounding of |x - e|^2
+    x[0] = codebook[0]
+    nearest, second = torch.zeros(SMALL.n, dtype=torch.int64), torch.zeros(SMALL.n, dtype=torch.int64)
+    second[0] = 1
+    assert check_indices(x, codebook, nearest, second) == 1
+    with pytest.raises(Disagreement, match="ours is farther"):
+        check_indices(x, codebook, second, nearest)
+    assert check_indices(x, codebook, second, nearest, ours_is_exact=False) == 1
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [torch.zeros(3, dtype=torch.int64), torch.full((SMALL.n,), SMALL.k), torch.full((SMALL.n,), -1)],
+    ids=["shape", "too-large", "negative"],
+)
+def test_indices_that_are_none_are_refused(theirs):
+    x, codebook = make_inputs(SMALL)
+    with pytest.raises(Disagreement):
+        check_indices(x, codebook, cdist_argmin(x, codebook)(), theirs)
+
+
+@pytest.mark.parametrize("bad", [1e-3, float("nan")], ids=["far", "nan"])
+def test_check_close(bad):
+    ones = torch.ones(4)
+    check_close("ones", ones, ones + 1e-7, relative=1e-5)
+    with pytest.raises(Disagreement, match="ones"):
+        check_close("ones", ones, torch.tensor([1, 1, 1, 1 + bad]), relative=1e-5)
+
+
+# --- pairs on a clock of our own ------------------------------------------------------------------
+
+
+class FakeClock:
+    """Time passes only in calls; the machine gets slower by ``drift`` with every call."""
+
+    def __init__(self, drift: float = 0.0) -> None:
+        self.time, self.drift, self.speed, self.calls = 0.0, drift, 1.0, []
+
+    def __call__(self) -> float:
+        return self.time
+
+    def work(self, name: str, seconds: float):
+        def call() -> None:
+            self.calls.append(name)
+            self.time += seconds * self.speed
+            self.speed += self.drift
+
+        return call
+
+
+def test_ratio_of_pairs_is_the_peers_time_over_ours():
+    clock = FakeClock()
+    pairs = measure_pairs(
+        clock.work("ours", 2.0),
+        clock.work("peer", 6.0),
+        timer=WallTimer(clock),
+        budget=Budget(seconds=1.0, min_pairs=4, max_pairs=9),
+    )
+    assert pairs.ratio == Spread(3.0, 3.0, 3.0)
+    assert pairs.ours_s.median == 2.0
+    assert pairs.peer_s.median == 6.0
+    assert len(pairs.ours) == 4, "the budget was used up after the smallest number of pairs"
+    assert clock.calls[-4:] == ["ours", "peer", "peer", "ours"], "who goes first must alternate"
+
+
+def test_ratio_of_pairs_withstands_drift_that_misleads_separate_medians():
+    budget = Budget(seconds=1e9, min_pairs=10, max_pairs=10)
+    clock = FakeClock(drift=0.1)
+    pairs = measure_pairs(
+        clock.work("ours", 1.0), clock.work("peer", 1.0), timer=WallTimer(clock), budget=budget
+    )
+    assert pairs.ratio.median == pytest.approx(1.0, abs=0.01)
+    clock = FakeClock(drift=0.1)
+    alone = [
+        measure.measure_alone(clock.work(w, 1.0), timer=WallTimer(clock), budget=budget).median for w in "ab"
+    ]
+    assert alone[1] / alone[0] > 1.5
+
+
+def test_short_calls_are_repeated_and_called_once_untimed_before_each_sample():
+    clock = FakeClock()
+    budget = Budget(seconds=1e9, sample_s=0.05, min_pairs=2, max_pairs=2)
+    pairs = measure_pairs(
+        clock.work("ours", 0.01), clock.work("peer", 0.05), timer=WallTimer(clock), budget=budget
+    )
+    assert pairs.ours == pytest.approx((0.01, 0.01))
+    assert clock.calls.count("ours") == 2 + 2 * (1 + 5)
+    assert clock.calls.count("peer") == 2 + 2 * (1 + 1)
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def test_memory_probe_sees_an_n_by_k_array_and_not_the_outputs():
+    case = Case(4096, 16, 4096)
+    x, codebook = make_inputs(case)
+    matrix = 4 * case.n * case.k
+    almost = 0.95 * matrix  # the system counts pages in batches
+    assert peak_beyond_outputs(cdist_argmin(x, codebook)) >= almost
+    assert peak_beyond_outputs(our_search(x, codebook)) < matrix / 8
+    assert peak_beyond_outputs(lambda: torch.ones(case.n, case.k)) < matrix / 8
+    assert peak_beyond_outputs(lambda: torch.ones(case.n, case.k)[:1].clone()) >= almost
+
+
+def test_memory_probes_run_in_a_process_of_their_own_and_report_failure():
+    probes = [
+        Probe("search", "torch.cdist", 2048, 8, 4096),
+        Probe("search", "vq_kernels exact", 2048, 8, 4096),
+    ]
+    peer, ours = measure_probes(probes)
+    assert isinstance(peer, int)
+    assert isinstance(ours, int)
+    assert ours < 2048 * 4096 * 4 / 8 < peer
+    with pytest.raises(RuntimeError, match="memory probes failed"):
+        measure_probes([Probe("search", "nobody", 16, 4, 4)])
+
+
+# --- roofs, rows, files ---------------------------------------------------------------------------
+
+
+def test_lowest_time_names_the_roof():
+    case = Case(1000, 10, 100)
+    assert lowest_time(case, Roofs(2e6, 2e9, 1e15), work="search") == (1.0, "float32")
+    assert lowest_time(case, Roofs(2e6, 2e6, 1e15), work="search", unit="bfloat16 x3") == (3.0, "bfloat16 x3")
+    seconds, roof = lowest_time(case, Roofs(1e15, 1e15, case.step_bytes), work="step")
+    assert (seconds, roof) == (pytest.approx(1.0), "memory")
+    assert (
+        lowest_time(case, Roofs(1.0, 1e15, 1e15, epilogue=1e5), work="search", unit="bfloat16")[1]
+        == "epilogue"
+    )
+    with pytest.raises(ValueError, match="tf32"):
+        lowest_time(case, Roofs(1.0, 1.0, 1.0), work="search", unit="tf32")
+
+
+def test_table_marks_the_best_peer_the_target_and_what_was_not_measured():
+    once = Spread(1e-3, 1e-3, 1e-3)
+    rows = [
+        report.Row("search", SMALL, "vq_kernels exact", spread=once, peak=2**20),
+        report.Row("search", SMALL, "slow", spread=once, ratio=Spread(3, 2, 4), target=4.0),
+        report.Row("search", SMALL, "fast", spread=Spread(5e-4, 0, 0), ratio=Spread(2, 2, 2), target=2.0),
+        report.Row("search", SMALL, "absent", reason="not installed"),
+    ]
+    report.mark_best(rows)
+    assert [row.best for row in rows] == [False, False, True, False]
+    lines = report.table(rows).splitlines()
+    assert any(line.startswith("* fast") and line.endswith("2x met") for line in lines)
+    assert any(line.startswith("  slow") and line.endswith("4x missed") for line in lines)
+    assert any("absent" in line and "not measured: not installed" in line for line in lines)
+    assert rows[1].as_json()["time_over_ours"] == {"median": 3, "low": 2, "high": 4}
+
+
+def test_results_carry_machine_versions_commit_and_date(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(machine, "RESULTS", tmp_path)
+    path = machine.write_results({**machine.describe(), "rows": []})
+    written = json.loads(path.read_text())
+    assert {"machine", "versions", "commit", "date", "threads", "modified"} <= written.keys()
+    assert (
+        written["versions"]["torch"] == torch.__version__.split("+")[0] or "+" in written["versions"]["torch"]
+    )
+    assert path.name == f"{written['machine']['name']}-{written['date'][:10]}.json"
+    with pytest.raises(ValueError, match="commit"):
+        machine.write_results({"machine": {}, "versions": {}, "date": ""})
+
+
+def test_a_busy_machine_is_noted():
+    assert machine.load_warning({"load": 0.1}) is None
+    assert "busy" in machine.load_warning({"load": 1.7})
+
+
+def test_machine_name_is_that_of_the_processor(monkeypatch):
+    found = {"cpu": {"model": "Some(R) CPU @ 2.1GHz", "found": ["avx512f"], "cores": 4}}
+    monkeypatch.setattr(machine.info, "collect", lambda: found)
+    assert machine.machine_name() == "some-cpu-2-1ghz-avx512-4-cores"
+
+
+# --- programs -------------------------------------------------------------------------------------
+
+
+def test_default_pytest_collects_no_benchmarks():
+    settings = tomllib.loads((machine.ROOT / "pyproject.toml").read_text())
+    assert settings["tool"]["pytest"]["ini_options"]["testpaths"] == ["tests"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU")
+def test_gpu_bench_without_a_gpu_says_so_and_exits_2(capsys):
+    assert gpu_bench.main([]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_gpu_bench_goes_on_after_a_failure_and_stops_in_time():
+    problems = gpu_bench.TINY._replace(searches=(Case(64, 4, 8), Case(64, 0, 8), SMALL))
+    bench = gpu_bench.GpuBench(Target("cpu"), seconds=1e9, compiled=False)
+    bench.problems = problems
+    saved: list[int] = []
+    bench.save = lambda: saved.append(len(bench.results({})["rows"]))
+    bench.run(("search",))
+    assert saved[:3] == [len(bench.rows) // 2] * 2 + [len(bench.rows)], "after every part"
+    assert [f["what"] for f in bench.failures] == ["search N=64 D=0 K=8"]
+    measured = [row.contender for row in bench.rows if row.spread is not None]
+    assert measured.count("vq_kernels exact") == 2
+    compiled = {row.reason for row in bench.rows if "compiled" in row.contender}
+    assert compiled == {"left out by --no-compile"}
+    late = gpu_bench.GpuBench(Target("cpu"), seconds=1e-9)
+    late.problems = problems._replace(searches=(SMALL,))
+    late.run(("search",))
+    assert late.rows == []
+    assert "no time left" in late.failures[0]["error"]
+
+
+def test_gpu_bench_keeps_what_another_call_measured():
+    first = gpu_bench.GpuBench(Target("cpu"), seconds=1e9, compiled=False)
+    first.run(("search", "equal_codes"))
+    assert [r["codes"] for r in first.parts["equal_codes"]] == ["zeros", "9 copies"]
+    earlier = first.results({})
+    second = gpu_bench.GpuBench(Target("cpu"), seconds=1e9, compiled=False, earlier=earlier)
+    second.run(("layer",))
+    together = second.results({})
+    assert [r["work"] for r in together["rows"]] == ["search"] * len(first.rows) + ["step"] * len(second.rows)
+    assert together["equal_codes"] == first.parts["equal_codes"]
+
+
+def test_equal_codes_that_are_not_the_first_are_refused(monkeypatch):
+    case = Case(40, 3, 18)
+    right = equal_codes.measure(case, "cpu", None, gpu_bench.TINY_BUDGET)
+    assert [r["codes"] for r in right] == ["zeros", "9 copies"]
+
+    def last(x, codebook, *, backend=None):
+        return lambda: len(codebook) - 1 - our_search(x, codebook.flip(0))()
+
+    monkeypatch.setattr(equal_codes, "our_search", last)
+    with pytest.raises(Disagreement, match="40 rows did not get the first of equal codes"):
+        equal_codes.measure(case, "cpu", None, gpu_bench.TINY_BUDGET)
+
+
+def test_deadline_leaves_out_compilers_first_and_ours_last():
+    now = [0.0]
+    deadline = measure.Deadline(100.0, lambda: now[0])
+    peers = ("vq_kernels exact", "flash-kmeans", "compiled cdist")
+    for now[0], begins in (
+        (50.0, [True, True, True]),
+        (70.0, [True, True, False]),
+        (90.0, [True, False, False]),
+    ):
+        assert [deadline.leave_out(who) is None for who in peers] == begins
+    now[0] = 0.0
+    short = measure.Deadline(40.0, lambda: now[0])
+    now[0] = 15.0
+    assert short.leave_out("compiled cdist") == short.spent, "compiling takes longer than what is left"
+
+
+def test_what_compiles_is_measured_after_all_else(monkeypatch):
+    from benchmarks import compare
+
+    begun: list[str] = []
+
+    def peer(name):
+        def prepare(x, codebook):
+            begun.append(name)
+            return our_search(x, codebook)
+
+        return Peer(name, prepare)
+
+    monkeypatch.setattr(compare, "search_peers", lambda device, dtype: [peer("compiled one"), peer("plain")])
+    options = compare.Options(budget=Budget(seconds=0.0, sample_s=0.0, min_pairs=1, max_pairs=1))
+    comparison = compare.compare_search(SMALL, options)
+    reasons = {row.contender: row.reason for row in comparison.rows}
+    assert begun == ["plain"]
+    assert reasons["plain"] is None
+    assert reasons["compiled one"].startswith("not begun")
+    comparison.finish()
+    assert begun == ["plain", "compiled one"]
+    assert all(row.spread is not None for row in comparison.rows)
+
+
+def test_a_failing_peer_is_a_reason_and_ours_raises(monkeypatch):
+    from benchmarks import compare
+
+    def wrong(x, codebook):
+        return lambda: torch.zeros(len(x), dtype=torch.int64)
+
+    peers = [Peer("wrong", wrong), Peer("right", chunked_matmul), Peer("absent", wrong, "not installed")]
+    monkeypatch.setattr(compare, "search_peers", lambda device, dtype: peers)
+    options = compare.Options(budget=Budget(seconds=0.0, sample_s=0.0, min_pairs=1, max_pairs=1))
+    rows = {row.contender: row for row in compare.compare_search(SMALL, options).rows}
+    assert rows["wrong"].reason.startswith("Disagreement")
+    assert rows["wrong"].spread is None
+    assert rows["right"].ratio is not None
+    assert rows["absent"].reason == "not installed"
+
+    for bad in ("exact", "fast"):
+
+        def one_is_wrong(x, codebook, *, precision="exact", backend=None, bad=bad):
+            return wrong(x, codebook) if precision == bad else our_search(x, codebook, precision=precision)
+
+        monkeypatch.setattr(compare, "our_search", one_is_wrong)
+        with pytest.raises(Disagreement):
+            compare.compare_search(SMALL, options)
+
+    rows = compare.compare_search(SMALL, replace(options, keep_going=True)).rows
+    reasons = {row.contender: row.reason for row in rows if row.is_ours}
+    assert reasons["vq_kernels fast"].startswith("FAILED: Disagreement")
+    assert reasons["vq_kernels high"] is None
+    failures = gpu_bench.ours_that_failed(rows)
+    assert [f["what"] for f in failures] == [f"search {SMALL.shape}, vq_kernels fast"]
+
+
+def test_scaling_curves_are_measured_and_drawn(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(scaling, "contenders", lambda device: ["vq_kernels reference", "torch.cdist"])
+    problems = {"N": [Case(32, 4, 8), Case(64, 4, 8)], "K": [Case(32, 4, 16)], "D": [Case(32, 2, 8)]}
+    points = scaling.measure("cpu", problems=problems)
+    assert len(points) == 8
+    assert {p["contender"] for p in points} == {"vq_kernels reference", "torch.cdist"}
+    result = {"machine": {"name": "some-cpu"}, "date": "2030-01-01", "scaling": points}
+    scaling.plot([result], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="scaling"):
+        scaling.plot([{"machine": {}}], tmp_path / "none.png")

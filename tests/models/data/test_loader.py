@@ -1,0 +1,59 @@
+"""The order of batches, resumed and shared between processes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models.data import BatchLoader
+
+
+class Numbers:
+    """A split of numbers, to see which rows a loader asks for."""
+
+    def __init__(self, count: int, cached: bool) -> None:
+        self.count, self.cached = count, cached
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows.clone()
+
+    def batch_labels(self, rows: torch.Tensor) -> torch.Tensor:
+        return -rows
+
+
+def rows_of(loader: BatchLoader) -> list[list[int]]:
+    return [images.tolist() for images, _ in loader]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_loader_resumes_with_the_next_batch(cached: bool) -> None:
+    whole = BatchLoader(Numbers(23, cached), 4, shuffle=True, seed=3)
+    epochs = [rows_of(whole) for _ in range(3)]
+    assert epochs[0] != epochs[1]
+    assert len({row for batch in epochs[0] for row in batch}) == 20, "the last three do not fill a batch"
+    first = BatchLoader(Numbers(23, cached), 4, shuffle=True, seed=3)
+    rows_of(first)
+    batches = iter(first)
+    seen = [next(batches)[0].tolist() for _ in range(2)]
+    state = first.state_dict()
+    second = BatchLoader(Numbers(23, cached), 4, shuffle=True, seed=3)
+    second.load_state_dict(state)
+    assert seen + rows_of(second) == epochs[1]
+    assert rows_of(second) == epochs[2]
+    done = BatchLoader(Numbers(23, cached), 4, shuffle=True, seed=3)
+    done.load_state_dict(whole.state_dict())
+    assert rows_of(done) == rows_of(whole), "saved at the end of an epoch, it starts the next one"
+
+
+def test_loader_shares_images_between_processes() -> None:
+    parts = [rows_of(BatchLoader(Numbers(23, True), 3, shuffle=True, rank=r, world=2)) for r in range(2)]
+    assert [len(part) for part in parts] == [3, 3]
+    rows = [row for part in parts for batch in part for row in batch]
+    assert len(set(rows)) == len(rows) == 18
+    parts = [rows_of(BatchLoader(Numbers(23, True), 3, rank=r, world=2)) for r in range(2)]
+    assert sorted(row for part in parts for batch in part for row in batch) == list(range(23))
+    with pytest.raises(ValueError, match="for only 3 images; choose a smaller batch_size"):
+        BatchLoader(Numbers(3, True), 2, shuffle=True, world=2)

@@ -1,0 +1,94 @@
+"""The figures of `evaluate` and of its meter against their definitions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hierarchy_support import CODES, hierarchy
+
+from models import VAE, VQVAE, VQVAE2
+from models.data import DataConfig, load_data, to_float
+from models.evaluation.evaluate import evaluate
+from models.evaluation.metrics import ReconstructionMeter, ssim
+
+pytestmark = pytest.mark.xdist_group("training")  # one process pays for importing torchmetrics
+TINY = {"hidden": 8, "residual_hidden": 4, "embedding_dim": 4, "codebook_size": CODES}
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data(DataConfig(data="digits", limit=150))
+
+
+def test_evaluate_measures_the_split_asked_for_and_learns_nothing(data) -> None:
+    model = VQVAE(1, downscale=2, likelihood="gaussian", **TINY).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = evaluate(model, data, split="validation", batch_size=64)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    x = to_float(data.validation.batch(range(len(data.validation))))
+    with torch.no_grad():
+        output = model.eval()(x)
+    truth = (output.reconstruction.clamp(-0.5, 0.5) - x).square().mean().item()
+    assert found["mse"] == pytest.approx(truth, rel=1e-5)
+    assert found["commitment"] == pytest.approx(output.terms["commitment"].item(), rel=1e-5)
+
+
+def test_a_vae_reconstructs_without_noise_and_its_bits_take_a_seed(data) -> None:
+    model = VAE(1, 8, latent_dim=3, channels=(4, 4, 4, 4), likelihood="gaussian").eval()
+    x = to_float(data.test.batch(range(150)))
+    with torch.no_grad():
+        truth = (model.reconstruct(x).clamp(-0.5, 0.5) - x).square().mean().item()
+    first, second = (evaluate(model, data, seed=seed) for seed in (1, 2))
+    assert first["mse"] == second["mse"] == pytest.approx(truth, rel=1e-5)
+    assert first["bits_kl"] == second["bits_kl"]
+    assert first["bits_decoder"] != second["bits_decoder"]
+
+
+def test_bits_of_codes_are_those_of_each_level_given_the_class_and_the_level_above(data) -> None:
+    """Priors in train mode, whose dropout would show."""
+    priors = hierarchy((1, 2, 4))
+    model = VQVAE2(1, downscales=(2, 2, 2), likelihood="gaussian", **TINY).eval()
+    found = evaluate(model, data, priors=priors)
+    x, labels = to_float(data.test.batch(range(150))), data.test.labels
+    top, middle, bottom = model.encode(x)
+    for prior in priors:
+        prior.eval()
+    with torch.no_grad():
+        nats = priors[0](top, labels) + priors[1](middle, labels, top) + priors[2](bottom, labels, middle)
+    bits = -nats.sum().item() / (150 * 64 * math.log(2))
+    assert found["bits_codes_prior"] == pytest.approx(bits, rel=1e-5)
+
+
+def test_figures_clamp_and_add_up_batches_of_unequal_size_and_codes(data) -> None:
+    x = to_float(data.test.batch(range(20)))
+    y = x + 0.6 * torch.randn(x.shape)  # beyond black and white
+    codes = torch.arange(20).view(20, 1, 1) // 5  # four of eight, five times each
+    meter = ReconstructionMeter([(8,)])
+    meter.update(x[:5], y[:5], [codes[:5]])
+    meter.update(x[5:], y[5:], [codes[5:]])
+    found = meter.compute(variance=1.0)
+    assert found["mse"] == pytest.approx((y.clamp(-0.5, 0.5) - x).square().mean().item())
+    assert found["ssim"] == pytest.approx(ssim(y.clamp(-0.5, 0.5), x).mean().item())
+    assert found["perplexity"] == pytest.approx(4.0, rel=1e-5)
+    assert found["usage"] == 0.5
+
+
+@pytest.mark.parametrize("size", [8, 32])
+def test_ssim_takes_pixels_to_span_one(size: int) -> None:
+    """Constant images a and b have (2 a b + c) / (a^2 + b^2 + c); at a = 0.01 and b = 0, c = 0.01^2 tells."""
+    grey, black = torch.full((1, 1, size, size), 0.01 - 0.5), torch.full((1, 1, size, size), -0.5)
+    assert ssim(grey, black).item() == pytest.approx(0.5, abs=1e-3)
+
+
+def test_ssim_of_small_images_takes_a_uniform_window_of_five() -> None:
+    """Its definition over the windows around all pixels, the border reflected."""
+    x, y = torch.rand(2, 1, 1, 8, 8)
+    a, b = (F.unfold(F.pad(t, (2, 2, 2, 2), mode="reflect"), 5)[0] for t in (x, y))  # [25, 64]
+    covariance = (a * b).mean(0) - a.mean(0) * b.mean(0)
+    luminance = (2 * a.mean(0) * b.mean(0) + 1e-4) / (a.mean(0) ** 2 + b.mean(0) ** 2 + 1e-4)
+    contrast = (2 * covariance + 9e-4) / (a.var(0, correction=0) + b.var(0, correction=0) + 9e-4)
+    truth = (luminance * contrast).mean().item()
+    assert ssim(x - 0.5, y - 0.5).item() == pytest.approx(truth, abs=1e-4)

@@ -1,0 +1,156 @@
+"""The folder of a run: what --overwrite removes, what --resume goes on from, what both refuse."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from training_support import settings, train
+
+from models.cli import main
+from models.data import DataConfig, load_data
+from models.runs.config import PriorConfig, TrainConfig
+
+pytestmark = pytest.mark.xdist_group("training")
+ONE_STEP = ["--limit", "64", "--downscale", "2", "--hidden", "8", "--steps", "1", "--no-progress"]
+ONE_STEP += ["--accelerator", "cpu", "--pictures-every", "0"]
+PRIOR = ["--width", "8", "--layers", "1", "--heads", "2", "--steps", "1", "--no-progress", "--accelerator"]
+PRIOR += ["cpu"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A VQ-VAE ``x`` of one step, its codes, and a prior ``p``."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # settings keep the paths that they are given
+        assert main(["train", "--name", "x", *ONE_STEP]) == 0
+        assert main(["encode", "runs/x"]) == 0
+        assert main(["train-prior", "--name", "p", "--codes", "runs/x/codes", *PRIOR]) == 0
+    return folder / "runs"
+
+
+@pytest.fixture
+def copy(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(runs, tmp_path / "runs")).relative_to(tmp_path)
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("train-prior --name x --codes runs/x/codes --overwrite", "codes is runs/x/codes, which lies in"),
+        ("train-prior --name x --codes runs/p --overwrite", "is of a train run, not of a train-prior run"),
+        ("train-prior --name x --codes runs/p --resume", "is of a train run, not of a train-prior run"),
+        ("train --name p --overwrite", "is of a train-prior run, not of a train run"),
+        ("train --name p --resume", "is of a train-prior run, not of a train run"),
+        ("train --name= --overwrite", "name is ''; accepted: the name of a folder inside runs"),
+        ("train --name . --overwrite", "name is '.'; accepted: the name of a folder inside runs"),
+        ("train --name x/../.. --overwrite", "name is 'x/../..'; accepted: the name of a folder inside runs"),
+        ("train --name foreign --overwrite", "config.yaml is not of a train run, as it lacks model"),
+        ("train --name other --overwrite", "other/config.yaml: unknown setting 'port'"),
+        ("train --name nameless", "nameless holds model, but no config.yaml says of what run"),
+        ("train --name x", "holds an earlier run; go on with it (--resume)"),
+        ("train --name x --resume --overwrite", "resume and overwrite exclude each other"),
+    ],
+)
+def test_what_is_not_this_run_is_refused_and_stays(copy: Path, capsys, command: str, message: str) -> None:
+    for name, text in (("foreign", "name: a\n"), ("other", "port: 80\n")):
+        (copy / name).mkdir()
+        (copy / name / "config.yaml").write_text(text)
+    (copy / "nameless" / "model").mkdir(parents=True)
+    before = files(copy)
+    assert main(command.split()) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert files(copy) == before
+
+
+@pytest.mark.parametrize("name", ["x", "p"])
+def test_overwriting_removes_what_training_wrote_and_nothing_else(copy: Path, name: str) -> None:
+    folder = copy / name
+    (folder / "notes").mkdir()
+    (folder / "notes" / "read.me").write_text("mine")
+    kept = files(folder / "notes") | (files(folder / "codes") if name == "x" else {})
+    (folder / "level7").mkdir()  # a train-prior run's, of more levels
+    (folder / "checkpoints" / "stale").touch()
+    flags = ["--name", name, "--overwrite"]
+    if name == "x":
+        assert main(["train", *flags, *ONE_STEP, "--seed", "3"]) == 0
+    else:
+        assert main(["train-prior", *flags, *PRIOR, "--codes", "runs/x/codes", "--seed", "3"]) == 0
+        assert not (folder / "level7").exists()
+    assert kept.items() <= files(folder).items()
+    assert not (folder / "checkpoints" / "stale").exists()
+    assert len(list((folder / "logs").iterdir())) == 1
+    assert "seed: 3" in (folder / "config.yaml").read_text()
+
+
+def test_codes_of_a_replaced_model_are_not_taken_for_the_new_one(copy: Path, capsys) -> None:
+    assert main(["train", "--name", "x", "--overwrite", *ONE_STEP, "--seed", "3"]) == 0
+    assert main(["encode", str(copy / "x")]) == 2
+    assert "holds codes with weights" in capsys.readouterr().err
+    assert main(["encode", str(copy / "x"), "--overwrite"]) == 0
+    assert main(["train-prior", "--name", "p", "--resume"]) == 2
+    assert "was trained on codes with weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("gone", ["checkpoints/last.ckpt", "checkpoints", "checkpoints model"])
+def test_a_trained_run_without_its_checkpoint_does_not_start_over(copy: Path, capsys, gone: str) -> None:
+    for name in gone.split():
+        path = copy / "x" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    before = files(copy)
+    assert main(["train", "--name", "x", "--resume"]) == 2
+    assert (
+        "but no checkpoints/last.ckpt to go on from; train again with --overwrite" in capsys.readouterr().err
+    )
+    assert files(copy) == before
+
+
+@pytest.mark.parametrize("content", ["bytes", "tensor", "dict", "truncated", "another"])
+def test_a_damaged_checkpoint_is_one_error(copy: Path, capsys, content: str) -> None:
+    last = copy / "x" / "checkpoints" / "last.ckpt"
+    if content == "bytes":
+        last.write_bytes(b"junk")
+    elif content == "truncated":
+        last.write_bytes(last.read_bytes()[:-2000])
+    elif content == "another":
+        state = torch.load(last, weights_only=True)
+        state["state_dict"]["model.extra"] = torch.zeros(2)
+        torch.save(state, last)
+    else:
+        torch.save(torch.zeros(2) if content == "tensor" else {"epoch": 1}, last)
+    before = files(copy)
+    assert main(["train", "--name", "x", "--resume", "--steps", "3"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert (
+        "is of another model: model.extra" in error if content == "another" else "is no checkpoint" in error
+    )
+    assert "--overwrite" in error
+    assert files(copy) == before
+
+
+def test_settings_of_another_kind_of_run_are_named(capsys) -> None:
+    assert main(["train-prior", "--config", "mnist"]) == 2
+    assert "mnist is of a train run, not of a train-prior run: it sets data" in capsys.readouterr().err
+    assert TrainConfig.command == "train"
+    assert PriorConfig.command == "train-prior"
+
+
+def test_an_empty_run_may_be_resumed(tmp_path: Path) -> None:
+    """Stopped before its first step was logged."""
+    data = load_data(DataConfig(data="digits", limit=64))
+    config = settings(tmp_path, name="early", steps=1, limit=64)
+    config.folder.mkdir()
+    config.save(config.folder / "config.yaml")
+    train(config, data, resume=True)
+    assert (config.folder / "model").is_dir()

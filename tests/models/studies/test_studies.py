@@ -1,0 +1,284 @@
+"""Each study from start to end, at the smallest size that still draws every table and figure."""
+
+from __future__ import annotations
+
+import csv
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from studies_support import CASES, QUICK_PRIOR, SMALLEST
+
+from models.cli import main
+from models.studies.catalogue import Study, list_studies
+from models.studies.runner import StudyOptions, mean_std
+
+pytestmark = pytest.mark.xdist_group("training")
+
+
+def test_all_five_studies_are_tested() -> None:
+    assert set(CASES) == set(list_studies())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_study(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    changes, files, rows = CASES[name]
+    module = import_module("models.studies." + name.replace("-", "_"))
+    settings = module.SETTINGS["small"] | SMALLEST
+    if name == "celeba-sweep":
+        settings["steps"] = 5
+    monkeypatch.setattr(module, "SETTINGS", {"small": settings})
+    for attribute, value in changes.items():
+        monkeypatch.setattr(module, attribute, value)
+    arguments = [
+        "reproduce",
+        name,
+        "--runs",
+        str(tmp_path),
+        "--limit",
+        "150",
+        "--no-progress",
+        *(["--seeds", "2"] if name == "kaokore-vqvae2" else []),
+    ]
+    assert main([*arguments, "--accelerator", "cpu"]) == 0
+    folder = tmp_path / f"reproduce-{name}-small"
+    assert files <= {path.name for path in folder.iterdir()}
+    table = next(path for path in sorted(folder.glob("*.csv")) if path.stem != "best")
+    with open(table, newline="") as file:
+        assert len(list(csv.DictReader(file))) == rows
+    assert table.with_suffix(".md").read_text().startswith("| ")
+    assert "tables and figures in" in capsys.readouterr().out
+
+
+def test_finished_runs_of_a_study_are_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import models.training.autoencoder as training
+    from models.studies import celeba_sweep as module
+
+    monkeypatch.setattr(module, "SETTINGS", {"small": module.SETTINGS["small"] | SMALLEST | {"steps": 5}})
+    monkeypatch.setattr(module, "GRIDS", CASES["celeba-sweep"][0]["GRIDS"])
+    monkeypatch.setattr(module, "LONGER", {"small": 6})
+    options = StudyOptions(runs=str(tmp_path), limit=150, progress=False, accelerator="cpu")
+    list_studies()["celeba-sweep"].load()(options)
+    trained = []
+    original = training.train
+    monkeypatch.setattr(training, "train", lambda *a, **k: trained.append(a[0].name) or original(*a, **k))
+    list_studies()["celeba-sweep"].load()(options)
+    assert trained == []
+    monkeypatch.setattr(module, "LONGER", {"small": 7})
+    list_studies()["celeba-sweep"].load()(options)
+    assert trained == ["best"]
+
+
+def test_interrupted_runs_of_a_study_go_on_from_their_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model and a prior without what is written last, each with a checkpoint: both end as they were."""
+    import models.training.autoencoder as autoencoder
+    import models.training.prior as prior
+    from models.studies import likelihood as module
+
+    for attribute, value in CASES["likelihood"][0].items():
+        monkeypatch.setattr(module, attribute, value)
+    monkeypatch.setattr(module, "SETTINGS", {"small": module.SETTINGS["small"] | SMALLEST})
+    options = StudyOptions(runs=str(tmp_path), limit=150, progress=False, accelerator="cpu")
+    folder = list_studies()["likelihood"].load()(options)
+    table = (folder / "bits.csv").read_text()
+    (folder / "vae-gaussian" / "model" / "model.safetensors").unlink()
+    (folder / "vqvae-gaussian-prior" / "level0" / "model.safetensors").unlink()
+    started = []
+    for loop, name in ((autoencoder, "train"), (prior, "train_prior")):
+        original = getattr(loop, name)
+        monkeypatch.setattr(
+            loop, name, lambda *a, original=original, **k: started.append((a[0].name, k)) or original(*a, **k)
+        )
+    list_studies()["likelihood"].load()(options)
+    assert started == [("vae-gaussian", {"resume": True}), ("vqvae-gaussian-prior", {"resume": True})]
+    assert (folder / "bits.csv").read_text() == table
+    assert len(list((folder / "vae-gaussian" / "logs").iterdir())) == 2
+
+
+def test_priors_of_an_earlier_model_are_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import models.training.prior as training
+    from models.studies import likelihood as module
+
+    for attribute, value in CASES["likelihood"][0].items():
+        monkeypatch.setattr(module, attribute, value)
+    monkeypatch.setattr(module, "SETTINGS", {"small": module.SETTINGS["small"] | SMALLEST})
+    trained = []
+    original = training.train_prior
+    monkeypatch.setattr(
+        training, "train_prior", lambda *a, **k: trained.append(a[0].name) or original(*a, **k)
+    )
+    options = StudyOptions(runs=str(tmp_path), limit=150, progress=False, accelerator="cpu")
+    list_studies()["likelihood"].load()(options)
+    list_studies()["likelihood"].load()(options)
+    assert len(trained) == 1
+    monkeypatch.setattr(module, "SETTINGS", {"small": module.SETTINGS["small"] | SMALLEST | {"epochs": 3}})
+    list_studies()["likelihood"].load()(options)
+    assert len(trained) == 2
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The (figure, axes) that are drawn."""
+    import models.evaluation.pictures as pictures
+    import models.studies.figures as studies
+
+    drawn: list[Any] = []
+    original = pictures.new_figure
+    for module in (pictures, studies):
+        monkeypatch.setattr(
+            module, "new_figure", lambda *a, **k: drawn.append(original(*a, **k)) or drawn[-1]
+        )
+    return drawn
+
+
+def test_panels_of_the_same_lines_share_a_legend_outside_and_a_range(tmp_path: Path, figures) -> None:
+    from models.evaluation.pictures import save_curves
+
+    low, high = ([1.0, 2.0, 3.0], [0.0, 1.0, 1.0]), ([1.0, 2.0, 3.0], [5.0, 6.0, 9.0])
+    panels = {"a": {"x": low, "y": low}, "b": {"x": high, "y": high}}
+    save_curves(tmp_path / "shared.png", panels, y_labels={"a": "nats"}, share_y=True)
+    figure, axes = figures[-1]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["x", "y"]
+    assert [axis.get_legend() for axis in axes] == [None, None]
+    assert [axis.get_ylabel() for axis in axes] == ["nats", ""]
+    assert axes[0].get_ylim() == axes[1].get_ylim()
+    save_curves(tmp_path / "own.png", {"a": {"x": low, "y": low}, "b": {"z": high, "y": high}})
+    figure, axes = figures[-1]
+    assert figure.legends == []
+    assert None not in [axis.get_legend() for axis in axes]
+
+
+@pytest.mark.parametrize("classes", [1, 10, 14, 50])
+def test_classes_have_distinct_colours(classes: int) -> None:
+    from models.studies.figures import distinct_colours
+
+    assert len(set(distinct_colours(classes))) == classes
+
+
+def test_rows_of_samples_and_classes_in_t_sne_are_named(tmp_path: Path, figures) -> None:
+    from models.studies.figures import labelled_rows, tsne_by_label
+
+    names = ("noble", "warrior", "commoner")
+    labelled_rows(tmp_path / "rows.png", torch.rand(12, 3, 8, 8) - 0.5, 4, names)
+    _, (axis,) = figures[-1]
+    ticks = zip(axis.get_yticklabels(), axis.get_yticks(), strict=True)
+    places = {text.get_text(): place for text, place in ticks}
+    assert places == {"noble": 3.5, "warrior": 12.5, "commoner": 21.5}
+    labels = torch.arange(30) % 3
+    tsne_by_label(tmp_path / "tsne.png", {"a": torch.rand(30, 4), "b": torch.rand(30, 5)}, labels, names)
+    figure, axes = figures[-1]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(names)
+    assert [axis.get_legend() for axis in axes] == [None, None]
+
+
+def test_a_study_is_listed_from_its_source_alone(tmp_path: Path, monkeypatch) -> None:
+    """Name, summary and options of a file that is laid there, without running it."""
+    import models.studies.catalogue as catalogue
+
+    monkeypatch.setattr(catalogue, "__file__", str(tmp_path / "catalogue.py"))
+    (tmp_path / "catalogue.py").write_text("import nowhere\n")
+    (tmp_path / "new_study.py").write_text(
+        '"""What is studied.\n\nMore."""\nimport nowhere\nOPTIONS = ("seeds",)\ndef run(options): ...\n'
+    )
+    assert list_studies() == {"new-study": Study("new-study", "What is studied", ("seeds",))}
+
+
+def test_only_codes_of_another_model_are_replaced(tmp_path: Path, monkeypatch) -> None:
+    """Another error of encode reaches the user, and the codes of the run stay."""
+    import models.codes.encode as module
+    from models.studies import likelihood as study
+
+    for attribute, value in CASES["likelihood"][0].items():
+        monkeypatch.setattr(study, attribute, value)
+    monkeypatch.setattr(study, "SETTINGS", {"small": study.SETTINGS["small"] | SMALLEST})
+    options = StudyOptions(runs=str(tmp_path), limit=150, progress=False, accelerator="cpu")
+    folder = list_studies()["likelihood"].load()(options)
+    codes = folder / "vqvae-gaussian" / "codes"
+    before = {path: path.read_bytes() for path in codes.rglob("*") if path.is_file()}
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("a damaged image")
+
+    monkeypatch.setattr(module, "encode", fail)
+    with pytest.raises(ValueError, match="a damaged image"):
+        list_studies()["likelihood"].load()(options)
+    assert {path: path.read_bytes() for path in codes.rglob("*") if path.is_file()} == before
+
+
+def test_mean_and_deviation() -> None:
+    assert mean_std([1.0, 2.0, 3.0]) == "2.0000 (1.0000)"
+    assert mean_std([0.5]) == "0.5000"
+
+
+@pytest.mark.parametrize("seeds", ["0", "-1"])
+def test_seeds_below_one_are_refused(tmp_path: Path, capsys, seeds: str) -> None:
+    assert main(["reproduce", "kaokore-vqvae2", "--runs", str(tmp_path), "--seeds", seeds]) == 2
+    assert f"seeds is {seeds}; accepted: an integer of at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("study", "option"),
+    [("celeba-sweep", "seeds"), ("likelihood", "seeds"), ("cifar-vae-vqvae", "batch_size")],
+)
+def test_options_that_a_study_does_not_take(tmp_path: Path, capsys, study: str, option: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["reproduce", study, "--" + option.replace("_", "-"), "2"])
+    with pytest.raises(ValueError, match=f"{option} is 2; accepted: none, as {study} "):
+        list_studies()[study].load()(StudyOptions(runs=str(tmp_path), **{option: 2}))
+
+
+def test_a_sweep_of_few_images_and_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches that 20 images fill, and the steps that were done, not those of the scale."""
+    from models.studies import celeba_sweep as module
+
+    monkeypatch.setattr(module, "SETTINGS", {"small": module.SETTINGS["small"] | SMALLEST})
+    monkeypatch.setattr(module, "GRIDS", CASES["celeba-sweep"][0]["GRIDS"])
+    few = ["--runs", str(tmp_path), "--limit", "20", "--epochs", "1", "--accelerator", "cpu", "--no-progress"]
+    assert main(["reproduce", "celeba-sweep", *few, "--batch-size", "8"]) == 0
+    with open(tmp_path / "reproduce-celeba-sweep-small" / "best.csv", newline="") as file:
+        assert next(csv.DictReader(file))["steps"] == "2"
+
+
+def test_batch_sizes_that_the_images_do_not_fill_are_left_out() -> None:
+    from models.studies.cifar_vae_vqvae import _batch_sizes
+
+    few: Any = SimpleNamespace(data=SimpleNamespace(train=range(40), name="few"))
+    sizes, left_out = _batch_sizes(few, (16, 32, 64, 128))
+    assert sizes == [16, 32]
+    assert left_out == " Left out, as there are 40 training images: batches of 64, 128."
+    assert _batch_sizes(few, (16,)) == ([16], "")
+    with pytest.raises(
+        ValueError, match=r"few has 40 training images, fewer .* of 64; give more \(--limit\)"
+    ):
+        _batch_sizes(few, (64,))
+
+
+def test_without_labels_there_are_no_conditional_priors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    from models.studies import mnist_transformer as module
+
+    for number in range(40):
+        pixels = torch.randint(256, (8, 8), generator=torch.Generator().manual_seed(number))
+        Image.fromarray(pixels.to(torch.uint8).numpy()).save(tmp_path / f"{number:02d}.png")
+    monkeypatch.setattr(module, "SETTINGS", {"small": module.SETTINGS["small"] | SMALLEST})
+    monkeypatch.setattr(module, "PRIORS", {"small": QUICK_PRIOR})
+    monkeypatch.setattr(module, "VARIANTS", {"small": {"downscale": ()}})
+    options = {"data": str(tmp_path), "runs": str(tmp_path / "runs"), "batch_size": 8, "accelerator": "cpu"}
+    folder = list_studies()["mnist-transformer"].load()(StudyOptions(**options, progress=False))
+    text = (folder / "variants.md").read_text()
+    assert "No class-conditional priors, as" in text
+    assert "bits/dim unconditional" in text
+    assert "bits/dim conditional" not in text
+    assert not list(folder.glob("*-conditional*"))

@@ -1,0 +1,29 @@
+"""One step of the exponential moving averages and of the codebook that follows them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def ema_update_(
+    codebook: Tensor,
+    cluster_size: Tensor,
+    embed_avg: Tensor,
+    counts: Tensor,
+    sums: Tensor,
+    decay: float,
+    eps: float,
+    normalize: bool,
+) -> None:
+    changed = counts.sum() > 0  # []
+    n = cluster_size.lerp(counts.to(cluster_size.dtype), 1 - decay)  # [K]
+    m = embed_avg.lerp(sums.to(embed_avg.dtype), 1 - decay)  # [K, D]
+    total = n.sum()  # []
+    smoothed = (n + eps) / (total + n.shape[0] * eps) * total  # [K]
+    codes = m / smoothed[:, None]  # [K, D]
+    if normalize:
+        codes = codes / codes.norm(dim=1, keepdim=True).clamp(min=1e-6)  # [K, D]
+    cluster_size.copy_(torch.where(changed, n, cluster_size))
+    embed_avg.copy_(torch.where(changed, m, embed_avg))
+    codebook.copy_(torch.where(changed, codes.to(codebook.dtype), codebook))

@@ -1,0 +1,1 @@
+"""k-means over the rows of all ranks, and the rows that it and revival draw."""

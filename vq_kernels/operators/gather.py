@@ -1,0 +1,72 @@
+"""``vq_kernels::gather_codes``: the codes that indices name, and their gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..backends import choose
+from ..devices import current_device_of
+from ..rows import common_rows
+from ..tensor_checks import check_index_range
+from .registry import is_traced, operator
+from .statistics import code_statistics
+
+
+def empty_codes(codebook: Tensor, indices: Tensor, channel_dim: int, backend: str | None) -> Tensor:
+    """Memory for the codes: ``[..., D]``, or ``[B, D, ...]`` with ``channel_dim=1``; contiguous."""
+    shape = list(indices.shape)
+    shape.insert(channel_dim if channel_dim >= 0 else len(shape), codebook.shape[1])
+    return codebook.new_empty(shape)
+
+
+@operator(
+    "gather_codes(Tensor codebook, Tensor indices, int channel_dim, str? backend) -> Tensor", empty_codes
+)
+def gather_codes(codebook: Tensor, indices: Tensor, channel_dim: int, backend: str | None) -> Tensor:
+    """``codebook[indices]`` without a gradient; see :func:`vq_kernels.gather_codes`."""
+    check_index_range(indices, 0, codebook.shape[0])
+    codes = empty_codes(codebook, indices, channel_dim, backend)
+    if codes.numel():
+        (rows,) = common_rows(channel_dim, codes)  # a view: codes is contiguous
+        flat = indices.contiguous().view(rows.shape[:2])
+        chosen = choose("gather_codes", backend, codebook, codebook)
+        with current_device_of(codebook):
+            chosen.gather_codes(codebook.contiguous(), flat, rows)
+    return codes
+
+
+def differentiable_gather_codes(
+    codebook: Tensor, indices: Tensor, channel_dim: int, backend: str | None
+) -> Tensor:
+    """:func:`gather_codes` with a gradient for the codebook; traced programs have none."""
+    if is_traced():
+        return gather_codes(codebook, indices, channel_dim, backend)
+    codes: Tensor = GatherCodes.apply(codebook, indices, channel_dim, backend)
+    return codes
+
+
+class GatherCodes(torch.autograd.Function):
+    """``codebook[indices]`` whose gradient is summed per code in a fixed order (no atomics)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(codebook: Tensor, indices: Tensor, channel_dim: int, backend: str | None) -> Tensor:
+        return gather_codes(codebook, indices, channel_dim, backend)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        codebook, indices, ctx.channel_dim, ctx.backend = inputs
+        ctx.save_for_backward(indices)
+        ctx.codebook_size, ctx.dtype = codebook.shape[0], codebook.dtype
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (indices,) = ctx.saved_tensors
+        _, sums = code_statistics(grad, indices, ctx.codebook_size, ctx.channel_dim, False, ctx.backend)
+        return sums.to(ctx.dtype), None, None, None

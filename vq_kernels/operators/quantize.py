@@ -1,0 +1,218 @@
+"""``vq_kernels::vector_quantize`` and its backward pass: search, gather, loss and statistics in one.
+
+No tensor of size N x D is kept besides the input itself: the quantized rows are gathered again in the
+backward pass from the codebook, which is small and lies in cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..backends import QuantizeOptions, QuantizeResult, choose
+from ..devices import current_device_of
+from ..rows import common_rows, shape_without_channel, write_back
+from .registry import define, is_plain, is_traced, operator, options_schema
+from .statistics import compute_dtype
+
+
+def _run(x: Tensor, codebook: Tensor, mask: Tensor | None, options: QuantizeOptions) -> QuantizeResult:
+    """The chosen backend on canonical rows; results in the caller's shape."""
+    channel_dim = options.channel_dim
+    chosen = choose("vector_quantize", options.backend, x, codebook)
+    quantized = torch.empty_like(x)
+    rows, quantized_rows = common_rows(channel_dim, x, quantized)
+    flat_mask = None if mask is None else mask.contiguous().view(rows.shape[:2])
+    copy = codebook.new_empty(codebook.shape) if options.keep_codes else None
+    with current_device_of(x):
+        result = chosen.vector_quantize(rows, codebook.contiguous(), flat_mask, options, quantized_rows, copy)
+    write_back(quantized_rows, quantized, channel_dim)
+    return QuantizeResult(
+        quantized,
+        result.indices.view(shape_without_channel(x, channel_dim)),
+        result.loss,
+        result.valid_rows,
+        result.counts,
+        result.sums,
+        codebook.new_empty((0, codebook.shape[1])) if copy is None else copy,
+    )
+
+
+def _implementation(x: Tensor, codebook: Tensor, mask: Tensor | None, *options: Any) -> tuple[Any, ...]:
+    return tuple(_run(x, codebook, mask, QuantizeOptions(*options)))
+
+
+def _fake(x: Tensor, codebook: Tensor, mask: Tensor | None, *packed: Any) -> tuple[Tensor, ...]:
+    options = QuantizeOptions(*packed)
+    size = codebook.shape[0] if options.statistics else 0
+    dim = codebook.shape[1]
+    return (
+        torch.empty_like(x),
+        x.new_empty(shape_without_channel(x, options.channel_dim), dtype=torch.int64),
+        x.new_empty((), dtype=compute_dtype(x)),
+        x.new_empty((), dtype=torch.int64),
+        x.new_empty(size, dtype=torch.int64),
+        x.new_empty((size, dim), dtype=compute_dtype(x)),
+        codebook.new_empty((codebook.shape[0] if options.keep_codes else 0, dim)),
+    )
+
+
+_dispatch = define(
+    f"vector_quantize(Tensor x, Tensor codebook, Tensor? mask, {options_schema(QuantizeOptions)})"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _implementation,
+    _fake,
+)
+
+
+def vector_quantize(
+    x: Tensor, codebook: Tensor, mask: Tensor | None, options: QuantizeOptions
+) -> QuantizeResult:
+    """The fused step without gradients, in x's shape; the copy is ``[0, D]`` without ``keep_codes``."""
+    if is_plain(x, codebook, mask):
+        with torch.no_grad():
+            return _run(x, codebook, mask, options)
+    return QuantizeResult(*_dispatch(x, codebook, mask, *options))
+
+
+def _backward_fake(
+    grad_quantized: Tensor | None,
+    grad_loss: Tensor | None,
+    x: Tensor,
+    codebook: Tensor,
+    indices: Tensor,
+    valid_rows: Tensor,
+    scale: float,
+    gradient: str,
+    channel_dim: int,
+    backend: str | None,
+) -> Tensor:
+    return torch.empty_like(x)
+
+
+@operator(
+    "vector_quantize_backward(Tensor? grad_quantized, Tensor? grad_loss, Tensor x, Tensor codebook,"
+    " Tensor indices, Tensor valid_rows, float scale, str gradient, int channel_dim, str? backend) -> Tensor",
+    _backward_fake,
+)
+def vector_quantize_backward(
+    grad_quantized: Tensor | None,
+    grad_loss: Tensor | None,
+    x: Tensor,
+    codebook: Tensor,
+    indices: Tensor,
+    valid_rows: Tensor,
+    scale: float,
+    gradient: str,
+    channel_dim: int,
+    backend: str | None,
+) -> Tensor:
+    """The gradient for x, of x's shape, dtype and strides; see ``Backend.vector_quantize_backward``."""
+    chosen = choose("vector_quantize_backward", backend, x, codebook)
+    grad_x = torch.empty_like(x)
+    if grad_quantized is None:
+        rows, out = common_rows(channel_dim, x, grad_x)
+        grad_rows = None
+    else:
+        rows, out, grad_rows = common_rows(channel_dim, x, grad_x, grad_quantized)
+    flat = indices.contiguous().view(rows.shape[:2])
+    with current_device_of(x):
+        chosen.vector_quantize_backward(
+            grad_rows, grad_loss, rows, codebook.contiguous(), flat, valid_rows, scale, gradient, out
+        )
+    write_back(out, grad_x, channel_dim)
+    return grad_x
+
+
+class VectorQuantize(torch.autograd.Function):
+    """The fused step with its gradients; outputs are the fields of :class:`QuantizeResult`, in its order.
+
+    With n unmasked rows and e = codebook[indices]::
+
+        loss        = (commitment_weight + codebook_weight) / (n D) * sum |e - x|^2
+        d loss/dx   = 2 commitment_weight / (n D) * (x - e)
+        d loss/de_j = 2 codebook_weight / (n D) * (counts_j e_j - sums_j)
+
+    The codebook's gradient needs nothing but the statistics, so it costs K x D, not N x D.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor, codebook: Tensor, mask: Tensor | None, options: QuantizeOptions
+    ) -> tuple[Any, ...]:
+        return tuple(vector_quantize(x, codebook, mask, options))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        x, codebook, _, ctx.options = inputs
+        _, indices, _, valid_rows, counts, sums, codebook_copy = output
+        ctx.mark_non_differentiable(indices, valid_rows, counts, sums, codebook_copy)
+        ctx.set_materialize_grads(False)
+        codes = codebook_copy if ctx.options.keep_codes else codebook
+        ctx.save_for_backward(x, codes, indices, valid_rows, counts, sums)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_quantized: Tensor | None, _: None, grad_loss: Tensor | None, *unused: None
+    ) -> tuple[Tensor | None, ...]:
+        x, codes, indices, valid_rows, counts, sums = ctx.saved_tensors
+        options: QuantizeOptions = ctx.options
+        dim = codes.shape[1]
+        grad_x = grad_codebook = None
+        if ctx.needs_input_grad[0] and (grad_quantized is not None or grad_loss is not None):
+            grad_x = vector_quantize_backward(
+                grad_quantized,
+                grad_loss if options.commitment_weight else None,
+                x,
+                codes,
+                indices,
+                valid_rows,
+                2.0 * options.commitment_weight / dim,
+                options.gradient,
+                options.channel_dim,
+                options.backend,
+            )
+        if ctx.needs_input_grad[1] and grad_loss is not None and options.codebook_weight:
+            loss_grad = grad_loss * (2.0 * options.codebook_weight / dim) / valid_rows.clamp(min=1)
+            grad_codebook = (loss_grad * (counts[:, None] * codes - sums)).to(codes.dtype)
+        return grad_x, grad_codebook, None, None
+
+
+class EagerVectorQuantize(torch.autograd.Function):
+    """:class:`VectorQuantize` in the older form, which functorch cannot transform.
+
+    For eager calls on plain tensors: PyTorch binds the signature of a Function with ``setup_context``
+    anew in every call, which costs more than the kernel on small inputs.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, codebook: Tensor, mask: Tensor | None, options: QuantizeOptions
+    ) -> tuple[Any, ...]:
+        outputs = _run(x, codebook, mask, options)
+        VectorQuantize.setup_context(ctx, (x, codebook, mask, options), outputs)
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        return VectorQuantize.backward(ctx, *grads)
+
+
+def differentiable_vector_quantize(
+    x: Tensor, codebook: Tensor, mask: Tensor | None, options: QuantizeOptions
+) -> QuantizeResult:
+    """:func:`vector_quantize` with gradients for x, and with ``codebook_weight`` for the codebook.
+
+    A traced program (``torch.jit.trace``) holds the operator, which can be saved, and has no gradients.
+    """
+    if is_traced():
+        return vector_quantize(x, codebook, mask, options)
+    function = EagerVectorQuantize if is_plain(x, codebook, mask) else VectorQuantize
+    return QuantizeResult(*function.apply(x, codebook, mask, options))

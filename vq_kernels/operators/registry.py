@@ -1,0 +1,128 @@
+"""How an operator is registered, and the eager path around the dispatcher.
+
+Registered with ``torch.library.Library`` (an order of magnitude less overhead per call than
+``custom_op``). The backend is chosen inside the implementation, at run time, so that tracing never sees
+it. Names, positions and the order of results are part of every exported program: schemas only grow at
+the end, by arguments that have a default.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, ParamSpec, TypeVar, get_type_hints
+
+import torch
+from torch import Tensor
+from torch._C import DispatchKey, DispatchKeySet
+from torch.utils._device import DeviceContext
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+NAMESPACE = "vq_kernels"
+_library = torch.library.Library(NAMESPACE, "DEF")
+_SCHEMA_TYPES = {bool: "bool", int: "int", float: "float", str: "str", str | None: "str?"}
+
+
+def define(schema: str, implementation: Callable[..., object], fake: Callable[..., object]) -> Any:
+    """Register an operator and return what calls it through PyTorch's dispatcher.
+
+    Args:
+        schema: in PyTorch's language, beginning with the operator's name.
+        implementation: for every device; it may not be seen through, and has no gradient.
+        fake: shapes, dtypes and strides of the results, without data.
+    """
+    name = schema.partition("(")[0]
+    _library.define(schema)
+    _library.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def operator(schema: str, fake: Callable[_P, _R]) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Make an operator of a function: called with plain tensors it runs at once, else through the dispatcher.
+
+    For example ``nearest_code(x, codebook, "l2", "exact", -1, None)`` with x ``[2, 5, 8]`` runs a
+    backend's search directly; inside ``torch.compile`` the same call becomes a node of the graph.
+    """
+
+    def register(implementation: Callable[_P, _R]) -> Callable[_P, _R]:
+        dispatch = define(schema, implementation, fake)
+
+        @functools.wraps(implementation)
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            if is_plain(*args):
+                with torch.no_grad():
+                    return implementation(*args, **kwargs)
+            result: _R = dispatch(*args, **kwargs)
+            return result
+
+        return call
+
+    return register
+
+
+def options_schema(options: type[NamedTuple]) -> str:
+    """The arguments of a schema that the fields of a class of options are: types, names and defaults.
+
+    For example ``str metric, bool statistics, str gradient="straight_through"``.
+    """
+    defaults: dict[str, object] = options._field_defaults
+    types = get_type_hints(options)
+    arguments = []
+    for name in options._fields:
+        default = ""
+        if name in defaults:
+            value = defaults[name]
+            default = f'="{value}"' if isinstance(value, str) else f"={value}"
+        arguments.append(f"{_SCHEMA_TYPES[types[name]]} {name}{default}")
+    return ", ".join(arguments)
+
+
+def is_traced() -> bool:
+    """Whether ``torch.jit.trace`` is recording, which keeps operators and loses autograd Functions."""
+    return not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None
+
+
+def is_plain(*args: object) -> bool:
+    """Whether calling an implementation directly is the same as going through the dispatcher.
+
+    It is unless something wants to see the operator (a compiler, a tracer, a profiler, a functorch
+    transform, a dispatch or function mode), or a tensor is not what its memory says: a subclass, lazily
+    negated, a zero tensor, one of a batch, on the meta device.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._autograd._profiler_enabled()
+        or (torch._C._len_torch_function_stack() and _is_watched_by_function_mode())
+    ):
+        return False
+    for a in args:
+        if isinstance(a, Tensor) and (
+            (type(a) is not Tensor and type(a) is not torch.nn.Parameter)
+            or torch._C._dispatch_keys(a).raw_repr() & ~_PLAIN_KEYS
+        ):
+            return False
+    return True
+
+
+def _is_watched_by_function_mode() -> bool:
+    """Whether a function mode is active other than that of the default device, which is for factories."""
+    modes = torch.overrides._get_current_function_mode_stack()
+    return any(type(mode) is not DeviceContext for mode in modes)
+
+
+def _plain_keys() -> int:
+    """The dispatch keys, as bits, of tensors that have memory and nothing else to them."""
+    bits = 0
+    for backend in ("CPU", "CUDA", "XPU", "PrivateUse1"):
+        for key in (backend, f"Autograd{backend}", f"Autocast{backend}"):
+            bits |= DispatchKeySet(getattr(DispatchKey, key)).raw_repr()
+    return bits | DispatchKeySet(DispatchKey.ADInplaceOrView).raw_repr()
+
+
+_PLAIN_KEYS = _plain_keys()
