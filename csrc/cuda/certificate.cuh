@@ -21,7 +21,8 @@ struct Extent {
   float innermost;  // smallest |e'|; infinity if there is none, or for cosine
 };
 
-// Of every score, error = scale (product |x'||e'| + low (|x'||e'_low| + |x'_low||e'|) + bias |h| + split parts) + floor
+// Of every score: error = scale (product |x'||e'| + low (|x'||e'_low| + |x'_low||e'|) + bias |h| + split parts)
+//                         + floor
 struct ErrorFactors {
   float scale, product, low, bias, contract, norm, norm_floor, floor;
 };
@@ -43,13 +44,13 @@ template <int THREADS>
 __device__ inline Extent reduce_extents(const Extent* extents, int count, float* scratch) {
   Extent top{0.0f, 0.0f, 0.0f, 0.0f, 0.0f, kInfinity};
   for (int i = threadIdx.x; i < count; i += THREADS) {
-    const Extent e = extents[i];
-    top.code = fmaxf(top.code, e.code);
-    top.low = fmaxf(top.low, e.low);
-    top.residual = fmaxf(top.residual, e.residual);
-    top.offset = fmaxf(top.offset, e.offset);
-    top.centre = fmaxf(top.centre, e.centre);
-    top.innermost = fminf(top.innermost, e.innermost);
+    const Extent* e = extents + i;  // other blocks have written it
+    top.code = fmaxf(top.code, __ldcg(&e->code));
+    top.low = fmaxf(top.low, __ldcg(&e->low));
+    top.residual = fmaxf(top.residual, __ldcg(&e->residual));
+    top.offset = fmaxf(top.offset, __ldcg(&e->offset));
+    top.centre = fmaxf(top.centre, __ldcg(&e->centre));
+    top.innermost = fminf(top.innermost, __ldcg(&e->innermost));
   }
   return reduce_extent<THREADS>(top, scratch);
 }

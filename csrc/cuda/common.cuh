@@ -119,6 +119,17 @@ __device__ inline float block_max(float v, float* scratch) {
   return top;
 }
 
+// True in the block that is the last of `blocks` to come here, which then sees what the others wrote.
+__device__ inline bool is_last_block(unsigned* ticket, unsigned blocks, int* scratch) {
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) *scratch = atomicAdd(ticket, 1u) == blocks - 1;
+  __syncthreads();
+  const bool last = *scratch != 0;
+  if (last) __threadfence();
+  return last;
+}
+
 // --- host side ---------------------------------------------------------------------------------------
 
 inline int64_t ceil_div(int64_t a, int64_t b) {

@@ -102,17 +102,6 @@ struct LossScratch {
   int last;
 };
 
-// True in the block that is the last of `blocks` to come here, which then sees what the others wrote.
-__device__ inline bool is_last_block(unsigned* ticket, unsigned blocks, int* scratch) {
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) *scratch = atomicAdd(ticket, 1u) == blocks - 1;
-  __syncthreads();
-  const bool last = *scratch != 0;
-  if (last) __threadfence();
-  return last;
-}
-
 // The loss and the number of valid rows from what each block of rows and each group of open rows has left.
 __device__ inline void write_loss(const SearchArgs& a, LossScratch* scratch) {
   double total = 0.0;

@@ -1,5 +1,5 @@
-// The contract's own score (vq_kernels/backends/base.py): summed in float64 without error (Ogita, Rump and Oishi
-// 2005, "Sum2") and compared as pairs (v, r), then by index.
+// The contract's own score (vq_kernels/backends/base.py): summed in float64 without error (Ogita, Rump and
+// Oishi 2005, "Sum2") and compared as pairs (v, r), then by index.
 #pragma once
 
 #include "common.cuh"

@@ -1,5 +1,5 @@
-// What the tensor-core searches share: stages of prepared codes in shared memory, bfloat16 m16n8k16 products with
-// float32 accumulators, and the walk of a warp's scores into the running bests.
+// What the tensor-core searches share: stages of prepared codes in shared memory, bfloat16 m16n8k16 products
+// with float32 accumulators, and the way of a warp's scores into the running bests.
 //
 // A stage is 64 codes by up to 64 dimensions, loaded with cp.async. A warp owns 16 * ROW_TILES rows and all 64
 // codes, so that the epilogue needs no other warp.

@@ -48,28 +48,40 @@ cudaError_t plan_matrix(const VqRows& x, const VqCodes& codebook, int precision,
     const cudaError_t error = resident_blocks(&resident, matrix_kernel(x.dtype, p), kThreads, p.shared_bytes);
     if (error != cudaSuccess) return error;
     if (resident <= most) continue;
-    most = resident;
+    p.resident = most = resident;
     *plan = p;
   }
+  if (most > 0 || !p.deep) return cudaSuccess;
   p.streamed = true;
   p.row_tiles = 1;
   p.block_rows = kStreamedRows;
   p.shared_bytes = p.products == 3   ? streamed_shared_bytes<3>()
                    : p.products == 2 ? streamed_shared_bytes<2>()
                                      : streamed_shared_bytes<1>();
-  if (most == 0 && p.deep && p.shared_bytes <= shared_limit) *plan = p;
-  return cudaSuccess;
+  if (p.shared_bytes > shared_limit) return cudaSuccess;
+  const cudaError_t error = resident_blocks(&p.resident, matrix_kernel(x.dtype, p), kThreads, p.shared_bytes);
+  if (error == cudaSuccess && p.resident > 0) *plan = p;
+  return error;
 }
 
-// Splits the codes where rows alone would leave multiprocessors idle; a split has at least two tiles.
-void split_codes(int64_t rows, int64_t codes, int processors, SearchPlan* plan) {
+// Splits the codes so that the last of the waves in which `places` blocks run at a time is not mostly empty: a
+// wave takes as long as the tiles of its split, and about kFixedTiles for rows read and results merged. A split
+// has at least two tiles; beyond one wave there are at most four, for each keeps 12 bytes a row.
+void split_codes(int64_t rows, int64_t codes, int64_t places, SearchPlan* plan) {
+  constexpr int64_t kFixedTiles = 4, kMostSplits = 4;
   const int64_t row_blocks = rows > plan->block_rows ? ceil_div(rows, plan->block_rows) : 1;
-  const int64_t tiles = ceil_div(codes, kTileCodes);
-  int64_t splits = 2 * static_cast<int64_t>(processors) / row_blocks;
-  splits = splits < tiles / 2 ? splits : tiles / 2;
-  const int64_t split_tiles = splits > 1 ? ceil_div(tiles, splits) : tiles;
-  plan->split_codes = static_cast<int>(split_tiles * kTileCodes);
-  plan->splits = static_cast<int>(ceil_div(tiles, split_tiles));
+  const int64_t tiles = ceil_div(codes, kTileCodes), fill = places / row_blocks;
+  const int64_t most = fill > kMostSplits ? fill : kMostSplits;
+  int64_t best_tiles = tiles, best_time = INT64_MAX;
+  for (int64_t splits = 1; splits == 1 || (splits <= most && 2 * splits <= tiles); ++splits) {
+    const int64_t split_tiles = ceil_div(tiles, splits);
+    const int64_t time = ceil_div(row_blocks * splits, places) * (split_tiles + kFixedTiles);
+    if (time >= best_time) continue;
+    best_time = time;
+    best_tiles = split_tiles;
+  }
+  plan->split_codes = static_cast<int>(best_tiles * kTileCodes);
+  plan->splits = static_cast<int>(ceil_div(tiles, best_tiles));
 }
 
 }  // namespace
@@ -88,11 +100,12 @@ cudaError_t make_plan(const VqRows& x, const VqCodes& codebook, int precision, i
   plan->certify = precision == VQ_EXACT;
   plan->method = codebook.dim <= kSmallDim ? SearchPlan::kSmall : SearchPlan::kTile;
   plan->block_rows = codebook.dim <= kSmallDim ? kSmallBlockRows : kTileBlockRows;
+  plan->resident = codebook.dim <= kSmallDim ? kSmallResident : kTileResident;
   if (codebook.dim > kSmallDim && major >= 8) {
     error = plan_matrix(x, codebook, precision, shared, plan);
     if (error != cudaSuccess) return error;
   }
-  split_codes(x.batches * x.rows, codebook.count, processors, plan);
+  split_codes(x.batches * x.rows, codebook.count, static_cast<int64_t>(processors) * plan->resident, plan);
   return plan->certify ? plan_resolve(x.dtype, codebook.dim, processors, plan) : cudaSuccess;
 }
 

@@ -6,7 +6,7 @@
 //     high = bf16(e'), low = bf16(e' - high)
 //     h   = |e'|^2 / 2 + (c - s).e'          s = c if the rows are shifted too, else 0
 //
-// One warp per code, 64 codes a block. Reads K D, writes 2 K D bfloat16 (and clears 2 K D words with
+// One warp per code, 64 codes at a time. Reads K D, writes 2 K D bfloat16 (and clears 2 K D words with
 // statistics). Non-finite codes get parts 0 and h = infinity: never the smallest score. So do, for exact
 // results, copies of earlier codes: the lowest index wins, and a codebook with many equal codes (all zero
 // before k-means) would leave every row open.
@@ -117,22 +117,31 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_c
     if (blockIdx.x == 0) a.centre[d] = c;
     centre_squares += static_cast<double>(c) * c;
   }
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kPrepareThreads + tid; i < a.counter_count;
-       i += static_cast<int64_t>(gridDim.x) * kPrepareThreads) {
-    a.counters[i] = 0;
+  const int64_t threads = static_cast<int64_t>(gridDim.x) * kPrepareThreads;
+  const int64_t number = static_cast<int64_t>(blockIdx.x) * kPrepareThreads + tid;
+  for (int64_t i = number; i < a.counter_count; i += threads) a.counters[i] = 0;
+  if (a.table != nullptr) {
+    for (int64_t i = number; i < a.table_size; i += threads) a.table[i] = kEmptySlot;
+    grid_barrier();
   }
   __syncthreads();
 
+  // From a warp's last code of a tile to its first one of the block's next tile.
+  const int next_tile = static_cast<int>(gridDim.x) * kTileCodes - (kTileCodes - kPrepareWarps);
   Extent top{0.0f, 0.0f, 0.0f, 0.0f, 0.0f, kInfinity};
-  for (int i = warp; i < kTileCodes; i += kPrepareWarps) {
-    const int code = static_cast<int>(blockIdx.x) * kTileCodes + i;
+  for (int64_t at = static_cast<int64_t>(blockIdx.x) * kTileCodes + warp; at < a.padded_codes;
+       at += at % kTileCodes + kPrepareWarps < kTileCodes ? kPrepareWarps : next_tile) {
+    const int code = static_cast<int>(at);
     const bool real = code < a.codes;
     double squares = 0.0, low_squares = 0.0, residual_squares = 0.0, bias = 0.0;
     bool finite = true;
     unsigned hash = static_cast<unsigned>(lane + 1) * 0x9e3779b1u;
     for (int d = lane; d < a.padded_dim; d += kWarp) {
       const bool inside = real && d < a.dim;
-      const float e = inside ? to_float(codebook[static_cast<int64_t>(code) * a.dim + d]) : 0.0f;
+      const int64_t from = static_cast<int64_t>(code) * a.dim + d;
+      const E given = inside ? codebook[from] : from_float<E>(0.0f);
+      if (inside && a.codebook_copy != nullptr) static_cast<E*>(a.codebook_copy)[from] = given;
+      const float e = to_float(given);
       finite = finite && is_finite(e);
       hash = mixed(hash, value_bits(e));
       const double c = inside ? centre[d] : 0.0;
@@ -147,9 +156,9 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_c
       const double low_value = to_float(low);
       low_squares += low_value * low_value;
       residual_squares += (rest - low_value) * (rest - low_value);
-      const int64_t at = static_cast<int64_t>(code) * a.padded_dim + d;
-      a.high[at] = high;
-      if (a.low != nullptr) a.low[at] = low;
+      const int64_t to = static_cast<int64_t>(code) * a.padded_dim + d;
+      a.high[to] = high;
+      if (a.low != nullptr) a.low[to] = low;
     }
     squares = warp_sum(squares);
     low_squares = warp_sum(low_squares);
@@ -163,9 +172,9 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_c
       top.residual = fmaxf(top.residual, norm_above(residual_squares));
     } else if (a.high != nullptr) {
       for (int d = lane; d < a.padded_dim; d += kWarp) {
-        const int64_t at = static_cast<int64_t>(code) * a.padded_dim + d;
-        a.high[at] = __float2bfloat16_rn(0.0f);
-        if (a.low != nullptr) a.low[at] = __float2bfloat16_rn(0.0f);
+        const int64_t to = static_cast<int64_t>(code) * a.padded_dim + d;
+        a.high[to] = __float2bfloat16_rn(0.0f);
+        if (a.low != nullptr) a.low[to] = __float2bfloat16_rn(0.0f);
       }
     }
     const float h = a.cosine ? 0.0f : static_cast<float>(bias);
@@ -183,20 +192,32 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_c
   top.centre = norm_above(centre_squares);
   top.offset = a.shift_rows ? 0.0f : top.centre;
   if (tid == 0) a.extents[blockIdx.x] = top;
+  if (a.table == nullptr) return;
+  // The last block leaves the extent of all codes.
+  if (!is_last_block(a.last_ticket, gridDim.x, reinterpret_cast<int*>(scratch))) return;
+  __syncthreads();
+  top = reduce_extents<kPrepareThreads>(a.extents, static_cast<int>(gridDim.x), scratch);
+  if (tid == 0) *a.extent = top;
 }
 
 }  // namespace
 
+// With a table in one cooperative launch: it is cleared by all blocks before the first code is entered.
 cudaError_t launch_prepare(const PrepareArgs& a, int codebook_dtype, const VqCudaStream& stream) {
   const int64_t shared = (static_cast<int64_t>(a.dim) + 4 * kPrepareWarps) * sizeof(float);
-  if (a.table != nullptr) {
-    const cudaError_t error = cudaMemsetAsync(a.table, 0xff, static_cast<size_t>(a.table_size) * sizeof(unsigned),
-                                              static_cast<cudaStream_t>(stream.stream));
-    if (error != cudaSuccess) return error;
-  }
+  const bool cooperative = a.table != nullptr;
   return with_dtype(codebook_dtype, [&](auto type) {
-    return launch(prepare_kernel<decltype(type)>, a.padded_codes / kTileCodes, kPrepareThreads, shared,
-                  stream, false, a);
+    const auto kernel = prepare_kernel<decltype(type)>;
+    int64_t blocks = a.padded_codes / kTileCodes;
+    if (cooperative) {
+      int processors = 0, resident = 0;
+      cudaError_t error = device_attribute(&processors, cudaDevAttrMultiProcessorCount, stream.device);
+      if (error == cudaSuccess) error = resident_blocks(&resident, kernel, kPrepareThreads, shared);
+      if (error != cudaSuccess) return error;
+      const int64_t most = static_cast<int64_t>(processors) * resident;
+      blocks = blocks < most ? blocks : most;
+    }
+    return launch(kernel, blocks, kPrepareThreads, shared, stream, cooperative, a);
   });
 }
 

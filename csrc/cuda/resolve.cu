@@ -1,15 +1,15 @@
-// The second pass: the nearest code, by the contract's own score, of the rows that the certificate leaves open.
+// The second pass: the nearest code, by the contract's own score, of rows that the certificate leaves open.
 //
-// Rows come in groups of up to 8 from one block of rows. A unit of work is a group and a piece of the codes: all
-// of them where there are groups enough to fill the device, else so many pieces that there are units enough;
-// the last unit of a group merges what the others found, which does not depend on their order.
+// Rows come in groups of up to 8 from one block of rows. A unit of work is a group and a piece of the codes:
+// all of them where there are groups enough to fill the device, else so many pieces that there are units
+// enough; the last unit of a group merges what the others found, which does not depend on their order.
 //
 // A warp reads a code together, once for all rows of the group. Squared distances in float32 (their relative
 // error is small whatever the offset) rule codes out; the few that are left are scored exactly, a lane each.
 // The block that finishes last writes the loss of the whole step.
 //
-// Per (row, code) pair: D / 32 loads from shared memory and 2 D / 32 operations of a lane, and 1/8 of a reduction
-// of 9 shuffles.
+// A lane's work for a code and 8 rows: D / 32 times 8 loads from shared memory and 16 operations, then 9
+// shuffles that reduce the 8 sums together.
 #include "emit.cuh"
 #include "exact.cuh"
 #include "interval.cuh"

@@ -31,7 +31,7 @@ struct Workspace {
 };
 
 Workspace lay_out_workspace(void* base, const SearchPlan& plan, const VqRows& x, const VqCodes& codebook,
-                        bool fused, bool statistics) {
+                            bool fused, bool statistics) {
   Workspace w;
   const int64_t padded_codes = round_up(codebook.count, kTileCodes);
   const bool split = plan.method == SearchPlan::kMatrix;
@@ -51,14 +51,16 @@ Workspace lay_out_workspace(void* base, const SearchPlan& plan, const VqRows& x,
   }
   p.centre = memory.allocate<float>(codebook.dim);
   p.extents = memory.allocate<Extent>(padded_codes / kTileCodes);
+  p.extent = memory.allocate<Extent>(1);
   const int64_t blocks = rows > plan.block_rows ? ceil_div(rows, plan.block_rows) : 1;
   // Counters side by side, so that they are cleared together.
   const int64_t split_tickets = plan.splits > 1 ? blocks : 0, tickets = plan.certify ? plan.resolve_blocks : 0;
-  p.counter_count = 2 + split_tickets + tickets;
+  p.counter_count = 3 + split_tickets + tickets;
   p.counters = memory.allocate<unsigned>(p.counter_count);
   s.ticket = p.counters;
   s.open.groups = p.counters + 1;
-  s.split_tickets = p.counters + 2;
+  p.last_ticket = p.counters + 2;
+  s.split_tickets = p.counters + 3;
   s.open.tickets = s.split_tickets + split_tickets;
   if (plan.splits > 1) s.partial = memory.allocate<Best>(plan.splits * blocks * plan.block_rows);
   if (plan.certify) {
@@ -87,8 +89,7 @@ Workspace lay_out_workspace(void* base, const SearchPlan& plan, const VqRows& x,
   s.bias = p.bias;
   s.usable = p.usable;
   s.centre = p.centre;
-  s.extents = p.extents;
-  s.extent_count = static_cast<int>(padded_codes / kTileCodes);
+  s.extent = p.extent;
   s.padded_codes = p.padded_codes = static_cast<int>(padded_codes);
   s.padded_dim = p.padded_dim = static_cast<int>(padded_dim);
   return w;
@@ -137,6 +138,7 @@ cudaError_t search(const VqRows& x, const VqCodes& codebook, const uint8_t* mask
     a.valid_rows = result->valid_rows;
     a.statistics.counts = result->counts;
     a.statistics.sums = result->sums;
+    w.prepare.codebook_copy = result->codebook_copy;
   }
   PrepareArgs& p = w.prepare;
   p.codebook = codebook.data;

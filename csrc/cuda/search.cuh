@@ -23,8 +23,9 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr int kTileCodes = 64;  // codes a block takes at a time; the prepared arrays are padded to it
 constexpr int kSmallBlockRows = 2 * kThreads;  // rows of a block of search_small.cu
 constexpr int kTileBlockRows = 64;  // and of search_tile.cu
+constexpr int kSmallResident = 4, kTileResident = 3;  // their blocks on a multiprocessor
 constexpr int kMostGroupRows = 8;  // of a group of open rows
-constexpr int64_t kMostRows = (INT64_C(1) << 31) - (1 << 15);  // row numbers, padded to blocks, are 32 bits wide
+constexpr int64_t kMostRows = (INT64_C(1) << 31) - (1 << 15);  // 32 bits hold the rows of all whole blocks
 constexpr unsigned kEmptySlot = 0xffffffffu;
 
 // State of a row of the block, in shared memory.
@@ -76,8 +77,7 @@ struct SearchArgs {
   const float* bias;  // [padded codes], infinity where unusable, for padding, and where it overflows
   const uint8_t* usable;  // [K] 0 for non-finite codes and copies of earlier ones
   const float* centre;  // [D]
-  const Extent* extents;  // [extent_count]
-  int extent_count;
+  const Extent* extent;  // of all codes, if they are to be certified
   int padded_codes, padded_dim;
   ErrorFactors factors;
   // blocks that share the codes of a block of rows
@@ -128,6 +128,11 @@ struct Best {
   }
 };
 
+// For other precisions no row is certified: any bound will do.
+__device__ inline Extent extent_of_codes(const SearchArgs& a) {
+  return a.certify ? *a.extent : Extent{};
+}
+
 // --- launchers, one for each kernel ------------------------------------------------------------------
 
 struct SearchPlan {
@@ -137,6 +142,7 @@ struct SearchPlan {
   bool streamed;  // kMatrix: the rows do not fit into shared memory
   int row_tiles;  // kMatrix: 16-row tiles a warp
   int block_rows;
+  int resident;  // blocks on a multiprocessor
   int64_t shared_bytes;  // kMatrix
   int splits, split_codes;
   bool certify;
@@ -153,12 +159,15 @@ struct PrepareArgs {
   __nv_bfloat16* low;
   float* bias;
   uint8_t* usable;
-  unsigned* table;  // [table_size] of kEmptySlot, a power of two and at least 2 K; null: copies stay
+  unsigned* table;  // [table_size], a power of two and at least 2 K, for exact results; else null
   unsigned table_size;
   float* centre;
-  Extent* extents;
+  Extent* extents;  // [tiles of codes] at least as many as blocks
+  Extent* extent;  // of all codes, if there is a table
   unsigned* counters;  // to be cleared: tickets, and the number of open groups
   int64_t counter_count;
+  unsigned* last_ticket;
+  void* codebook_copy;  // or null
   StatisticsArgs statistics;
 };
 

@@ -123,11 +123,8 @@ __global__ void __launch_bounds__(kThreads, blocks_per_processor(CERTIFY, DEEP, 
 
   int tile_code = first_code(a), first_dim = 0;
   load_stage<PRODUCTS>(a, tile_code, 0, stages);
-  // The second stage is not in use yet and lends its room.
-  const Extent extent =
-      reduce_extents<kThreads>(a.extents, a.extent_count, reinterpret_cast<float*>(stages + 1));
   load_rows<X, PRODUCTS, kRows>(a, first_row, pitch, rows, high, low);
-  measure_rows<PRODUCTS, kRows>(a, first_row, pitch, extent, rows, high, low);
+  measure_rows<PRODUCTS, kRows>(a, first_row, pitch, extent_of_codes(a), rows, high, low);
 
   const int chunks = DEEP ? (a.padded_dim + kChunk - 1) / kChunk : 1;
   const int steps = (end_code(a) - tile_code) / kTileCodes * chunks;

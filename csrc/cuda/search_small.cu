@@ -39,7 +39,8 @@ struct __align__(D % 4 == 0 ? 16 : 8) Code {
 };
 
 template <typename X, int D>
-__global__ void __launch_bounds__(kThreads, 4) search_small_kernel(const __grid_constant__ SearchArgs a) {
+__global__ void __launch_bounds__(kThreads, kSmallResident)
+    search_small_kernel(const __grid_constant__ SearchArgs a) {
   unsigned char* smem = dynamic_shared();
   Code<D>* codes = reinterpret_cast<Code<D>*>(smem);  // [kCodes]
   float* bias = reinterpret_cast<float*>(codes + kCodes);  // [kCodes]
@@ -51,7 +52,8 @@ __global__ void __launch_bounds__(kThreads, 4) search_small_kernel(const __grid_
   const int end = min(end_code(a), a.codes);
 
   if (tid < a.dim) centre[tid] = a.centre[tid];
-  const Extent extent = reduce_extents<kThreads>(a.extents, a.extent_count, reinterpret_cast<float*>(scratch));
+  const Extent extent = extent_of_codes(a);
+  __syncthreads();
   float x[kRowsPerThread][D];
   Best best[kRowsPerThread];
 #pragma unroll

@@ -96,16 +96,15 @@ __device__ inline void measure_streamed_rows(const SearchArgs& a, int64_t first_
 }
 
 template <typename X, int PRODUCTS, bool CERTIFY>
-__global__ void __launch_bounds__(kThreads, 2) search_mma_streamed_kernel(const __grid_constant__ SearchArgs a) {
+__global__ void __launch_bounds__(kThreads, 2)
+    search_mma_streamed_kernel(const __grid_constant__ SearchArgs a) {
   auto* rows = reinterpret_cast<MatrixRows<kStreamedRows>*>(dynamic_shared());
   auto* stages = reinterpret_cast<StreamedStage<PRODUCTS>*>(rows + 1);
   const int64_t first_row = row_block(a) * kStreamedRows, present = a.rows - first_row;
   const int warp_row = static_cast<int>(threadIdx.x) / kWarp * 16;
 
   int tile_code = first_code(a), first_dim = 0;
-  const Extent extent =
-      reduce_extents<kThreads>(a.extents, a.extent_count, reinterpret_cast<float*>(stages));
-  measure_streamed_rows<X, PRODUCTS>(a, first_row, extent, rows);
+  measure_streamed_rows<X, PRODUCTS>(a, first_row, extent_of_codes(a), rows);
   __syncthreads();
   load_stage<PRODUCTS>(a, tile_code, 0, &stages[0].codes);
   float value[kStreamedLoads];

@@ -74,14 +74,14 @@ __device__ void load_chunk(const SearchArgs& a, int64_t first_row, int first_cod
 }
 
 template <typename X>
-__global__ void __launch_bounds__(kThreads, 3) search_tile_kernel(const __grid_constant__ SearchArgs a) {
+__global__ void __launch_bounds__(kThreads, kTileResident)
+    search_tile_kernel(const __grid_constant__ SearchArgs a) {
   TileShared* s = reinterpret_cast<TileShared*>(dynamic_shared());
   unsigned char* scratch = dynamic_shared() + sizeof(TileShared);
   const int tid = static_cast<int>(threadIdx.x);
   const int row0 = tid / kLanes * kThreadRows, code0 = tid % kLanes * kThreadCodes;
   const int64_t first_row = row_block(a) * kBlockRows;
-  const Extent extent = reduce_extents<kThreads>(a.extents, a.extent_count, reinterpret_cast<float*>(scratch));
-  measure_rows<X>(a, first_row, extent, s);
+  measure_rows<X>(a, first_row, extent_of_codes(a), s);
 
   Best best[kThreadRows];
   for (int start = first_code(a); start < end_code(a); start += kTileCodes) {

@@ -18,6 +18,7 @@ from support import quantize_into
 from torch import Tensor
 
 from vq_kernels.backends import reference
+from vq_kernels.backends.base import QuantizeOptions
 from vq_kernels.backends.cuda import CudaBackend
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -48,8 +49,8 @@ def surrounded(b: int, m: int, d: int, dtype: torch.dtype, channel_first: bool) 
 
 # --- the search, on each of its kernels ---------------------------------------------------------------
 
-# name -> (dims, device): D <= 8; matrix instructions with 32 and with 16 rows a warp, and with rows that do not
-# fit into shared memory; and without them.
+# name -> (dims, device): D <= 8; matrix instructions with 32 and with 16 rows a warp, and with rows that do
+# not fit into shared memory; and without them.
 PATHS = {
     "small": ((1, 2, 3, 8), {}),
     "matrix": ((9, 16, 33, 64), {}),
@@ -177,11 +178,11 @@ def test_one_open_row_takes_no_longer_than_the_search(path: str, metric: str, ke
     """The second pass divides the codes of a row over the device."""
     dims, _ = PATHS[path]
     module = cuda_host.load_module()
-    x, codebook = rows(1, 64, dims[-1], torch.bfloat16), torch.randn(12288, dims[-1]).bfloat16()
+    x, codebook = rows(1, 64, dims[-1], torch.bfloat16), torch.randn(4096, dims[-1]).bfloat16()
     open_row = x.clone()
     open_row[0, 9, 0] = 0.0
-    codebook[[5, 7000]] = open_row[0, 9] * (1 if metric == "l2" else 30)
-    codebook[5, 0], codebook[7000, 0] = 1.0, -1.0  # as near as each other
+    codebook[[5, 3000]] = open_row[0, 9] * (1 if metric == "l2" else 30)
+    codebook[5, 0], codebook[3000, 0] = 1.0, -1.0  # as near as each other
     x[0, 9, 0] = 4.0
     steps = []
     with machine(processors=132):
@@ -195,9 +196,24 @@ def test_one_open_row_takes_no_longer_than_the_search(path: str, metric: str, ke
     assert steps[1] <= 2 * steps[0]
 
 
+@pytest.mark.parametrize(("n", "splits"), [(1 << 7, 7), (9 << 7, 1), (10 << 7, 2), (18 << 7, 1)])
+def test_codes_are_split_where_a_wave_would_be_mostly_empty(
+    n: int, splits: int, kernels: CudaBackend
+) -> None:
+    """With room for 9 blocks of 128 rows at a time, 10 of them would take two waves."""
+    module = cuda_host.load_module()
+    x, codebook = rows(1, n, 16, torch.bfloat16), torch.randn(1200, 16).bfloat16()
+    bytes_of_three = 100 * 1024  # of shared memory, for blocks of 29 KiB
+    with machine(shared_limit=bytes_of_three):
+        module.blocks_launched()
+        got = kernels.nearest_code(x, codebook, "l2", "fast")
+        assert module.blocks_launched()[1] == splits * n // 128
+        assert torch.equal(got, kernels.nearest_code(x, codebook, "l2", "exact"))
+
+
 @pytest.mark.parametrize("channel_first", [False, True], ids=["rows", "channel_first"])
 def test_long_rows_go_to_the_tensor_cores_too(channel_first: bool, kernels: CudaBackend) -> None:
-    """Rows of which shared memory holds no block are streamed past them: a tenth of the multiply-adds' time."""
+    """Rows of which shared memory holds no block are streamed past them."""
     module = cuda_host.load_module()
     x, codebook = rows(2, 70, 800, torch.float32, channel_first), torch.randn(200, 800)
     before = module.steps()
@@ -347,17 +363,25 @@ def test_the_loss_carries_its_weight_at_no_launch(kernels: CudaBackend) -> None:
             assert torch.equal(a, b)
 
 
-def test_a_training_step_is_six_launches(kernels: CudaBackend) -> None:
+@dtypes
+def test_a_training_step_is_six_launches(dtype: torch.dtype, kernels: CudaBackend) -> None:
+    """Fills of memory count; the codebook that the backward pass reads is copied in one of them."""
     module = cuda_host.load_module()
-    x, codebook = rows(1, 300, 16, torch.float32), torch.randn(64, 16)
+    x, codebook = rows(1, 300, 16, torch.float32), torch.randn(150, 16)
+    copied = codebook.to(dtype)
+    options = QuantizeOptions("l2", "exact", -1, statistics=True, keep_codes=True, backend=None)
+    kept, out = torch.full_like(copied, torch.nan), torch.empty_like(x, dtype=dtype)
+    kernels.vector_quantize(x.to(dtype), copied, None, options, out, kept)
+    assert torch.equal(kept, copied)
+    out, kept = torch.empty_like(x), torch.full_like(codebook, torch.nan)
     before = module.launches()
-    out = torch.empty_like(x)
-    got = quantize_into(out, kernels, x, codebook)
+    got = kernels.vector_quantize(x, codebook, None, options, out, kept)
+    assert torch.equal(kept, codebook)
     one = torch.ones(())
     kernels.vector_quantize_backward(
         x, one, x, codebook, got.indices, got.valid_rows, 0.1, "rotation_trick", out
     )
-    kernels.ema_update_(codebook, torch.ones(64), codebook.clone(), got.counts, got.sums, 0.9, 1e-5, False)
+    kernels.ema_update_(codebook, torch.ones(150), codebook.clone(), got.counts, got.sums, 0.9, 1e-5, False)
     assert module.launches() - before == 6
     before = module.launches()
     kernels.nearest_code(x, codebook, "l2", "exact")
@@ -488,6 +512,18 @@ def test_backward(channel_first: bool, gradient: str, dtype: torch.dtype, kernel
 
 
 # --- errors, and the shim itself ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", ["nearest_code", "vector_quantize"])
+def test_more_rows_than_32_bits_are_refused_with_the_remedy(operation: str, kernels: CudaBackend) -> None:
+    codebook, most = torch.zeros(2, 3), 2**31 - 2**15
+    for x in (torch.zeros(1, 1, 3), torch.zeros(1, 3)):
+        shape = [-1] * (x.ndim - 2)
+        assert kernels.unsupported_reason(operation, x.expand(*shape, most, 3), codebook) is None
+        reason = kernels.unsupported_reason(operation, x.expand(*shape, most + 1, 3), codebook)
+        assert reason is not None
+        assert f"up to {most} rows in one call, not {most + 1}" in reason
+        assert "divide x" in reason
 
 
 def test_errors_name_the_operation(kernels: CudaBackend) -> None:

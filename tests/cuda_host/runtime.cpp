@@ -378,6 +378,9 @@ const char* cudaGetErrorName(cudaError_t error) {
 const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaErrorLaunchFailure ? machine.error.c_str() : "invalid argument";
 }
+void cuda_host_count_launch() {
+  ++machine.launches;
+}
 // As if a multiprocessor had 1 KiB more than a block may take, of which each block wants 1 KiB for the system, room for
 // 2,048 threads, and registers without end.
 int cuda_host_resident_blocks(int threads, size_t shared_bytes) {

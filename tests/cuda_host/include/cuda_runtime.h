@@ -219,7 +219,9 @@ cudaError_t cudaSetDevice(int device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 const char* cudaGetErrorName(cudaError_t error);
 const char* cudaGetErrorString(cudaError_t error);
+void cuda_host_count_launch();
 inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
+  cuda_host_count_launch();
   if (bytes != 0) std::memset(p, value, bytes);
   return cudaSuccess;
 }
