@@ -110,10 +110,7 @@ int vq_cuda_ema_update(float* codebook, float* cluster_size, float* embed_avg, c
   if (error == cudaSuccess)
     error = device_attribute(&processors, cudaDevAttrMultiProcessorCount, stream.device);
   const int64_t shared = kEmaWarps * sizeof(double);
-  if (error == cudaSuccess) {
-    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, ema_kernel, kEmaThreads,
-                                                          static_cast<size_t>(shared));
-  }
+  if (error == cudaSuccess) error = resident_blocks(&resident, ema_kernel, kEmaThreads, shared);
   if (error != cudaSuccess) return error;
   const int64_t wanted = ceil_div(codes, kEmaWarps), most = static_cast<int64_t>(processors) * resident;
   EmaArgs a{};

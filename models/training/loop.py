@@ -21,7 +21,13 @@ from models.runs.config import LoopConfig
 from models.runs.reproducible import deterministic_algorithms
 from models.runs.start import check_folder, read_checkpoint
 from models.settings import format_value
-from models.training.callbacks import AtomicCheckpointIO, LastCheckpoint, RunBar, interrupt_handler_kept
+from models.training.callbacks import (
+    AtomicCheckpointIO,
+    BestCheckpoint,
+    LastCheckpoint,
+    RunBar,
+    interrupt_handler_kept,
+)
 from models.training.modules import SeededModule
 
 
@@ -84,7 +90,20 @@ def fit(trainer: pl.Trainer, module: SeededModule, validation: BatchLoader, chec
         else:
             trainer.save_checkpoint(last, weights_only=False)
     _log_settings(trainer, config)
+    if config.progress and trainer.is_global_zero:
+        print(_result(trainer), flush=True)
     return best
+
+
+def _result(trainer: pl.Trainer) -> str:
+    """One line that says how the run ended."""
+    losses = {
+        "training loss": trainer.callback_metrics.get("train/loss"),
+        "last validation loss": trainer.callback_metrics.get("validation/loss"),
+        "lowest validation loss": getattr(trainer.checkpoint_callback, "best_model_score", None),
+    }
+    said = [f"{name} {float(value):.4g}" for name, value in losses.items() if value is not None]
+    return f"trained {trainer.global_step} steps: {', '.join(said)}"
 
 
 def _log_settings(trainer: pl.Trainer, config: LoopConfig) -> None:
@@ -120,7 +139,7 @@ def make_trainer(config: LoopConfig, module: SeededModule, callbacks: list[Callb
     _, world, local = processes()
     devices = config.devices or local
     checkpoint_callbacks: list[Callback] = [
-        ModelCheckpoint(
+        BestCheckpoint(
             layout.checkpoints,
             filename=layout.best.stem,
             monitor="validation/loss",

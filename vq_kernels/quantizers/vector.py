@@ -101,7 +101,7 @@ class FusedVectorQuantizer(Quantizer):
         backend: str | None = None,
         **unsupported: object,
     ) -> None:
-        check_settings(locals())
+        check_settings(FusedVectorQuantizer.__init__, locals())
         reject_unsupported(unsupported, UNSUPPORTED_OPTIONS, "FusedVectorQuantizer")
         super().__init__()
         self.dim = dim
