@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar, get_type_hints
 import torch
 from torch import Tensor
 from torch._C import DispatchKey, DispatchKeySet
+from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 
 _P = ParamSpec("_P")
@@ -89,6 +90,16 @@ def options_schema(options: type[NamedTuple]) -> str:
             default = f'="{value}"' if isinstance(value, str) else f"={value}"
         arguments.append(f"{_SCHEMA_TYPES[types[name]]} {name}{default}")
     return ", ".join(arguments)
+
+
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Whether an autograd Function is to see the call: for a backward pass, or to refuse forward mode.
+
+    The operators themselves would pass forward-mode derivatives on as zeros.
+    """
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return True
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
 
 
 def check_memory(*args: object) -> None:

@@ -132,9 +132,8 @@ class FusedVectorQuantizer(Quantizer):
             if layernorm_after_project_in:
                 self.project_in = nn.Sequential(self.project_in, nn.LayerNorm(code_dim * heads))
             self.project_out = nn.Linear(code_dim * heads, dim)
-        num_codebooks = heads if separate_codebook_per_head else 1
         self._codebook = Codebook(
-            num_codebooks,
+            heads if separate_codebook_per_head else 1,
             codebook_size,
             code_dim,
             learnable=self.learnable_codebook,
@@ -150,9 +149,7 @@ class FusedVectorQuantizer(Quantizer):
             backend=backend,
         )
         self._codebook.group = ProcessGroup(process_group)
-        self.last_counts = torch.zeros(
-            (num_codebooks, codebook_size), dtype=torch.int64, device=self._codebook.embed.device
-        )
+        self.last_counts = torch.zeros_like(self._codebook.cluster_size, dtype=torch.int64)
 
     def forward(
         self,
