@@ -11,7 +11,7 @@ from ..functional import VectorQuantized, vector_quantize
 from ..tensor_checks import FLOAT_DTYPES, check_device, check_dtype, check_shape, check_tensor
 from .base import Quantizer, QuantizerOutput
 from .codebook import Codebook
-from .heads import Layout, Rows, merge_heads, row_mask, split_heads
+from .heads import Layout, Rows, merge_heads, row_mask, split_heads, with_gradient
 from .settings import UNSUPPORTED_CALL_OPTIONS, UNSUPPORTED_OPTIONS, check_settings, reject_unsupported
 
 
@@ -219,6 +219,8 @@ class FusedVectorQuantizer(Quantizer):
         if self.learnable_codebook and learns and self.codebook_weight is None:
             # Both gradients of one squared error; its value is to be counted once.
             loss = loss - 0.5 * loss.detach()
+        if self.training and torch.is_grad_enabled() and not loss.requires_grad:
+            loss = with_gradient(loss)
         return QuantizerOutput(quantized, result.indices, loss)
 
     @property
