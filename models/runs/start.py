@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from models.runs.config import LoopConfig, PriorConfig
-from models.runs.history import read_history
+from models.runs.layout import RunLayout
 from models.settings import read_yaml
 
 Config = TypeVar("Config", bound=LoopConfig)
@@ -86,9 +87,7 @@ def prepare_folder(config: LoopConfig, model: nn.Module, resume: bool, overwrite
     ``codes/``, which `encode` refuses to mix with those of another model, samples and evaluations.
     """
     layout = config.layout
-    checkpoint = layout.last if resume and layout.last.is_file() else None
-    if checkpoint is not None:
-        _check_fits(read_checkpoint(checkpoint), model, checkpoint)
+    checkpoint = _checkpoint_to_resume(layout, model) if resume else None
     if int(os.environ.get("RANK", "0")) == 0:
         if overwrite:
             for path in layout.outputs(config.command):
@@ -129,16 +128,33 @@ def _earlier(config: LoopConfig, stored: Path) -> LoopConfig:
     return earlier
 
 
+def _checkpoint_to_resume(layout: RunLayout, model: nn.Module) -> Path | None:
+    """The last checkpoint; the best one where the last is damaged or gone; None where there is neither.
+
+    ValueError if no checkpoint can be read, or for one that does not fit ``model``.
+    """
+    checkpoints = [path for path in (layout.last, layout.best) if path.is_file()]
+    for path in checkpoints:
+        try:
+            state = read_checkpoint(path)
+        except ValueError:
+            if path == checkpoints[-1]:
+                raise
+            continue
+        _check_fits(state, model, path)
+        if path != layout.last:
+            reason = "cannot be read" if layout.last.is_file() else "is missing"
+            print(f"{layout.last} {reason}; going on from {path}", file=sys.stderr)
+        return path
+    return None
+
+
 def _check_has_checkpoint(config: LoopConfig) -> None:
-    """ValueError if the run was trained, but its last checkpoint is gone: it would start over."""
+    """ValueError if the run was trained to its end, but its checkpoints are gone: it would start over."""
     layout = config.layout
-    if layout.last.is_file():
+    if layout.last.is_file() or layout.best.is_file():
         return
     traces = [path.name for path in (layout.model, *layout.levels) if path.exists()]
-    if not traces and layout.best.is_file():
-        traces = [str(layout.best.relative_to(layout.folder))]
-    if not traces and read_history(layout.folder):
-        traces = ["logged steps"]
     if traces:
         raise ValueError(
             f"{layout.folder} has {traces[0]}, but no {layout.last.relative_to(layout.folder)} to go on "
