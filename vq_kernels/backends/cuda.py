@@ -17,7 +17,7 @@ from torch import Tensor
 from ..build_info import why_not_built
 from ..devices import launch_queue_of
 from . import marshal
-from .base import Operation, QuantizeOptions, QuantizeResult
+from .base import COMMON_OPTIONS, Operation, QuantizeOptions, QuantizeResult
 
 
 class CudaBackend:
@@ -30,6 +30,8 @@ class CudaBackend:
         missing: why ``module`` is None.
         bound_scale: what the error bounds of exact search are multiplied by; tests tighten them with it.
     """
+
+    quantize_options = COMMON_OPTIONS
 
     def __init__(
         self,
