@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from models.data.loader import BatchLoader, Split
 from models.runs.config import LoopConfig
+from models.runs.device import find_gpu
 from models.runs.reproducible import deterministic_algorithms
 from models.runs.start import check_folder, read_checkpoint
 from models.settings import format_value
@@ -32,9 +32,9 @@ def check_start(config: LoopConfig, resume: bool, overwrite: bool) -> None:
         command = f"torchrun --nproc-per-node {config.devices} -m models ..."
         here = f"the {local} processes that torchrun started here" if world > 1 else "1, a single process"
         raise ValueError(f"devices is {config.devices}; accepted: {here}, or start with: {command}")
-    if config.accelerator == "gpu" and not torch.cuda.is_available():
+    if config.accelerator == "gpu" and find_gpu() is None:
         raise ValueError("accelerator is 'gpu', but torch finds no GPU here; accepted: 'auto' or 'cpu'")
-    if config.precision == "16-mixed" and (config.accelerator == "cpu" or not torch.cuda.is_available()):
+    if config.precision == "16-mixed" and (config.accelerator == "cpu" or find_gpu() is None):
         raise ValueError(
             "precision is '16-mixed', which needs a GPU; accepted on the CPU: '32-true' or 'bf16-mixed'"
         )
@@ -60,7 +60,7 @@ def fit(trainer: pl.Trainer, module: SeededModule, validation: BatchLoader, chec
     """
     config = module.config
     best, last = config.layout.best, config.layout.last
-    on_gpu = trainer.strategy.root_device.type == "cuda"
+    on_gpu = trainer.strategy.root_device.type != "cpu"
     with (
         warnings.catch_warnings(),
         interrupt_handler_kept(),
