@@ -16,6 +16,7 @@ from .backends import QuantizeOptions
 from .checks import check_choice, check_flag, check_integer, check_number, check_positive
 from .exportable import exportable
 from .operators import ema, gather, quantize, search, statistics
+from .operators.registry import needs_gradient
 from .rows import shape_without_channel
 from .tensor_checks import (
     check_codebook,
@@ -97,7 +98,7 @@ def gather_codes(
     if channel_dim == 1 and indices.ndim < 1:
         raise ValueError("indices has shape (); accepted with channel_dim=1: at least [B]")
     indices = indices.long()
-    differentiable = codebook.requires_grad and torch.is_grad_enabled()
+    differentiable = needs_gradient(codebook)
     function = gather.differentiable_gather_codes if differentiable else gather.gather_codes
     return function(codebook, indices, channel_dim, backend)
 
@@ -229,7 +230,7 @@ def vector_quantize(
         )
     if mask is not None:
         check_mask(mask, shape_without_channel(x, channel_dim), x.device)
-    differentiable = torch.is_grad_enabled() and (x.requires_grad or codebook.requires_grad)
+    differentiable = needs_gradient(x, codebook)
     options = QuantizeOptions(
         metric,
         precision,

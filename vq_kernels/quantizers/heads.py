@@ -124,3 +124,8 @@ def merge_heads(results: Sequence[VectorQuantized], channel_dim: int, heads: int
         torch.stack([r.counts for r in results]),
         torch.stack([r.sums for r in results]),
     )
+
+
+def with_gradient(loss: Tensor) -> Tensor:
+    """The loss of rows that need no gradient, so that ``loss.backward()`` does nothing instead of raising."""
+    return loss if torch.compiler.is_compiling() else loss.detach().requires_grad_()

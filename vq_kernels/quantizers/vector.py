@@ -11,7 +11,7 @@ from ..functional import VectorQuantized, vector_quantize
 from ..tensor_checks import FLOAT_DTYPES, check_device, check_dtype, check_shape, check_tensor
 from .base import Quantizer, QuantizerOutput
 from .codebook import Codebook
-from .heads import Layout, Rows, merge_heads, row_mask, split_heads
+from .heads import Layout, Rows, merge_heads, row_mask, split_heads, with_gradient
 from .settings import UNSUPPORTED_CALL_OPTIONS, UNSUPPORTED_OPTIONS, check_settings, reject_unsupported
 
 
@@ -132,9 +132,8 @@ class FusedVectorQuantizer(Quantizer):
             if layernorm_after_project_in:
                 self.project_in = nn.Sequential(self.project_in, nn.LayerNorm(code_dim * heads))
             self.project_out = nn.Linear(code_dim * heads, dim)
-        num_codebooks = heads if separate_codebook_per_head else 1
         self._codebook = Codebook(
-            num_codebooks,
+            heads if separate_codebook_per_head else 1,
             codebook_size,
             code_dim,
             learnable=self.learnable_codebook,
@@ -150,9 +149,7 @@ class FusedVectorQuantizer(Quantizer):
             backend=backend,
         )
         self._codebook.group = ProcessGroup(process_group)
-        self.last_counts = torch.zeros(
-            (num_codebooks, codebook_size), dtype=torch.int64, device=self._codebook.embed.device
-        )
+        self.last_counts = torch.zeros_like(self._codebook.cluster_size, dtype=torch.int64)
 
     def forward(
         self,
@@ -222,6 +219,8 @@ class FusedVectorQuantizer(Quantizer):
         if self.learnable_codebook and learns and self.codebook_weight is None:
             # Both gradients of one squared error; its value is to be counted once.
             loss = loss - 0.5 * loss.detach()
+        if self.training and torch.is_grad_enabled() and not loss.requires_grad:
+            loss = with_gradient(loss)
         return QuantizerOutput(quantized, result.indices, loss)
 
     @property
