@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .backends import QuantizeOptions
-from .checks import check_choice, check_flag, check_integer, check_number
+from .checks import check_choice, check_flag, check_integer, check_number, check_positive
+from .exportable import exportable
 from .operators import ema, gather, quantize, search, statistics
 from .rows import shape_without_channel
 from .tensor_checks import (
@@ -33,6 +34,7 @@ PRECISIONS = ("exact", "high", "fast")
 GRADIENTS = ("straight_through", "rotation_trick")
 
 
+@exportable
 class VectorQuantized(NamedTuple):
     """What :func:`vector_quantize` returns.
 
@@ -95,10 +97,9 @@ def gather_codes(
     if channel_dim == 1 and indices.ndim < 1:
         raise ValueError("indices has shape (); accepted with channel_dim=1: at least [B]")
     indices = indices.long()
-    if codebook.requires_grad and torch.is_grad_enabled():
-        codes: Tensor = gather.GatherCodes.apply(codebook, indices, channel_dim, backend)
-        return codes
-    return gather.gather_codes(codebook, indices, channel_dim, backend)
+    differentiable = codebook.requires_grad and torch.is_grad_enabled()
+    function = gather.differentiable_gather_codes if differentiable else gather.gather_codes
+    return function(codebook, indices, channel_dim, backend)
 
 
 def code_statistics(
@@ -147,7 +148,7 @@ def ema_update_(
         cluster_size: ``[K]`` float32.
         counts: ``[K]`` int64 or float32.
         decay: in [0, 1].
-        eps: smoothing, at least 0.
+        eps: smoothing, above 0: without it a code that took no row would become 0 / 0.
     """
     check_codebook(codebook)
     size, dim = codebook.shape
@@ -164,7 +165,7 @@ def ema_update_(
                 f"{name} has strides {t.stride()}; accepted: contiguous, as it is written in place"
             )
     check_number(0.0, 1.0, decay=decay)
-    check_number(eps=eps)
+    check_positive(eps=eps)
     check_flag(normalize=normalize)
     ema.ema_update_(
         codebook.detach(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from models.settings import setting
 from vq_kernels.checks import check_choice, check_flag, check_integer, check_number
@@ -18,6 +18,8 @@ from vq_kernels.quantizers import FusedVectorQuantizer, Quantizer
 @dataclass(frozen=True, kw_only=True)
 class QuantizerSettings:
     """The settings of a run that its quantizer is made from; each level of a hierarchy gets the same."""
+
+    settings_title: ClassVar[str] = "codebook"
 
     embedding_dim: int = setting(64, "D, the dimension of a code")
     codebook_size: int = setting(512, "K, the number of codes")

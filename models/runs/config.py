@@ -33,6 +33,7 @@ class LoopConfig:
     """What every training loop needs; the results go to the folder ``RUNS/NAME``."""
 
     command: ClassVar[str] = ""  # that trains with these settings
+    settings_title: ClassVar[str] = "run and training"
 
     name: str = setting("run", "name of the run; results go to RUNS/NAME")
     runs: str = setting("runs", "folder of all runs")
@@ -168,6 +169,7 @@ class TrainConfig(QuantizerSettings, DataConfig, LoopConfig):
     """
 
     command: ClassVar[str] = "train"
+    settings_title: ClassVar[str] = "model"
 
     model: str = setting("vqvae", "vqvae, vqvae2 or vae")
     hidden: int = setting(128, "channels of the convolutions")
@@ -209,6 +211,7 @@ class PriorConfig(LoopConfig):
     """
 
     command: ClassVar[str] = "train-prior"
+    settings_title: ClassVar[str] = "prior"
 
     name: str = setting("prior", "name of the run")
     codes: str = setting("", "folder of codes written by `encode`")

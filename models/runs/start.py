@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from models.files import only_writer
 from models.runs.config import LoopConfig, PriorConfig
 from models.runs.layout import RunLayout
 from models.settings import read_yaml
@@ -78,23 +80,32 @@ def check_folder(config: LoopConfig, resume: bool, overwrite: bool) -> None:
         )
 
 
-def prepare_folder(config: LoopConfig, model: nn.Module, resume: bool, overwrite: bool) -> Path | None:
-    """Make the run's folder, write its configuration and return the checkpoint to go on from, if any.
+@contextmanager
+def started_run(config: LoopConfig, model: nn.Module, resume: bool, overwrite: bool) -> Iterator[Path | None]:
+    """Make the run's folder, write its configuration and give the checkpoint to go on from, if any.
 
-    To be called last, after all that can refuse the settings; raises ValueError for a checkpoint that does
-    not fit ``model``, a Lightning module. Overwriting removes what training wrote, see
-    :meth:`models.runs.layout.RunLayout.outputs`. What other commands made of the earlier run stays: its
-    ``codes/``, which `encode` refuses to mix with those of another model, samples and evaluations.
+    Inside the ``with`` block no other process trains in the folder. To be entered last, after all that can
+    refuse the settings; raises ValueError for a checkpoint that does not fit ``model``, a Lightning module,
+    or the number of processes, and where another process has started in the folder. Overwriting removes what
+    training wrote, see :meth:`models.runs.layout.RunLayout.outputs`. What other commands made of the earlier
+    run stays: its ``codes/``, which `encode` refuses to mix with those of another model, samples and
+    evaluations.
     """
     layout = config.layout
     checkpoint = _checkpoint_to_resume(layout, model) if resume else None
-    if int(os.environ.get("RANK", "0")) == 0:
+    if int(os.environ.get("RANK", "0")) > 0:
+        yield checkpoint
+        return
+    with only_writer(layout.folder):
+        if not resume and not overwrite and layout.config.is_file():  # started since check_folder looked
+            raise ValueError(
+                f"{layout.folder} holds the run of another process; choose another name (--name)"
+            )
         if overwrite:
             for path in layout.outputs(config.command):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        layout.folder.mkdir(parents=True, exist_ok=True)
         config.save(layout.config)
-    return checkpoint
+        yield checkpoint
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -142,6 +153,7 @@ def _checkpoint_to_resume(layout: RunLayout, model: nn.Module) -> Path | None:
                 raise
             continue
         _check_fits(state, model, path)
+        _check_processes(state, path)
         if path != layout.last:
             reason = "cannot be read" if layout.last.is_file() else "is missing"
             print(f"{layout.last} {reason}; going on from {path}", file=sys.stderr)
@@ -172,3 +184,17 @@ def _check_fits(checkpoint: dict[str, Any], model: nn.Module, path: Path) -> Non
                 f"{path} is of another model: {name} has shape {saved.get(name, 'none')} in the checkpoint "
                 f"and {built.get(name, 'none')} in the model; train again with --overwrite"
             )
+
+
+def _check_processes(checkpoint: dict[str, Any], path: Path) -> None:
+    """ValueError if another number of processes trains now, between which images are shared otherwise.
+
+    Checkpoints of before this was stored say nothing.
+    """
+    now = int(os.environ.get("WORLD_SIZE", "1"))
+    stored = checkpoint["loader"].get("world", now)
+    if stored != now:
+        raise ValueError(
+            f"{path} was written by {stored} processes, now {now} start; go on with as many "
+            f"(torchrun --nproc-per-node {stored}), or train again with --overwrite"
+        )

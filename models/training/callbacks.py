@@ -18,12 +18,17 @@ from models.training.modules import AutoencoderModule
 
 
 class RunBar(ProgressBar):
-    """One progress bar for the whole run, in optimizer steps, with epoch, training and validation loss."""
+    """One progress bar for the whole run, in optimizer steps, with epoch, training and validation loss.
+
+    The training loss is that of the first step, and then of every step whose row is logged. After the last
+    step a line says what was reached.
+    """
 
     def __init__(self, total_steps: int) -> None:
         super().__init__()
         self.total_steps = total_steps
         self.bar: tqdm[Any] | None = None
+        self.values: dict[str, str] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         off = not trainer.is_global_zero
@@ -31,22 +36,29 @@ class RunBar(ProgressBar):
             total=self.total_steps, initial=trainer.global_step, unit="step", dynamic_ncols=True, disable=off
         )
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
-        if self.bar is not None:
-            self.bar.update(trainer.global_step - self.bar.n)
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *arguments: Any
+    ) -> None:
+        if self.bar is None:
+            return
+        is_logged = trainer.global_step % getattr(pl_module, "log_every", 1) == 0
+        if is_logged or "loss" not in self.values:  # reading a loss waits for the device
+            self._show(trainer, loss=float(outputs["loss"]))
+        self.bar.update(trainer.global_step - self.bar.n)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.bar is not None:
-            values = {
-                "epoch": f"{trainer.current_epoch + 1}/{trainer.max_epochs}",
-                "loss": f"{getattr(pl_module, 'train_loss', float('nan')):.4g}",
-                "validation": f"{float(trainer.callback_metrics['validation/loss']):.4g}",
-            }
-            self.bar.set_postfix(values, refresh=False)
+        if self.bar is not None and "validation/loss" in trainer.callback_metrics:
+            self._show(trainer, validation=float(trainer.callback_metrics["validation/loss"]))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.bar is not None:
             self.bar.close()
+
+    def _show(self, trainer: pl.Trainer, **losses: float) -> None:
+        self.values["epoch"] = f"{trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self.values |= {name: f"{value:.4g}" for name, value in losses.items()}
+        if self.bar is not None:
+            self.bar.set_postfix(self.values, refresh=False)
 
 
 class ReconstructionPictures(pl.Callback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import shutil
@@ -20,6 +21,7 @@ from models.data.loader import BatchLoader, Split
 from models.runs.config import LoopConfig
 from models.runs.reproducible import deterministic_algorithms
 from models.runs.start import check_folder, read_checkpoint
+from models.settings import format_value
 from models.training.callbacks import RunBar
 from models.training.checkpoints import (
     AtomicCheckpointIO,
@@ -102,7 +104,31 @@ def fit(
                 _validate_end(trainer, module, validation, best, last)
             else:
                 trainer.save_checkpoint(last, weights_only=False)
+    _log_settings(trainer, config)
+    if config.progress and trainer.is_global_zero:
+        print(_result(trainer), flush=True)
     return best
+
+
+def _result(trainer: pl.Trainer) -> str:
+    """One line that says how the run ended."""
+    losses = {
+        "training loss": trainer.callback_metrics.get("train/loss"),
+        "last validation loss": trainer.callback_metrics.get("validation/loss"),
+        "lowest validation loss": getattr(trainer.checkpoint_callback, "best_model_score", None),
+    }
+    said = [f"{name} {float(value):.4g}" for name, value in losses.items() if value is not None]
+    return f"trained {trainer.global_step} steps: {', '.join(said)}"
+
+
+def _log_settings(trainer: pl.Trainer, config: LoopConfig) -> None:
+    """The settings and the lowest validation loss among TensorBoard's hyper-parameters."""
+    checkpoints = trainer.checkpoint_callback
+    score = getattr(checkpoints, "best_model_score", None)
+    values = {name: format_value(value) for name, value in dataclasses.asdict(config).items()}
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and score is not None:
+            logger.log_hyperparams(values, {"best/validation_loss": float(score)}, step=trainer.global_step)
 
 
 def _validate_end(
@@ -155,7 +181,7 @@ def make_trainer(
         log_every_n_steps=module.log_every,
         logger=[
             CSVLogger(layout.folder, name=layout.logs.name),
-            TensorBoardLogger(str(layout.folder), name=layout.tensorboard.name),
+            TensorBoardLogger(str(layout.folder), name=layout.tensorboard.name, default_hp_metric=False),
         ],
         callbacks=[*checkpoint_callbacks, *stopping, *bar, *callbacks],
         enable_progress_bar=config.progress,

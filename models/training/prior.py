@@ -10,9 +10,9 @@ from models.data.loader import BatchLoader
 from models.evaluation.pictures import save_curves
 from models.runs.build import build_priors
 from models.runs.config import PriorConfig
-from models.runs.history import read_history
+from models.runs.history import curves_of, read_history
 from models.runs.reproducible import seed_run
-from models.runs.start import prepare_folder
+from models.runs.start import started_run
 from models.training.loop import (
     check_start,
     fit,
@@ -49,17 +49,22 @@ def train_prior(
     loader = training_loader(store.split("train"), config, world, rank)
     validation = BatchLoader(store.split("validation"), config.batch_size, rank=rank, world=world)
     module = PriorModule(priors, config, loader)
-    checkpoint = prepare_folder(config, module, resume, overwrite)
-    if rank == 0:  # before training, so that an interrupted run knows its codes
-        store.description.save(config.folder)
-    load_best(module, fit(config, module, validation, [], checkpoint))
-    priors = [prior.cpu().eval() for prior in priors]
-    if rank == 0:
-        for level, prior in enumerate(priors):
-            prior.save_pretrained(config.layout.level(level))
-        history = read_history(config.folder)
-        lines = {name.replace("/", " "): series for name, series in history.items() if "nats" in name}
-        save_curves(config.layout.curves, {"priors": lines}, y_labels={"priors": "nats a code"})
+    with started_run(config, module, resume, overwrite) as checkpoint:
+        if rank == 0:  # before training, so that an interrupted run knows its codes
+            store.description.save(config.folder)
+        load_best(module, fit(config, module, validation, [], checkpoint))
+        priors = [prior.cpu().eval() for prior in priors]
+        if rank == 0:
+            for level, prior in enumerate(priors):
+                prior.save_pretrained(config.layout.level(level))
+            history = read_history(config.folder)
+            settings = f"seed {config.seed}, batch size {config.batch_size}"
+            save_curves(
+                config.layout.curves,
+                {"negative log-likelihood": curves_of(history, "nats_per_code")},
+                y_labels={"negative log-likelihood": "nats a code"},
+                caption=f"{store.description.data}, {config.prior}; {settings}",
+            )
     return priors
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -204,3 +205,24 @@ def test_operators_run_from_other_threads(device: torch.device) -> None:
     with ThreadPoolExecutor(4) as pool:
         got = list(pool.map(lambda x: vq.nearest_code(x, codebook), batches))
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("name", ["layer", "function"])
+def test_exported_programs_are_saved_and_read(name: str, tmp_path: Path) -> None:
+    """Their results are named tuples, which torch.export.save refuses unless they are registered."""
+
+    class Function(torch.nn.Module):
+        def forward(self, x: torch.Tensor, codebook: torch.Tensor) -> vq.VectorQuantized:
+            return vq.vector_quantize(x, codebook)
+
+    torch.manual_seed(0)
+    x = torch.randn(4, 10, 8)
+    module, inputs = (vq.FusedVectorQuantizer(8, 16).eval(), (x,))
+    if name == "function":
+        module, inputs = Function(), (x, torch.randn(16, 8))
+    torch.export.save(torch.export.export(module, inputs), tmp_path / "program.pt2")
+    result = torch.export.load(tmp_path / "program.pt2").module()(*inputs)
+    expected = module(*inputs)
+    assert type(result) is type(expected)
+    for actual, wanted in zip(result, expected, strict=True):
+        assert torch.equal(actual, wanted)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from vq_kernels.quantizers import FusedVectorQuantizer
 
@@ -58,7 +60,21 @@ def train(name: str, layer: FusedVectorQuantizer, rank: int | None) -> dict[str,
         layer(x[part], mask=mask[part] if masked else None)
         if layer._codebook.manual_ema_update and number % 2:
             layer.update_ema()
-    return {**layer.state_dict(), "last_counts": layer.last_counts.float()}
+    return {**whole_state(layer), "last_counts": layer.last_counts.float()}
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state with the parameters put together that ``fully_shard`` has divided."""
+    state = module.state_dict()
+    return {
+        key: value.full_tensor() if hasattr(value, "full_tensor") else value for key, value in state.items()
+    }
+
+
+def divide(layer: FusedVectorQuantizer) -> FusedVectorQuantizer:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    fully_shard(layer, mesh=mesh)
+    return layer
 
 
 def train_under_ddp(rank: int) -> dict[str, Tensor]:
@@ -84,6 +100,11 @@ def main(rank: int, world: int, folder: Path) -> None:
     )
     outcome = {name: train(name, layer, rank) for name, layer in layers.items()}
     outcome["ddp"] = train_under_ddp(rank)
+    divided = divide(build("learnable", seed=rank))
+    trained = train("learnable", divided, rank)
+    outcome["fully_shard"] = {key: value.clone() for key, value in trained.items()}
+    divided.codebook = torch.arange(CODES * DIM, dtype=torch.float32).view(CODES, DIM)
+    outcome["fully_shard_assigned"] = whole_state(divided)
     # What concerns one rank alone must not wait for the other.
     if rank == 0:
         layers["plain"].eval()(torch.randn(5, DIM))

@@ -71,6 +71,15 @@ def test_two_ranks_equal_one_process_on_the_joined_batches(name: str, ranks: lis
         torch.testing.assert_close(ranks[0][name][key], value, msg=lambda m, k=key: f"{k}: {m}")
 
 
+def test_divided_codes_keep_what_forward_writes(ranks: list[Outcome]) -> None:
+    """k-means and revival reach the parts that fully_shard keeps, and so does an assignment."""
+    for rank in ranks:
+        for key, value in rank["learnable"].items():
+            assert torch.equal(rank["fully_shard"][key], value), key
+        codes = rank["fully_shard_assigned"]["_codebook.embed"][0]
+        assert torch.equal(codes, torch.arange(codes.numel(), dtype=torch.float32).view_as(codes))
+
+
 def test_codebooks_stay_apart_without_synchronisation(ranks: list[Outcome]) -> None:
     assert not torch.equal(ranks[0]["apart"]["_codebook.embed"], ranks[1]["apart"]["_codebook.embed"])
 

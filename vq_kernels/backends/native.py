@@ -62,7 +62,7 @@ def cpu_features() -> dict[str, list[str] | str]:
 
 
 def nearest_code(x: Tensor, codebook: Tensor, metric: str, precision: str) -> Tensor:
-    indices = torch.empty(x.shape[:2], dtype=torch.int64)
+    indices = torch.empty(x.shape[:2], dtype=torch.int64, device=x.device)
     _module().nearest_code(
         marshal.rows(x),
         marshal.codes(codebook),
@@ -82,8 +82,8 @@ def gather_codes(codebook: Tensor, indices: Tensor, out: Tensor) -> None:
 def code_statistics(
     x: Tensor, indices: Tensor, codebook_size: int, skip_nonfinite: bool
 ) -> tuple[Tensor, Tensor]:
-    counts = torch.empty(codebook_size, dtype=torch.int64)
-    sums = torch.empty(codebook_size, x.shape[-1], dtype=torch.float32)
+    counts = torch.empty(codebook_size, dtype=torch.int64, device=x.device)
+    sums = torch.empty((codebook_size, x.shape[-1]), dtype=torch.float32, device=x.device)
     _module().code_statistics(
         marshal.rows(x),
         indices.data_ptr(),
@@ -129,8 +129,6 @@ def vector_quantize(
     quantized: Tensor,
     codebook_copy: Tensor | None,
 ) -> QuantizeResult:
-    if codebook_copy is not None:
-        codebook_copy.copy_(codebook)
     outputs = marshal.empty_result(x, codebook, options, quantized, codebook_copy)
     _module().vector_quantize(
         marshal.rows(x),

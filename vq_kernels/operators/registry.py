@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
+from torch._C import DispatchKey, DispatchKeySet
+from torch.utils._device import DeviceContext
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -38,19 +40,30 @@ def define(schema: str, implementation: Callable[..., object], fake: Callable[..
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
-def operator(schema: str, fake: Callable[_P, _R]) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+def operator(
+    schema: str, fake: Callable[_P, _R], check_dispatched: Callable[..., None] | None = None
+) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """Make an operator of a function: called with plain tensors it runs at once, else through the dispatcher.
+
+    ``check_dispatched`` looks at the arguments of the latter calls, which other programs can make.
 
     For example ``nearest_code(x, codebook, "l2", "exact", -1, None)`` with x ``[2, 5, 8]`` runs a
     backend's search directly; inside ``torch.compile`` the same call becomes a node of the graph.
     """
 
     def register(implementation: Callable[_P, _R]) -> Callable[_P, _R]:
-        dispatch = define(schema, implementation, fake)
+        def dispatched(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            check_memory(*args)
+            if check_dispatched is not None:
+                check_dispatched(*args, **kwargs)
+            return implementation(*args, **kwargs)
+
+        dispatch = define(schema, dispatched, fake)
 
         @functools.wraps(implementation)
         def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             if is_plain(*args):
+                check_memory(*args)
                 with torch.no_grad():
                     return implementation(*args, **kwargs)
             result: _R = dispatch(*args, **kwargs)
@@ -78,19 +91,57 @@ def options_schema(options: type[NamedTuple]) -> str:
     return ", ".join(arguments)
 
 
+def check_memory(*args: object) -> None:
+    """Raise ValueError for a tensor whose storage was freed: a kernel would read where nothing is."""
+    for a in args:
+        if isinstance(a, Tensor) and a.untyped_storage().nbytes() == 0 and a.numel():
+            shape = tuple(a.shape)
+            raise ValueError(f"a tensor of shape {shape} has a storage of 0 bytes; accepted: one in use")
+
+
+def is_traced() -> bool:
+    """Whether ``torch.jit.trace`` is recording, which keeps operators and loses autograd Functions."""
+    return not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None
+
+
 def is_plain(*args: object) -> bool:
     """Whether calling an implementation directly is the same as going through the dispatcher.
 
-    It is unless something wants to see the operator: a compiler, a functorch transform (vmap,
-    func.grad), a dispatch mode, or a tensor subclass.
+    It is unless something wants to see the operator (a compiler, a tracer, a profiler, a functorch
+    transform, a dispatch or function mode), or a tensor is not what its memory says: a subclass, lazily
+    negated, a zero tensor, one of a batch, on the meta device.
     """
     if (
         torch.compiler.is_compiling()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._autograd._profiler_enabled()
+        or (torch._C._len_torch_function_stack() and _is_watched_by_function_mode())
     ):
         return False
     for a in args:
-        if isinstance(a, Tensor) and type(a) is not Tensor and type(a) is not torch.nn.Parameter:
+        if isinstance(a, Tensor) and (
+            (type(a) is not Tensor and type(a) is not torch.nn.Parameter)
+            or torch._C._dispatch_keys(a).raw_repr() & ~_PLAIN_KEYS
+        ):
             return False
     return True
+
+
+def _is_watched_by_function_mode() -> bool:
+    """Whether a function mode is active other than that of the default device, which is for factories."""
+    modes = torch.overrides._get_current_function_mode_stack()
+    return any(type(mode) is not DeviceContext for mode in modes)
+
+
+def _plain_keys() -> int:
+    """The dispatch keys, as bits, of tensors that have memory and nothing else to them."""
+    bits = 0
+    for backend in ("CPU", "CUDA", "XPU", "PrivateUse1"):
+        for key in (backend, f"Autograd{backend}", f"Autocast{backend}"):
+            bits |= DispatchKeySet(getattr(DispatchKey, key)).raw_repr()
+    return bits | DispatchKeySet(DispatchKey.ADInplaceOrView).raw_repr()
+
+
+_PLAIN_KEYS = _plain_keys()
