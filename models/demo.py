@@ -20,7 +20,7 @@ from models.codes.store import CodeStore
 from models.data import ImageData, load_data, to_float
 from models.evaluation.evaluate import evaluate
 from models.evaluation.judge import Judge
-from models.evaluation.pictures import grid, save_image, side_by_side
+from models.evaluation.pictures import labelled_rows, save_image, side_by_side
 from models.runs.config import PriorConfig, TrainConfig
 from models.runs.layout import RunLayout
 
@@ -54,7 +54,7 @@ def main() -> None:
 
     samples, labels = sample_digits(model, store, priors, len(data.class_names))
     first = samples.unflatten(0, (-1, SAMPLES_PER_CLASS))[:, :16].flatten(0, 1)
-    sheet = save_image(grid(first, 16), layout.folder / "samples.png")
+    sheet = labelled_rows(layout.folder / "samples.png", first, data.class_names)
     judge = Judge(data.train)
     agreement, accuracy = judge.agreement(samples, labels), judge.accuracy(data.test)
 

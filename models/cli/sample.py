@@ -60,9 +60,10 @@ def run(arguments: argparse.Namespace) -> None:
     from models.codes.description import CodeDescription
     from models.codes.sample import decode, sample_codes
     from models.evaluation.judge import Judge
-    from models.evaluation.pictures import grid, save_image
+    from models.evaluation.pictures import grid, labelled_rows, save_image
     from models.runs.device import find_device
-    from models.runs.priors import check_prior_of, class_labels, judge_data, model_folder
+    from models.runs.export import say_if_unfinished, usable_model
+    from models.runs.priors import check_prior_of, class_labels, judge_data
 
     check_integer(1, count=arguments.count)
     if not 0 <= arguments.seed < 2**63:
@@ -71,8 +72,9 @@ def run(arguments: argparse.Namespace) -> None:
     layout = RunLayout(Path(arguments.prior_folder))
     priors = open_priors(layout.folder, device)
     description = CodeDescription.load(layout.folder)
-    decoder = model_folder(arguments.model or description.model)
+    decoder = usable_model(arguments.model or description.model)
     check_prior_of(layout.folder, decoder)
+    say_if_unfinished(decoder)
     loaded: Any = load_pretrained(decoder, device)
     model = require_codes(loaded)
     classes = class_labels(arguments.classes, description.class_names, priors[0].num_classes)
@@ -107,8 +109,12 @@ def run(arguments: argparse.Namespace) -> None:
                 decoded.append(decode(model, part).cpu())
                 bar.update(len(part[0]))
         codes, images = [torch.cat(level) for level in zip(*parts, strict=True)], torch.cat(decoded)
-        columns = arguments.count if priors[0].num_classes else min(arguments.count, 16)
-        picture = save_image(grid(images, columns), folder / "samples.png")
+        picture = folder / "samples.png"
+        if priors[0].num_classes:
+            names = [description.class_names[number] for number in classes]
+            labelled_rows(picture, images, names)
+        else:
+            save_image(grid(images, min(arguments.count, 16)), picture)
         arrays: dict[str, Any] = {f"level{i}": level.cpu().numpy() for i, level in enumerate(codes)}
         np.savez(folder / "codes.npz", labels=labels.cpu().numpy(), **arrays)
     print(f"{len(labels)} samples in {picture}, their codes in {folder / 'codes.npz'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 
 from models.runs.layout import RunLayout
@@ -28,6 +29,23 @@ def read_history(folder: Path) -> dict[str, Series]:
                     if step is not None and value is not None and name not in ("step", "epoch", None):
                         points.setdefault(name, {})[int(step)] = value
     return {name: _series(by_step) for name, by_step in points.items()}
+
+
+def curves_of(history: Mapping[str, Series], quantity: str) -> dict[str, Series]:
+    """The logged values of one quantity by label: ``"top level, train"``, or the split if there is one level.
+
+    Args:
+        history: by logged name, such as ``"validation/perplexity_top"``.
+        quantity: the name without split and level, such as ``"perplexity"``.
+    """
+    curves = {}
+    for name in sorted(history):
+        split, _, logged = name.partition("/")
+        if logged != quantity and not logged.startswith(f"{quantity}_"):
+            continue
+        level = logged.removeprefix(quantity).removeprefix("_")
+        curves[f"{level} level, {split}" if level else split] = history[name]
+    return curves
 
 
 def _series(by_step: dict[int, float]) -> Series:

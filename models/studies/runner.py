@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 SCALES = ("small", "paper")
 # The options that are settings of every model a study trains.
 _MODEL_SETTINGS = ("data", "limit", "size", "label_column", "epochs", "batch_size")
+# What a figure says of the runs in it, and how.
+_CAPTION = {
+    "seed": "seed",
+    "batch_size": "batch size",
+    "lr": "learning rate",
+    "codebook_size": "K =",
+    "embedding_dim": "D =",
+    "beta": "beta =",
+}
 Row = Mapping[str, str | float | int]
 
 
@@ -183,6 +192,15 @@ class Runner:
             filters |= {"generator": generator, "on_drawn": bar.update}
             codes = sample_codes(priors, shapes, labels.to(self.device), **filters)
         return decode(require_codes(run.model), codes).cpu(), labels
+
+    def caption(self, split: str, *varied: str) -> str:
+        """What a figure of the study was made of: data, split, and the settings that all its runs share.
+
+        varied: the settings in which the runs of the figure differ.
+        """
+        shared = {name: getattr(self.config, name) for name in _CAPTION if name not in varied}
+        settings = ", ".join(f"{label} {shared[name]}" for name, label in _CAPTION.items() if name in shared)
+        return f"{self.data.name}, {split} split; {settings}"
 
     def write_table(self, name: str, rows: Sequence[Row], caption: str = "") -> None:
         """``NAME.md`` and ``NAME.csv`` in the study's folder; also printed."""
