@@ -43,15 +43,20 @@ class LastCheckpoint(Checkpoint):
     """Saves after every few steps, after the last one, and after the step in which a signal came.
 
     What is due after the last step of an epoch is saved when its validation is over.
+
+    total_steps: where training ends, whatever the epoch. Lightning is told so only here: a Trainer that knows
+    it from the beginning resumes from between two epochs as if it were in the middle of one.
     """
 
-    def __init__(self, path: Path, every: int, signals: StopSignals) -> None:
+    def __init__(self, path: Path, every: int, total_steps: int | None, signals: StopSignals) -> None:
         self.path, self.every, self.signals = path, every, signals
+        self.total_steps = -1 if total_steps is None else total_steps
         self.steps = 0
         self.is_due, self.is_stopping = False, False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.steps = trainer.global_step
+        trainer.fit_loop.epoch_loop.max_steps = self.total_steps
         self.signals.install()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
@@ -59,7 +64,7 @@ class LastCheckpoint(Checkpoint):
             return  # gradients are being accumulated, and no checkpoint holds those
         self.steps = trainer.global_step
         stop = self._a_signal_came(trainer)
-        if not (stop or self.steps % self.every == 0 or self.steps == trainer.max_steps):
+        if not (stop or self.steps % self.every == 0 or self.steps == self.total_steps):
             return
         if trainer.is_last_batch:
             self.is_due = True

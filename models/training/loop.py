@@ -162,7 +162,7 @@ def make_trainer(
     devices = config.devices or local
     checkpoint_callbacks: list[Callback] = [
         BestCheckpoint(layout.best),
-        LastCheckpoint(layout.last, config.checkpoint_every, signals),
+        LastCheckpoint(layout.last, config.checkpoint_every, config.steps, signals),
     ]
     stopping = [PatientStopping(config.patience)] if config.patience else []
     bar = [RunBar(steps)] if config.progress else []
@@ -170,7 +170,6 @@ def make_trainer(
     strategy: Any = DDPStrategy(broadcast_buffers=False) if parallel else "auto"
     return pl.Trainer(
         max_epochs=config.epochs,
-        max_steps=-1 if config.steps is None else config.steps,
         accelerator=config.accelerator,
         devices=devices,
         num_nodes=max(1, world // local),
