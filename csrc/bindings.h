@@ -50,10 +50,11 @@ inline VqQuantizeOptions quantize_options_from(const py::tuple& t) {
   return options;
 }
 
-// (quantized rows, indices, loss, valid_rows, counts, sums)
+// (quantized rows, indices, loss, valid_rows, counts, sums, codebook_copy)
 inline VqQuantizeResult quantize_result_from(const py::tuple& t) {
   return VqQuantizeResult{rows_from(t[0]),        pointer<int64_t>(t[1]), pointer<float>(t[2]),
-                          pointer<int64_t>(t[3]), pointer<int64_t>(t[4]), pointer<float>(t[5])};
+                          pointer<int64_t>(t[3]), pointer<int64_t>(t[4]), pointer<float>(t[5]),
+                          pointer<void>(t[6])};
 }
 
 }  // namespace vq_bindings

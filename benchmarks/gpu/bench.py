@@ -164,12 +164,16 @@ class GpuBench:
     # --- parts ------------------------------------------------------------------------------------
 
     def run(self, parts: tuple[str, ...]) -> None:
-        """The parts in their order, then the contenders that compile."""
+        """The parts in their order, then the contenders that compile, and curves in the time that is left."""
         for part in parts:
-            getattr(self, f"part_{part}")()
+            if part != "curves":
+                getattr(self, f"part_{part}")()
         for comparison in self.comparisons:
             first = comparison.rows[0]
-            self.guarded(f"compiled contenders of {first.work} {first.case.shape}", comparison.finish)
+            if comparison.waiting:
+                self.guarded(f"compiled contenders of {first.work} {first.case.shape}", comparison.finish)
+        if "curves" in parts:
+            self.part_curves()
         self.failures += ours_that_failed(self.rows)
         self.save()
 

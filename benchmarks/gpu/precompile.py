@@ -29,20 +29,20 @@ FILE = "compile.json"
 
 def distinct(dims: tuple[int, ...], target: Target) -> list[Case]:
     """One case for every set of kernels, in the order in which they matter: all D of a kind together."""
-    found: dict[tuple[object, ...], Case] = {}
+    first: dict[tuple[object, ...], Case] = {}
     by_dim = [cases(d, target) for d in dims]
     for same_kind in zip(*by_dim, strict=True):
         for case in same_kind:
-            found.setdefault(case.compiles, case)
-    return list(found.values())
+            first.setdefault(case.compiles, case)
+    return list(first.values())
 
 
 def contenders(problems: Problems, target: Target) -> list[Contender]:
     """The layer, and every search of ours and of the peers in Triton, once for each D, K and dtype."""
     peers = [peer.name for peer in search_peers(target.device) if peer.name in TRITON_PEERS]
-    found = [Contender(case, "step") for work, case in problems.layers if work == "step"]
+    layers = [Contender(case, "step") for work, case in problems.layers if work == "step"]
     names = ("vq_kernels exact", "vq_kernels fast", "vq_kernels high", *peers)
-    return [*found, *(Contender(case, name) for name in names for case in problems.searches)]
+    return [*layers, *(Contender(case, name) for name in names for case in problems.searches)]
 
 
 def compile_all(

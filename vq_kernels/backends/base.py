@@ -119,9 +119,10 @@ class Backend(Protocol):
             total        = cluster_size.sum()
             smoothed     = (cluster_size + eps) / (total + K * eps) * total     # [K]
             codebook     = embed_avg / smoothed[:, None]                        # [K, D]
-            codebook     = codebook / max(|codebook|, 1e-6)    if normalize (row by row)
+            codebook     = embed_avg / |embed_avg|    if normalize (row by row, |embed_avg| in float64)
 
-        Nothing changes if ``counts`` is all zero (an empty or fully masked batch).
+        With ``normalize`` a code whose average is shorter than 2^-100 stays as it is. Nothing changes if
+        ``counts`` is all zero (an empty or fully masked batch).
         """
 
     def vector_quantize(

@@ -130,8 +130,6 @@ def vector_quantize(
     quantized: Tensor,
     codebook_copy: Tensor | None,
 ) -> QuantizeResult:
-    if codebook_copy is not None:
-        codebook_copy.copy_(codebook)
     outputs = marshal.empty_result(x, codebook, options, quantized, codebook_copy)
     _module().vector_quantize(
         marshal.rows(x),

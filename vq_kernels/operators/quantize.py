@@ -16,7 +16,7 @@ from ..backends import Backend, QuantizeOptions, QuantizeResult, choose, request
 from ..devices import current_device_of, is_host_readable
 from ..rows import common_rows, shape_without_channel, write_back
 from ..tensor_checks import check_index_range
-from .registry import define, is_plain, is_traced, operator, options_schema
+from .registry import check_memory, define, is_plain, is_traced, operator, options_schema
 from .statistics import compute_dtype
 
 
@@ -24,6 +24,7 @@ def _run(
     chosen: Backend, x: Tensor, codebook: Tensor, mask: Tensor | None, options: QuantizeOptions
 ) -> QuantizeResult:
     """A backend on canonical rows; results in the caller's shape."""
+    check_memory(x, codebook, mask)
     channel_dim = options.channel_dim
     quantized = torch.empty_like(x)
     rows, quantized_rows = common_rows(channel_dim, x, quantized)

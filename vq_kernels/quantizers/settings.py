@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..backends import get_backend
-from ..checks import check_choice, check_flag, check_integer, check_number
+from ..checks import check_choice, check_flag, check_integer, check_number, check_positive
 from ..functional import PRECISIONS
 
 # Options of vector-quantize-pytorch's VectorQuantize that have no counterpart: the default at which
@@ -64,6 +64,7 @@ def reject_unsupported(given: Mapping[str, object], known: dict[str, tuple[objec
 
 
 _HIGHEST = {"decay": 1.0}  # of the numbers that have an upper bound
+_POSITIVE = ("eps",)  # numbers that may not be 0
 
 
 def check_settings(constructor: Callable[..., None], settings: Mapping[str, Any]) -> None:
@@ -81,6 +82,8 @@ def check_settings(constructor: Callable[..., None], settings: Mapping[str, Any]
             check_flag(**{name: value})
         elif kind == "int":
             check_integer(1, **{name: value})
+        elif name in _POSITIVE:
+            check_positive(**{name: value})
         elif kind == "float":
             check_number(0.0, _HIGHEST.get(name, math.inf), **{name: value})
     check_choice(PRECISIONS, precision=settings["precision"])
