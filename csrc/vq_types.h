@@ -1,7 +1,8 @@
 // What the C doors of the CPU and CUDA kernels (cpu/vq_cpu.h, cuda/vq_cuda.h) take and give: plain C, no
 // torch, no Python. Pointers are addresses of the device that the kernels run on.
 //
-// Everywhere the fused step's results have one order: quantized, indices, loss, valid_rows, counts, sums.
+// Everywhere the fused step's results have one order: quantized, indices, loss, valid_rows, counts, sums,
+// codebook_copy.
 #pragma once
 
 #include <stdint.h>
@@ -38,9 +39,14 @@ typedef struct VqSearchOptions {
   double bound_scale;
 } VqSearchOptions;
 
+// What kernels read of Python's QuantizeOptions beside the search's: type and name of each attribute.
+#define VQ_QUANTIZE_OPTIONS(FIELD) FIELD(float, loss_weight)
+
 typedef struct VqQuantizeOptions {
   VqSearchOptions search;
-  float loss_weight;
+#define VQ_DECLARE(type, name) type name;
+  VQ_QUANTIZE_OPTIONS(VQ_DECLARE)
+#undef VQ_DECLARE
 } VqQuantizeOptions;
 
 typedef struct VqQuantizeResult {
@@ -50,6 +56,7 @@ typedef struct VqQuantizeResult {
   int64_t* valid_rows;  // []; unmasked rows
   int64_t* counts;  // [count], or null: no statistics
   float* sums;  // [count, dim], null where counts is
+  void* codebook_copy;  // [count, dim] of the codebook's dtype, or null
 } VqQuantizeResult;
 
 #ifdef __cplusplus

@@ -1,5 +1,6 @@
 // Search, gather, squared error and slots for the statistics, block by block while the rows are cached.
 #include <math.h>
+#include <string.h>
 
 #include "cpu/few_rows_search.h"
 #include "cpu/rows.h"
@@ -105,6 +106,10 @@ extern "C" int vq_cpu_vector_quantize(const VqRows* x, const VqCodes* codebook, 
   const Kernels* kernels = kernels_in_use();
   const DefaultRounding rounding;
   const int64_t rows = row_count(x);
+  if (result->codebook_copy) {
+    const size_t size = codebook->dtype == VQ_FLOAT32 ? 4 : 2;
+    memcpy(result->codebook_copy, codebook->data, size_t(codebook->count * codebook->dim) * size);
+  }
   const bool statistics = result->counts != nullptr;
   Buffer<int64_t> slots;
   if (statistics && !slots.resize(rows)) return VQ_OUT_OF_MEMORY;

@@ -119,6 +119,17 @@ __device__ inline float block_max(float v, float* scratch) {
   return top;
 }
 
+// True in the block that is the last of `blocks` to come here, which then sees what the others wrote.
+__device__ inline bool is_last_block(unsigned* ticket, unsigned blocks, int* scratch) {
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) *scratch = atomicAdd(ticket, 1u) == blocks - 1;
+  __syncthreads();
+  const bool last = *scratch != 0;
+  if (last) __threadfence();
+  return last;
+}
+
 // --- host side ---------------------------------------------------------------------------------------
 
 inline int64_t ceil_div(int64_t a, int64_t b) {
@@ -138,15 +149,28 @@ inline cudaError_t device_attribute(int* value, cudaDeviceAttr attribute, int de
   return cudaDeviceGetAttribute(value, attribute, device);
 }
 
+template <typename... Parameters>
+cudaError_t allow_shared_memory(void (*kernel)(Parameters...), int64_t shared_bytes) {
+  if (shared_bytes <= 48 * 1024) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(shared_bytes));
+}
+
+// Blocks of a kernel that a multiprocessor of the current device holds at a time; 0 if it cannot run.
+template <typename... Parameters>
+cudaError_t resident_blocks(int* blocks, void (*kernel)(Parameters...), int threads, int64_t shared_bytes) {
+  const cudaError_t error = allow_shared_memory(kernel, shared_bytes);
+  if (error != cudaSuccess) return error;
+  return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, threads,
+                                                       static_cast<size_t>(shared_bytes));
+}
+
 // Launch of a kernel with plain C++ syntax. An error of an earlier, unrelated call is not ours to report.
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes,
                    const VqCudaStream& stream, bool cooperative, const Arguments&... arguments) {
-  if (shared_bytes > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(shared_bytes));
-    if (error != cudaSuccess) return error;
-  }
+  const cudaError_t error = allow_shared_memory(kernel, shared_bytes);
+  if (error != cudaSuccess) return error;
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeCooperative;
   attribute.val.cooperative = 1;

@@ -3,10 +3,10 @@
 
 namespace vq_cuda {
 
-cudaError_t launch_search_mma_bf16(const SearchArgs& a, const SearchPlan& p, const VqCudaStream& stream) {
-  if (p.products == 2) return launch_search_mma<__nv_bfloat16, 2, true>(a, p, stream);
-  if (a.certify) return launch_search_mma<__nv_bfloat16, 1, true>(a, p, stream);
-  return launch_search_mma<__nv_bfloat16, 1, false>(a, p, stream);
+SearchKernel search_mma_bf16(const SearchPlan& p) {
+  if (p.products == 2) return search_mma<__nv_bfloat16, 2, true>(p);
+  if (p.certify) return search_mma<__nv_bfloat16, 1, true>(p);
+  return search_mma<__nv_bfloat16, 1, false>(p);
 }
 
 }  // namespace vq_cuda

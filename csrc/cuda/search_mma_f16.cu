@@ -3,9 +3,9 @@
 
 namespace vq_cuda {
 
-cudaError_t launch_search_mma_f16(const SearchArgs& a, const SearchPlan& p, const VqCudaStream& stream) {
-  if (p.products == 1) return launch_search_mma<__half, 1, false>(a, p, stream);
-  return launch_search_mma<__half, 3, true>(a, p, stream);
+SearchKernel search_mma_f16(const SearchPlan& p) {
+  if (p.products == 1) return search_mma<__half, 1, false>(p);
+  return search_mma<__half, 3, true>(p);
 }
 
 }  // namespace vq_cuda

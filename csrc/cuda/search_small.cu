@@ -39,7 +39,8 @@ struct __align__(D % 4 == 0 ? 16 : 8) Code {
 };
 
 template <typename X, int D>
-__global__ void __launch_bounds__(kThreads, 4) search_small_kernel(const __grid_constant__ SearchArgs a) {
+__global__ void __launch_bounds__(kThreads, kSmallResident)
+    search_small_kernel(const __grid_constant__ SearchArgs a) {
   unsigned char* smem = dynamic_shared();
   Code<D>* codes = reinterpret_cast<Code<D>*>(smem);  // [kCodes]
   float* bias = reinterpret_cast<float*>(codes + kCodes);  // [kCodes]
@@ -51,7 +52,8 @@ __global__ void __launch_bounds__(kThreads, 4) search_small_kernel(const __grid_
   const int end = min(end_code(a), a.codes);
 
   if (tid < a.dim) centre[tid] = a.centre[tid];
-  const Extent extent = reduce_extents<kThreads>(a, reinterpret_cast<float*>(scratch));
+  const Extent extent = extent_of_codes(a);
+  __syncthreads();
   float x[kRowsPerThread][D];
   Best best[kRowsPerThread];
 #pragma unroll
@@ -64,7 +66,7 @@ __global__ void __launch_bounds__(kThreads, 4) search_small_kernel(const __grid_
     for (int d = 0; d < D; ++d) x[i][d] = 0.0f;
     if (n < a.rows) finite = Loader<X>{a}(n, centre, x[i], squares);
     rows->flag[r] = row_flag(a, n, !finite);
-    rows->error[r] = score_error(a, extent, norm_bound(a, squares), 0.0f);
+    rows->error[r] = score_error(a.factors, extent, norm_bound(a.factors, squares), 0.0f);
   }
 
   for (int start = first_code(a); start < end; start += kCodes) {
@@ -117,7 +119,7 @@ cudaError_t launch_search_small(const SearchArgs& a, const SearchPlan& plan, int
                                 const VqCudaStream& stream) {
   SearchPlan p = plan;
   p.shared_bytes = static_cast<int64_t>(kCodes) * 9 * sizeof(float) + 8 * sizeof(float) +
-                   sizeof(RowState<kBlockRows>) + finish_bytes(a.dim);
+                   sizeof(RowState<kBlockRows>) + finish_bytes();
   return with_dtype(dtype, [&](auto type) {
     using X = decltype(type);
     if (a.dim <= 2) return launch_dim<X, 2>(a, p, stream);

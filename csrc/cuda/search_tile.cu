@@ -39,7 +39,7 @@ __device__ void measure_rows(const SearchArgs& a, int64_t first_row, const Exten
     finite = __all_sync(kAllLanes, finite);
     if (lane == 0) {
       s->rows.flag[r] = row_flag(a, n, !finite);
-      s->rows.error[r] = score_error(a, extent, norm_bound(a, squares), 0.0f);
+      s->rows.error[r] = score_error(a.factors, extent, norm_bound(a.factors, squares), 0.0f);
     }
   }
 }
@@ -74,14 +74,14 @@ __device__ void load_chunk(const SearchArgs& a, int64_t first_row, int first_cod
 }
 
 template <typename X>
-__global__ void __launch_bounds__(kThreads, 3) search_tile_kernel(const __grid_constant__ SearchArgs a) {
+__global__ void __launch_bounds__(kThreads, kTileResident)
+    search_tile_kernel(const __grid_constant__ SearchArgs a) {
   TileShared* s = reinterpret_cast<TileShared*>(dynamic_shared());
   unsigned char* scratch = dynamic_shared() + sizeof(TileShared);
   const int tid = static_cast<int>(threadIdx.x);
   const int row0 = tid / kLanes * kThreadRows, code0 = tid % kLanes * kThreadCodes;
   const int64_t first_row = row_block(a) * kBlockRows;
-  const Extent extent = reduce_extents<kThreads>(a, reinterpret_cast<float*>(scratch));
-  measure_rows<X>(a, first_row, extent, s);
+  measure_rows<X>(a, first_row, extent_of_codes(a), s);
 
   Best best[kThreadRows];
   for (int start = first_code(a); start < end_code(a); start += kTileCodes) {
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, 3) search_tile_kernel(const __grid_c
 cudaError_t launch_search_tile(const SearchArgs& a, const SearchPlan& plan, int dtype,
                                const VqCudaStream& stream) {
   SearchPlan p = plan;
-  p.shared_bytes = static_cast<int64_t>(sizeof(TileShared)) + finish_bytes(a.dim);
+  p.shared_bytes = static_cast<int64_t>(sizeof(TileShared)) + finish_bytes();
   return with_dtype(dtype, [&](auto type) {
     return launch(search_tile_kernel<decltype(type)>, search_blocks(a, p), kThreads, p.shared_bytes, stream,
                   false, a);

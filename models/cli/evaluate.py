@@ -9,6 +9,7 @@ from typing import Any
 
 from models.cli.flags import add_command, add_model_flags, check_output, given_settings, opened_config
 from models.data.settings import DataConfig
+from models.files import write_whole
 from models.runs.config import TrainConfig
 from models.runs.layout import RunLayout
 from models.runs.open import open_priors, open_run
@@ -62,13 +63,13 @@ def run(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         device=device,
         fid_weights=arguments.fid_weights,
+        progress=True,
     )
     origin = provenance(layout.folder, data, arguments.split, arguments.prior) | {
         "fid_weights": arguments.fid_weights,
         "likelihood_calibrated_for_this": is_uncalibrated,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result | {"of": origin}, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(result | {"of": origin}, indent=2) + "\n")
     print(as_table(result) + f"\n\nwritten to {path}")
     if is_uncalibrated:
         print(

@@ -15,6 +15,7 @@ from models.codes.store import CodeStore, code_features, read_shard
 from models.data import ImageData, to_float
 from models.data.images import SPLITS, ImageSplit
 from models.data.sources import location
+from models.files import only_writer
 from models.pretrained import weights_hash
 from models.progress import progress_bar
 from vq_kernels.checks import check_integer
@@ -61,6 +62,9 @@ def encode(
     model.check_size(data)
     folder = Path(folder)
     shapes = model.code_shapes(data.size)
+    sizes = {name: len(data.split(name)) for name in SPLITS}
+    with progress_bar(sum(sizes.values()), "compare", "image", enabled=progress) as bar:
+        digest = data.digest(bar.update)
     description = CodeDescription(
         shapes,
         model.codebook_sizes,
@@ -68,18 +72,18 @@ def encode(
         location(data.name),
         source,
         _hash(model, source),
-        data.settings | {"digest": data.digest},
-        {name: len(data.split(name)) for name in SPLITS},
+        data.settings | {"digest": digest},
+        sizes,
         shard_size,
     )
-    if overwrite:
-        _remove_codes(folder)
-    _check_resumes(description, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    description.save(folder)
+    if not overwrite:
+        _check_resumes(description, folder)  # before anything is made
     model = model.to(device).eval()
-    total = sum(len(data.split(name)) for name in SPLITS)
-    with progress_bar(total, "encode", "image", enabled=progress) as bar:
+    with only_writer(folder), progress_bar(sum(sizes.values()), "encode", "image", enabled=progress) as bar:
+        if overwrite:
+            _remove_codes(folder)
+        _check_resumes(description, folder)
+        description.save(folder)
         for name in SPLITS:
             split = data.split(name)
             (folder / name).mkdir(exist_ok=True)

@@ -139,7 +139,7 @@ class ImageSplit:
                 image = resize_and_crop(image, height, width)
         return np.asarray(image)
 
-    def add_to_digest(self, digest: hashlib._Hash) -> None:
+    def add_to_digest(self, digest: hashlib._Hash, on_read: Callable[[int], object] | None = None) -> None:
         """Feed ``digest`` all that the images and labels depend on, in order.
 
         Of an image in a file of its own these are the file's name, size and time of its last change, of
@@ -149,6 +149,8 @@ class ImageSplit:
             rows = list(range(start, min(start + 1024, len(self))))
             for record in self._encoded[rows][self._column]:
                 digest.update(_identity(record))
+            if on_read is not None:
+                on_read(len(rows))
         labels = torch.empty(0, dtype=torch.int64) if self.labels is None else self.labels
         digest.update(f"{len(self)} images, {len(labels)} labels".encode() + labels.numpy().tobytes())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -47,12 +48,14 @@ class ImageData:
     settings: dict[str, Any]
     left_out: tuple[str, ...] = ()
 
-    @cached_property
-    def digest(self) -> str:
-        """Changes with any image or label of any split: with the name, size or time of an image's file."""
+    def digest(self, on_read: Callable[[int], object] | None = None) -> str:
+        """Changes with any image or label of any split: with the name, size or time of an image's file.
+
+        on_read: called with the number of images each time some have been read.
+        """
         digest = hashlib.sha256()
         for name in SPLITS:
-            self.split(name).add_to_digest(digest)
+            self.split(name).add_to_digest(digest, on_read)
         return digest.hexdigest()
 
     def describe(self) -> str:

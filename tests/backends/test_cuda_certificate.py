@@ -28,12 +28,14 @@ DTYPES = {
     "bf16-f32": (BF16, F32),
     "bf16": (BF16, BF16),
 }
-# D and device of each kernel: D <= 8, float32, and tensor cores with one and with several sums of 64.
+# D and device of each kernel: D <= 8, float32, and tensor cores with one and with several sums of 64, of rows
+# in shared memory and of longer ones.
 PASSES: dict[str, tuple[int, dict[str, Any]]] = {
     "small": (7, {}),
     "tile": (40, {"major": 7}),
     "matrix": (48, {"tensor_core_block": 4}),
     "matrix_deep": (150, {"tensor_core_block": 4}),
+    "matrix_streamed": (330, {"tensor_core_block": 4, "shared_limit": 80 * 1024}),
 }
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
 passes = pytest.mark.parametrize("path", PASSES)

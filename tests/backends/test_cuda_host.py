@@ -18,6 +18,7 @@ from support import quantize_into
 from torch import Tensor
 
 from vq_kernels.backends import reference
+from vq_kernels.backends.base import QuantizeOptions
 from vq_kernels.backends.cuda import CudaBackend
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -48,12 +49,14 @@ def surrounded(b: int, m: int, d: int, dtype: torch.dtype, channel_first: bool) 
 
 # --- the search, on each of its kernels ---------------------------------------------------------------
 
-# name -> (dims, device): D <= 8, matrix instructions with 32 and with 16 rows a warp, and without them.
+# name -> (dims, device): D <= 8; matrix instructions with 32 and with 16 rows a warp, and with rows that do
+# not fit into shared memory; and without them.
 PATHS = {
     "small": ((1, 2, 3, 8), {}),
     "matrix": ((9, 16, 33, 64), {}),
     "matrix_deep": ((65, 130), {}),
     "matrix_16_rows": ((100, 150), {"shared_limit": 65 * 1024}),
+    "matrix_streamed": ((330, 530), {"shared_limit": 80 * 1024}),
     "tile": ((9, 70), {"major": 7}),
     "tile_too_deep": ((300,), {"shared_limit": 48 * 1024}),
 }
@@ -144,6 +147,95 @@ def scored_exactly(kernels: CudaBackend, x: Tensor, codebook: Tensor) -> float:
     before = module.float64_products()
     kernels.nearest_code(x, codebook, "l2", "exact")
     return (module.float64_products() - before) / (3 * x.shape[2] * x.shape[0] * x.shape[1])
+
+
+EQUAL_CODES = {
+    "zero": lambda d: torch.zeros(300, d),
+    "signed_zeros": lambda d: torch.randint(0, 2, (300, d)) * -0.0,
+    "collapsed": lambda d: torch.randn(1, d).repeat(300, 1),
+    "nine_copies": lambda d: torch.randn(33, d).repeat(9, 1)[torch.randperm(297)],
+}
+
+
+@schedules
+@pytest.mark.parametrize("codes", EQUAL_CODES)
+@pytest.mark.parametrize("path", ["small", "matrix", "tile"])
+def test_equal_codes_leave_no_row_open(path: str, codes: str, reverse: bool, kernels: CudaBackend) -> None:
+    """All but the first of equal codes are out of the race from the start, in whatever order they are met."""
+    dims, device = PATHS[path]
+    x, codebook = rows(1, 200, dims[-1], torch.float32), EQUAL_CODES[codes](dims[-1])
+    with machine(reverse=reverse, **device):
+        assert scored_exactly(kernels, x, codebook) < 0.1
+        for dtype in DTYPES.values():
+            rounded = x.to(dtype)
+            got = kernels.nearest_code(rounded, codebook, "l2", "exact")
+            assert torch.equal(got, reference.nearest_code(rounded, codebook, "l2", "exact"))
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@pytest.mark.parametrize("path", ["matrix", "matrix_deep"])
+def test_one_open_row_takes_no_longer_than_the_search(path: str, metric: str, kernels: CudaBackend) -> None:
+    """The second pass divides the codes of a row over the device."""
+    dims, _ = PATHS[path]
+    module = cuda_host.load_module()
+    x, codebook = rows(1, 64, dims[-1], torch.bfloat16), torch.randn(4096, dims[-1]).bfloat16()
+    open_row = x.clone()
+    open_row[0, 9, 0] = 0.0
+    codebook[[5, 3000]] = open_row[0, 9] * (1 if metric == "l2" else 30)
+    codebook[5, 0], codebook[3000, 0] = 1.0, -1.0  # as near as each other
+    x[0, 9, 0] = 4.0
+    steps = []
+    with machine(processors=132):
+        for batch in (x, open_row):
+            before = module.steps(), module.float64_products()
+            got = kernels.nearest_code(batch, codebook, metric, "exact")
+            steps.append(module.steps() - before[0])
+            open_codes = module.float64_products() - before[1]
+            assert torch.equal(got, reference.nearest_code(batch, codebook, metric, "exact"))
+        assert open_codes > 0
+    assert steps[1] <= 2 * steps[0]
+
+
+@pytest.mark.parametrize(("n", "splits"), [(1 << 7, 7), (9 << 7, 1), (10 << 7, 2), (18 << 7, 1)])
+def test_codes_are_split_where_a_wave_would_be_mostly_empty(
+    n: int, splits: int, kernels: CudaBackend
+) -> None:
+    """With room for 9 blocks of 128 rows at a time, 10 of them would take two waves."""
+    module = cuda_host.load_module()
+    x, codebook = rows(1, n, 16, torch.bfloat16), torch.randn(1200, 16).bfloat16()
+    bytes_of_three = 100 * 1024  # of shared memory, for blocks of 29 KiB
+    with machine(shared_limit=bytes_of_three):
+        module.blocks_launched()
+        got = kernels.nearest_code(x, codebook, "l2", "fast")
+        assert module.blocks_launched()[1] == splits * n // 128
+        assert torch.equal(got, kernels.nearest_code(x, codebook, "l2", "exact"))
+
+
+@pytest.mark.parametrize("channel_first", [False, True], ids=["rows", "channel_first"])
+def test_long_rows_go_to_the_tensor_cores_too(channel_first: bool, kernels: CudaBackend) -> None:
+    """Rows of which shared memory holds no block are streamed past them."""
+    module = cuda_host.load_module()
+    x, codebook = rows(2, 70, 800, torch.float32, channel_first), torch.randn(200, 800)
+    before = module.steps()
+    got = kernels.nearest_code(x, codebook, "l2", "exact")
+    assert torch.equal(got, reference.nearest_code(x, codebook, "l2", "exact"))
+    on_tensor_cores = module.steps() - before
+    with machine(major=7):
+        before = module.steps()
+        assert torch.equal(kernels.nearest_code(x, codebook, "l2", "exact"), got)
+    assert 2 * on_tensor_cores < module.steps() - before
+
+
+@pytest.mark.parametrize("dim", [129, 160, 256])
+def test_blocks_are_as_large_as_leaves_two_on_a_multiprocessor(dim: int, kernels: CudaBackend) -> None:
+    module = cuda_host.load_module()
+    codebook = torch.randn(70, dim)
+    for dtype, block_rows in ((torch.float32, 64), (torch.bfloat16, 128)):
+        x = rows(1, 1280, dim, dtype)
+        module.blocks_launched()
+        got = kernels.nearest_code(x, codebook, "l2", "exact")
+        assert module.blocks_launched()[1] == 1280 // block_rows
+        assert torch.equal(got[:, :50], reference.nearest_code(x[:, :50], codebook, "l2", "exact"))
 
 
 @pytest.mark.parametrize(("dim", "most"), [(8, 0.01), (64, 0.03), (128, 0.03)])
@@ -271,20 +363,31 @@ def test_the_loss_carries_its_weight_at_no_launch(kernels: CudaBackend) -> None:
             assert torch.equal(a, b)
 
 
-def test_a_training_step_is_five_launches(kernels: CudaBackend) -> None:
+@dtypes
+def test_a_training_step_is_six_launches(dtype: torch.dtype, kernels: CudaBackend) -> None:
+    """Fills of memory count; the codebook that the backward pass reads is copied in one of them."""
     module = cuda_host.load_module()
-    x, codebook = rows(1, 300, 16, torch.float32), torch.randn(64, 16)
+    x, codebook = rows(1, 300, 16, torch.float32), torch.randn(150, 16)
+    copied = codebook.to(dtype)
+    options = QuantizeOptions("l2", "exact", -1, statistics=True, keep_codes=True, backend=None)
+    kept, out = torch.full_like(copied, torch.nan), torch.empty_like(x, dtype=dtype)
+    kernels.vector_quantize(x.to(dtype), copied, None, options, out, kept)
+    assert torch.equal(kept, copied)
+    out, kept = torch.empty_like(x), torch.full_like(codebook, torch.nan)
     before = module.launches()
-    out = torch.empty_like(x)
-    got = quantize_into(out, kernels, x, codebook)
+    got = kernels.vector_quantize(x, codebook, None, options, out, kept)
+    assert torch.equal(kept, codebook)
     one = torch.ones(())
     kernels.vector_quantize_backward(
         x, one, x, codebook, got.indices, got.valid_rows, 0.1, "rotation_trick", out
     )
-    kernels.ema_update_(codebook, torch.ones(64), codebook.clone(), got.counts, got.sums, 0.9, 1e-5, False)
-    assert module.launches() - before == 5
+    kernels.ema_update_(codebook, torch.ones(150), codebook.clone(), got.counts, got.sums, 0.9, 1e-5, False)
+    assert module.launches() - before == 6
     before = module.launches()
     kernels.nearest_code(x, codebook, "l2", "exact")
+    assert module.launches() - before == 3
+    before = module.launches()
+    kernels.nearest_code(x, codebook, "l2", "high")
     assert module.launches() - before == 2
 
 
@@ -295,7 +398,7 @@ def test_scratch_memory_grows_with_n_and_k_d_only(kernels: CudaBackend) -> None:
         for dtype, precision in itertools.product(range(3), range(3)):
             x, codebook = (0, dtype, 1, n, d, n * d, d, 1), (0, 0, k, d)
             size = module.search_workspace(x, codebook, precision, True, True, 0)
-            assert size <= 8 * n + 16 * k * (d + 4) + 2**16, (k, dtype, precision)
+            assert size <= 11 * n + 16 * k * (d + 4) + 2**18, (k, dtype, precision)
         assert module.statistics_workspace(n, k, d) <= 8 * n + 16 * k * d
 
 
@@ -409,6 +512,18 @@ def test_backward(channel_first: bool, gradient: str, dtype: torch.dtype, kernel
 
 
 # --- errors, and the shim itself ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", ["nearest_code", "vector_quantize"])
+def test_more_rows_than_32_bits_are_refused_with_the_remedy(operation: str, kernels: CudaBackend) -> None:
+    codebook, most = torch.zeros(2, 3), 2**31 - 2**15
+    for x in (torch.zeros(1, 1, 3), torch.zeros(1, 3)):
+        shape = [-1] * (x.ndim - 2)
+        assert kernels.unsupported_reason(operation, x.expand(*shape, most, 3), codebook) is None
+        reason = kernels.unsupported_reason(operation, x.expand(*shape, most + 1, 3), codebook)
+        assert reason is not None
+        assert f"up to {most} rows in one call, not {most + 1}" in reason
+        assert "divide x" in reason
 
 
 def test_errors_name_the_operation(kernels: CudaBackend) -> None:

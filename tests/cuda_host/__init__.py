@@ -122,6 +122,7 @@ def machine(
     reverse: bool = False,
     major: int = 9,
     shared_limit: int = 227 * 1024,
+    processors: int = 3,
     certificate: float = 1.0,
     tensor_core_block: int = 16,
 ) -> Iterator[None]:
@@ -129,7 +130,7 @@ def machine(
     its tensor cores add at a time, and for experiments a factor on the error bound that certifies results."""
     module = load_module()
     backend = load_backend()
-    module.configure(reverse, major, shared_limit, 3)
+    module.configure(reverse, major, shared_limit, processors)
     module.set_tensor_core_block(tensor_core_block)
     before, backend.bound_scale = backend.bound_scale, certificate
     try:

@@ -108,6 +108,7 @@ struct Block {
   std::vector<unsigned char> shared;
   size_t shared_bytes = 0;
   size_t at_barrier = 0, done = 0;
+  int64_t steps = 0;
 };
 
 struct Machine {
@@ -115,6 +116,8 @@ struct Machine {
   bool reverse = false;
   std::string error;
   int64_t launches = 0;
+  int64_t steps = 0;  // of the block that took most, summed over launches
+  std::vector<unsigned> blocks_launched;  // of each launch
 
   Context scheduler;
   Fiber* current = nullptr;
@@ -125,6 +128,8 @@ struct Machine {
 };
 
 Machine machine;
+
+int64_t host_steps = 0;
 
 void suspend(State state) {
   machine.current->state = state;
@@ -150,6 +155,7 @@ void start_block(Block& b, const Launch& launch, dim3 index, size_t first_stack)
   b.shared.assign(launch.shared_bytes + kGuardBytes, kPoison);
   std::fill(aligned_shared(b) + b.shared_bytes, b.shared.data() + b.shared.size(), kGuard);
   b.at_barrier = b.done = 0;
+  b.steps = 0;
   while (machine.stacks.size() < first_stack + threads) {
     machine.stacks.emplace_back(new unsigned char[kStackBytes]);
   }
@@ -194,6 +200,7 @@ bool run_blocks() {
         if (f.state != State::kReady) continue;
         progress = true;
         machine.current = &f;
+        block_steps = &b->steps;
         machine.scheduler.switch_to(f.context);
         if (!machine.error.empty()) return false;
       }
@@ -209,6 +216,8 @@ bool run_blocks() {
 }
 
 }  // namespace
+
+int64_t* block_steps = &host_steps;
 
 const Position& position() {
   return machine.current->position;
@@ -311,17 +320,26 @@ int run(const Launch& launch, const std::function<void()>& thread) {
   machine.thread = &thread;
   machine.at_grid_barrier = 0;
   const size_t together = launch.cooperative ? launch.grid.x : 1;
-  if (launch.cooperative && together > static_cast<size_t>(machine.processors)) return cudaErrorInvalidValue;
+  const int resident = cuda_host_resident_blocks(static_cast<int>(launch.block.x), launch.shared_bytes);
+  if (launch.cooperative && together > static_cast<size_t>(machine.processors * resident)) {
+    return cudaErrorInvalidValue;
+  }
   machine.blocks.clear();
   for (size_t i = 0; i < together; ++i) machine.blocks.push_back(std::make_unique<Block>());
+  machine.blocks_launched.push_back(launch.grid.x);
+  int64_t most = 0;
   for (unsigned first = 0; first < launch.grid.x; first += static_cast<unsigned>(together)) {
     for (size_t i = 0; i < together; ++i) {
       const unsigned ahead = first + static_cast<unsigned>(i);
       const unsigned index = machine.reverse ? launch.grid.x - 1 - ahead : ahead;
       start_block(*machine.blocks[i], launch, dim3(index, 0, 0), i * launch.block.x);
     }
-    if (!run_blocks()) return cudaErrorLaunchFailure;
+    const bool finished = run_blocks();
+    block_steps = &host_steps;
+    if (!finished) return cudaErrorLaunchFailure;
+    for (const auto& b : machine.blocks) most = std::max(most, b->steps);
   }
+  machine.steps += most;
   return cudaSuccess;
 }
 
@@ -360,6 +378,15 @@ const char* cudaGetErrorName(cudaError_t error) {
 const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaErrorLaunchFailure ? machine.error.c_str() : "invalid argument";
 }
+void cuda_host_count_launch() {
+  ++machine.launches;
+}
+// As if a multiprocessor had 1 KiB more than a block may take, of which each block wants 1 KiB for the system, room for
+// 2,048 threads, and registers without end.
+int cuda_host_resident_blocks(int threads, size_t shared_bytes) {
+  const size_t by_memory = (static_cast<size_t>(machine.shared_limit) + 1024) / (shared_bytes + 1024);
+  return std::min(2048 / threads, static_cast<int>(by_memory));
+}
 cudaError_t cuda_host_shared_limit(int bytes) {
   return bytes <= machine.shared_limit ? cudaSuccess : cudaErrorInvalidValue;
 }
@@ -373,6 +400,13 @@ PYBIND11_MODULE(vq_cuda_host, m) {
     machine.processors = processors;
   });
   m.def("launches", [] { return machine.launches; });
+  m.def("steps", [] { return machine.steps; });
+  m.def("blocks_launched", [] {
+    pybind11::list blocks;
+    for (const unsigned n : machine.blocks_launched) blocks.append(n);
+    machine.blocks_launched.clear();
+    return blocks;
+  });
   m.def("float64_products", [] { return cuda_host_float64_products; });
   m.def("set_tensor_core_block", [](int products) { cuda_host_tensor_core_block = products; });
   m.def("run_faulty", [](uintptr_t in, uintptr_t out, int fault) {

@@ -114,8 +114,14 @@ def requested_backend() -> str | None:
     return _requested.get()
 
 
-def choose(operation: Operation, requested: str | None, x: Tensor, codebook: Tensor | None = None) -> Backend:
-    """The backend that serves ``operation`` on ``x`` (and ``codebook``).
+def choose(
+    operation: Operation,
+    requested: str | None,
+    x: Tensor,
+    codebook: Tensor | None = None,
+    options: QuantizeOptions | None = None,
+) -> Backend:
+    """The backend that serves ``operation`` on ``x`` (and ``codebook``), the fused one with ``options``.
 
     Raises:
         ValueError: the one that was asked for, by argument or by :class:`use_backend`, cannot.
@@ -123,7 +129,11 @@ def choose(operation: Operation, requested: str | None, x: Tensor, codebook: Ten
     name = requested if requested is not None else _requested.get()
     if name is not None:
         backend = get_backend(name)
-        reason = backend.unavailable_reason() or backend.unsupported_reason(operation, x, codebook)
+        reason = (
+            backend.unavailable_reason()
+            or backend.unsupported_reason(operation, x, codebook)
+            or _unheeded_option(backend, options)
+        )
         if reason is not None:
             raise ValueError(f"backend {name!r} cannot serve this call: {reason}")
         return backend
@@ -132,6 +142,23 @@ def choose(operation: Operation, requested: str | None, x: Tensor, codebook: Ten
         if (
             backend.unavailable_reason() is None
             and backend.unsupported_reason(operation, x, codebook) is None
+            and _unheeded_option(backend, options) is None
         ):
             return backend
     return get_backend("reference")
+
+
+def _unheeded_option(backend: Backend, options: QuantizeOptions | None) -> str | None:
+    """One sentence about the first option, set to more than its default, that the backend would not heed."""
+    if options is None:
+        return None
+    for name in _options_beyond(backend.quantize_options):
+        value, default = getattr(options, name), QuantizeOptions._field_defaults[name]
+        if value != default:
+            return f"{name} is {value!r}; accepted: {default!r}, as it has no kernel for others"
+    return None
+
+
+@functools.cache
+def _options_beyond(heeded: frozenset[str]) -> tuple[str, ...]:
+    return tuple(name for name in QuantizeOptions._fields if name not in heeded)

@@ -17,7 +17,10 @@ from torch import Tensor
 from ..build_info import why_not_built
 from ..devices import launch_queue_of
 from . import marshal
-from .base import Operation, QuantizeOptions, QuantizeResult
+from .base import COMMON_OPTIONS, Operation, QuantizeOptions, QuantizeResult
+
+# Row numbers of a search, rounded up to whole blocks, are 32 bits wide (csrc/cuda/search.cuh).
+_MOST_ROWS = 2**31 - 2**15
 
 
 class CudaBackend:
@@ -30,6 +33,8 @@ class CudaBackend:
         missing: why ``module`` is None.
         bound_scale: what the error bounds of exact search are multiplied by; tests tighten them with it.
     """
+
+    quantize_options = COMMON_OPTIONS
 
     def __init__(
         self,
@@ -74,6 +79,12 @@ class CudaBackend:
             return f"it serves float32, bfloat16 and float16, not {x.dtype}"
         if codebook is not None and codebook.dtype not in (torch.float32, x.dtype):
             return f"it serves a codebook of float32 or of x's dtype {x.dtype}, not {codebook.dtype}"
+        if codebook is not None and operation in ("nearest_code", "vector_quantize"):
+            rows = x.numel() // codebook.shape[1]
+            if rows > _MOST_ROWS:
+                return (
+                    f"it serves up to {_MOST_ROWS} rows in one call, not {rows}: divide x into several calls"
+                )
         return None
 
     # --- kernels and scratch memory -----------------------------------------------------------------
@@ -151,8 +162,6 @@ class CudaBackend:
         quantized: Tensor,
         codebook_copy: Tensor | None,
     ) -> QuantizeResult:
-        if codebook_copy is not None:
-            codebook_copy.copy_(codebook)
         device, stream = launch_queue_of(x)
         rows, codes = marshal.rows(x), marshal.codes(codebook)
         packed = marshal.quantize_options(options, self.bound_scale)

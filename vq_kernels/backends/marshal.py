@@ -20,7 +20,7 @@ GRADIENTS = {"straight_through": 0, "rotation_trick": 1}
 Rows = tuple[int, int, int, int, int, int, int, int]
 Codes = tuple[int, int, int, int]
 SearchOptions = tuple[int, int, float]
-Result = tuple[Rows, int, int, int, int, int]
+Result = tuple[Rows, int, int, int, int, int, int]
 
 
 def rows(t: Tensor) -> Rows:
@@ -43,9 +43,11 @@ def search_options(metric: str, precision: str, bound_scale: float = 1.0) -> Sea
     return METRICS[metric], PRECISIONS[precision], bound_scale
 
 
-def quantize_options(options: QuantizeOptions, bound_scale: float = 1.0) -> tuple[int, int, float, float]:
-    """What the kernels of the fused step read of its options: metric, precision, bound_scale, loss_weight."""
-    return METRICS[options.metric], PRECISIONS[options.precision], bound_scale, options.loss_weight
+def quantize_options(
+    options: QuantizeOptions, bound_scale: float = 1.0
+) -> tuple[int, int, float, QuantizeOptions]:
+    """Those of the search, and all of them, of which ``VQ_QUANTIZE_OPTIONS`` are read by their names."""
+    return METRICS[options.metric], PRECISIONS[options.precision], bound_scale, options
 
 
 def empty_result(
@@ -69,7 +71,7 @@ def empty_result(
 
 
 def result(outputs: QuantizeResult, options: QuantizeOptions) -> Result:
-    """Where the fused step writes: quantized, indices, loss, valid_rows, counts, sums."""
+    """Where the fused step writes: quantized, indices, loss, valid_rows, counts, sums, codebook_copy."""
     return (
         rows(outputs.quantized),
         outputs.indices.data_ptr(),
@@ -77,4 +79,5 @@ def result(outputs: QuantizeResult, options: QuantizeOptions) -> Result:
         outputs.valid_rows.data_ptr(),
         outputs.counts.data_ptr() if options.statistics else 0,
         outputs.sums.data_ptr() if options.statistics else 0,
+        0 if outputs.codebook_copy is None else outputs.codebook_copy.data_ptr(),
     )

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ..build_info import why_not_built
 from . import marshal
-from .base import Operation, QuantizeOptions, QuantizeResult
+from .base import COMMON_OPTIONS, Operation, QuantizeOptions, QuantizeResult
 
 name = "native"
+quantize_options = COMMON_OPTIONS
 
 
 @functools.cache
@@ -129,8 +130,6 @@ def vector_quantize(
     quantized: Tensor,
     codebook_copy: Tensor | None,
 ) -> QuantizeResult:
-    if codebook_copy is not None:
-        codebook_copy.copy_(codebook)
     outputs = marshal.empty_result(x, codebook, options, quantized, codebook_copy)
     _module().vector_quantize(
         marshal.rows(x),

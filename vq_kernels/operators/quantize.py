@@ -16,7 +16,7 @@ from ..backends import Backend, QuantizeOptions, QuantizeResult, choose, request
 from ..devices import current_device_of, is_host_readable
 from ..rows import common_rows, shape_without_channel, write_back
 from ..tensor_checks import check_index_range
-from .registry import define, is_plain, is_traced, operator, options_schema
+from .registry import check_memory, define, is_plain, is_traced, operator, options_schema
 from .statistics import compute_dtype
 
 
@@ -24,6 +24,7 @@ def _run(
     chosen: Backend, x: Tensor, codebook: Tensor, mask: Tensor | None, options: QuantizeOptions
 ) -> QuantizeResult:
     """A backend on canonical rows; results in the caller's shape."""
+    check_memory(x, codebook, mask)
     channel_dim = options.channel_dim
     quantized = torch.empty_like(x)
     rows, quantized_rows = common_rows(channel_dim, x, quantized)
@@ -45,7 +46,7 @@ def _run(
 
 def _implementation(x: Tensor, codebook: Tensor, mask: Tensor | None, *packed: Any) -> tuple[Any, ...]:
     options = QuantizeOptions(*packed)
-    chosen = choose("vector_quantize", options.backend, x, codebook)
+    chosen = choose("vector_quantize", options.backend, x, codebook, options)
     return tuple(_run(chosen, x, codebook, mask, options))
 
 
@@ -77,7 +78,7 @@ def vector_quantize(
 ) -> QuantizeResult:
     """The fused step without gradients, in x's shape; the copy is ``[0, D]`` without ``keep_codes``."""
     if is_plain(x, codebook, mask):
-        chosen = choose("vector_quantize", options.backend, x, codebook)
+        chosen = choose("vector_quantize", options.backend, x, codebook, options)
         with torch.no_grad():
             return _run(chosen, x, codebook, mask, options)
     return QuantizeResult(*_dispatch(x, codebook, mask, *options))
@@ -218,7 +219,7 @@ class EagerVectorQuantize(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, codebook: Tensor, mask: Tensor | None, options: QuantizeOptions
     ) -> tuple[Any, ...]:
-        chosen = choose("vector_quantize", options.backend, x, codebook)
+        chosen = choose("vector_quantize", options.backend, x, codebook, options)
         result = _run(chosen, x, codebook, mask, options)
         # On the CPU the caller's indices may be written to behind autograd's back, through numpy for one.
         indices = result.indices.clone() if is_host_readable(x) else result.indices

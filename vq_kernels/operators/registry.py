@@ -53,6 +53,7 @@ def operator(
 
     def register(implementation: Callable[_P, _R]) -> Callable[_P, _R]:
         def dispatched(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            check_memory(*args)
             if check_dispatched is not None:
                 check_dispatched(*args, **kwargs)
             return implementation(*args, **kwargs)
@@ -62,6 +63,7 @@ def operator(
         @functools.wraps(implementation)
         def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             if is_plain(*args):
+                check_memory(*args)
                 with torch.no_grad():
                     return implementation(*args, **kwargs)
             result: _R = dispatch(*args, **kwargs)
@@ -87,6 +89,14 @@ def options_schema(options: type[NamedTuple]) -> str:
             default = f'="{value}"' if isinstance(value, str) else f"={value}"
         arguments.append(f"{_SCHEMA_TYPES[types[name]]} {name}{default}")
     return ", ".join(arguments)
+
+
+def check_memory(*args: object) -> None:
+    """Raise ValueError for a tensor whose storage was freed: a kernel would read where nothing is."""
+    for a in args:
+        if isinstance(a, Tensor) and a.untyped_storage().nbytes() == 0 and a.numel():
+            shape = tuple(a.shape)
+            raise ValueError(f"a tensor of shape {shape} has a storage of 0 bytes; accepted: one in use")
 
 
 def is_traced() -> bool:

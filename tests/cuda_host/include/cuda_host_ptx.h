@@ -64,6 +64,7 @@ inline float tensor_core_sum(float c, const double* products, int count) {
 }
 
 inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  *::cuda_host::block_steps += 16 * 8 * 16 / 16 / 32;
   const MmaOperands mine{{a[0], a[1], a[2], a[3]}, {b0, b1}};
   const auto& all = ::cuda_host::exchange(0xffffffffu, &mine, sizeof mine, "mma");
   const unsigned lane = ::cuda_host::lane();

@@ -52,6 +52,14 @@ void queue_copy(void* to, const void* from, size_t bytes);
 void commit_copies();
 void finish_copies(int pending);
 
+// Arithmetic of the running block in float32 multiply-adds; tensor cores count for a sixteenth.
+extern int64_t* block_steps;
+
+inline float counted_fmaf(float a, float b, float c) {
+  ++*block_steps;
+  return std::fmaf(a, b, c);
+}
+
 struct Launch {
   dim3 grid, block;
   size_t shared_bytes;
@@ -126,6 +134,18 @@ T atomicMax(T* p, T v) {
   return old;
 }
 template <typename T>
+T atomicMin(T* p, T v) {
+  const T old = *p;
+  *p = std::min(old, v);
+  return old;
+}
+template <typename T>
+T atomicCAS(T* p, T expected, T v) {
+  const T old = *p;
+  if (old == expected) *p = v;
+  return old;
+}
+template <typename T>
 T atomicOr(T* p, T v) {
   const T old = *p;
   *p = old | v;
@@ -158,11 +178,15 @@ inline double __dmul_rn(double a, double b) {
   ++cuda_host_float64_products;  // the exact score alone takes products in float64
   return a * b;
 }
+inline int __popc(unsigned v) {
+  return __builtin_popcount(v);
+}
 inline int __clzll(long long v) {
   return v == 0 ? 64 : __builtin_clzll(static_cast<unsigned long long>(v));
 }
 using std::max;
 using std::min;
+#define fmaf ::cuda_host::counted_fmaf
 
 // --- the runtime's functions ---------------------------------------------------------------------------
 
@@ -195,7 +219,9 @@ cudaError_t cudaSetDevice(int device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 const char* cudaGetErrorName(cudaError_t error);
 const char* cudaGetErrorString(cudaError_t error);
+void cuda_host_count_launch();
 inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
+  cuda_host_count_launch();
   if (bytes != 0) std::memset(p, value, bytes);
   return cudaSuccess;
 }
@@ -205,9 +231,10 @@ template <typename F>
 cudaError_t cudaFuncSetAttribute(F*, cudaFuncAttribute, int value) {
   return cuda_host_shared_limit(value);
 }
+int cuda_host_resident_blocks(int threads, size_t shared_bytes);
 template <typename F>
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, F*, int, size_t) {
-  *blocks = 1;
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, F*, int threads, size_t shared_bytes) {
+  *blocks = cuda_host_resident_blocks(threads, shared_bytes);
   return cudaSuccess;
 }
 

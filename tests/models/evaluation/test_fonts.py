@@ -25,13 +25,14 @@ def saved(monkeypatch) -> list:
 
 
 def test_names_are_no_markup_and_none_is_left_out(tmp_path: Path, saved: list) -> None:
-    from models.studies.figures import labelled_rows, tsne_by_label
+    from models.evaluation.pictures import labelled_rows
+    from models.studies.figures import tsne_by_label
 
     labels = torch.arange(36) % len(NAMES)
     tsne_by_label(tmp_path / "tsne.png", {"codes": torch.rand(36, 4)}, labels, NAMES)
     legend = saved[-1].legends[0].get_texts()
     assert [text.get_text() for text in legend] == list(NAMES)
-    labelled_rows(tmp_path / "rows.png", torch.rand(12, 1, 8, 8) - 0.5, 2, NAMES)
+    labelled_rows(tmp_path / "rows.png", torch.rand(12, 1, 8, 8) - 0.5, NAMES, 2)
     ticks = saved[-1].axes[0].get_yticklabels()
     assert [text.get_text() for text in ticks] == list(NAMES)
     assert not any(text.get_parse_math() for text in (*legend, *ticks))

@@ -1,0 +1,126 @@
+// What a row gives once its code is known: the quantized row, its squared error and its share of the
+// statistics; and the loss, which the last block of a grid writes in an order that does not depend on it.
+#pragma once
+
+#include "search.cuh"
+
+namespace vq_cuda {
+
+// Rows at once of a thread, whose loads are under way together.
+constexpr int kEmitRows = 4;
+
+// Writes elements first, first + step, ... of up to kEmitRows quantized rows: row i is row numbers[i] of
+// the batch, and is left alone if flags[i] has kOutside. Gives the rows' squared errors and largest
+// magnitudes over those elements.
+template <typename X, typename E>
+__device__ void emit_elements(const SearchArgs& a, const int64_t (&numbers)[kEmitRows],
+                              const int (&codes)[kEmitRows], const int (&flags)[kEmitRows], int first,
+                              int step, float (&squares)[kEmitRows], float (&largest)[kEmitRows]) {
+  const int dim = a.dim;
+  const int64_t x_step = a.x_map.strides.dim, out_step = a.quantized_map.strides.dim;
+  const X* x[kEmitRows];
+  const E* code[kEmitRows];
+  X* out[kEmitRows];
+#pragma unroll
+  for (int i = 0; i < kEmitRows; ++i) {
+    const int64_t n = flags[i] & kOutside ? 0 : numbers[i];
+    x[i] = static_cast<const X*>(a.x) + a.x_map.offset(n);
+    out[i] = static_cast<X*>(a.quantized) + a.quantized_map.offset(n);
+    code[i] = static_cast<const E*>(a.codebook) + static_cast<int64_t>(codes[i]) * dim;
+  }
+  for (int d = first; d < dim; d += step) {
+    float value[kEmitRows], e[kEmitRows];
+#pragma unroll
+    for (int i = 0; i < kEmitRows; ++i) {
+      const bool inside = (flags[i] & kOutside) == 0;
+      value[i] = inside ? to_float(x[i][d * x_step]) : 0.0f;
+      e[i] = inside ? to_float(code[i][d]) : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < kEmitRows; ++i) {
+      if (flags[i] & kOutside) continue;
+      if (flags[i] & kNonfinite) e[i] = __uint_as_float(0x7fc00000u);
+      const float difference = e[i] - value[i];
+      squares[i] = fmaf(difference, difference, squares[i]);
+      largest[i] = fmaxf(largest[i], fabsf(value[i]));
+      out[i][d * out_step] = from_float<X>(flags[i] & kMasked ? 0.0f : e[i]);
+    }
+  }
+}
+
+__device__ inline void count_row(const SearchArgs& a, int64_t n, int j, int flag, float largest) {
+  a.indices[n] = flag & kMasked ? -1 : j;
+  if (a.statistics.counts == nullptr) return;
+  const bool counts = (flag & (kMasked | kNonfinite)) == 0;
+  a.statistics.slots[n] = counts ? j : -1;
+  if (!counts) return;
+  atomicAdd(reinterpret_cast<unsigned long long*>(a.statistics.counts + j), 1ull);
+  atomicMax(a.statistics.largest + j, __float_as_uint(largest));
+}
+
+// Emits rows r = 0 .. ROWS - 1 of the block, number(r) of the batch, with index[r] and flag[r]. Adds what the
+// thread takes of their squared errors and of the rows that count.
+template <typename X, int ROWS, typename Number>
+__device__ inline void emit_rows(const SearchArgs& a, const int* index, const int* flag, Number number,
+                                 double* squares, int64_t* rows) {
+  // Channel-first: neighbouring threads take neighbouring rows. Else a warp takes a row's elements.
+  const int tid = static_cast<int>(threadIdx.x), lane = tid % kWarp;
+  const bool by_row = a.lanes_over_rows;
+  const int stride = by_row ? kThreads : kWarps;  // from one of a thread's rows to the next
+  for (int first = by_row ? tid : tid / kWarp; first < ROWS; first += kEmitRows * stride) {
+    int64_t numbers[kEmitRows];
+    int codes[kEmitRows], flags[kEmitRows];
+    float row_squares[kEmitRows] = {}, largest[kEmitRows] = {};
+#pragma unroll
+    for (int i = 0; i < kEmitRows; ++i) {
+      const int r = first + i * stride;
+      numbers[i] = r < ROWS ? number(r) : 0;
+      codes[i] = r < ROWS ? index[r] : 0;
+      flags[i] = r < ROWS ? flag[r] : kOutside;
+    }
+    const int start = by_row ? 0 : lane, step = by_row ? 1 : kWarp;
+    if (a.codebook_is_float) {
+      emit_elements<X, float>(a, numbers, codes, flags, start, step, row_squares, largest);
+    } else {
+      emit_elements<X, X>(a, numbers, codes, flags, start, step, row_squares, largest);
+    }
+#pragma unroll
+    for (int i = 0; i < kEmitRows; ++i) {
+      if (flags[i] & kOutside) continue;
+      if (!(flags[i] & kMasked)) *squares += row_squares[i];
+      if (!by_row && a.statistics.counts != nullptr) largest[i] = warp_max(largest[i]);
+      if (!by_row && lane != 0) continue;
+      if (!(flags[i] & kMasked)) *rows += 1;
+      count_row(a, numbers[i], codes[i], flags[i], largest[i]);
+    }
+  }
+}
+
+struct LossScratch {
+  double squares[kWarps];
+  int64_t rows[kWarps];
+  int last;
+};
+
+// The loss and the number of valid rows from what each block of rows and each group of open rows has left.
+__device__ inline void write_loss(const SearchArgs& a, LossScratch* scratch) {
+  double total = 0.0;
+  int64_t valid = 0;
+  for (int b = static_cast<int>(threadIdx.x); b < a.row_blocks; b += kThreads) {
+    total += __ldcg(a.block_squares + b);
+    valid += __ldcg(reinterpret_cast<const long long*>(a.block_rows) + b);
+    if (!a.certify) continue;
+    const unsigned first = __ldcg(&a.open.of_block[b].first), end = first + __ldcg(&a.open.of_block[b].groups);
+    for (unsigned group = first; group < end; ++group) total += __ldcg(a.open.squares + group);
+  }
+  total = block_sum<kThreads>(total, scratch->squares);
+  valid = block_sum<kThreads>(valid, scratch->rows);
+  if (threadIdx.x == 0) {
+    const double elements = static_cast<double>(valid > 0 ? valid : 1) * a.dim;
+    // Rounded before it is weighted: the mean's bits do not depend on the weight.
+    *a.loss = a.loss_weight * static_cast<float>(total / elements);
+    *a.valid_rows = valid;
+  }
+}
+
+}  // namespace vq_cuda
