@@ -7,22 +7,26 @@ outputs; written to ``benchmarks/results/<machine>-<date>.json``. ``METHOD.md`` 
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from . import machine
 from .compare import LAYER_PEER, Comparison, Options, compare_layer, compare_search
-from .measure import Budget, Deadline
+from .measure import SLOW_START_S, Budget, Deadline, Shares, starts_slowly
 from .memory import Probe, measure_probes, sweep, sweep_lines
+from .peers import search_peers
 from .report import Row, mark_best, table
 from .roofline import Roofs, measure_roofs
 from .work import Case
 
-SECONDS = 240.0  # of the five minutes, with room for memory
+SECONDS = 280.0  # of the five minutes
+# For everything that does not compile; the rest of the time is for memory, then for what compiles.
+ESSENTIAL_S = 170.0
 WORK = (
     ("step", Case(65536, 64, 512)),
     ("search", Case(65536, 8, 128)),
@@ -35,8 +39,13 @@ WORK = (
 BUDGET = Budget(seconds=1.0, sample_s=0.01, min_pairs=5, max_pairs=25)
 
 
+def title(work: str, case: Case) -> str:
+    """What ``--only`` is compared with."""
+    return f"{work} {case.shape}"
+
+
 def targets(work: str, case: Case, isa: str) -> dict[str, float]:
-    """The ratios that DESIGN asks for on this CPU, by peer; empty where it asks for none."""
+    """The ratios to reach on a CPU with these kernels, by peer; empty where none is set."""
     if work == "step":
         return {LAYER_PEER: 8.0, f"{LAYER_PEER} compiled": 3.0}
     if work == "search" and case.d <= 64 and isa in ("avx512", "amx"):
@@ -46,24 +55,24 @@ def targets(work: str, case: Case, isa: str) -> dict[str, float]:
     return {}
 
 
-def collect_rows(
-    only: str, backend: str | None, isa: str, leave_out: Callable[[str], str | None]
-) -> list[Row]:
-    """Every row whose title contains ``only``; says on stderr what is being measured."""
-    comparisons: list[Comparison] = []
-    for name, case in WORK:
-        if only not in f"{name} {case.shape}":
-            continue
-        print(f"measuring {name} {case.shape}", file=sys.stderr, flush=True)
-        options = Options("cpu", backend, BUDGET, targets=targets(name, case, isa), leave_out=leave_out)
-        search = name == "search"
-        comparisons.append(compare_search(case, options) if search else compare_layer(case, name, options))
-    print("measuring what compiles", file=sys.stderr, flush=True)
-    for comparison in comparisons:
-        comparison.finish()
-    rows = [row for comparison in comparisons for row in comparison.rows]
-    mark_best(rows)
-    return rows
+def contenders(work: str) -> int:
+    """How many contenders a piece of work has at most, those that compile left out."""
+    if work != "search":
+        return 2
+    peers = [p for p in search_peers() if p.reason is None and not starts_slowly(p.name)]
+    return 4 + len(peers)  # three precisions of ours, and one on one thread
+
+
+def compare(work: Sequence[tuple[str, Case]], options: Callable[[str, Case], Options]) -> list[Comparison]:
+    """Every piece of work, without what compiles; says on stderr what is being measured."""
+    comparisons = []
+    for name, case in work:
+        print(f"measuring {title(name, case)}", file=sys.stderr, flush=True)
+        chosen = options(name, case)
+        comparisons.append(
+            compare_search(case, chosen) if name == "search" else compare_layer(case, name, chosen)
+        )
+    return comparisons
 
 
 def add_memory(rows: list[Row], backend: str | None) -> None:
@@ -74,16 +83,85 @@ def add_memory(rows: list[Row], backend: str | None) -> None:
         row.peak = peak
 
 
+def typical_spread(rows: list[Row]) -> float | None:
+    """Half the distance between a row's quartiles over its median, of the median row; None without rows."""
+    spreads = [(r.spread.high - r.spread.low) / (2 * r.spread.median) for r in rows if r.spread is not None]
+    return statistics.median(spreads) if spreads else None
+
+
+def chosen_work(only: str) -> list[tuple[str, Case]]:
+    """The work whose title contains ``only``.
+
+    Raises:
+        ValueError: there is none; the message lists the titles.
+    """
+    work = [(name, case) for name, case in WORK if only in title(name, case)]
+    if not work:
+        titles = ", ".join(repr(title(name, case)) for name, case in WORK)
+        raise ValueError(f"--only is {only!r}; accepted: a part of one of {titles}")
+    return work
+
+
+class Bench:
+    """One run: what does not compile first, then memory, then what compiles in the time that is left."""
+
+    def __init__(
+        self, work: Sequence[tuple[str, Case]], backend: str | None, isa: str, compiled: bool
+    ) -> None:
+        self.work, self.backend, self.isa, self.compiled = work, backend, isa, compiled
+        self.deadline = Deadline(SECONDS)
+        self.comparisons: list[Comparison] = []
+        self.memory: list[dict[str, Any]] = []
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for comparison in self.comparisons for row in comparison.rows]
+
+    def leave_out(self, contender: str) -> str | None:
+        """Only what compiles is ever left out."""
+        if not starts_slowly(contender):
+            return None
+        if not self.compiled:
+            return "left out by --no-compile"
+        return None if self.deadline.left >= SLOW_START_S else self.deadline.spent
+
+    def measure_essentials(self) -> None:
+        shares = Shares(Deadline(ESSENTIAL_S), sum(contenders(name) for name, _ in self.work), BUDGET)
+        self.comparisons = compare(
+            self.work,
+            lambda name, case: Options(
+                "cpu",
+                self.backend,
+                shares=shares,
+                targets=targets(name, case, self.isa),
+                leave_out=self.leave_out,
+            ),
+        )
+
+    def measure_memory(self) -> None:
+        print("measuring memory", file=sys.stderr, flush=True)
+        add_memory(self.rows, self.backend)
+        self.memory = sweep("cpu", self.backend)
+
+    def measure_compiled(self) -> None:
+        print("measuring what compiles", file=sys.stderr, flush=True)
+        shares = Shares(self.deadline, sum(c.waiting for c in self.comparisons), BUDGET)
+        for comparison in self.comparisons:
+            comparison.finish(shares)
+
+
 def results_json(
-    description: dict[str, Any], rows: list[Row], roofs: Roofs, memory: list[dict[str, Any]], started: float
+    description: dict[str, Any], bench: Bench, roofs: Roofs, steal: float | None, seconds: float
 ) -> dict[str, Any]:
     """Everything measured, with machine, versions, commit and date."""
     return {
         **description,
+        "steal": steal,
+        "spread": typical_spread(bench.rows),
         "roofs": roofs.as_json(),
-        "rows": [row.as_json() for row in rows],
-        "memory_over_k": memory,
-        "seconds": round(time.perf_counter() - started, 1),
+        "rows": [row.as_json() for row in bench.rows],
+        "memory_over_k": bench.memory,
+        "seconds": round(seconds, 1),
     }
 
 
@@ -98,39 +176,35 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--no-write", action="store_true", help="write no results file")
     options = parser.parse_args(arguments)
-    started = time.perf_counter()
+    try:
+        work = chosen_work(options.only)
+    except ValueError as error:
+        parser.error(str(error))
+    started, steal = time.perf_counter(), machine.StealMeter()
     description = machine.describe("cpu")
     cpu = description["machine"]["cpu"]
     print(f"{cpu['model']}, {description['threads']} threads, torch {description['versions']['torch']}")
-    busy = machine.load_warning(description)
-    if busy:
-        print(busy)
+    isa = cpu["kernels"]["used"] if isinstance(cpu["kernels"], dict) else "none"
+    bench = Bench(work, options.backend, isa, not options.no_compile)
     roofs = measure_roofs("cpu")
     print(
         f"roofs: float32 {roofs.float32 / 1e9:.0f} GFLOP/s, bfloat16 {roofs.bfloat16 / 1e9:.0f} GFLOP/s, "
         f"copy {roofs.memory / 1e9:.1f} GB/s"
     )
-    deadline = Deadline(SECONDS)
-
-    def leave_out(contender: str) -> str | None:
-        if options.no_compile and "compiled" in contender:
-            return "left out by --no-compile"
-        return deadline.leave_out(contender)
-
-    isa = cpu["kernels"]["used"] if isinstance(cpu["kernels"], dict) else "none"
-    rows = collect_rows(options.only, options.backend, isa, leave_out)
-    for row in rows:
-        row.add_shares(roofs, ("float32", "bfloat16") if row.is_ours else ("float32",))
-    memory: list[dict[str, Any]] = []
+    bench.measure_essentials()
     if not options.no_memory:
-        print("measuring memory", file=sys.stderr, flush=True)
-        add_memory(rows, options.backend)
-        memory = sweep("cpu", options.backend)
-    print("\n" + table(rows))
-    if memory:
-        print("\n" + "\n".join(sweep_lines(memory)))
-    results = results_json(description, rows, roofs, memory, started)
+        bench.measure_memory()
+    bench.measure_compiled()
+    mark_best(bench.rows)
+    for row in bench.rows:
+        row.add_shares(roofs, ("float32", "bfloat16") if row.is_ours else ("float32",))
+    print("\n" + table(bench.rows))
+    if bench.memory:
+        print("\n" + "\n".join(sweep_lines(bench.memory)))
+    results = results_json(description, bench, roofs, steal.share(), time.perf_counter() - started)
     print(f"\n{results['seconds']:.0f} s, {torch.get_num_threads()} threads")
+    if warning := machine.load_warning(description["load"], results["steal"], results["spread"]):
+        print(warning)
     if not options.no_write:
         print(f"written to {machine.write_results(results).relative_to(machine.ROOT)}")
     return 0

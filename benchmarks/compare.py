@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -16,6 +16,7 @@ from .measure import (
     DEFAULT_BUDGET,
     Budget,
     Call,
+    Shares,
     Timer,
     measure_alone,
     measure_pairs,
@@ -44,10 +45,15 @@ class Options:
     device: str = "cpu"
     backend: str | None = None
     budget: Budget = DEFAULT_BUDGET
+    shares: Shares | None = None  # of a run's time, instead of the same budget for each
     targets: dict[str, float] = field(default_factory=dict)
     also: tuple[str, ...] = ()  # more backends of ours to measure beside the chosen one
     leave_out: Callable[[str], str | None] = measure_everything
     keep_going: bool = False  # a failure of ours beyond the first row is a reason too, "FAILED: ..."
+
+    def next_budget(self) -> Budget:
+        """How long to measure the next contender."""
+        return self.budget if self.shares is None else self.shares.next()
 
     @property
     def timer(self) -> Timer:
@@ -67,7 +73,7 @@ class Comparison:
     def __init__(self, work: str, case: Case, contender: str, ours: Call, options: Options) -> None:
         self._ours, self._options = ours, options
         self._waiting: list[tuple[Row, Prepare]] = []
-        spread = measure_alone(ours, timer=options.timer, budget=options.budget)
+        spread = measure_alone(ours, timer=options.timer, budget=options.next_budget())
         self.rows = [Row(work, case, contender, spread=spread, peak=self._peak(ours))]
 
     def _peak(self, call: Call) -> int | None:
@@ -93,8 +99,15 @@ class Comparison:
         else:
             self._measure(row, prepare)
 
-    def finish(self) -> None:
-        """Measure the contenders that were put off."""
+    @property
+    def waiting(self) -> int:
+        """How many contenders ``finish()`` would measure."""
+        return len(self._waiting)
+
+    def finish(self, shares: Shares | None = None) -> None:
+        """Measure the contenders that were put off, in shares of a time of their own if given."""
+        if shares is not None:
+            self._options = replace(self._options, shares=shares)
         for row, prepare in self._waiting:
             self._measure(row, prepare)
         if self._waiting:
@@ -108,7 +121,7 @@ class Comparison:
             return
         try:
             call, row.differing_rows = prepare()
-            pairs = measure_pairs(self._ours, call, timer=options.timer, budget=options.budget)
+            pairs = measure_pairs(self._ours, call, timer=options.timer, budget=options.next_budget())
             row.peak = None if "graph" in row.contender else self._peak(call)  # a graph keeps its memory
         except torch.OutOfMemoryError as error:
             row.reason = f"out of memory: {error}".splitlines()[0]

@@ -76,14 +76,52 @@ def describe(device: str = "cpu") -> dict[str, Any]:
     }
 
 
-def load_warning(description: dict[str, Any]) -> str | None:
-    """A sentence if other programs are running here, so that figures are provisional; else None.
+class StealMeter:
+    """How much of the processors' time went to other machines on the same host since it was made."""
 
-    ``load`` in a description is the mean number of running threads of the minute before.
+    def __init__(self, path: Path = Path("/proc/stat")) -> None:
+        self._path = path
+        self._before = self._read()
+
+    def _read(self) -> tuple[float, float] | None:
+        """(stolen, all) in ticks; None where the system does not tell."""
+        try:
+            ticks = [float(t) for t in self._path.read_text().split("\n", 1)[0].split()[1:9]]
+        except (OSError, ValueError):
+            return None
+        return (ticks[7], sum(ticks)) if len(ticks) == 8 else None
+
+    def share(self) -> float | None:
+        """Between 0 and 1; None where the system does not tell."""
+        now = self._read()
+        if self._before is None or now is None:
+            return None
+        stolen, whole = (n - b for n, b in zip(now, self._before, strict=True))
+        return round(stolen / whole, 4) if whole > 0 else 0.0
+
+
+MOST_LOAD, MOST_STEAL, MOST_SPREAD = 0.5, 0.02, 0.15
+
+
+def load_warning(load: float, steal: float | None = None, spread: float | None = None) -> str | None:
+    """A sentence if times taken here are provisional because the machine was busy; else None.
+
+    Args:
+        load: mean number of running threads of the minute before, as a description has it.
+        steal: share of the processors' time that went to other machines meanwhile.
+        spread: half the distance between a row's quartiles over its median, in the median row.
     """
-    if description["load"] < 0.5:
+    signs = []
+    if load >= MOST_LOAD:
+        signs.append(f"load {load:g} before the run")
+    if steal is not None and steal >= MOST_STEAL:
+        signs.append(f"{steal:.0%} of the processors' time taken by other machines")
+    if spread is not None and spread >= MOST_SPREAD:
+        signs.append(f"samples of a row {spread:.0%} apart")
+    if not signs:
         return None
-    return f"note: the machine was busy before (load {description['load']}); these figures are provisional"
+    words = "; ".join(signs)
+    return f"note: the machine was busy ({words}); times are provisional, ratios were formed pair by pair"
 
 
 def _checkout() -> tuple[str | None, bool | None]:
@@ -108,7 +146,7 @@ def write_results(results: dict[str, Any], *, suffix: str = "") -> Path:
     """
     for key in ("machine", "versions", "commit", "date"):
         if key not in results:
-            raise ValueError(f"results lack {key!r}; accepted: what describe() returns, plus figures")
+            raise ValueError(f"results is without {key!r}; accepted: what describe() returns, plus figures")
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{results['machine']['name']}-{results['date'][:10]}{suffix}.json"
     path.write_text(json.dumps(results, indent=1) + "\n")

@@ -8,11 +8,12 @@ ratio is formed inside the pair.
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -108,12 +109,25 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to measure: samples of at least ``sample_s``, pairs until ``seconds`` are used."""
+    """How long to measure: samples of at least ``sample_s``, pairs until ``seconds`` are used.
+
+    ``min_pairs`` come first, but not beyond ``longest``, counted from the first call: a contender that is
+    far slower than expected gets fewer, one at least.
+    """
 
     seconds: float = 2.0
     sample_s: float = 0.01
     min_pairs: int = 5
     max_pairs: int = 25
+    longest: float = math.inf
+
+    def spent(self, samples: int, measuring: float, whole: float) -> bool:
+        """Whether to stop after ``samples``, given the seconds spent on them and since the first call."""
+        if samples >= self.max_pairs:
+            return True
+        return (samples >= self.min_pairs and measuring > self.seconds) or (
+            samples >= 1 and whole > self.longest
+        )
 
 
 DEFAULT_BUDGET = Budget()
@@ -125,6 +139,22 @@ SLOW_START_S = 30.0  # what compiling a contender may take
 def starts_slowly(contender: str) -> bool:
     """Whether a contender compiles for long before its first call."""
     return "compiled" in contender or "cute" in contender
+
+
+class Shares:
+    """Equal shares of the time that is left, for the contenders still to come.
+
+    A third of a share is for the pairs: checking, compiling and the first calls come on top.
+    """
+
+    def __init__(self, deadline: Deadline, contenders: int, budget: Budget) -> None:
+        self._deadline, self._left, self._budget = deadline, contenders, budget
+
+    def next(self) -> Budget:
+        """The budget of the next contender."""
+        share = max(0.0, self._deadline.left) / max(1, self._left)
+        self._left -= 1
+        return replace(self._budget, seconds=min(self._budget.seconds, share / 3), longest=share)
 
 
 class Deadline:
@@ -166,7 +196,7 @@ def measure_pairs(ours: Call, peer: Call, *, timer: Timer, budget: Budget = DEFA
     Both are called twice beforehand: once to compile and allocate, once to choose how many calls make
     a sample.
     """
-    sides = (ours, peer)
+    sides, begun = (ours, peer), timer.now()
     repeats, settles = [], []
     for call in sides:
         call()
@@ -176,9 +206,7 @@ def measure_pairs(ours: Call, peer: Call, *, timer: Timer, budget: Budget = DEFA
     samples: tuple[list[float], list[float]] = ([], [])
     start = timer.now()
     with paused_collector():
-        while len(samples[0]) < budget.max_pairs:
-            if len(samples[0]) >= budget.min_pairs and timer.now() - start > budget.seconds:
-                break
+        while not budget.spent(len(samples[0]), timer.now() - start, timer.now() - begun):
             order = (0, 1) if len(samples[0]) % 2 == 0 else (1, 0)
             for side in order:
                 if settles[side]:
@@ -189,15 +217,14 @@ def measure_pairs(ours: Call, peer: Call, *, timer: Timer, budget: Budget = DEFA
 
 def measure_alone(call: Call, *, timer: Timer, budget: Budget = DEFAULT_BUDGET) -> Spread:
     """Seconds per call of one side, for roofs and curves."""
+    begun = timer.now()
     call()
     once = max(timer.sample(call, 1), 1e-9)
     repeats = max(1, min(1000, round(budget.sample_s / once)))
     samples: list[float] = []
     start = timer.now()
     with paused_collector():
-        while len(samples) < budget.max_pairs:
-            if len(samples) >= budget.min_pairs and timer.now() - start > budget.seconds:
-                break
+        while not budget.spent(len(samples), timer.now() - start, timer.now() - begun):
             samples.append(timer.sample(call, repeats))
     return Spread.of(samples)
 

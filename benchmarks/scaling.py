@@ -114,7 +114,9 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
 
     results = [r for r in results if r.get("scaling")]
     if not results:
-        raise ValueError("results hold no 'scaling'; accepted: files of this program or of gpu_bench")
+        raise ValueError(
+            "results is without curves ('scaling'); accepted: files of this program or of gpu-bench"
+        )
     figure, panels = pyplot.subplots(
         len(results), 3, figsize=(12, 3.6 * len(results)), squeeze=False, layout="constrained"
     )

@@ -7,6 +7,8 @@ digits judges whether the samples show the digit that was asked for.
 
 from __future__ import annotations
 
+import io
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ from models.codes.store import CodeStore
 from models.data import ImageData, load_data, to_float
 from models.evaluation.evaluate import evaluate
 from models.evaluation.judge import Judge
-from models.evaluation.pictures import grid, save_image, side_by_side
+from models.evaluation.pictures import labelled_rows, save_image, side_by_side
 from models.runs.config import PriorConfig, TrainConfig
 from models.runs.layout import RunLayout
 
@@ -35,6 +37,8 @@ TEMPERATURE = 0.8  # below 1: fewer unlikely codes, clearer digits
 def main() -> None:
     """Runs the whole demo and writes its pictures under ``runs/demo``."""
     start = time.perf_counter()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without a character is no failure
+        sys.stdout.reconfigure(errors="backslashreplace")
     config = TrainConfig.load("demo")
     data = load_data(config)
     print(f"{len(data.train)} digits to train on, {len(data.test)} held out\n\n1. VQ-VAE", flush=True)
@@ -50,7 +54,7 @@ def main() -> None:
 
     samples, labels = sample_digits(model, store, priors, len(data.class_names))
     first = samples.unflatten(0, (-1, SAMPLES_PER_CLASS))[:, :16].flatten(0, 1)
-    sheet = save_image(grid(first, 16), layout.folder / "samples.png")
+    sheet = labelled_rows(layout.folder / "samples.png", first, data.class_names)
     judge = Judge(data.train)
     agreement, accuracy = judge.agreement(samples, labels), judge.accuracy(data.test)
 

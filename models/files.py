@@ -1,8 +1,12 @@
-"""Reading the small JSON files that describe models and codes."""
+"""Small JSON files that describe models and codes, and folders that one process writes at a time."""
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,3 +20,35 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a JSON {type(values).__name__}; accepted: an object; {remedy}")
     return values
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Inside, no other process is in such a block for ``folder``, which is made if needed.
+
+    Raises ValueError at once where another one is. The lock is one of the system's on the folder itself: it
+    leaves no file, and ends with the process, however that ends. File systems without locks have none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{folder} is being written by another process; wait for its end, or give another folder "
+                f"(--name or --out)"
+            ) from error
+        except OSError:
+            pass  # of a file system without locks
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that appears under its name only when it is complete; its folder is made if needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)

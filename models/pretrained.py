@@ -131,7 +131,10 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
     ]
     if problems:
         raise ValueError(f"{source} does not fit {type(model).__name__}: " + "; ".join(sorted(problems)))
-    model.load_state_dict(dict(state))
+    try:
+        model.load_state_dict(dict(state))
+    except RuntimeError as error:  # a value that a module refuses, such as an infinite code
+        raise ValueError(f"{source} does not fit {type(model).__name__}: {error}") from error
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

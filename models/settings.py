@@ -10,9 +10,12 @@ from typing import Any, get_args, get_type_hints
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 
 
-def setting(default: Any, help: str) -> Any:
-    """A dataclass field with a default and the text that ``--help`` shows for it."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def setting(default: Any, help: str, *, none_is_text: bool = False) -> Any:
+    """A dataclass field with a default and the text that ``--help`` shows for it.
+
+    none_is_text: ``none`` on the command line is a value of its own and does not stand for no value.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "none_is_text": none_is_text})
 
 
 def setting_types(kind: type[Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
 import textwrap
@@ -107,44 +106,3 @@ def test_import_time_beyond_torch(package: str, limit: float) -> None:
     """
     best = min(float(run_python(code)) for _ in range(3))
     assert best < limit
-
-
-def imported_names(file: Path) -> set[str]:
-    """Absolute names of all modules that a file imports, also inside functions."""
-    package = file.relative_to(ROOT).with_suffix("").parts[:-1]
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else ()
-            prefix = ".".join((*base, *filter(None, [node.module])))
-            names |= {prefix} | {f"{prefix}.{alias.name}" for alias in node.names}
-    return names
-
-
-@pytest.mark.parametrize(
-    ("folder", "forbidden"),
-    [
-        ("vq_kernels", ("models", "benchmarks", "tests")),
-        ("models", ("benchmarks", "tests")),
-        (
-            "vq_kernels/backends",
-            (
-                "vq_kernels.functional",
-                "vq_kernels.operators",
-                "vq_kernels.clustering",
-                "vq_kernels.quantizers",
-            ),
-        ),
-        ("vq_kernels/quantizers", ("vq_kernels.backends.native", "vq_kernels._C")),
-    ],
-)
-def test_imports_point_one_way(folder: str, forbidden: tuple[str, ...]) -> None:
-    wrong = [
-        f"{file.relative_to(ROOT)}: {name}"
-        for file in sorted((ROOT / folder).rglob("*.py"))
-        for name in imported_names(file)
-        if any(name == f or name.startswith(f + ".") for f in forbidden)
-    ]
-    assert not wrong

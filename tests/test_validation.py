@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,6 +25,9 @@ I7 = torch.zeros(7, dtype=torch.int64)
         ({"x": torch.zeros(3, 0)}, ValueError, "D = 0"),
         ({"x": X[0], "channel_dim": 1}, ValueError, r"x has shape \(4,\); accepted with channel_dim=1"),
         ({"channel_dim": 2}, ValueError, "channel_dim is 2; accepted: -1"),
+        ({"channel_dim": True}, ValueError, "channel_dim is True; accepted: -1, 1"),
+        ({"channel_dim": 1.0}, ValueError, "channel_dim is 1.0; accepted: -1, 1"),
+        ({"x": torch.nested.nested_tensor([X, X[:3]])}, TypeError, "x is a nested tensor; accepted"),
         ({"codebook": E[0]}, ValueError, r"codebook has shape \(4,\); accepted: \[K, D\]"),
         ({"codebook": E[:0]}, ValueError, r"codebook has shape \(0, 4\)"),
         ({"codebook": E.half()}, TypeError, "codebook has dtype torch.float16; accepted: float32 or x's"),
@@ -58,6 +62,7 @@ def test_search_arguments(kwargs: dict[str, Any], error: type[Exception], messag
         ({"mask": torch.ones(7)}, TypeError, "mask is a tensor of torch.float32; accepted: a bool tensor"),
         ({"mask": torch.ones(6, dtype=torch.bool)}, ValueError, r"mask has shape \(6,\); accepted: \(7,\)"),
         ({"mask": [True] * 7}, TypeError, "mask is a list"),
+        ({"statistics": "no"}, TypeError, "statistics is 'no'; accepted: True or False"),
     ],
 )
 def test_vector_quantize_arguments(kwargs: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -115,6 +120,9 @@ def test_statistics_arguments(
         ({"decay": 1.5}, ValueError, "decay is 1.5; accepted: a number from 0.0 to 1.0"),
         ({"decay": None}, TypeError, "decay is None; accepted"),
         ({"eps": -1e-5}, ValueError, "eps is -1e-05; accepted"),
+        ({"eps": 0}, ValueError, "eps is 0; accepted: a finite number above 0"),
+        ({"eps": 1e-40}, ValueError, "eps is 1e-40; accepted: a finite number above 0"),
+        ({"normalize": 1.0}, TypeError, "normalize is 1.0; accepted: True or False"),
         ({"normalize": 2}, TypeError, "normalize is 2; accepted: True or False"),
     ],
 )
@@ -135,6 +143,53 @@ def test_ema_arguments_leave_everything_as_it_was(
         vq.ema_update_(**call)
     for name, t in before.items():
         assert torch.equal(call[name], t)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("codebook", "embed_avg"), ("codebook", "sums"), ("embed_avg", "sums"), ("cluster_size", "counts")],
+)
+@pytest.mark.parametrize("how", ["same", "overlapping"])
+def test_ema_arguments_have_memory_of_their_own(first: str, second: str, how: str, backend: str) -> None:
+    """Overlapping: the second starts where the first one's second half does."""
+    call = {
+        "codebook": E.clone(), "cluster_size": torch.ones(5), "embed_avg": E.clone(),
+        "counts": torch.ones(5), "sums": torch.ones(5, 4),
+    }  # fmt: skip
+    shape = call[first].shape
+    memory = torch.ones(2, *shape).flatten()
+    offset = 0 if how == "same" else shape.numel() // 2
+    call[first] = memory[: shape.numel()].view(shape)
+    call[second] = memory[offset : offset + shape.numel()].view(shape)
+    before = {name: t.clone() for name, t in call.items()}
+    with pytest.raises(ValueError, match=f"{second} shares memory with {first}; accepted"):
+        vq.ema_update_(**call, decay=0.9, eps=1e-5, backend=backend)
+    for name, t in before.items():
+        assert torch.equal(call[name], t)
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    want = vq.vector_quantize(X, E, commitment_weight=0.25, codebook_weight=0.5).loss
+    for kind in (np.float32, np.float64):
+        got = vq.vector_quantize(X, E, commitment_weight=kind(0.25), codebook_weight=kind(0.5)).loss
+        assert torch.equal(got, want)
+    codes = E.clone()
+    size, average, counts = torch.ones(5), E.clone(), torch.ones(5)
+    vq.ema_update_(codes, size, average, counts, E * 2, decay=np.float32(0.5), eps=np.float32(1e-5))
+    assert size.eq(1).all()
+
+
+def test_tensors_whose_storage_was_freed_are_refused() -> None:
+    freed, view = X.clone(), X.clone()[2:]
+    freed.untyped_storage().resize_(0)
+    view.untyped_storage().resize_(0)
+    for x in (freed, view):
+        with pytest.raises(ValueError, match="has a storage of 0 bytes; accepted"):
+            vq.nearest_code(x, E)
+        with pytest.raises(ValueError, match="has a storage of 0 bytes; accepted"):
+            vq.vector_quantize(x, E)
+        with pytest.raises(ValueError, match="has a storage of 0 bytes; accepted"):
+            vq.gather_codes(x, torch.zeros(1, dtype=torch.int64))
 
 
 def test_a_backend_that_cannot_serve_raises_with_the_reason() -> None:

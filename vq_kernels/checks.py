@@ -43,6 +43,15 @@ def check_number(low: float = 0.0, high: float = math.inf, /, **arguments: objec
             raise ValueError(f"{name} is {value!r}; accepted: {accepted}")
 
 
+def check_positive(**arguments: object) -> None:
+    """Raise TypeError or ValueError for the first argument that is no positive normal float32."""
+    for name, value in arguments.items():
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(f"{name} is {value!r}; accepted: a finite number above 0")
+        if not 2.0**-126 <= float(value) < 2.0**128:
+            raise ValueError(f"{name} is {value!r}; accepted: a finite number above 0")
+
+
 def check_flag(**arguments: object) -> None:
     """Raise TypeError for the first argument that is neither True nor False."""
     for name, value in arguments.items():

@@ -44,6 +44,12 @@ def launch_queue_of(t: Tensor) -> LaunchQueue:
     return LaunchQueue(device.index, runtime.current_stream(device).cuda_stream)
 
 
+def is_capturing(t: Tensor) -> bool:
+    """Whether work on the tensor's device is being recorded, as into a CUDA graph: nothing may be read."""
+    runtime = _RUNTIMES.get(t.device.type)
+    return runtime is not None and bool(runtime.is_current_stream_capturing())
+
+
 def is_host_readable(t: Tensor) -> bool:
     """Whether the host may read values without waiting for a device: on the CPU alone."""
     return t.device.type == "cpu"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .backends import QuantizeOptions
-from .checks import check_choice, check_flag, check_integer, check_number
+from .checks import check_choice, check_flag, check_integer, check_number, check_positive
 from .exportable import exportable
 from .operators import ema, gather, quantize, search, statistics
 from .rows import shape_without_channel
@@ -148,7 +148,7 @@ def ema_update_(
         cluster_size: ``[K]`` float32.
         counts: ``[K]`` int64 or float32.
         decay: in [0, 1].
-        eps: smoothing, at least 0.
+        eps: smoothing, above 0: without it a code that took no row would become 0 / 0.
     """
     check_codebook(codebook)
     size, dim = codebook.shape
@@ -165,7 +165,7 @@ def ema_update_(
                 f"{name} has strides {t.stride()}; accepted: contiguous, as it is written in place"
             )
     check_number(0.0, 1.0, decay=decay)
-    check_number(eps=eps)
+    check_positive(eps=eps)
     check_flag(normalize=normalize)
     ema.ema_update_(
         codebook.detach(),

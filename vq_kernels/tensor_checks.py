@@ -25,6 +25,8 @@ def check_tensor(name: str, t: object) -> None:
         raise TypeError(f"{name} is {describe(t)}; accepted: a torch.Tensor")
     if t.layout != torch.strided:
         raise TypeError(f"{name} has layout {t.layout}; accepted: torch.strided")
+    if t.is_nested:
+        raise TypeError(f"{name} is a nested tensor; accepted: one shape for all, with a mask or lens")
 
 
 def check_dtype(name: str, t: Tensor, accepted: Sequence[torch.dtype]) -> None:
@@ -94,6 +96,15 @@ def check_mask(mask: Tensor, shape: Sequence[int], device: torch.device) -> None
         raise TypeError(f"mask is {describe(mask)}; accepted: a bool tensor, True where a row counts")
     check_shape("mask", mask, shape, "x's shape without its channels")
     check_device("mask", mask, device, "x's")
+
+
+def check_no_overlap(written: dict[str, Tensor], read: dict[str, Tensor]) -> None:
+    """Raise ValueError if a contiguous tensor that is written to shares memory with another argument."""
+    spans = [(t.data_ptr(), t.data_ptr() + t.nbytes, name) for name, t in (*written.items(), *read.items())]
+    for i, (start, end, name) in enumerate(spans[: len(written)]):
+        for other_start, other_end, other in spans[i + 1 :]:
+            if start < other_end and other_start < end:
+                raise ValueError(f"{other} shares memory with {name}; accepted: tensors of their own")
 
 
 def check_index_range(indices: Tensor, lowest: int, codebook_size: int) -> None:

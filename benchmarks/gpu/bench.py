@@ -60,6 +60,13 @@ PROBLEMS = Problems(
     equal_codes=Case(2**20, 64, 8192),
 )
 TINY = Problems(layers=(("step", Case(64, 8, 16)),), searches=(Case(64, 8, 16),), equal_codes=Case(64, 8, 18))
+
+
+def problems_of(target: Target) -> Problems:
+    """What is measured on a target."""
+    return target.choose(PROBLEMS, TINY)
+
+
 TRITON_PEERS = ("flash-kmeans", "flashlib triton")
 
 
@@ -99,7 +106,7 @@ class GpuBench:
     ) -> None:
         self.target, self.backend, self.compiled = target, backend, compiled
         self.device = target.device
-        self.problems = target.choose(PROBLEMS, TINY)
+        self.problems = problems_of(target)
         self.budget = target.choose(BUDGET, TINY_BUDGET)
         self.deadline = Deadline(seconds)
         self.roofs: Roofs | None = None
@@ -157,12 +164,16 @@ class GpuBench:
     # --- parts ------------------------------------------------------------------------------------
 
     def run(self, parts: tuple[str, ...]) -> None:
-        """The parts in their order, then the contenders that compile."""
+        """The parts in their order, then the contenders that compile, and curves in the time that is left."""
         for part in parts:
-            getattr(self, f"part_{part}")()
+            if part != "curves":
+                getattr(self, f"part_{part}")()
         for comparison in self.comparisons:
             first = comparison.rows[0]
-            self.guarded(f"compiled contenders of {first.work} {first.case.shape}", comparison.finish)
+            if comparison.waiting:
+                self.guarded(f"compiled contenders of {first.work} {first.case.shape}", comparison.finish)
+        if "curves" in parts:
+            self.part_curves()
         self.failures += ours_that_failed(self.rows)
         self.save()
 

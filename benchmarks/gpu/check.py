@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -171,17 +173,35 @@ def table(results: list[Result]) -> str:
     )
 
 
-def write(results: list[Result], description: dict[str, Any], path: Path) -> None:
-    """Machine, versions, commit and date with every result."""
-    failed = sum(r.status == FAILED for r in results)
-    write_json(path, {**description, "failed": failed, "results": [asdict(r) for r in results]})
+def write(results: list[Result], description: dict[str, Any], path: Path, *, keep: bool = False) -> None:
+    """Machine, versions, commit and date with every result.
+
+    With ``keep``, results of other checks and backends that the file has are kept: the calls of a session
+    share it, some of them at the same time.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.parent):
+        others: list[Result] = []
+        if keep and path.exists():
+            mine = {(r.check, r.backend) for r in results}
+            others = [Result(**r) for r in json.loads(path.read_text())["results"]]
+            others = [r for r in others if (r.check, r.backend) not in mine]
+        everything = [*others, *results]
+        failed = sum(r.status == FAILED for r in everything)
+        write_json(path, {**description, "failed": failed, "results": [asdict(r) for r in everything]})
 
 
-def earlier_results(path: Path) -> list[Result]:
-    """What another call of this session left in its file."""
-    if not path.exists():
-        return []
-    return [Result(**result) for result in json.loads(path.read_text())["results"]]
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time; the folder itself is the lock, so that no file is left in it."""
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -196,14 +216,13 @@ def main(arguments: list[str] | None = None) -> int:
     if (target := open_target(options.rehearse, "gpu-check")) is None:
         return 2
     description = describe(target.device)
-    path, earlier, report = RESULTS / f"{machine_name(target.device)}-check.json", [], None
+    path, report = RESULTS / f"{machine_name(target.device)}-check.json", None
     if options.out is not None:
         path, report = options.out / FILE, options.out / REPORT
-        earlier = earlier_results(path)
 
     def save(results: list[Result]) -> None:
         if not options.no_write:
-            write([*earlier, *results], description, path)
+            write(results, description, path, keep=options.out is not None)
 
     run = Run(target, options.seconds, options.parts, save=save, report=report)
     backends = options.backend or list(BACKENDS)

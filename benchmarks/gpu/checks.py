@@ -225,8 +225,8 @@ def takes_few_launches(backend: str, target: Target) -> str:
 
 
 CHECKS: dict[str, dict[str, Check]] = {
+    "reference": {"equals the reference": agrees_with_reference},
     "results": {
-        "equals the reference": agrees_with_reference,
         "reproducible": is_reproducible,
         "64-bit addresses": addresses_beyond_32_bits,
     },

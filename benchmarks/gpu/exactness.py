@@ -80,6 +80,15 @@ def _say(**line: object) -> None:
     print(json.dumps(line), flush=True)
 
 
+def parse_line(text: str) -> dict[str, Any] | None:
+    """What ``_say`` printed; None for what a library printed, or a line cut off when its process ended."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) else None
+
+
 # --- all of them ----------------------------------------------------------------------------------
 
 
@@ -134,7 +143,8 @@ class Exactness:
         try:
             assert process.stdout is not None
             for text in process.stdout:
-                line = json.loads(text)
+                if (line := parse_line(text)) is None:
+                    continue
                 begun = line.get("begun", begun)
                 outcome.passed += "passed" in line
                 if "failed" in line:

@@ -19,14 +19,16 @@ def from_data_to_samples(backend: str, device: str) -> str:
     """Equal seeds give equal weights and samples, and the CPU finds the same quality as the device."""
     with tempfile.TemporaryDirectory() as folder:
         first, second = (_run(backend, device, Path(folder), name) for name in ("first", "second"))
-        here = _evaluate(Path(folder), "first", "cpu")
+        on_cpu = _evaluate(Path(folder), "first", "cpu")
     assert first["weights"] == second["weights"], "two trainings of one seed differ"
     assert first["codes"] == second["codes"], "two samplings of one seed differ"
-    there = first["mse"]
-    assert isinstance(there, float)
-    assert here < 0.06, f"MSE {here:.4f} after three epochs, of data of variance 0.141"
-    assert abs(there - here) < 1e-2 * here, f"MSE {there:.6f} on {device}, {here:.6f} on the CPU"
-    return f"two runs equal, MSE {there:.4f} on {device} and {here:.4f} on the CPU"
+    on_device = first["mse"]
+    assert isinstance(on_device, float)
+    assert on_cpu < 0.06, f"MSE {on_cpu:.4f} after three epochs, of data of variance 0.141"
+    assert abs(on_device - on_cpu) < 1e-2 * on_cpu, (
+        f"MSE {on_device:.6f} on {device}, {on_cpu:.6f} on the CPU"
+    )
+    return f"two runs equal, MSE {on_device:.4f} on {device} and {on_cpu:.4f} on the CPU"
 
 
 def _run(backend: str, device: str, folder: Path, name: str) -> dict[str, object]:

@@ -199,7 +199,7 @@ struct Device {
 
 template <class Unit>
 void report(const Device& device) {
-  constexpr int kRounds = 1000;  // some 5 to 10 ms
+  constexpr int kRounds = 1000;  // 1 to 10 ms
   const Times t = device.measure(
       [&] { run_unit<Unit><<<device.blocks, kThreads>>>(kRounds, 0x3f9u, device.sink, device.times); }, Unit::kName);
   const double lanes = static_cast<double>(kThreads) * kRing * kUnroll * kRounds;

@@ -34,7 +34,6 @@ class Part:
     limit: float
     arguments: tuple[str, ...]  # of Python
     is_program: bool = True  # of this folder: takes --out and --rehearse
-    beside_build: bool = False  # needs no native module: may run while it is built
     rehearsed: tuple[str, ...] | None = None  # other arguments in a rehearsal
     variables: dict[str, str] = field(default_factory=dict)
 
@@ -48,6 +47,24 @@ class Part:
         return [*command, "--out", str(out), *target.flags] if self.is_program else command
 
 
+@dataclass(frozen=True)
+class Stage:
+    """Parts that run side by side: nothing is timed in a stage of more than one."""
+
+    parts: tuple[Part, ...]
+    beside_build: bool = False  # they need no native module, and may run while it is built
+
+    @property
+    def limit(self) -> float:
+        return max(part.limit for part in self.parts)
+
+
+def _alone(
+    name: str, limit: float, arguments: tuple[str, ...], rehearsed: tuple[str, ...] | None = None
+) -> Stage:
+    return Stage((Part(name, limit, arguments, rehearsed=rehearsed),))
+
+
 def _program(module: str, *arguments: str) -> tuple[str, ...]:
     return ("-m", f"benchmarks.{module}", *arguments)
 
@@ -56,8 +73,18 @@ def _timed(module: str, *arguments: str) -> tuple[str, ...]:
     return _program(module, *arguments, "--seconds", "{seconds}")
 
 
+_TINY_TUNE = ("--only", "1x32", "--seconds", "1")
 _TUNED = ("1x64", "3x64", "1x128", "3x128", "1x256", "3x256")
-_CHECKED = ("--parts", "results", "streams", "graph")
+
+
+def _checks(backend: str, limit: float) -> tuple[Part, ...]:
+    """The checks of one backend that are no tests: a fatal fault in one leaves the others whole."""
+    asked = (("streams", ("results", "streams")), ("graph", ("graph",)), ("sanitizer", ("sanitizer",)))
+    return tuple(
+        Part(f"{name}, {backend}", limit, _timed("gpu.check", "--backend", backend, "--parts", *parts))
+        for name, parts in asked
+    )
+
 
 BUILD = Part(
     "build",
@@ -74,46 +101,38 @@ REHEARSAL_BUILD = Part(
     is_program=False,
     variables={"VQ_BUILD": "skip"},
 )
-SESSIONS: dict[int, tuple[Part, ...]] = {
+SESSIONS: dict[int, tuple[Stage, ...]] = {
     1: (
-        Part("facts", 25.0, _program("gpu.facts"), beside_build=True),
-        Part("compile", 50.0, _timed("gpu.precompile"), beside_build=True),
-        Part("exactness", 110.0, _timed("gpu.exactness")),
-    ),
-    2: (
-        Part(
-            "streams, triton", 25.0, _timed("gpu.check", *_CHECKED, "--backend", "triton"), beside_build=True
-        ),
-        Part(
-            "sanitizer, triton",
-            35.0,
-            _timed("gpu.check", "--parts", "sanitizer", "--backend", "triton"),
+        Stage(
+            (
+                Part("facts", 25.0, _program("gpu.facts")),
+                Part("compile", 70.0, _timed("gpu.precompile")),
+            ),
             beside_build=True,
         ),
-        Part("tests", 90.0, _timed("gpu.check", "--parts", "tests")),
-        Part("streams, cuda", 20.0, _timed("gpu.check", *_CHECKED, "--backend", "cuda")),
-        Part("sanitizer, cuda", 30.0, _timed("gpu.check", "--parts", "sanitizer", "--backend", "cuda")),
+        _alone("exactness", 110.0, _timed("gpu.exactness")),
+    ),
+    2: (
+        Stage(_checks("triton", 60.0), beside_build=True),
+        _alone("tests", 90.0, _timed("gpu.check", "--parts", "tests")),
+        Stage(_checks("cuda", 30.0)),
     ),
     3: (
-        Part("roofs", 30.0, _program("gpu.rates")),
-        Part(
-            "tune",
-            60.0,
-            _timed("tune", "--only", *_TUNED),
-            rehearsed=_program("tune", "--only", "1x32", "--seconds", "1"),
-        ),
-        Part(
+        _alone("compile", 45.0, _timed("gpu.precompile", "--what", "bench")),
+        _alone("roofs", 30.0, _program("gpu.rates")),
+        _alone("tune", 60.0, _timed("tune", "--only", *_TUNED), _program("tune", *_TINY_TUNE)),
+        _alone(
             "search",
             75.0,
             _timed("gpu.bench", "--parts", "roofs", "search", "--no-compile"),
-            rehearsed=_timed("gpu.bench", "--parts", "search", "--no-compile"),  # roofs take their time
+            _timed("gpu.bench", "--parts", "search", "--no-compile"),  # roofs take their time
         ),
-        Part(
+        _alone(
             "layer",
             50.0,
             _timed("gpu.bench", "--parts", "layer"),
-            rehearsed=_timed("gpu.bench", "--parts", "layer", "--no-compile"),
+            _timed("gpu.bench", "--parts", "layer", "--no-compile"),
         ),
-        Part("equal codes", 20.0, _timed("gpu.bench", "--parts", "equal_codes")),
+        _alone("equal codes", 20.0, _timed("gpu.bench", "--parts", "equal_codes")),
     ),
 }

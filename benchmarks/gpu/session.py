@@ -1,4 +1,4 @@
-"""``session.sh``: the parts of a session, one after the other, each within a limit of its own.
+"""``session.sh``: the parts of a session, stage after stage, each within a limit of its own.
 
 Everything goes into one folder of a few flat files: ``session.json`` (written anew after every part),
 ``session.log`` (what all parts said) and what the parts write. The table comes last. Exit status: 0 all
@@ -43,75 +43,62 @@ class Record:
 
 
 class Session:
-    """One command: the build beside what does not need it, then part after part."""
+    """One command: stage after stage, the build beside the first if that does not need it."""
 
     def __init__(self, target: Target, out: Path, environment: dict[str, str], seconds: float) -> None:
         self.target, self.out, self.environment = target, out, environment
         self.records: list[Record] = []
         self._end = time.monotonic() + seconds
         self._description = describe(target.device)
-        self._build: Running | None = None
+        self._running: list[tuple[int, Part, Running, float]] = []
         out.mkdir(parents=True, exist_ok=True)
 
     def run(self, numbers: Sequence[int], scratch: Path) -> None:
-        """All parts of these sessions; results so far are in the file after each."""
-        build = self.target.choose(BUILD, REHEARSAL_BUILD)
-        first = numbers[0]
+        """All stages of these sessions; results so far are in the file after each part."""
         try:
-            self._build = self._start(build, scratch, scratch / "build.log")
+            self._start(numbers[0], self.target.choose(BUILD, REHEARSAL_BUILD), scratch)
             for number in numbers:
-                for part in SESSIONS[number]:
-                    if not part.beside_build:
-                        self._finish_build(first, build)
-                    self._part(number, part, scratch)
-            self._finish_build(first, build)
+                for stage in SESSIONS[number]:
+                    if not stage.beside_build:
+                        self._finish()  # the build
+                    names = "; ".join(part.name for part in stage.parts)
+                    print(f"session {number}: {names}", file=sys.stderr, flush=True)
+                    for part in stage.parts:
+                        self._start(number, part, scratch)
+                    self._finish()
         finally:
-            if self._build is not None:
-                self._build.kill()
+            for number, part, running, _ in self._running:
+                running.kill()
+                self._keep_log(number, part, running)
 
-    def _start(self, part: Part, scratch: Path, log: Path) -> Running:
-        command = part.command_line(self.out, scratch, self._limit(part), self.target)
-        environment = self.environment | part.variables
-        return Running(command, ROOT, environment, log)
-
-    def _limit(self, part: Part) -> float:
-        return min(self.target.choose(part.limit, REHEARSAL_S), self._end - time.monotonic())
-
-    def _part(self, number: int, part: Part, scratch: Path) -> None:
-        print(f"session {number}: {part.name}", file=sys.stderr, flush=True)
-        limit = self._limit(part)
+    def _start(self, number: int, part: Part, scratch: Path) -> None:
+        limit = min(self.target.choose(part.limit, REHEARSAL_S), self._end - time.monotonic())
         if limit < LEAST_S:
             self._add(Record(number, part.name, SKIPPED, 0.0, "no time left"))
             return
-        self._say(f"\n===== session {number}: {part.name}\n")
-        running = self._start(part, scratch, self.out / LOG)
-        try:
-            self._add(self._ended(number, part, running, limit))
-        finally:
-            running.kill()
+        command = part.command_line(self.out, scratch, limit, self.target)
+        log = scratch / f"{len(self.records) + len(self._running)}.log"
+        running = Running(command, ROOT, self.environment | part.variables, log)
+        self._running.append((number, part, running, limit))
 
-    def _finish_build(self, number: int, part: Part) -> None:
-        if (build := self._build) is None:
-            return
-        record = self._ended(number, part, build, self._limit(part) - build.seconds)
-        self._build = None
-        self._say(f"\n===== session {number}: {part.name}\n{build.log.read_text(errors='replace')}")
-        self._add(record)
+    def _finish(self) -> None:
+        """Wait for all that runs, in the order in which it was begun."""
+        while self._running:
+            number, part, running, limit = self._running[0]
+            status = running.wait(max(0.0, limit - running.seconds))
+            last = running.last_line()
+            if status is None:
+                detail = f"stopped after {limit:.0f} s; last said: {last}"
+            else:
+                detail = last if status in (0, 1) else f"exit status {status}; last said: {last}"
+            self._keep_log(number, part, running)
+            self._running.pop(0)
+            seconds = round(running.seconds, 1)
+            self._add(Record(number, part.name, PASSED if status == 0 else FAILED, seconds, detail))
 
-    def _ended(self, number: int, part: Part, running: Running, limit: float) -> Record:
-        """Wait for a part and say how it went."""
-        started = running.seconds
-        status = running.wait(max(0.0, limit))
-        last = running.last_line()
-        if status is None:
-            detail = f"stopped after {started + limit:.0f} s; last said: {last}"
-        else:
-            detail = last if status in (0, 1) else f"exit status {status}; last said: {last}"
-        return Record(number, part.name, PASSED if status == 0 else FAILED, round(running.seconds, 1), detail)
-
-    def _say(self, text: str) -> None:
+    def _keep_log(self, number: int, part: Part, running: Running) -> None:
         with (self.out / LOG).open("a") as log:
-            log.write(text)
+            log.write(f"\n===== session {number}: {part.name}\n{running.output()}")
 
     def _add(self, record: Record) -> None:
         self.records.append(record)

@@ -125,19 +125,19 @@ def check(search: Search, expected: Tensor) -> Tensor:
     Raises:
         Disagreement: an exact search differs at all, another by more than the rounding of its arithmetic.
     """
-    x, codebook, found = search.x, search.codebook, search()
+    x, codebook, indices = search.x, search.codebook, search()
     if search.precision == "exact":
-        if not torch.equal(found, expected):
-            raise Disagreement(f"{search.config} differs in {int((found != expected).sum())} rows")
-        return found
+        if not torch.equal(indices, expected):
+            raise Disagreement(f"{search.config} differs in {int((indices != expected).sum())} rows")
+        return indices
     exact_factors = x.dtype == codebook.dtype != torch.float32
     check_indices(
-        *(x, codebook, found, expected),
+        *(x, codebook, indices, expected),
         input_unit=0.0 if exact_factors else PRECISION_UNITS[search.precision],
         output_unit=certificate.packing(5),
         ours_is_exact=False,
     )
-    return found
+    return indices
 
 
 @dataclass

@@ -51,8 +51,8 @@ def _paragraph(paragraphs: list[str], name: str) -> int:
 
 def _names(table: str) -> dict[int, str]:
     """Architecture -> name of its block, of the assignment of TABLE."""
-    found = (_KEY.match(line) for line in table.splitlines())
-    return {int(match[1]): match[2] for match in found if match}
+    keys = (_KEY.match(line) for line in table.splitlines())
+    return {int(key[1]): key[2] for key in keys if key}
 
 
 def provenances(source: str, architecture: int) -> dict[tuple[int, int], str]:

@@ -259,19 +259,32 @@ inline V::F lerp(V::F a, V::F b, float weight) {
   return V::sub(b, V::mul(difference, V::set(1.0f - weight)));
 }
 
+// The code becomes the average over the smoothed size, or with `normalize` the average at unit length. An
+// average that is too short to have a direction leaves the code as it is.
 void ema_row(float* code, float* average, const float* sum, int64_t dim, float one_minus_decay, float size,
              int normalize) {
-  V::F norm = V::set(0.0f);
+  V::F squares = V::set(0.0f);
   over_row(dim, [&](int64_t d, int w) {
     const V::F mean = lerp(get(average + d, w), get(sum + d, w), one_minus_decay);
     put(average + d, mean, w);
-    const V::F e = V::div(mean, V::set(size));
-    put(code + d, e, w);
-    norm = V::fma(e, e, norm);
+    if (normalize) {
+      squares = V::fma(mean, mean, squares);
+    } else {
+      put(code + d, V::div(mean, V::set(size)), w);
+    }
   });
   if (!normalize) return;
-  const V::F length = V::set(fmaxf(sqrtf(V::sum(norm)), 1e-6f));
-  over_row(dim, [&](int64_t d, int w) { put(code + d, V::div(get(code + d, w), length), w); });
+  const float total = V::sum(squares);
+  if (total > 0x1p-80f && total < 0x1p120f) {
+    const V::F length = V::set(sqrtf(total));
+    over_row(dim, [&](int64_t d, int w) { put(code + d, V::div(get(average + d, w), length), w); });
+    return;
+  }
+  double exact = 0.0;  // squares that float32 cannot hold
+  for (int64_t d = 0; d < dim; ++d) exact += double(average[d]) * double(average[d]);
+  const double length = sqrt(exact);
+  if (!(length >= 0x1p-100)) return;
+  for (int64_t d = 0; d < dim; ++d) code[d] = float(double(average[d]) / length);
 }
 
 }  // namespace

@@ -65,19 +65,24 @@ __global__ void __launch_bounds__(kEmaThreads) ema_kernel(const __grid_constant_
        code += static_cast<int64_t>(gridDim.x) * kEmaWarps) {
     const float size = lerp(a.cluster_size[code], count_of(a, code), a.one_minus_decay);
     const float smoothed = (size + a.eps) / denominator * all;
-    float squares = 0.0f;
+    double squares = 0.0;  // those of small averages are 0 in float32
     for (int64_t d = lane; d < a.dim; d += kWarp) {
       const int64_t at = code * a.dim + d;
       const float average = lerp(a.embed_avg[at], a.sums[at], a.one_minus_decay);
-      const float e = average / smoothed;
       a.embed_avg[at] = average;
-      a.codebook[at] = e;
-      squares = fmaf(e, e, squares);
+      if (a.normalize)
+        squares += static_cast<double>(average) * static_cast<double>(average);
+      else
+        a.codebook[at] = average / smoothed;
     }
     if (a.normalize) {
-      const float norm = fmaxf(sqrtf(warp_sum(squares)), 1e-6f);
-      // Each lane divides what it wrote itself.
-      for (int64_t d = lane; d < a.dim; d += kWarp) a.codebook[code * a.dim + d] /= norm;
+      const double length = sqrt(warp_sum(squares));
+      // An average that is too short to have a direction leaves the code as it is. Each lane reads what it
+      // wrote itself.
+      for (int64_t d = lane; length >= 0x1p-100 && d < a.dim; d += kWarp) {
+        const int64_t at = code * a.dim + d;
+        a.codebook[at] = static_cast<float>(a.embed_avg[at] / length);
+      }
     }
     __syncwarp();
     if (lane == 0) a.cluster_size[code] = size;

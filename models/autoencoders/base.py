@@ -15,8 +15,8 @@ from models.losses import mean_or_zero
 from models.pretrained import Pretrained
 
 if TYPE_CHECKING:
-    from models.autoencoders.quantizer import Quantizer
     from models.data import ImageData
+    from vq_kernels.quantizers import Quantizer
 
 
 class AutoencoderOutput(NamedTuple):

@@ -71,7 +71,7 @@ def convert_rosinality(state: State, source: str = "checkpoint") -> VQVAE2:
         _shape(state, "enc_b.blocks.0.weight", source)[1],
         hidden=hidden,
         residual_layers=layers,
-        residual_hidden=_shape(state, "enc_b.blocks.5.conv.1.weight", source)[0],
+        residual_hidden=_residual_hidden(state, "enc_b.blocks.5.conv.1.weight", layers, source),
         embedding_dim=dim,
         codebook_size=size,
     )
@@ -108,7 +108,7 @@ def convert_zalando(state: State, source: str = "checkpoint") -> VQVAE:
         _shape(state, "_encoder._conv_1.weight", source)[1],
         hidden=_shape(state, "_encoder._conv_2.weight", source)[0],
         residual_layers=layers,
-        residual_hidden=_shape(state, block, source)[0],
+        residual_hidden=_residual_hidden(state, block, layers, source),
         embedding_dim=dim,
         codebook_size=size,
         codebook="ema" if learnt_by_ema else "gradient",
@@ -161,6 +161,11 @@ def _filled(model: VQVAE | VQVAE2, converted: dict[str, Tensor], source: str) ->
 
 def _count(state: State, pattern: str) -> int:
     return sum(re.fullmatch(pattern, key) is not None for key in state)
+
+
+def _residual_hidden(state: State, key: str, layers: int, source: str) -> int:
+    """Channels inside a residual block; any number will do for a model without such blocks."""
+    return _shape(state, key, source)[0] if layers else 1
 
 
 def _shape(state: State, key: str, source: str) -> tuple[int, ...]:

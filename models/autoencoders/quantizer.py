@@ -8,45 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
-
-from torch import Tensor
+from typing import Any, ClassVar, Self
 
 from models.settings import setting
 from vq_kernels.checks import check_choice, check_flag, check_integer, check_number
-from vq_kernels.quantizers import FusedVectorQuantizer
-
-
-class Quantizer(FusedVectorQuantizer):
-    """The interface of quantizers, of which models ask for no more, over the present attributes of the layer.
-
-    For example, a quantizer with 512 codes takes x ``[8, 64, 16, 16]`` and returns quantized
-    ``[8, 64, 16, 16]``, indices ``[8, 16, 16]`` and a loss ``[]``; its ``codebook_sizes`` are ``(512,)`` and
-    its indices in the form for storage ``[8, 16, 16, 1]``.
-    """
-
-    @property
-    def codebook_sizes(self) -> tuple[int, ...]:
-        """The number of codes that each of the Q indices of a position can name."""
-        return (self.codebook_size,) * self.heads
-
-    def flatten_indices(self, indices: Tensor) -> Tensor:
-        """Indices as forward returns them, as ``[..., Q]``."""
-        return indices.unsqueeze(-1) if self.heads == 1 else indices
-
-    def unflatten_indices(self, indices: Tensor) -> Tensor:
-        """The inverse of :meth:`flatten_indices`."""
-        return indices.squeeze(-1) if self.heads == 1 else indices
-
-    def update_codebooks(self) -> None:
-        """Apply the statistics that forward has gathered; does nothing where none wait."""
-        if self._codebook.manual_ema_update:
-            self.update_ema()
+from vq_kernels.quantizers import FusedVectorQuantizer, Quantizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizerSettings:
     """The settings of a run that its quantizer is made from; each level of a hierarchy gets the same."""
+
+    settings_title: ClassVar[str] = "codebook"
 
     embedding_dim: int = setting(64, "D, the dimension of a code")
     codebook_size: int = setting(512, "K, the number of codes")
@@ -110,7 +83,7 @@ def make_quantizer(arguments: QuantizerArguments) -> Quantizer:
     moving averages (appendix A.1) or the gradient of the codebook loss (equation 3).
     """
     learnt_by_gradient = arguments.codebook == "gradient"
-    return Quantizer(
+    return FusedVectorQuantizer(
         arguments.embedding_dim,
         arguments.codebook_size,
         decay=arguments.decay,

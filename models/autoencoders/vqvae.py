@@ -10,8 +10,9 @@ from torch import Tensor
 from models.autoencoders.base import DiscreteAutoencoder, QuantizedLevel
 from models.autoencoders.blocks import CONV, Decoder, Encoder, check_convolutions
 from models.autoencoders.likelihoods import make_likelihood
-from models.autoencoders.quantizer import Quantizer, QuantizerArguments, make_quantizer
+from models.autoencoders.quantizer import QuantizerArguments, make_quantizer
 from models.pretrained import constructor_arguments
+from vq_kernels.quantizers import Quantizer
 
 
 class VQVAE(DiscreteAutoencoder):

@@ -20,8 +20,9 @@ from models.autoencoders.blocks import (
     log2_downscale,
 )
 from models.autoencoders.likelihoods import make_likelihood
-from models.autoencoders.quantizer import Quantizer, QuantizerArguments, make_quantizer
+from models.autoencoders.quantizer import QuantizerArguments, make_quantizer
 from models.pretrained import constructor_arguments
+from vq_kernels.quantizers import Quantizer
 
 
 class VQVAE2(DiscreteAutoencoder):

@@ -6,16 +6,20 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from models.cli.flags import add_config_flags, given_settings
+from models.cli.flags import add_command, add_config_flags, given_settings
 from models.data.settings import DataConfig
 from models.settings import setting_types
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "convert",
-        help="convert a foreign checkpoint",
-        description="Convert a checkpoint of rosinality's VQ-VAE-2 or of the zalando VQ-VAE notebook.",
+        "convert a foreign checkpoint",
+        "Convert a checkpoint of rosinality's VQ-VAE-2 or of the zalando VQ-VAE notebook into a run.",
+        [
+            "checkpoint.pt --out runs/converted --data path/to/images --size 256",
+        ],
     )
     parser.add_argument("checkpoint", help="the .pt file")
     parser.add_argument("--out", required=True, help="folder of the run to write, for example runs/NAME")

@@ -7,16 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from models.autoencoders.base import require_codes
-from models.cli.flags import add_model_flags, check_output, opened_config
+from models.cli.flags import add_command, add_model_flags, check_output, opened_config
 from models.runs.layout import RunLayout
 from models.runs.open import open_run
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "encode",
-        help="write the codes of a data set",
-        description="Write codes and labels of every split; run again after an interruption to go on.",
+        "write the codes of a data set",
+        "Write codes and labels of every split, memory-mapped; run again after an interruption to go on.",
+        [
+            "runs/demo",
+            "runs/demo --data path/to/images --size 8 --channels 1 --out codes",
+        ],
     )
     add_model_flags(parser)
     parser.add_argument("--out", help="folder of the store (RUN/codes)")
@@ -28,16 +33,18 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from models.codes.encode import encode
     from models.runs.device import find_device
+    from models.runs.export import usable_model
 
     layout = RunLayout(Path(arguments.run_folder))
     _, config = opened_config(arguments)
     model, data = open_run(layout.folder, config, arguments.device)
+    print(data.describe(), flush=True)
     folder = check_output(arguments.out or layout.codes, folder=True)
     store = encode(
         require_codes(model),
         data,
         folder,
-        source=str(layout.model),
+        source=str(usable_model(layout.folder)),
         batch_size=arguments.batch_size,
         shard_size=arguments.shard_size,
         device=find_device(arguments.device),

@@ -7,15 +7,25 @@ import json
 from pathlib import Path
 from typing import Any
 
-from models.cli.flags import add_model_flags, check_output, given_settings, opened_config
+from models.cli.flags import add_command, add_model_flags, check_output, given_settings, opened_config
 from models.data.settings import DataConfig
+from models.files import write_whole
 from models.runs.config import TrainConfig
 from models.runs.layout import RunLayout
 from models.runs.open import open_priors, open_run
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("evaluate", help="measure a trained run", description=__doc__)
+    parser = add_command(
+        commands,
+        "evaluate",
+        "measure a trained run",
+        "Measure every figure of a trained run, as a table and as JSON.",
+        [
+            "runs/demo",
+            "runs/demo --prior runs/demo-prior --split validation",
+        ],
+    )
     add_model_flags(parser)
     parser.add_argument("--split", default="test", help="train, validation or test (test)")
     parser.add_argument("--prior", help="folder of a train-prior run, for bits per dimension")
@@ -41,6 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     if priors:
         check_prior_of(arguments.prior, layout.folder)
     model, data = open_run(layout.folder, config, device)
+    print(data.describe(), flush=True)
     if priors:
         check_classes(arguments.prior, priors, data.name, data.class_names)
     is_uncalibrated = uncalibrated(model) is not None
@@ -52,13 +63,13 @@ def run(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         device=device,
         fid_weights=arguments.fid_weights,
+        progress=True,
     )
     origin = provenance(layout.folder, data, arguments.split, arguments.prior) | {
         "fid_weights": arguments.fid_weights,
         "likelihood_calibrated_for_this": is_uncalibrated,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result | {"of": origin}, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(result | {"of": origin}, indent=2) + "\n")
     print(as_table(result) + f"\n\nwritten to {path}")
     if is_uncalibrated:
         print(

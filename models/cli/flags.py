@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,45 +16,88 @@ from models.runs.start import start_config
 from models.settings import format_value, setting_types
 
 Config = TypeVar("Config", bound=LoopConfig)
+_NOT_GIVEN = object()
+
+
+def add_command(
+    commands: Any, name: str, summary: str, description: str, examples: Sequence[str], **options: Any
+) -> argparse.ArgumentParser:
+    """A parser of the command ``name`` among ``commands``.
+
+    summary: for the list of commands. description, examples: for the command's own help; an example is what
+    follows the name.
+    """
+    lines = "\n".join(f"  %(prog)s {example}".rstrip() for example in examples)
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=f"examples:\n{lines}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **options,
+    )
+    return parser
 
 
 def add_config_flags(parser: argparse.ArgumentParser, kind: type[Any], defaults: str = "") -> None:
-    """One flag for each setting of ``kind``; only those given end up in the parsed arguments.
+    """One flag for each setting of ``kind``, in a group for each class that it inherits settings from.
 
-    Values are kept as text and converted with the setting's type where the settings are put together, so
-    that a flag and a line of YAML are read alike.
+    Only flags that are given end up in the parsed arguments. Values are kept as text and converted with the
+    setting's type where the settings are put together, so that a flag and a line of YAML are read alike.
+    defaults: what the groups' titles say of values that are not given.
     """
-    group = parser.add_argument_group("settings" + defaults)
     types = setting_types(kind)
+    groups: dict[str, argparse._ArgumentGroup] = {}
     for field in dataclasses.fields(kind):
+        title = _group_of(kind, field.name) + defaults
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
         flag, text = "--" + field.name.replace("_", "-"), field.metadata["help"].replace("%", "%%")
         text += "" if field.default in (None, "") else f" ({format_value(field.default)})"
         if types[field.name] is bool:
-            group.add_argument(
+            groups[title].add_argument(
                 flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
             )
         else:
-            group.add_argument(flag, default=argparse.SUPPRESS, metavar=field.name.upper(), help=text)
+            groups[title].add_argument(flag, default=argparse.SUPPRESS, metavar=field.name.upper(), help=text)
+
+
+def _group_of(kind: type[Any], name: str) -> str:
+    """The title of the class from which ``kind`` has the setting ``name``."""
+    bases: Sequence[Any] = kind.__mro__
+    owner = next(base for base in reversed(bases) if name in vars(base).get("__annotations__", {}))
+    title: str = owner.settings_title
+    return title
 
 
 def given_settings(arguments: argparse.Namespace, kind: type[Any]) -> dict[str, Any]:
     """The settings of ``kind`` that were given as flags; ``none`` stands for no value."""
-    names = setting_types(kind)
-    given = {name: value for name, value in vars(arguments).items() if name in names}
-    return {name: None if value == "none" else value for name, value in given.items()}
+    given = vars(arguments)
+    return {
+        field.name: None if value == "none" and not field.metadata["none_is_text"] else value
+        for field in dataclasses.fields(kind)
+        if (value := given.get(field.name, _NOT_GIVEN)) is not _NOT_GIVEN
+    }
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Where the settings of a training run come from, and what becomes of an earlier run."""
     parser.add_argument("--config", help="YAML file, or the name of one in models/configs")
-    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        choices=("auto",),
+        help="go on from the run's last checkpoint; auto: start if there is no such run yet",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run of this name")
 
 
 def training_config(arguments: argparse.Namespace, kind: type[Config]) -> Config:
     """The settings of a training run: those of the run to resume or of ``--config``, then the flags."""
     given = given_settings(arguments, kind)
-    return start_config(kind, given, config=arguments.config, resume=arguments.resume)
+    return start_config(kind, given, config=arguments.config, resume=bool(arguments.resume))
 
 
 def add_device_flag(parser: argparse.ArgumentParser) -> None:

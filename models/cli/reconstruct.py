@@ -6,14 +6,25 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from models.cli.flags import add_model_flags, check_output, opened_config
+from models.cli.flags import add_command, add_model_flags, check_output, opened_config
+from models.files import only_writer
+from models.progress import progress_bar
 from models.runs.layout import RunLayout
 from models.runs.open import open_run
 from vq_kernels.checks import check_integer
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("reconstruct", help="write reconstructions", description=__doc__)
+    parser = add_command(
+        commands,
+        "reconstruct",
+        "write reconstructions",
+        "Write originals beside reconstructions, and every reconstruction as a file if asked for.",
+        [
+            "runs/demo",
+            "runs/demo --split validation --images",
+        ],
+    )
     add_model_flags(parser)
     parser.add_argument("--split", default="test", help="train, validation or test (test)")
     parser.add_argument("--count", type=int, default=64, help="images in the picture (64)")
@@ -36,12 +47,13 @@ def run(arguments: argparse.Namespace) -> None:
     layout = RunLayout(Path(arguments.run_folder))
     _, config = opened_config(arguments)
     model, data = open_run(layout.folder, config, device)
+    print(data.describe(), flush=True)
     model.check_size(data)
     split = data.split(arguments.split)
     folder = check_output(arguments.out or layout.reconstruct(arguments.split), folder=True)
-    with torch.no_grad():
+    with torch.no_grad(), only_writer(folder):
         x = to_float(split.batch(range(min(arguments.count, len(split)))).to(device))
-        reconstructed = torch.cat([model.reconstruct(part) for part in x.split(arguments.batch_size)])
+        reconstructed = torch.cat([model.reconstruct(batch) for batch in x.split(arguments.batch_size)])
         path = save_image(side_by_side(x, reconstructed), folder / "side_by_side.png")
         print(f"originals beside reconstructions in {path}")
         if not arguments.images:
@@ -50,8 +62,10 @@ def run(arguments: argparse.Namespace) -> None:
         for earlier in (folder / "images").glob("[0-9]*.png"):
             earlier.unlink()
         number = 0
-        for images, _ in BatchLoader(split, arguments.batch_size):
-            for image in to_uint8(model.reconstruct(to_float(images.to(device)))).cpu():
-                save_image(image, folder / "images" / f"{number:06d}.png", smallest=1)
-                number += 1
+        with progress_bar(len(split), "reconstruct", "image", enabled=True) as bar:
+            for images, _ in BatchLoader(split, arguments.batch_size):
+                for image in to_uint8(model.reconstruct(to_float(images.to(device)))).cpu():
+                    save_image(image, folder / "images" / f"{number:06d}.png", smallest=1)
+                    number += 1
+                bar.update(len(images))
     print(f"{number} reconstructions in {folder / 'images'}")

@@ -5,15 +5,28 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from models.cli.flags import add_command
 from models.studies.catalogue import list_studies
 from models.studies.runner import SCALES, StudyOptions
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("reproduce", help="redo a published study", description=__doc__)
+    parser = add_command(
+        commands,
+        "reproduce",
+        "redo a published study",
+        "Redo one of the published studies: small on digits, or at paper scale on real data.",
+        ["likelihood", "celeba-sweep --scale paper --data path/to/celeba"],
+    )
     studies = parser.add_subparsers(title="studies", metavar="STUDY", required=True)
     for listed in list_studies().values():
-        study = studies.add_parser(listed.name, help=listed.summary, description=listed.summary)
+        study = add_command(
+            studies,
+            listed.name,
+            listed.summary,
+            f"{listed.summary}.",
+            ["", "--data path/to/images --size 32"],
+        )
         study.add_argument(
             "--data", help="digits, a folder or a hub id (digits; at paper scale the study's own)"
         )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
 from models.autoencoders.base import require_codes
-from models.cli.flags import add_device_flag, check_output
+from models.cli.flags import add_command, add_device_flag, check_output
+from models.files import only_writer
+from models.progress import progress_bar
 from models.runs.layout import RunLayout
 from models.runs.open import load_pretrained, open_priors
 from vq_kernels.checks import check_integer
@@ -16,7 +19,16 @@ SAMPLES_AT_ONCE = 512
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("sample", help="draw new images", description=__doc__)
+    parser = add_command(
+        commands,
+        "sample",
+        "draw new images",
+        "Draw new images from priors and decoder, as a picture, with their codes.",
+        [
+            "runs/demo-prior",
+            "runs/demo-prior --classes 3,8 --count 20 --temperature 0.9 --top-k 40",
+        ],
+    )
     parser.add_argument("prior_folder", metavar="PRIOR", help="folder of a train-prior run")
     parser.add_argument("--classes", help="names of classes, separated by commas (all)")
     parser.add_argument("--count", type=int, default=10, help="samples of each class, or in all (10)")
@@ -48,9 +60,10 @@ def run(arguments: argparse.Namespace) -> None:
     from models.codes.description import CodeDescription
     from models.codes.sample import decode, sample_codes
     from models.evaluation.judge import Judge
-    from models.evaluation.pictures import grid, save_image
+    from models.evaluation.pictures import grid, labelled_rows, save_image
     from models.runs.device import find_device
-    from models.runs.priors import check_prior_of, class_labels, judge_data, model_folder
+    from models.runs.export import say_if_unfinished, usable_model
+    from models.runs.priors import check_prior_of, class_labels, judge_data
 
     check_integer(1, count=arguments.count)
     if not 0 <= arguments.seed < 2**63:
@@ -59,8 +72,9 @@ def run(arguments: argparse.Namespace) -> None:
     layout = RunLayout(Path(arguments.prior_folder))
     priors = open_priors(layout.folder, device)
     description = CodeDescription.load(layout.folder)
-    decoder = model_folder(arguments.model or description.model)
+    decoder = usable_model(arguments.model or description.model)
     check_prior_of(layout.folder, decoder)
+    say_if_unfinished(decoder)
     loaded: Any = load_pretrained(decoder, device)
     model = require_codes(loaded)
     classes = class_labels(arguments.classes, description.class_names, priors[0].num_classes)
@@ -68,28 +82,41 @@ def run(arguments: argparse.Namespace) -> None:
     judge, accuracy = None, 0.0
     if arguments.judge is not None:
         real = judge_data(arguments.judge, layout.folder, priors, description)
+        print(f"training a classifier on {real.describe()}", flush=True)
         judge = Judge(real.train)
         accuracy = judge.accuracy(real.test)
     labels = torch.tensor(classes, device=device).repeat_interleave(arguments.count)
     generator = torch.Generator(device).manual_seed(arguments.seed)
-    parts = [
-        sample_codes(
-            priors,
-            description.shapes,
-            batch,
-            temperature=arguments.temperature,
-            top_k=arguments.top_k,
-            top_p=arguments.top_p,
-            generator=generator,
-        )
-        for batch in labels.split(SAMPLES_AT_ONCE)
-    ]
-    codes = [torch.cat(level) for level in zip(*parts, strict=True)]
-    columns = arguments.count if priors[0].num_classes else min(arguments.count, 16)
-    images = torch.cat([decode(model, part).cpu() for part in parts])
-    picture = save_image(grid(images, columns), folder / "samples.png")
-    arrays: dict[str, Any] = {f"level{number}": level.cpu().numpy() for number, level in enumerate(codes)}
-    np.savez(folder / "codes.npz", labels=labels.cpu().numpy(), **arrays)
+    positions = sum(math.prod(shape) for shape in description.shapes)
+    with only_writer(folder):
+        parts: list[tuple[torch.Tensor, ...]] = []
+        with progress_bar(len(labels) * positions, "sample", "code", enabled=True) as bar:
+            for batch in labels.split(SAMPLES_AT_ONCE):
+                drawn = sample_codes(
+                    priors,
+                    description.shapes,
+                    batch,
+                    temperature=arguments.temperature,
+                    top_k=arguments.top_k,
+                    top_p=arguments.top_p,
+                    generator=generator,
+                    on_drawn=bar.update,
+                )
+                parts.append(drawn)
+        decoded: list[torch.Tensor] = []
+        with progress_bar(len(labels), "decode", "image", enabled=True) as bar:
+            for part in parts:
+                decoded.append(decode(model, part).cpu())
+                bar.update(len(part[0]))
+        codes, images = [torch.cat(level) for level in zip(*parts, strict=True)], torch.cat(decoded)
+        picture = folder / "samples.png"
+        if priors[0].num_classes:
+            names = [description.class_names[number] for number in classes]
+            labelled_rows(picture, images, names)
+        else:
+            save_image(grid(images, min(arguments.count, 16)), picture)
+        arrays: dict[str, Any] = {f"level{i}": level.cpu().numpy() for i, level in enumerate(codes)}
+        np.savez(folder / "codes.npz", labels=labels.cpu().numpy(), **arrays)
     print(f"{len(labels)} samples in {picture}, their codes in {folder / 'codes.npz'}")
     if judge is not None:
         print(

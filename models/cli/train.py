@@ -5,15 +5,21 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from models.cli.flags import add_config_flags, add_run_flags, training_config
+from models.cli.flags import add_command, add_config_flags, add_run_flags, training_config
 from models.runs.config import TrainConfig
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "train",
-        help="train an autoencoder",
-        description="On several devices: torchrun --nproc-per-node N -m models train ...",
+        "train an autoencoder",
+        "Train a VAE, VQ-VAE or VQ-VAE-2; on several devices: torchrun --nproc-per-node N -m models train",
+        [
+            "--config demo",
+            "--config mnist --epochs 10 --name mnist-long",
+            "--data path/to/images --size 64 --model vqvae2 --downscales 4,2",
+        ],
     )
     add_run_flags(parser)
     add_config_flags(parser, TrainConfig)
@@ -22,7 +28,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from models.training.autoencoder import train
-    from models.training.loop import processes
+    from models.training.processes import processes
 
     config = training_config(arguments, TrainConfig)
     train(config, resume=arguments.resume, overwrite=arguments.overwrite)

@@ -6,13 +6,21 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
-from models.cli.flags import add_config_flags, add_run_flags, training_config
+from models.cli.flags import add_command, add_config_flags, add_run_flags, training_config
 from models.runs.config import PriorConfig
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
-        "train-prior", help="train priors over codes", description=__doc__, conflict_handler="resolve"
+    parser = add_command(
+        commands,
+        "train-prior",
+        "train priors over codes",
+        "Train one autoregressive prior for each level of the codes that `encode` wrote.",
+        [
+            "--config demo-prior --codes runs/demo/codes",
+            "--codes runs/demo/codes --prior pixelcnn --name pixelcnn --resume",
+        ],
+        conflict_handler="resolve",
     )
     add_run_flags(parser)
     add_config_flags(parser, PriorConfig)
@@ -27,8 +35,8 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from models.training.loop import processes
     from models.training.prior import train_prior
+    from models.training.processes import processes
 
     config = training_config(arguments, PriorConfig)
     if not config.codes:

@@ -67,6 +67,8 @@ class CodeDescription:
         """The first setting in which the two differ, its value in this one and in the other."""
         own, others = self._compared(), other._compared()
         for name in own | others:
+            if name == "digest" and not (name in own and name in others):
+                continue  # of a store that was written before there was one
             if own.get(name) != others.get(name):
                 return name, own.get(name), others.get(name)
         return None
@@ -130,7 +132,9 @@ class CodeDescription:
         values = self._values()
         images = {f"{name} images": number for name, number in self.sizes.items()}
         others = {key: value for key, value in values.items() if key not in ("model", "settings", "sizes")}
-        return {"data": self.data} | self.settings | images | others
+        settings = {name: value for name, value in self.settings.items() if name != "digest"}
+        digest = {name: value for name, value in self.settings.items() if name == "digest"}
+        return {"data": self.data} | settings | images | others | digest
 
 
 def _is_size(value: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,9 @@ from models.codes.store import CodeStore, code_features, read_shard
 from models.data import ImageData, to_float
 from models.data.images import SPLITS, ImageSplit
 from models.data.sources import location
+from models.files import only_writer
 from models.pretrained import weights_hash
+from models.progress import progress_bar
 from vq_kernels.checks import check_integer
 
 if TYPE_CHECKING:
@@ -56,12 +58,13 @@ def encode(
     For example, a VQ-VAE of downscale 4 on 28 x 28 images leaves 49 codes an image:
     ``encode(model, data, "codes").train.batch([0])[0]`` is ``[1, 7, 7]``.
     """
-    from tqdm import tqdm
-
     check_integer(1, batch_size=batch_size, shard_size=shard_size)
     model.check_size(data)
     folder = Path(folder)
     shapes = model.code_shapes(data.size)
+    sizes = {name: len(data.split(name)) for name in SPLITS}
+    with progress_bar(sum(sizes.values()), "compare", "image", enabled=progress) as bar:
+        digest = data.digest(bar.update)
     description = CodeDescription(
         shapes,
         model.codebook_sizes,
@@ -69,25 +72,26 @@ def encode(
         location(data.name),
         source,
         _hash(model, source),
-        data.settings,
-        {name: len(data.split(name)) for name in SPLITS},
+        data.settings | {"digest": digest},
+        sizes,
         shard_size,
     )
-    if overwrite:
-        _remove_codes(folder)
-    _check_resumes(description, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    description.save(folder)
+    if not overwrite:
+        _check_resumes(description, folder)  # before anything is made
     model = model.to(device).eval()
-    total = sum(len(data.split(name)) for name in SPLITS)
-    with tqdm(total=total, desc="encode", unit="image", disable=not progress) as bar:
+    with only_writer(folder), progress_bar(sum(sizes.values()), "encode", "image", enabled=progress) as bar:
+        if overwrite:
+            _remove_codes(folder)
+        _check_resumes(description, folder)
+        description.save(folder)
         for name in SPLITS:
             split = data.split(name)
             (folder / name).mkdir(exist_ok=True)
             for target, rows in description.shards(folder, name).items():
-                if not target.is_file() or read_shard(target, len(rows), shapes) is None:
-                    _write_shard(model, split, rows, target, shapes, batch_size, device)
-                bar.update(len(rows))
+                if target.is_file() and read_shard(target, len(rows), shapes) is not None:
+                    bar.update(len(rows))
+                else:
+                    _write_shard(model, split, rows, target, shapes, batch_size, device, bar.update)
     return CodeStore(folder)
 
 
@@ -100,6 +104,7 @@ def _write_shard(
     shapes: Sequence[Sequence[int]],
     batch_size: int,
     device: str,
+    on_encoded: Callable[[int], object],
 ) -> None:
     from datasets.arrow_writer import ArrowWriter
 
@@ -111,6 +116,7 @@ def _write_shard(
             columns = {f"level{i}": level.flatten(1).int().cpu().numpy() for i, level in enumerate(codes)}
             writer.write_batch({name: list(values) for name, values in columns.items()}
                                | {"label": split.batch_labels(batch).tolist()})  # fmt: skip
+            on_encoded(len(batch))
         writer.finalize()
     os.replace(unfinished, target)
 
@@ -120,6 +126,11 @@ def _check_resumes(description: CodeDescription, folder: Path) -> None:
     remedy = "give another folder (--out), or overwrite them (--overwrite)"
     if (folder / DESCRIPTION_FILE).is_file():
         difference = CodeDescription.load(folder).difference(description)
+        if difference and difference[0] == "digest":
+            raise OtherCodesError(
+                f"{folder} holds codes of other images or labels of {description.data}: names, sizes, times "
+                f"or labels have changed since; {remedy}"
+            )
         if difference:
             name, stored, current = difference
             raise OtherCodesError(

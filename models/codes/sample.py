@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,11 +23,12 @@ def sample_codes(
     top_k: int | None = None,
     top_p: float | None = None,
     generator: torch.Generator | None = None,
+    on_drawn: Callable[[int], object] | None = None,
 ) -> tuple[Tensor, ...]:
     """Draw the codes of every level for each label, top first: int64 ``[B, *shape]`` each.
 
     shapes: of the codes of one image at each level, top first. labels: ``[B]``; unconditional priors use
-    their number only. temperature, top_k, top_p, generator: see
+    their number only. temperature, top_k, top_p, generator, on_drawn: see
     :meth:`models.priors.base.AutoregressivePrior.sample`. Raises TypeError or ValueError, by the priors too.
 
     For example, two priors of a VQ-VAE-2, the shapes ``((4, 4), (8, 8))`` and labels ``[16]`` give codes
@@ -45,6 +46,7 @@ def sample_codes(
             top_k=top_k,
             top_p=top_p,
             generator=generator,
+            on_drawn=on_drawn,
         )
         codes.append(level)
     return tuple(codes)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,7 @@ class ImageSplit:
     cache: decode all images now and keep them; else they are decoded batch by batch.
     check: without a cache, decode all images once, so that a bad one is found before training starts.
     resize, recolour: fit an image of another size, or a coloured one among grey ones; else it is an error.
+    on_decoded: called with the number of images each time some have been decoded for the cache or the check.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class ImageSplit:
         recolour: bool,
         cache: bool,
         check: bool = True,
+        on_decoded: Callable[[int], object] | None = None,
     ) -> None:
         self.labels = labels
         self.size, self.channels, self.resize, self.recolour = size, channels, resize, recolour
@@ -74,11 +77,13 @@ class ImageSplit:
         self._pixels: Tensor | None = None
         if cache:
             self._pixels = torch.empty(len(dataset), channels, *size, dtype=torch.uint8)
-            for start in range(0, len(dataset), 4096):
-                rows = range(start, min(start + 4096, len(dataset)))
+            for start in range(0, len(dataset), 1024):
+                rows = range(start, min(start + 1024, len(dataset)))
                 self._pixels[start : rows.stop] = self._decode(rows)
+                if on_decoded is not None:
+                    on_decoded(len(rows))
         elif check:
-            self._check()
+            self._check(on_decoded)
 
     @property
     def cached(self) -> bool:
@@ -120,22 +125,36 @@ class ImageSplit:
                 f"known; save it with 8 or 16"
             )
         mode = "L" if self.channels == 1 else "RGB"
-        try:
+        height, width = self.size
+        with naming_the_image(record, row):
             image = eight_bits(image) if image.mode.startswith("I;16") else image
             image = image if image.mode == mode else image.convert(mode)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise unreadable(record, row, error) from error
-        height, width = self.size
         if (image.height, image.width) != (height, width):
             if not self.resize:
                 raise DataError(
                     f"{image_name(record, row)} is {image.height}x{image.width}, the first image is "
                     f"{height}x{width}; give a size (--size) to resize and crop all of them"
                 )
-            image = resize_and_crop(image, height, width)
+            with naming_the_image(record, row):
+                image = resize_and_crop(image, height, width)
         return np.asarray(image)
 
-    def _check(self) -> None:
+    def add_to_digest(self, digest: hashlib._Hash, on_read: Callable[[int], object] | None = None) -> None:
+        """Feed ``digest`` all that the images and labels depend on, in order.
+
+        Of an image in a file of its own these are the file's name, size and time of its last change, of
+        one inside a table its bytes.
+        """
+        for start in range(0, len(self), 1024):
+            rows = list(range(start, min(start + 1024, len(self))))
+            for record in self._encoded[rows][self._column]:
+                digest.update(_identity(record))
+            if on_read is not None:
+                on_read(len(rows))
+        labels = torch.empty(0, dtype=torch.int64) if self.labels is None else self.labels
+        digest.update(f"{len(self)} images, {len(labels)} labels".encode() + labels.numpy().tobytes())
+
+    def _check(self, on_decoded: Callable[[int], object] | None) -> None:
         """Decode every image once and keep none."""
 
         def decode(record: dict[str, Any], row: int) -> None:
@@ -145,6 +164,8 @@ class ImageSplit:
             for start in range(0, len(self), 1024):
                 rows = range(start, min(start + 1024, len(self)))
                 list(pool.map(decode, self._encoded[list(rows)][self._column], rows))
+                if on_decoded is not None:
+                    on_decoded(len(rows))
 
 
 def resize_and_crop(image: Image, height: int, width: int) -> Image:
@@ -167,36 +188,61 @@ def eight_bits(image: Image) -> Image:
 
 
 def open_image(record: dict[str, Any] | None, row: int) -> Image:
-    """The image of one record, turned as its EXIF orientation says; DataError naming the file."""
+    """The image of one record, turned as its EXIF orientation says; DataError naming the file.
+
+    A block that is no EXIF at all gives no orientation.
+    """
     from PIL import Image as pillow
     from PIL import ImageOps
 
     if record is None or (record["bytes"] is None and record["path"] is None):
         raise DataError(f"image {row} of the split is missing (null); remove that row from the data")
-    try:
+    with naming_the_image(record, row):
         encoded = record["bytes"]
         if encoded is None:
             encoded = Path(record["path"]).read_bytes()
         image = pillow.open(io.BytesIO(encoded))
         image.load()
-    except (OSError, ValueError, SyntaxError) as error:
-        raise unreadable(record, row, error) from error
-    with contextlib.suppress(SyntaxError):  # a block that is no EXIF gives no orientation
+    with naming_the_image(record, row, "save it again without EXIF data"), contextlib.suppress(SyntaxError):
         ImageOps.exif_transpose(image, in_place=True)
     return image
 
 
-def unreadable(record: dict[str, Any], row: int, error: Exception) -> DataError:
-    """The error to raise for an image that could not be decoded because of ``error``."""
+@contextlib.contextmanager
+def naming_the_image(
+    record: dict[str, Any], row: int, remedy: str = "replace or remove the file"
+) -> Iterator[None]:
+    """Whatever a decoder raises inside becomes a DataError with the file, the reason and the remedy.
+
+    Damaged and hostile files make decoders raise anything: struct.error, KeyError, MemoryError and errors
+    of their own, Pillow's DecompressionBombError for enormous dimensions among them.
+    """
     from PIL import UnidentifiedImageError
 
-    # Pillow would name the buffer in memory that it was given.
-    reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
-    return DataError(
-        f"{image_name(record, row)} cannot be read as an image ({reason}); replace or remove the file"
-    )
+    try:
+        yield
+    except Exception as error:
+        # Pillow would name the buffer in memory that it was given.
+        reason = "no known format" if isinstance(error, UnidentifiedImageError) else str(error)
+        reason = reason or type(error).__name__
+        raise DataError(
+            f"{image_name(record, row)} cannot be read as an image ({reason}); {remedy}"
+        ) from error
 
 
 def image_name(record: dict[str, Any], row: int) -> str:
     """What to call an image in a message: its file, or its row in the split."""
     return str(record["path"] or f"image {row} of the split")
+
+
+def _identity(record: dict[str, Any] | None) -> bytes:
+    """What the image of a record depends on: the name, size and time of its file, or its bytes."""
+    if record is None:
+        return b"none"
+    if record["bytes"] is not None:
+        return hashlib.sha256(record["bytes"]).digest()
+    path = Path(record["path"])
+    if not path.is_file():
+        return f"{path} is missing".encode(errors="surrogateescape")
+    status = path.stat()
+    return f"{path.name} {status.st_size} {status.st_mtime_ns}".encode(errors="surrogateescape")

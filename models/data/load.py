@@ -1,23 +1,29 @@
-"""From a source to three splits of equal form: columns, labels, sizes and variance in one place."""
+"""From a source to three splits of equal form: which images, of what size, with which labels."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
+from models.data.columns import (
+    find_image_column,
+    find_label_column,
+    number_labels,
+    undecoded,
+    with_image_type,
+)
 from models.data.images import GREY_MODES, SPLITS, ImageSplit, open_image, to_float
 from models.data.settings import DataConfig
-from models.data.sources import DataError, open_source
+from models.data.sources import DataError, open_source, split_named
+from models.progress import progress_bar
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-LABEL_COLUMNS = ("label", "labels", "status", "fine_label", "class", "target")
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class ImageData:
 
     class_names: name of each label; empty for data without labels.
     settings: what, besides ``name``, says which images the splits hold and in what form.
+    left_out: what the source holds beside these images, and why it is not among them, in words.
     """
 
     name: str
@@ -39,6 +46,33 @@ class ImageData:
     channels: int
     class_names: tuple[str, ...]
     settings: dict[str, Any]
+    left_out: tuple[str, ...] = ()
+
+    def digest(self, on_read: Callable[[int], object] | None = None) -> str:
+        """Changes with any image or label of any split: with the name, size or time of an image's file.
+
+        on_read: called with the number of images each time some have been read.
+        """
+        digest = hashlib.sha256()
+        for name in SPLITS:
+            self.split(name).add_to_digest(digest, on_read)
+        return digest.hexdigest()
+
+    def describe(self) -> str:
+        """One line that says what the splits hold, and what was left out of them and why."""
+        sizes = ", ".join(f"{len(self.split(name))} {name}" for name in SPLITS)
+        colours = "grey (1 channel)" if self.channels == 1 else "colour (3 channels)"
+        form = f"{self.size[0]}x{self.size[1]}, {colours}"
+        line = f"{self.name}: {sizes} images of {form}; {self._describe_classes()}"
+        return line + (f"; left out: {', '.join(self.left_out)}" if self.left_out else "")
+
+    def _describe_classes(self, most: int = 20) -> str:
+        if self.train.labels is None:
+            return "no labels"
+        counts = self.train.labels.bincount(minlength=len(self.class_names)).tolist()
+        classes = [f"{name} {count}" for name, count in zip(self.class_names, counts, strict=True)]
+        more = ", ..." if len(classes) > most else ""
+        return f"{len(classes)} classes in train: {', '.join(classes[:most])}{more}"
 
     @cached_property
     def variance(self) -> float:
@@ -60,44 +94,49 @@ class ImageData:
         return self.class_names.index(name)
 
 
-def load_data(config: DataConfig, *, stream: bool = False) -> ImageData:
+def load_data(config: DataConfig, *, stream: bool = False, progress: bool = False) -> ImageData:
     """Open the data that ``config`` names, check them, and split and decode their images.
 
     stream: for a single pass. Images are decoded when their batch is read, none before, and none are kept;
     a bad one raises DataError then. Otherwise everything that is wrong raises DataError here, before
-    anything is trained.
+    anything is trained. progress: show a bar while images are decoded.
     """
     if config.limit is not None and config.limit < 1:
         raise DataError(f"limit is {config.limit}; accepted: an integer of at least 1, none for all images")
-    splits = _three_splits(open_source(config.data, config.cache_dir), config)
-    image_column = _image_column(splits["train"], config)
-    label_column = _label_column(splits["train"], config)
+    source = open_source(config)
+    splits, left_out = _three_splits(source.splits, config)
+    splits = {name: with_image_type(split) for name, split in splits.items()}
+    image_column = find_image_column(splits["train"], config)
+    label_column = find_label_column(splits["train"], config)
     for name, split in splits.items():
         for column in (image_column, label_column):
             if column is not None and column not in split.column_names:
                 raise DataError(f"split {name} of {config.data} lacks the column {column!r}, train has it")
-    splits = {name: _undecoded(split, image_column) for name, split in splits.items()}
-    labels, class_names = _labels(splits, label_column)
+    splits = {name: undecoded(split, image_column) for name, split in splits.items()}
+    labels, class_names = number_labels(splits, label_column)
     first = open_image(splits["train"][0][image_column], 0)
     size = parse_size(config.size) if config.size else (first.height, first.width)
     channels = (1 if first.mode in GREY_MODES else 3) if config.channels is None else config.channels
     if channels not in (1, 3):
         raise DataError(f"channels is {channels}; accepted: 1 for grey, 3 for colour")
-    total = sum(len(split) for split in splits.values()) * channels * size[0] * size[1]
-    ready = {
-        name: ImageSplit(
-            split,
-            image_column,
-            labels[name],
-            size,
-            channels,
-            resize=config.size is not None,
-            recolour=config.channels is not None,
-            cache=not stream and total <= config.cache_gb * 2**30,
-            check=not stream,
-        )
-        for name, split in splits.items()
-    }
+    images = sum(len(split) for split in splits.values())
+    cache = not stream and images * channels * size[0] * size[1] <= config.cache_gb * 2**30
+    with progress_bar(images, "decode", "image", enabled=progress and not stream) as bar:
+        ready = {
+            name: ImageSplit(
+                split,
+                image_column,
+                labels[name],
+                size,
+                channels,
+                resize=config.size is not None,
+                recolour=config.channels is not None,
+                cache=cache,
+                check=not stream,
+                on_decoded=bar.update,
+            )
+            for name, split in splits.items()
+        }
     settings = {
         "size": f"{size[0]}x{size[1]}",
         "channels": channels,
@@ -106,7 +145,13 @@ def load_data(config: DataConfig, *, stream: bool = False) -> ImageData:
         **{name: getattr(config, name) for name in ("validation", "test", "limit", "split_seed")},
     }
     return ImageData(
-        config.data, **ready, size=size, channels=channels, class_names=class_names, settings=settings
+        config.data,
+        **ready,
+        size=size,
+        channels=channels,
+        class_names=class_names,
+        settings=settings,
+        left_out=(*source.left_out, *left_out),
     )
 
 
@@ -118,15 +163,28 @@ def parse_size(size: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def _three_splits(source_splits: dict[str, Dataset], config: DataConfig) -> dict[str, Dataset]:
-    """Rename, and cut a missing validation or test split from the training split, always the same way."""
+def _three_splits(
+    source_splits: dict[str, Dataset], config: DataConfig
+) -> tuple[dict[str, Dataset], list[str]]:
+    """The splits by the names used here, and what is not among them.
+
+    A missing validation or test split is cut from the training split, always the same way.
+    """
     for name in ("validation", "test"):
         if not 0 < getattr(config, name) < 0.5:
             raise DataError(f"{name} is {getattr(config, name)}; accepted: a share between 0 and 0.5")
-    splits = {
-        "validation" if name in ("val", "valid", "dev") else name: split
-        for name, split in source_splits.items()
-    }
+    splits: dict[str, Dataset] = {}
+    left_out: list[str] = []
+    for source_name, split in source_splits.items():
+        name = split_named(source_name) or ""
+        if not name:
+            left_out.append(f"the split {source_name} of {len(split)} images")
+        elif name in splits:
+            raise DataError(
+                f"{config.data} has the split {name} twice, also as {source_name}; keep one of them"
+            )
+        else:
+            splits[name] = split
     if "train" not in splits:
         raise DataError(f"{config.data} has the splits {', '.join(source_splits)}; one must be called train")
     order = _shuffled(splits["train"], config)
@@ -139,13 +197,18 @@ def _three_splits(source_splits: dict[str, Dataset], config: DataConfig) -> dict
         taken, order = order[:share], order[share:]
         splits[name] = train.select(sorted(taken))
     splits["train"] = train.select(sorted(order)) if missing else train
+    beyond = 0
     for name in SPLITS:
         if len(splits[name]) == 0:
             raise DataError(f"split {name} of {config.data} is empty")
         if config.limit is not None:
             # Not the first ones: many data sets are sorted by class.
-            splits[name] = splits[name].select(sorted(_shuffled(splits[name], config)[: config.limit]))
-    return {name: splits[name] for name in SPLITS}
+            chosen = sorted(_shuffled(splits[name], config)[: config.limit])
+            beyond += len(splits[name]) - len(chosen)
+            splits[name] = splits[name].select(chosen)
+    if beyond:
+        left_out.append(f"{beyond} images beyond the limit of {config.limit} a split")
+    return {name: splits[name] for name in SPLITS}, left_out
 
 
 def _shuffled(split: Dataset, config: DataConfig) -> list[int]:
@@ -153,89 +216,6 @@ def _shuffled(split: Dataset, config: DataConfig) -> list[int]:
     generator = torch.Generator().manual_seed(config.split_seed)
     order: list[int] = torch.randperm(len(split), generator=generator).tolist()
     return order
-
-
-def _image_column(dataset: Dataset, config: DataConfig) -> str:
-    """The column that holds the images: the one that ``config`` names, else the only one of the type."""
-    import datasets
-
-    columns = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
-    listing = ", ".join(dataset.column_names)
-    if config.image_column is not None:
-        if config.image_column not in columns:
-            raise DataError(
-                f"{config.data} has no image column {config.image_column!r}; its columns are {listing}, "
-                f"of which {', '.join(columns) or 'none'} hold images"
-            )
-        return config.image_column
-    if not columns:
-        raise DataError(
-            f"{config.data} has no column of images; its columns are {listing}; "
-            f"store one with the type datasets.Image"
-        )
-    if len(columns) > 1:
-        raise DataError(
-            f"{config.data} has several image columns ({', '.join(columns)}); choose one with --image-column"
-        )
-    return columns[0]
-
-
-def _label_column(dataset: Dataset, config: DataConfig) -> str | None:
-    """The column of labels: the one that ``config`` names, else the first of ``LABEL_COLUMNS``, or None."""
-    if config.label_column is not None:
-        if config.label_column not in dataset.column_names:
-            raise DataError(
-                f"{config.data} has no column {config.label_column!r} for labels; "
-                f"its columns are {', '.join(dataset.column_names)}"
-            )
-        return config.label_column
-    return next((name for name in LABEL_COLUMNS if name in dataset.column_names), None)
-
-
-def _undecoded(dataset: Dataset, image_column: str) -> Dataset:
-    """The data set with its images as {"path", "bytes"}."""
-    import datasets
-
-    return dataset.cast_column(image_column, datasets.Image(decode=False))
-
-
-def _labels(
-    splits: dict[str, Dataset], column: str | None
-) -> tuple[dict[str, Tensor | None], tuple[str, ...]]:
-    """Label numbers of each split and the class names, from names, numbers or strings in ``column``."""
-    import datasets
-
-    if column is None:
-        return dict.fromkeys(splits), ()
-    kind: Any = splits["train"].features[column]
-    values = {name: list(split[column]) for name, split in splits.items()}
-    remedy = "choose another with --label-column, or remove such images"
-    for name, split in values.items():
-        for row, value in enumerate(split):
-            if value is None or not isinstance(value, Hashable):
-                raise DataError(
-                    f"image {row} of split {name} has the label {value!r} in column {column!r}, "
-                    f"which must hold one number or name an image; {remedy}"
-                )
-    if isinstance(kind, datasets.ClassLabel):
-        names = tuple(kind.names)
-        numbers = values
-    else:
-        trained = sorted(set(values["train"]))
-        names = tuple(str(value) for value in trained)
-        position = {value: index for index, value in enumerate(trained)}
-        unknown = {value for split in values.values() for value in split} - set(trained)
-        if unknown:
-            raise DataError(f"label {min(unknown)!r} of column {column!r} occurs in no training image")
-        numbers = {name: [position[value] for value in split] for name, split in values.items()}
-    for name, split in numbers.items():
-        for row, number in enumerate(split):
-            if not 0 <= number < len(names):
-                raise DataError(
-                    f"image {row} of split {name} has label {number} in column {column!r}, "
-                    f"which has {len(names)} classes, numbered from 0; {remedy}"
-                )
-    return {name: torch.tensor(split, dtype=torch.int64) for name, split in numbers.items()}, names
 
 
 def _variance(split: ImageSplit, sample: int = 10_000) -> float:

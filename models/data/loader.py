@@ -81,8 +81,8 @@ class BatchLoader:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch and position, from where :meth:`load_state_dict` goes on."""
-        return {"epoch": self.epoch, "position": self.position}
+        """Epoch and position, from where :meth:`load_state_dict` goes on, and the number of processes."""
+        return {"epoch": self.epoch, "position": self.position, "world": self.world}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the batch after the position in ``state``, in the same order."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from models.settings import setting
+
+NO_LABELS = "none"  # the label_column of images that are to be taken without labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,11 +18,14 @@ class DataConfig:
     aside for the test and 180 for validation.
     """
 
+    settings_title: ClassVar[str] = "data"
+
     data: str = setting("digits", "digits, a folder (images, parquet or KaoKore), or a hub id")
     size: str | None = setting(None, "resize the shorter side and crop the centre to this: 64, or 48x64")
     channels: int | None = setting(None, "1 for grey, 3 for colour")
     image_column: str | None = setting(None, "column of the images")
-    label_column: str | None = setting(None, "column of the labels")
+    label_column: str | None = setting(None, "column of the labels; none: take no labels", none_is_text=True)
+    subset: str | None = setting(None, "which configuration of a data set that has several")
     validation: float = setting(0.1, "share of the training images set aside if there is no such split")
     test: float = setting(0.2, "share of the training images set aside if there is no such split")
     limit: int | None = setting(None, "use at most this many images of each split, drawn at random")

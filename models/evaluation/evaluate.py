@@ -13,6 +13,7 @@ from models.data import BatchLoader, ImageData, to_float
 from models.evaluation.calibration import calibrated
 from models.evaluation.metrics import ReconstructionMeter
 from models.evaluation.rfid import RFID
+from models.progress import progress_bar
 
 if TYPE_CHECKING:
     from models.autoencoders.base import Autoencoder
@@ -30,6 +31,7 @@ def evaluate(
     device: str = "cpu",
     fid_weights: str | None = None,
     seed: int = 0,
+    progress: bool = False,
 ) -> dict[str, float | str]:
     """Every figure of one model on one split, by name.
 
@@ -48,7 +50,7 @@ def evaluate(
     the squared error on the validation split for these figures; the model stays as it is.
 
     ``rfid`` is the Frechet distance in the features of ``fid_weights``, or the reason why it is missing.
-    ValueError for a model, priors or feature network that do not take the data.
+    ``progress`` shows a bar. ValueError for a model, priors or feature network that do not take the data.
 
     For example, ``evaluate(model, data, split="validation")["psnr"]`` is the PSNR in dB.
     """
@@ -69,20 +71,24 @@ def evaluate(
     nats: dict[str, float] = {}
     commitment: float | None = None
     torch.manual_seed(seed)
-    with calibrated(model, data.validation, batch_size):
+    with (
+        calibrated(model, data.validation, batch_size),
+        progress_bar(len(images_of), "evaluate", "image", enabled=progress) as bar,
+    ):
         for images, labels in BatchLoader(images_of, batch_size):
             x = to_float(images.to(device))
             output = model(x)
             reconstruction = model.clean_reconstruction(x, output)
             if "commitment" in output.terms:
                 commitment = (commitment or 0.0) + float(output.terms["commitment"]) * len(x)
-            parts = model.nats(x, output)
+            terms = model.nats(x, output)
             if priors:
-                parts["codes_prior"] = -code_log_prob(priors, output.codes, labels.to(device))
+                terms["codes_prior"] = -code_log_prob(priors, output.codes, labels.to(device))
             meter.update(x, reconstruction, output.codes)
             fid.update(images.to(device), reconstruction)
-            for name, values in parts.items():
+            for name, values in terms.items():
                 nats[name] = nats.get(name, 0.0) + float(values.double().sum())
+            bar.update(len(images))
     result: dict[str, float | str] = dict(meter.compute(data.variance))
     if commitment is not None:
         result["commitment"] = commitment / meter.images

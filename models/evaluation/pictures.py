@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +13,10 @@ import torch
 from torch import Tensor
 
 from models.data.images import to_uint8
+from models.evaluation.fonts import show_text_as_it_is
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -62,18 +66,66 @@ def new_figure(panels: int, width: float = 4.2, height: float = 3.0) -> tuple[Fi
     return figure, list(axes[:panels])
 
 
-def legend_below(figure: Figure, axis: Axes, marker_scale: float = 1.0) -> None:
-    """The legend of ``axis`` below all panels, in as many columns as fit side by side."""
-    handles, labels = axis.get_legend_handles_labels()
+def save_figure(figure: Figure, path: Path, caption: str = "") -> Path:
+    """Write the figure as PNG, with all names in it as they are.
+
+    caption: what the figure was made of (data, split, seed, settings), one line above everything.
+    """
+    if caption:
+        figure.suptitle(
+            "\n".join(textwrap.wrap(caption, max(40, int(13 * figure.get_figwidth())))),
+            fontsize="small",
+            color="0.3",
+        )
+    show_text_as_it_is(figure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # one line has said so
+        figure.savefig(path, dpi=110)
+    return path
+
+
+def legend_below(figure: Figure, lines: Mapping[str, Any], marker_scale: float = 1.0) -> None:
+    """A legend of ``lines`` by name below all panels, in as many columns as fit side by side.
+
+    The figure grows by as much, so that the panels keep their size however many names there are.
+    """
+    labels = list(lines)
     inches = 0.6 + 0.085 * max(map(len, labels))  # of a column: the line or marker and a small font
+    columns = max(1, min(len(labels), int(figure.get_figwidth() / inches)))
+    figure.set_figheight(figure.get_figheight() + 0.19 * math.ceil(len(labels) / columns) + 0.1)
     figure.legend(
-        handles,
+        list(lines.values()),
         labels,
         loc="outside lower center",
-        ncols=max(1, min(len(labels), int(figure.get_figwidth() / inches))),
+        ncols=columns,
         fontsize="small",
         markerscale=marker_scale,
     )
+
+
+SPLITS = ("train", "validation", "test")
+
+
+def line_style(label: str, subjects: list[str]) -> dict[str, Any]:
+    """How a line is drawn: a colour for what it shows, a style for the split of the data that it is on.
+
+    ``"top level, train"`` and ``"top level, validation"`` differ in style alone, two levels in colour.
+
+    Args:
+        label: words, the split among them or not.
+        subjects: what earlier labels of the figure showed; a new one is added.
+    """
+    words = label.replace(",", " ").split()
+    subject = " ".join(word for word in words if word not in SPLITS)
+    if subject not in subjects:
+        subjects.append(subject)
+    is_training = "train" in words
+    return {
+        "color": f"C{subjects.index(subject) % 10}",
+        "linestyle": "--" if is_training else "-",
+        "linewidth": 1.0 if is_training else 1.6,
+    }
 
 
 def save_curves(
@@ -82,33 +134,80 @@ def save_curves(
     x_label: str = "step",
     y_labels: Mapping[str, str] | None = None,
     share_y: bool = False,
+    caption: str = "",
     **axis: Any,
 ) -> Path:
     """One panel for each quantity, one line for each (label: (x, y)); empty panels are left out.
 
-    Panels that all show the same lines get one legend below them, others one each. y_labels: unit of each
-    panel. share_y: the same range for all. axis: settings of every panel, such as ``yscale``. Raises
-    ValueError if there is nothing to draw.
+    Panels that all show the same lines get one legend below them, others one each below their axes; none
+    covers a line. Colours and styles are those of :func:`line_style`.
+
+    Args:
+        panels: by the quantity's name, the lines by label.
+        y_labels: unit of each panel.
+        share_y: the same range for all.
+        caption: as in :func:`save_figure`.
+        axis: settings of every panel, such as ``yscale``.
+
+    Raises:
+        ValueError: there is nothing to draw.
     """
     filled = {name: lines for name, lines in panels.items() if lines}
     if not filled:
-        raise ValueError(f"nothing to draw in {path}")
+        raise ValueError(f"panels is {dict(panels)!r}; accepted: at least one line to draw in {path}")
     first = list(next(iter(filled.values())))
     shared = all(list(lines) == first for lines in filled.values())
-    figure, axes = new_figure(len(filled))
+    own_legends = 0 if shared else max(map(len, filled.values()))
+    figure, axes = new_figure(len(filled), height=3.0 + 0.17 * own_legends)
+    drawn: dict[str, Artist] = {}
+    subjects: list[str] = []
     for axes_of_panel, (name, lines) in zip(axes, filled.items(), strict=True):
         for label, (x, y) in lines.items():
-            axes_of_panel.plot(x, y, label=label, marker="o" if len(x) < 3 else None)
+            style = line_style(label, subjects) | {"marker": "o" if len(x) < 3 else None}
+            (drawn[label],) = axes_of_panel.plot(x, y, label=label, **style)
         axes_of_panel.set(title=name, xlabel=x_label, ylabel=(y_labels or {}).get(name, ""), **axis)
         axes_of_panel.grid(alpha=0.3)
-        if len(lines) > 1 and not shared:
-            axes_of_panel.legend(fontsize="small")
+        if not shared and [*lines] != [name]:
+            axes_of_panel.legend(
+                fontsize="small", frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2)
+            )
     if shared and len(first) > 1:
-        legend_below(figure, axes[0])
+        legend_below(figure, drawn)
     if share_y:
         limits = [axes_of_panel.get_ylim() for axes_of_panel in axes]
         for axes_of_panel in axes:
             axes_of_panel.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    return path
+    return save_figure(figure, path, caption)
+
+
+def labelled_rows(
+    path: Path, images: Tensor, names: Sequence[str], columns: int = 16, caption: str = ""
+) -> Path:
+    """Images of classes, the same number of each and one class after the other, with names on the left.
+
+    A class of more than ``columns`` images goes on in the next row.
+
+    Args:
+        images: ``[len(names) * n, C, H, W]``, uint8 or of the models' range.
+    """
+    of_class = images.unflatten(0, (len(names), -1))  # [classes, n, C, H, W]
+    columns = min(columns, of_class.shape[1])
+    blocks = [grid(block, columns) for block in of_class]
+    gap = torch.full_like(blocks[0][:, :2], 255)
+    picture = torch.cat([part for block in blocks for part in (block, gap)][:-1], dim=1)
+    height, width = picture.shape[1:]
+    figure, (axis,) = new_figure(
+        1, width=8.2, height=max(0.6, 7 / width * height) + (0.4 if caption else 0.1)
+    )
+    axis.imshow(picture.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
+    name_rows(axis, names, blocks[0].shape[1], gap=2)
+    return save_figure(figure, path, caption)
+
+
+def name_rows(axis: Axes, names: Sequence[str], height: int, gap: int) -> None:
+    """Names on the left of a picture of rows, ``height`` pixels each with ``gap`` between; no frame."""
+    axis.set_yticks([(height + gap) * number + (height - 1) / 2 for number in range(len(names))], names)
+    axis.set_xticks([])
+    axis.tick_params(left=False)
+    for side in axis.spines.values():
+        side.set_visible(False)

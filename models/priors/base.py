@@ -81,12 +81,14 @@ class AutoregressivePrior(Pretrained, ABC):
         top_k: int | None = None,
         top_p: float | None = None,
         generator: torch.Generator | None = None,
+        on_drawn: Callable[[int], object] | None = None,
     ) -> Tensor:
         """Draws codes of ``shape`` = (B, *S), int64, one position after the other.
 
         Caches hold what earlier positions computed, so a position costs the network once at that position
         and not over the map. Dropout is off; the training flags are as before afterwards. ``generator`` lives
-        on the model's device; the same one gives the same codes.
+        on the model's device; the same one gives the same codes. ``on_drawn`` is called with B after every
+        position.
         """
         shape = self._check_shape(shape)
         self._check_conditions(shape, labels, upper)
@@ -101,6 +103,8 @@ class AutoregressivePrior(Pretrained, ABC):
             for position in range(len(codes)):
                 logits = filter_logits(next_logits(previous), temperature, top_k, top_p)
                 previous = codes[position].copy_(draw(logits, generator))
+                if on_drawn is not None:
+                    on_drawn(shape[0])
         return codes.T.reshape(shape)
 
     @property
@@ -184,10 +188,10 @@ def _describe(value: object) -> str:
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; afterwards every submodule has the flag it had, frozen parts included."""
-    flags = [(part, part.training) for part in module.modules()]
+    flags = [(submodule, submodule.training) for submodule in module.modules()]
     module.eval()
     try:
         yield
     finally:
-        for part, training in flags:
-            part.training = training
+        for submodule, training in flags:
+            submodule.training = training

@@ -58,8 +58,8 @@ class GatedLayer(nn.Module):
     def vertical_step(self, v: Tensor, rows: Tensor, context: list[Tensor]) -> tuple[Tensor, Tensor]:
         """From the vertical convolution's output ``rows``: the next v, and what the gates of h get."""
         across = self.across(rows)
-        for part in context:
-            to_rows, to_across = part.chunk(2, dim=1)
+        for bias in context:
+            to_rows, to_across = bias.chunk(2, dim=1)
             rows, across = rows + to_rows, across + to_across
         return v + gate(rows, dim=1), across
 
@@ -70,12 +70,12 @@ class GatedLayer(nn.Module):
 
     def context(self, labels: Tensor | None, upper: Tensor | None) -> list[Tensor]:
         """The biases ``[B, 4 C, 1 or H, 1 or W]`` that the label and the upper level add to the gates."""
-        parts: list[Tensor] = []
+        biases: list[Tensor] = []
         if self.label is not None and labels is not None:
-            parts.append(self.label(labels)[:, :, None, None])
+            biases.append(self.label(labels)[:, :, None, None])
         if self.upper is not None and upper is not None:
-            parts.append(self.upper(upper))
-        return parts
+            biases.append(self.upper(upper))
+        return biases
 
 
 class PixelCNN(GridPrior):

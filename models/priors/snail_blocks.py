@@ -36,8 +36,8 @@ class CausalConvCache:
     def start_row(self, context: list[Tensor]) -> None:
         """Everything above is known now. ``context``, ``[B, C', 1, 1 or W]`` each, is added to this row."""
         self.from_above = self.rows.push(self.left.row)
-        for part in context:
-            self.from_above = self.from_above + part[:, :, 0].transpose(1, 2)
+        for bias in context:
+            self.from_above = self.from_above + bias[:, :, 0].transpose(1, 2)
 
     def step(self, column: int, x: Tensor) -> Tensor:
         return self.left.step(column, x, self.from_above[:, column])
@@ -66,12 +66,12 @@ class GatedResidual(nn.Module):
 
     def context(self, labels: Tensor | None, upper: Tensor | None) -> list[Tensor]:
         """What the label and the upper features add before the gate, ``[B, 2 C, 1 or H, 1 or W]`` each."""
-        parts: list[Tensor] = []
+        biases: list[Tensor] = []
         if self.label is not None and labels is not None:
-            parts.append(self.label(labels)[:, :, None, None])
+            biases.append(self.label(labels)[:, :, None, None])
         if self.upper is not None and upper is not None:
-            parts.append(self.upper(upper))
-        return parts
+            biases.append(self.upper(upper))
+        return biases
 
     def forward(self, x: Tensor, labels: Tensor | None, upper: Tensor | None) -> Tensor:
         hidden = self.dropout(F.elu(self.conv1(F.elu(x))))

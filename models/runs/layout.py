@@ -9,10 +9,10 @@ from models.codes.description import DESCRIPTION_FILE
 from models.pretrained import WEIGHTS_FILE
 
 _EVERY_LOOP = ("checkpoints", "logs", "tensorboard", "curves.png")
-# All that a command writes into the folder of its run beside config.yaml, as patterns.
+# All that a command writes into the folder of its run beside config.yaml and the folders of levels.
 _OUTPUTS = {
     "train": (*_EVERY_LOOP, "model", "reconstructions"),
-    "train-prior": (*_EVERY_LOOP, "level[0-9]*", DESCRIPTION_FILE),
+    "train-prior": (*_EVERY_LOOP, DESCRIPTION_FILE),
 }
 
 
@@ -63,6 +63,11 @@ class RunLayout:
     def last(self) -> Path:
         """The checkpoint that a resumed run goes on from."""
         return self.checkpoints / "last.ckpt"
+
+    @property
+    def best_models(self) -> Path:
+        """The best checkpoint of an unfinished run as a model folder, or as one for each level of a prior."""
+        return self.checkpoints / "best"
 
     @property
     def logs(self) -> Path:
@@ -119,7 +124,9 @@ class RunLayout:
 
     def outputs(self, command: str) -> list[Path]:
         """What ``command``, `train` or `train-prior`, wrote here beside ``config.yaml``, by name."""
-        return sorted(path for pattern in _OUTPUTS[command] for path in self.folder.glob(pattern))
+        levels = self.levels if command == "train-prior" else []
+        names = [self.folder / name for name in _OUTPUTS[command]]
+        return sorted(path for path in (*names, *levels) if path.exists() or path.is_symlink())
 
 
 def is_trained(part: Path) -> bool:

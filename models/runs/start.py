@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from models.files import only_writer
 from models.runs.config import LoopConfig, PriorConfig
-from models.runs.history import read_history
+from models.runs.layout import RunLayout
 from models.settings import read_yaml
 
 Config = TypeVar("Config", bound=LoopConfig)
@@ -77,25 +80,32 @@ def check_folder(config: LoopConfig, resume: bool, overwrite: bool) -> None:
         )
 
 
-def prepare_folder(config: LoopConfig, model: nn.Module, resume: bool, overwrite: bool) -> Path | None:
-    """Make the run's folder, write its configuration and return the checkpoint to go on from, if any.
+@contextmanager
+def started_run(config: LoopConfig, model: nn.Module, resume: bool, overwrite: bool) -> Iterator[Path | None]:
+    """Make the run's folder, write its configuration and give the checkpoint to go on from, if any.
 
-    To be called last, after all that can refuse the settings; raises ValueError for a checkpoint that does
-    not fit ``model``, a Lightning module. Overwriting removes what training wrote, see
-    :meth:`models.runs.layout.RunLayout.outputs`. What other commands made of the earlier run stays: its
-    ``codes/``, which `encode` refuses to mix with those of another model, samples and evaluations.
+    Inside the ``with`` block no other process trains in the folder. To be entered last, after all that can
+    refuse the settings; raises ValueError for a checkpoint that does not fit ``model``, a Lightning module,
+    or the number of processes, and where another process has started in the folder. Overwriting removes what
+    training wrote, see :meth:`models.runs.layout.RunLayout.outputs`. What other commands made of the earlier
+    run stays: its ``codes/``, which `encode` refuses to mix with those of another model, samples and
+    evaluations.
     """
     layout = config.layout
-    checkpoint = layout.last if resume and layout.last.is_file() else None
-    if checkpoint is not None:
-        _check_fits(read_checkpoint(checkpoint), model, checkpoint)
-    if int(os.environ.get("RANK", "0")) == 0:
+    checkpoint = _checkpoint_to_resume(layout, model) if resume else None
+    if int(os.environ.get("RANK", "0")) > 0:
+        yield checkpoint
+        return
+    with only_writer(layout.folder):
+        if not resume and not overwrite and layout.config.is_file():  # started since check_folder looked
+            raise ValueError(
+                f"{layout.folder} holds the run of another process; choose another name (--name)"
+            )
         if overwrite:
             for path in layout.outputs(config.command):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        layout.folder.mkdir(parents=True, exist_ok=True)
         config.save(layout.config)
-    return checkpoint
+        yield checkpoint
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -129,16 +139,34 @@ def _earlier(config: LoopConfig, stored: Path) -> LoopConfig:
     return earlier
 
 
+def _checkpoint_to_resume(layout: RunLayout, model: nn.Module) -> Path | None:
+    """The last checkpoint; the best one where the last is damaged or gone; None where there is neither.
+
+    ValueError if no checkpoint can be read, or for one that does not fit ``model``.
+    """
+    checkpoints = [path for path in (layout.last, layout.best) if path.is_file()]
+    for path in checkpoints:
+        try:
+            state = read_checkpoint(path)
+        except ValueError:
+            if path == checkpoints[-1]:
+                raise
+            continue
+        _check_fits(state, model, path)
+        _check_processes(state, path)
+        if path != layout.last:
+            reason = "cannot be read" if layout.last.is_file() else "is missing"
+            print(f"{layout.last} {reason}; going on from {path}", file=sys.stderr)
+        return path
+    return None
+
+
 def _check_has_checkpoint(config: LoopConfig) -> None:
-    """ValueError if the run was trained, but its last checkpoint is gone: it would start over."""
+    """ValueError if the run was trained to its end, but its checkpoints are gone: it would start over."""
     layout = config.layout
-    if layout.last.is_file():
+    if layout.last.is_file() or layout.best.is_file():
         return
     traces = [path.name for path in (layout.model, *layout.levels) if path.exists()]
-    if not traces and layout.best.is_file():
-        traces = [str(layout.best.relative_to(layout.folder))]
-    if not traces and read_history(layout.folder):
-        traces = ["logged steps"]
     if traces:
         raise ValueError(
             f"{layout.folder} has {traces[0]}, but no {layout.last.relative_to(layout.folder)} to go on "
@@ -156,3 +184,17 @@ def _check_fits(checkpoint: dict[str, Any], model: nn.Module, path: Path) -> Non
                 f"{path} is of another model: {name} has shape {saved.get(name, 'none')} in the checkpoint "
                 f"and {built.get(name, 'none')} in the model; train again with --overwrite"
             )
+
+
+def _check_processes(checkpoint: dict[str, Any], path: Path) -> None:
+    """ValueError if another number of processes trains now, between which images are shared otherwise.
+
+    Checkpoints of before this was stored say nothing.
+    """
+    now = int(os.environ.get("WORLD_SIZE", "1"))
+    stored = checkpoint["loader"].get("world", now)
+    if stored != now:
+        raise ValueError(
+            f"{path} was written by {stored} processes, now {now} start; go on with as many "
+            f"(torchrun --nproc-per-node {stored}), or train again with --overwrite"
+        )

@@ -77,9 +77,13 @@ def run(options: StudyOptions) -> Path:
          for name in ("loss", "reconstruction", "perplexity")},
         x_label="iteration",
         y_labels=LOSS_UNITS,
+        caption=f"{runner.caption('train and validation', *grid)}, {_setting(best)}",
     )  # fmt: skip
     compare_reconstructions(
-        runner.folder / "reconstructions.png", runner.data, {"best setting": longer.model}
+        runner.folder / "reconstructions.png",
+        runner.data,
+        {"best setting": longer.model},
+        caption=f"{runner.caption('test', *grid)}, {_setting(best)}",
     )
     return runner.folder
 
@@ -96,8 +100,23 @@ def _curves(
     for value in grid[parameter]:
         setting = best | {parameter: value}
         lines[f"{parameter}={value:g}"] = runs[tuple(setting[name] for name in grid)].history
+    # The loss holds beta times the commitment: over beta it compares quantities of different meaning.
+    quantities = ("reconstruction", "commitment", "perplexity")
+    if parameter != "beta":
+        quantities = ("loss", "reconstruction", "perplexity")
     panels = {
-        name: {label: history[f"train/{name}"] for label, history in lines.items()}
-        for name in ("loss", "reconstruction", "perplexity")
+        name: {label: history[f"train/{name}"] for label, history in lines.items()} for name in quantities
     }
-    save_curves(runner.folder / f"over-{parameter}.png", panels, x_label="iteration", y_labels=LOSS_UNITS)
+    held_fixed = {name: value for name, value in best.items() if name != parameter}
+    save_curves(
+        runner.folder / f"over-{parameter}.png",
+        panels,
+        x_label="iteration",
+        y_labels=LOSS_UNITS,
+        caption=f"{runner.caption('train', *grid)}, {_setting(held_fixed)}",
+    )
+
+
+def _setting(values: dict[str, Any]) -> str:
+    """``beta=0.25, lr=0.001``: settings as the runs' names have them."""
+    return ", ".join(f"{name}={value:g}" for name, value in values.items())

@@ -68,6 +68,7 @@ def run(options: StudyOptions) -> Path:
         f"Published on CIFAR-10: SSIM about 0.78 (VAE) and above 0.96 (VQ-VAE), VQ-VAE reconstruction loss "
         f"0.051 (batch 16) to 0.055 (batch 256).{left_out}",
     )
+    caption = runner.caption("validation", "batch_size", "beta")
     for quantity, title, unit in (("ssim", "SSIM", "SSIM"), ("nmse", "squared error", "error / variance")):
         panels = {
             f"{title}, {model}": {
@@ -76,7 +77,14 @@ def run(options: StudyOptions) -> Path:
             for model in MODELS
         }
         units = dict.fromkeys(panels, unit)
-        save_curves(runner.folder / f"{quantity}.png", panels, x_label="epoch", y_labels=units, share_y=True)
+        save_curves(
+            runner.folder / f"{quantity}.png",
+            panels,
+            x_label="epoch",
+            y_labels=units,
+            share_y=True,
+            caption=caption,
+        )
     losses = {
         f"loss, {model}": {
             f"batch {batch_size}": _by_epoch(runs[model, batch_size], "loss") for batch_size in sizes
@@ -84,10 +92,11 @@ def run(options: StudyOptions) -> Path:
         for model in MODELS
     }
     units = {f"loss, {model}": unit for model, unit in LOSSES.items()}
-    save_curves(runner.folder / "loss.png", losses, x_label="epoch", y_labels=units)
+    save_curves(runner.folder / "loss.png", losses, x_label="epoch", y_labels=units, caption=caption)
     largest = sizes[-1]
+    caption = f"{runner.caption('test', 'batch_size', 'beta')}, batch size {largest}"
     shown = {model: runs[model, largest].model for model in MODELS}
-    compare_reconstructions(runner.folder / "reconstructions.png", runner.data, shown)
+    compare_reconstructions(runner.folder / "reconstructions.png", runner.data, shown, caption=caption)
     return runner.folder
 
 

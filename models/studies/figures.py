@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.data import ImageData, some_rows, to_float
-from models.evaluation.pictures import grid, legend_below, new_figure
+from models.evaluation.pictures import grid, legend_below, name_rows, new_figure, save_figure
 from models.runs.layout import RunLayout
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ LOSS_UNITS = {
 }
 
 
-def reconstructions_over_epochs(path: Path, runs: Mapping[str, RunLayout], shown: int = 6) -> Path:
+def reconstructions_over_epochs(
+    path: Path, runs: Mapping[str, RunLayout], shown: int = 6, caption: str = ""
+) -> Path:
     """The pictures that training saved at evenly spaced epochs: a column a run, epochs downwards.
 
     In each picture originals and their reconstructions alternate.
@@ -44,7 +46,7 @@ def reconstructions_over_epochs(path: Path, runs: Mapping[str, RunLayout], shown
     figure, _ = new_figure(1)
     figure.clear()
     figure.set_size_inches(5 * len(pictures), panel * rows + 0.3)
-    figure.suptitle("in each row original, reconstruction, original, reconstruction, ...", fontsize="small")
+    order = "In each row original, reconstruction, original, reconstruction, ..."
     axes = figure.subplots(rows, len(pictures), squeeze=False)
     for column, (label, epochs) in enumerate(pictures.items()):
         chosen = np.linspace(0, len(epochs) - 1, rows).round().astype(int)
@@ -54,8 +56,7 @@ def reconstructions_over_epochs(path: Path, runs: Mapping[str, RunLayout], shown
                 axes[row][column].imshow(np.asarray(strip), cmap="gray")
             axes[row][column].set_title(f"{label}, epoch {epoch}", fontsize="small")
             axes[row][column].set_axis_off()
-    figure.savefig(path, dpi=110)
-    return path
+    return save_figure(figure, path, f"{order} {caption}")
 
 
 @torch.no_grad()
@@ -81,7 +82,9 @@ def image_vectors(data: ImageData, split: str, limit: int = 2000) -> Tensor:
     return F.adaptive_avg_pool2d(images, (min(32, height), min(32, width))).flatten(1)
 
 
-def tsne_by_label(path: Path, features: Mapping[str, Tensor], labels: Tensor, names: Sequence[str]) -> Path:
+def tsne_by_label(
+    path: Path, features: Mapping[str, Tensor], labels: Tensor, names: Sequence[str], caption: str = ""
+) -> Path:
     """t-SNE of each set of features ``[N, F]``, one panel each, coloured by label, and one legend."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -89,18 +92,18 @@ def tsne_by_label(path: Path, features: Mapping[str, Tensor], labels: Tensor, na
     shown = names or ("all",)
     colours = distinct_colours(len(shown))
     figure, axes = new_figure(len(features), width=4.6, height=4.4)
+    markers: dict[str, Any] = {}
     for axis, (title, vectors) in zip(axes, features.items(), strict=True):
         reduced = PCA(min(50, *vectors.shape), random_state=0).fit_transform(vectors.numpy())
         perplexity = max(1, min(30, (len(vectors) - 1) // 3))
         points: NDArray[np.float32] = TSNE(perplexity=perplexity, random_state=0).fit_transform(reduced)
         for number, (name, colour) in enumerate(zip(shown, colours, strict=True)):
             of_class = labels.numpy() == number if names else np.ones(len(labels), dtype=bool)
-            axis.scatter(points[of_class, 0], points[of_class, 1], s=8, label=name, color=colour)
+            markers[name] = axis.scatter(points[of_class, 0], points[of_class, 1], s=8, color=colour)
         axis.set(title=f"t-SNE of {title}", xticks=[], yticks=[])
     if names:
-        legend_below(figure, axes[0], marker_scale=2)
-    figure.savefig(path, dpi=110)
-    return path
+        legend_below(figure, markers, marker_scale=2)
+    return save_figure(figure, path, caption)
 
 
 def distinct_colours(count: int) -> list[tuple[float, ...]]:
@@ -113,43 +116,46 @@ def distinct_colours(count: int) -> list[tuple[float, ...]]:
     return [tuple(palette(place)) for place in places.tolist()]
 
 
-def labelled_rows(path: Path, images: Tensor, columns: int, names: Sequence[str]) -> Path:
-    """Images ``[len(names) * columns, C, H, W]`` in rows of ``columns``, each with its name on the left."""
-    picture = grid(images, columns)
-    height, width = picture.shape[1:]
-    scale = 7 / width
-    figure, (axis,) = new_figure(1, width=8.2, height=scale * height + 0.2)
-    axis.imshow(picture.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
-    row = (height + 1) / len(names)
-    axis.set_yticks([row * (number + 0.5) - 1 for number in range(len(names))], names)
-    axis.set_xticks([])
-    axis.tick_params(left=False)
-    for side in axis.spines.values():
-        side.set_visible(False)
-    figure.savefig(path, dpi=110)
-    return path
+def sample_panels(
+    path: Path, panels: Mapping[str, tuple[Tensor, Sequence[str]]], columns: int, caption: str
+) -> Path:
+    """Samples under several settings, a titled panel each: one row a class with its name on the left.
+
+    Args:
+        panels: by title, images ``[N, C, H, W]``, ``columns`` of each class and one class after the other,
+            and the names of the classes; none where no class was asked for.
+    """
+    figure, axes = new_figure(len(panels), width=4.6, height=4.6)
+    for axis, (title, (images, names)) in zip(axes, panels.items(), strict=True):
+        picture = grid(images, columns)
+        axis.imshow(picture.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
+        name_rows(axis, names, images.shape[-2], gap=1)
+        axis.set_title(title)
+    return save_figure(figure, path, caption)
 
 
-def stacked_bars(path: Path, parts: Mapping[str, Mapping[str, float]], ylabel: str) -> Path:
-    """One bar for each name, stacked from its named parts."""
+def stacked_bars(
+    path: Path, parts: Mapping[str, Mapping[str, float]], ylabel: str, caption: str = ""
+) -> Path:
+    """One bar for each name, stacked from its named parts, with the total above it."""
     figure, (axis,) = new_figure(1, width=1.5 + 1.3 * len(parts), height=4)
     kinds = list(dict.fromkeys(kind for values in parts.values() for kind in values))
-    bottom = np.zeros(len(parts))
+    bottom, bars = np.zeros(len(parts)), {}
     for kind in kinds:
         heights = np.array([values.get(kind, 0.0) for values in parts.values()])
-        axis.bar(list(parts), heights, bottom=bottom, label=kind)
+        bars[kind] = axis.bar(list(parts), heights, bottom=bottom)
         bottom += heights
     for position, total in enumerate(bottom):
         axis.text(position, total, f"{total:.2f}", ha="center", va="bottom")
     axis.set(ylabel=ylabel)
+    axis.margins(y=0.12)  # the totals stand inside the frame
     axis.tick_params(axis="x", labelrotation=20)
-    axis.legend()
-    figure.savefig(path, dpi=110)
-    return path
+    legend_below(figure, bars)
+    return save_figure(figure, path, caption)
 
 
 def compare_reconstructions(
-    path: Path, data: ImageData, models: Mapping[str, Autoencoder], count: int = 12
+    path: Path, data: ImageData, models: Mapping[str, Autoencoder], count: int = 12, caption: str = ""
 ) -> Path:
     """A row of ``count`` held-out originals, or of all there are, then a row for each model."""
     count = min(count, len(data.test))
@@ -160,12 +166,11 @@ def compare_reconstructions(
     for label, model in models.items():
         device = next(model.parameters()).device
         rows[label] = model.eval().reconstruct(x.to(device)).detach().cpu()
-    figure.set_size_inches(count, 1.2 * len(rows))
+    figure.set_size_inches(count, 1.2 * len(rows) + (0.4 if caption else 0))
     axes = figure.subplots(len(rows), count, squeeze=False)
     for row, (label, images) in enumerate(rows.items()):
         for column, image in enumerate(images.clamp(-0.5, 0.5).add(0.5).permute(0, 2, 3, 1)):
             axes[row][column].imshow(image.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
             axes[row][column].set_axis_off()
         axes[row][0].set_title(label, loc="left", fontsize="small")
-    figure.savefig(path, dpi=110)
-    return path
+    return save_figure(figure, path, caption)

@@ -13,12 +13,11 @@ import torch
 
 from models.autoencoders.base import require_codes
 from models.evaluation.judge import Judge
-from models.evaluation.pictures import grid, save_curves, save_image
+from models.evaluation.pictures import grid, labelled_rows, save_curves, save_image
 from models.studies.figures import (
     LOSS_UNITS,
     code_vectors,
     image_vectors,
-    labelled_rows,
     reconstructions_over_epochs,
     tsne_by_label,
 )
@@ -41,7 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "dead_code_threshold": 1.0,
     },
     "paper": {
-        "data": "../shared/data/kaokore",
+        "data": "kaokore",  # the folder of the repository rois-codh/kaokore, with its images downloaded
         "size": "256",
         "epochs": 100,
         "batch_size": 64,
@@ -94,16 +93,21 @@ def run(options: StudyOptions) -> Path:
     )
     lines = {
         name: {
-            f"{model} {split}": trained[0].history[f"{split}/{name}"]
+            f"{model}, {split}": trained[0].history[f"{split}/{name}"]
             for model, trained in runs.items()
             for split in ("train", "validation")
         }
         for name in ("loss", "reconstruction", "commitment")
     }
-    save_curves(runner.folder / "curves.png", lines, y_labels=LOSS_UNITS, yscale="log")
+    caption = runner.caption("train and validation", "seed")
+    seed = f"seed {seeds[0]}, the first of {len(seeds)}"
+    save_curves(
+        runner.folder / "curves.png", lines, y_labels=LOSS_UNITS, caption=f"{caption}, {seed}", yscale="log"
+    )
     first = {model: trained[0] for model, trained in runs.items()}
     layouts = {model: trained.config.layout for model, trained in first.items()}
-    reconstructions_over_epochs(runner.folder / "reconstructions.png", layouts)
+    caption = runner.caption("validation", "seed")
+    reconstructions_over_epochs(runner.folder / "reconstructions.png", layouts, caption=f"{caption}, {seed}")
     _tsne(runner, first)
     _samples(runner, first["vqvae2"])
     return runner.folder
@@ -126,7 +130,9 @@ def _tsne(runner: Runner, runs: dict[str, TrainedRun]) -> None:
     features, labels = {"images": image_vectors(runner.data, "test")}, torch.empty(0)
     for model, trained in runs.items():
         features[f"{model} codes"], labels = code_vectors(require_codes(trained.model), runner.data, "test")
-    tsne_by_label(runner.folder / "tsne.png", features, labels, runner.data.class_names)
+    runner.say("t-SNE of the test images and of their codes")
+    names, caption = runner.data.class_names, runner.caption("test")
+    tsne_by_label(runner.folder / "tsne.png", features, labels, names, caption=caption)
 
 
 def _samples(runner: Runner, trained: TrainedRun) -> None:
@@ -138,7 +144,9 @@ def _samples(runner: Runner, trained: TrainedRun) -> None:
         save_image(grid(images, SHOWN), runner.folder / "samples.png")
         return
     rows = images.unflatten(0, (len(names), PER_CLASS))[:, :SHOWN].flatten(0, 1)
-    labelled_rows(runner.folder / "samples.png", rows, SHOWN, names)
+    caption = f"{runner.caption('train')}; samples at temperature {TEMPERATURE:g}"
+    labelled_rows(runner.folder / "samples.png", rows, names, SHOWN, caption=caption)
+    runner.say("training the judge of samples")
     judge = Judge(runner.data.train)
     figures = {"agreement": judge.agreement(images, labels), "judge": judge.accuracy(runner.data.test)}
     runner.write_table(

@@ -104,6 +104,7 @@ def run(options: StudyOptions) -> Path:
         rows,
         f"Test split of {runner.data.name}. {units}. {PUBLISHED}",
     )
-    stacked_bars(runner.folder / "bits.png", bars, "bits per dimension")
-    compare_reconstructions(runner.folder / "reconstructions.png", runner.data, shown)
+    caption = runner.caption("test", "beta")
+    stacked_bars(runner.folder / "bits.png", bars, "bits per dimension", caption=caption)
+    compare_reconstructions(runner.folder / "reconstructions.png", runner.data, shown, caption=caption)
     return runner.folder

@@ -7,12 +7,17 @@ sampling with top-k 8 and temperature 2. One start token a class makes samples d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.evaluation.judge import Judge
-from models.evaluation.pictures import grid, save_curves, save_image
+from models.evaluation.pictures import save_curves
+from models.studies.figures import sample_panels
 from models.studies.runner import Row, Runner, StudyOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 OPTIONS = ("batch_size",)
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -56,8 +61,9 @@ VARIANTS: dict[str, dict[str, tuple[int, ...]]] = {
     "small": {"codebook_size": (16, 64), "embedding_dim": (2, 32), "downscale": (4,)},
     "paper": {"codebook_size": (32, 64, 256, 512), "embedding_dim": (2, 4, 16, 64), "downscale": (2, 8)},
 }
-SAMPLING = {"published (temperature 2, top-k 8)": (2.0, 8), "temperature 1": (1.0, None)}
-PER_CLASS = 20
+# As published, and the model's own distribution.
+SAMPLING = {"temperature 2, top-k 8": (2.0, 8), "temperature 1": (1.0, None)}
+PER_CLASS, SHOWN = 20, 10
 
 
 def run(options: StudyOptions) -> Path:
@@ -68,6 +74,7 @@ def run(options: StudyOptions) -> Path:
         base | {name: value} for name, values in VARIANTS[options.scale].items() for value in values
     ]
     fitting = [v for v in variants if all(size % v["downscale"] == 0 for size in runner.data.size)]
+    runner.say("training the judge of samples")
     judge = Judge(runner.data.train) if runner.data.class_names else None
     rows: list[Row] = []
     curves: dict[str, dict[str, Any]] = {"unconditional": {}, "conditional": {}}
@@ -79,7 +86,9 @@ def run(options: StudyOptions) -> Path:
         "variants", rows, f"Test split of {runner.data.name}. {_of_classes(runner, judge)}{skipped}"
     )
     panels = {f"{kind} prior, validation": lines for kind, lines in curves.items()}
-    save_curves(runner.folder / "priors.png", panels, y_labels=dict.fromkeys(panels, "nats a code"))
+    caption = runner.caption("validation", *VARIANTS[options.scale])
+    units = dict.fromkeys(panels, "nats a code")
+    save_curves(runner.folder / "priors.png", panels, y_labels=units, caption=caption)
     return runner.folder
 
 
@@ -104,6 +113,8 @@ def _variant(
     name = "-".join(f"{key}{value}" for key, value in variant.items())
     trained = runner.train(name, **(SHARED | variant))
     row: dict[str, str | float | int] = dict(variant)
+    names = runner.data.class_names
+    panels: dict[str, tuple[Tensor, Sequence[str]]] = {}
     for kind in ("unconditional", "conditional") if judge else ("unconditional",):
         settings = PRIORS[runner.options.scale] | {"conditional": kind == "conditional"}
         store, priors = runner.train_priors(trained, f"{name}-{kind}", **settings)
@@ -120,8 +131,10 @@ def _variant(
             images, labels = runner.sample(
                 trained, priors, store, PER_CLASS, temperature=temperature, top_k=top_k
             )
-            file = f"samples-{name}-{kind}-temperature{temperature:g}.png"
-            save_image(grid(images, PER_CLASS), runner.folder / file)
+            shown = images.unflatten(0, (-1, PER_CLASS))[:, :SHOWN].flatten(0, 1)
+            panels[f"{kind}, {title}"] = shown, names if kind == "conditional" else ()
             if judge and kind == "conditional":
                 row[f"agreement, {title}"] = judge.agreement(images, labels)
+    caption = f"{runner.caption('train', *variant)}; {label}"
+    sample_panels(runner.folder / f"samples-{name}.png", panels, SHOWN, caption)
     return row

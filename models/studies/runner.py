@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.progress import progress_bar
 from models.runs.config import PriorConfig, TrainConfig
 from models.runs.layout import is_trained
 from vq_kernels.checks import check_choice, check_integer
@@ -25,6 +27,15 @@ if TYPE_CHECKING:
 SCALES = ("small", "paper")
 # The options that are settings of every model a study trains.
 _MODEL_SETTINGS = ("data", "limit", "size", "label_column", "epochs", "batch_size")
+# What a figure says of the runs in it, and how.
+_CAPTION = {
+    "seed": "seed",
+    "batch_size": "batch size",
+    "lr": "learning rate",
+    "codebook_size": "K =",
+    "embedding_dim": "D =",
+    "beta": "beta =",
+}
 Row = Mapping[str, str | float | int]
 
 
@@ -87,8 +98,9 @@ class Runner:
         self.shared: dict[str, Any] = {"runs": str(self.folder)} | loop
         self.settings = {**settings[options.scale], **self.shared, **model_settings}
         self.config = TrainConfig(**self.settings)
-        self.data: ImageData = load_data(self.config)
-        self.device = find_device({"gpu": "cuda"}.get(options.accelerator, options.accelerator))
+        self.data: ImageData = load_data(self.config, progress=options.progress)
+        self.say(self.data.describe())
+        self.device = find_device(options.accelerator)
 
     def train(self, name: str, **changes: Any) -> TrainedRun:
         """The run ``name`` with ``changes`` to the study's settings."""
@@ -101,7 +113,7 @@ class Runner:
         if is_same and is_trained(config.layout.model):
             model: Any = load_pretrained(config.layout.model, self.device)
         else:
-            self._say(f"training {name}")
+            self.say(f"training {name}")
             model = train(config, self.data, **_start(config, is_same)).to(self.device)
         return TrainedRun(config, model, read_history(config.folder))
 
@@ -127,7 +139,7 @@ class Runner:
         lowest = config.layout.level(len(store.description.shapes) - 1)  # written last
         if is_same and is_trained(lowest):
             return store, open_priors(config.folder, self.device)
-        self._say(f"training {name}")
+        self.say(f"training {name}")
         start = _start(config, is_same)
         priors: list[Any] = [prior.to(self.device) for prior in train_prior(config, store, **start)]
         return store, priors
@@ -140,6 +152,7 @@ class Runner:
         layout = run.config.layout
         arguments: Any = (require_codes(run.model), self.data, layout.codes)
         options: dict[str, Any] = {"source": str(layout.model), "device": self.device}
+        options["progress"] = self.options.progress
         try:
             return encode(*arguments, **options)
         except OtherCodesError:
@@ -155,7 +168,7 @@ class Runner:
         """:func:`models.evaluation.evaluate.evaluate` of the run on the study's data and device."""
         from models.evaluation.evaluate import evaluate
 
-        return evaluate(run.model, self.data, device=self.device, **options)
+        return evaluate(run.model, self.data, device=self.device, progress=self.options.progress, **options)
 
     def sample(
         self,
@@ -174,21 +187,35 @@ class Runner:
         labels = torch.arange(max(1, len(self.data.class_names))).repeat_interleave(per_class)
         generator = torch.Generator(self.device).manual_seed(0)
         shapes = store.description.shapes
-        codes = sample_codes(priors, shapes, labels.to(self.device), generator=generator, **filters)
+        total = len(labels) * sum(math.prod(shape) for shape in shapes)
+        with progress_bar(total, "sample", "code", enabled=self.options.progress) as bar:
+            filters |= {"generator": generator, "on_drawn": bar.update}
+            codes = sample_codes(priors, shapes, labels.to(self.device), **filters)
         return decode(require_codes(run.model), codes).cpu(), labels
+
+    def caption(self, split: str, *varied: str) -> str:
+        """What a figure of the study was made of: data, split, and the settings that all its runs share.
+
+        varied: the settings in which the runs of the figure differ.
+        """
+        shared = {name: getattr(self.config, name) for name in _CAPTION if name not in varied}
+        settings = ", ".join(f"{label} {shared[name]}" for name, label in _CAPTION.items() if name in shared)
+        return f"{self.data.name}, {split} split; {settings}"
 
     def write_table(self, name: str, rows: Sequence[Row], caption: str = "") -> None:
         """``NAME.md`` and ``NAME.csv`` in the study's folder; also printed."""
         columns = list(dict.fromkeys(column for row in rows for column in row))
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / f"{name}.csv", "w", newline="") as file:
+        with open(self.folder / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
-        lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+        lines = ["| " + " | ".join(map(_cell, columns)) + " |", "|" + "---|" * len(columns)]
         lines += ["| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |" for row in rows]
         text = "\n".join(lines)
-        (self.folder / f"{name}.md").write_text(f"{text}\n" + (f"\n{caption}\n" if caption else ""))
+        (self.folder / f"{name}.md").write_text(
+            f"{text}\n" + (f"\n{caption}\n" if caption else ""), encoding="utf-8"
+        )
         print(f"\n{name}\n{text}\n{caption}", flush=True)
 
     def _is_same(self, config: TrainConfig | PriorConfig) -> bool:
@@ -196,7 +223,8 @@ class Runner:
         stored = config.layout.config
         return stored.is_file() and type(config).load(stored).replace(progress=config.progress) == config
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Print what is being done, unless progress is off."""
         if self.options.progress:
             print(text, flush=True)
 
@@ -223,4 +251,5 @@ def mean_std(values: Sequence[float]) -> str:
 
 
 def _cell(value: str | float | int) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """A value in a Markdown table, where ``|`` would end the cell."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")

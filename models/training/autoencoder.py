@@ -6,23 +6,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.data import BatchLoader, ImageData, load_data
-from models.evaluation.calibration import squared_error, uncalibrated
+from models.evaluation.calibration import calibrate
 from models.evaluation.pictures import save_curves
 from models.runs.build import build_model
 from models.runs.config import TrainConfig
-from models.runs.history import read_history
+from models.runs.history import curves_of, read_history
 from models.runs.reproducible import seed_run
-from models.runs.start import prepare_folder
+from models.runs.start import started_run
 from models.training.callbacks import ReconstructionPictures
 from models.training.loop import (
     check_start,
     fit,
     load_best,
-    make_trainer,
-    processes,
     training_loader,
 )
 from models.training.modules import AutoencoderModule
+from models.training.processes import processes
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
@@ -31,17 +30,21 @@ if TYPE_CHECKING:
 
 
 def train(
-    config: TrainConfig, data: ImageData | None = None, *, resume: bool = False, overwrite: bool = False
+    config: TrainConfig, data: ImageData | None = None, *, resume: bool | str = False, overwrite: bool = False
 ) -> Autoencoder:
     """Train and return the model with the lowest validation loss, on the CPU in eval mode.
 
     ``RUNS/NAME`` then holds ``config.yaml``, ``model/`` (for ``from_pretrained``), ``checkpoints/`` (best
     and last), ``logs/`` (CSV), ``tensorboard/``, ``reconstructions/`` and ``curves.png``. With ``resume``
-    the run goes on from its last checkpoint as if it had not been interrupted. Raises DataError or
-    ValueError before training starts.
+    the run goes on from its last checkpoint as if it had not been interrupted; with ``resume="auto"`` it does
+    where there is one. Raises DataError or ValueError before training starts, and TrainingStopped, a
+    KeyboardInterrupt, when SIGINT, SIGTERM or SIGUSR1 has ended it after a step, which is then saved.
     """
-    check_start(config, resume, overwrite)
-    data = load_data(config) if data is None else data
+    resume = check_start(config, resume, overwrite)
+    if data is None:
+        data = load_data(config, progress=config.progress)
+        if processes()[0] == 0:
+            print(data.describe(), flush=True)
     seed_run(config.seed)
     model = build_model(config, data)
     rank, world, _ = processes()
@@ -52,37 +55,35 @@ def train(
     if config.pictures_every:
         images = data.validation.batch(range(min(64, len(data.validation))))
         pictures = [ReconstructionPictures(images, config.layout, config.pictures_every)]
-    trainer = make_trainer(config, module, pictures)
-    checkpoint = prepare_folder(config, module, resume, overwrite)
-    load_best(module, fit(trainer, module, validation, checkpoint))
-    model = model.cpu().eval()
-    if (likelihood := uncalibrated(model)) is not None:
-        likelihood.calibrate(squared_error(model, data.validation, config.batch_size))
-    if rank == 0:
-        model.save_pretrained(config.layout.model)
-        save_training_curves(config)
+    with started_run(config, module, resume, overwrite) as checkpoint:
+        load_best(module, fit(config, module, validation, pictures, checkpoint))
+        model = model.cpu().eval()
+        calibrate(model, data.validation, config.batch_size)
+        if rank == 0:
+            model.save_pretrained(config.layout.model)
+            save_training_curves(config)
     return model
 
 
 def save_training_curves(config: TrainConfig) -> Path:
     """``curves.png`` in the run's folder: losses, and how the codes are used, over the steps."""
     history = read_history(config.folder)
-    error = "squared error / variance" if config.likelihood == "mse" else "nats a dimension"
-    units = {"reconstruction loss": error, "SSIM": "SSIM", "perplexity": "codes", "usage": "share of codes"}
-    panels = {
-        "loss": ("loss",),
-        "reconstruction loss": ("reconstruction",),
-        "latent loss": ("commitment", "kl"),
-        "SSIM": ("ssim",),
-        "perplexity": ("perplexity",),
-        "usage": ("usage",),
+    is_vae, error = config.model == "vae", "squared error / variance"
+    if config.likelihood != "mse":
+        error = "nats a dimension"
+    # By title: the logged quantity, whose name a level may follow, and its unit.
+    quantities = {
+        "loss": ("loss", f"{error}\n+ weighted {'KL' if is_vae else 'commitment'}"),
+        "reconstruction loss": ("reconstruction", error),
+        "KL divergence": ("kl", "nats a dimension"),
+        "commitment": ("commitment", "squared distance"),
+        "SSIM": ("ssim", "SSIM"),
+        "perplexity": ("perplexity", "codes"),
+        "usage": ("usage", "share of codes"),
     }
-    drawn = {
-        title: {
-            name.replace("/", " "): series
-            for name, series in sorted(history.items())
-            if name.split("/")[1].startswith(starts)
-        }
-        for title, starts in panels.items()
-    }
-    return save_curves(config.layout.curves, drawn, y_labels=units)
+    panels = {title: curves_of(history, name) for title, (name, _) in quantities.items()}
+    units = {title: unit for title, (_, unit) in quantities.items()}
+    caption = (
+        f"{config.data}, {config.model}; seed {config.seed}, batch size {config.batch_size}, lr {config.lr:g}"
+    )
+    return save_curves(config.layout.curves, panels, y_labels=units, caption=caption)

@@ -10,25 +10,28 @@ from models.data.loader import BatchLoader
 from models.evaluation.pictures import save_curves
 from models.runs.build import build_priors
 from models.runs.config import PriorConfig
-from models.runs.history import read_history
+from models.runs.history import curves_of, read_history
 from models.runs.reproducible import seed_run
-from models.runs.start import prepare_folder
+from models.runs.start import started_run
 from models.training.loop import (
     check_start,
     fit,
     load_best,
-    make_trainer,
-    processes,
     training_loader,
 )
 from models.training.modules import PriorModule
+from models.training.processes import processes
 
 if TYPE_CHECKING:
     from models.priors.base import AutoregressivePrior
 
 
 def train_prior(
-    config: PriorConfig, store: CodeStore | None = None, *, resume: bool = False, overwrite: bool = False
+    config: PriorConfig,
+    store: CodeStore | None = None,
+    *,
+    resume: bool | str = False,
+    overwrite: bool = False,
 ) -> list[AutoregressivePrior]:
     """Train one prior a level and return those with the lowest validation loss, top first, in eval mode.
 
@@ -36,7 +39,7 @@ def train_prior(
     ``level1/``, ... for ``from_pretrained``, and ``codes.json``, the description of the codes. Raises
     DataError or ValueError before training starts.
     """
-    check_start(config, resume, overwrite)
+    resume = check_start(config, resume, overwrite)
     store = CodeStore(config.codes) if store is None else store
     if resume:
         _check_codes(config, store.description)
@@ -46,18 +49,22 @@ def train_prior(
     loader = training_loader(store.split("train"), config, world, rank)
     validation = BatchLoader(store.split("validation"), config.batch_size, rank=rank, world=world)
     module = PriorModule(priors, config, loader)
-    trainer = make_trainer(config, module, [])
-    checkpoint = prepare_folder(config, module, resume, overwrite)
-    if rank == 0:  # before training, so that an interrupted run knows its codes
-        store.description.save(config.folder)
-    load_best(module, fit(trainer, module, validation, checkpoint))
-    priors = [prior.cpu().eval() for prior in priors]
-    if rank == 0:
-        for level, prior in enumerate(priors):
-            prior.save_pretrained(config.layout.level(level))
-        history = read_history(config.folder)
-        lines = {name.replace("/", " "): series for name, series in history.items() if "nats" in name}
-        save_curves(config.layout.curves, {"priors": lines}, y_labels={"priors": "nats a code"})
+    with started_run(config, module, resume, overwrite) as checkpoint:
+        if rank == 0:  # before training, so that an interrupted run knows its codes
+            store.description.save(config.folder)
+        load_best(module, fit(config, module, validation, [], checkpoint))
+        priors = [prior.cpu().eval() for prior in priors]
+        if rank == 0:
+            for level, prior in enumerate(priors):
+                prior.save_pretrained(config.layout.level(level))
+            history = read_history(config.folder)
+            settings = f"seed {config.seed}, batch size {config.batch_size}"
+            save_curves(
+                config.layout.curves,
+                {"negative log-likelihood": curves_of(history, "nats_per_code")},
+                y_labels={"negative log-likelihood": "nats a code"},
+                caption=f"{store.description.data}, {config.prior}; {settings}",
+            )
     return priors
 
 

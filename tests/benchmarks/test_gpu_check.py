@@ -155,6 +155,22 @@ def test_the_file_says_where_and_what(tmp_path: Path) -> None:
     }
 
 
+def test_calls_of_one_session_share_a_file(tmp_path: Path) -> None:
+    """Each keeps what the others wrote, and writes its own results anew."""
+    path = tmp_path / "check.json"
+    first, second = Result("a", "cuda", FAILED, "x"), Result("b", "triton", PASSED, "y")
+    gpu_check.write([first], {}, path, keep=True)
+    gpu_check.write([second], {}, path, keep=True)
+    first.status = PASSED
+    gpu_check.write([first], {}, path, keep=True)
+    content = json.loads(path.read_text())
+    assert [(r["check"], r["status"]) for r in content["results"]] == [("b", PASSED), ("a", PASSED)]
+    assert content["failed"] == 0
+    gpu_check.write([first], {}, path)
+    assert len(json.loads(path.read_text())["results"]) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["check.json"]
+
+
 def test_report_of_pytest_is_counted(tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
     report.write_text(
@@ -222,7 +238,7 @@ def test_a_machine_without_sanitizer_skips(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("script", "outcome"),
     [
-        ("echo '========= ERROR SUMMARY: 0 errors'", "ERROR SUMMARY: 0 errors"),
+        ("echo '========= ERROR SUMMARY: 0 errors'", "5 programs: ERROR SUMMARY: 0 errors"),
         ("echo '========= ERROR SUMMARY: 2 errors'; exit 9", AssertionError("ERROR SUMMARY: 2 errors")),
         ("echo '========= Device not supported'; exit 1", NotHere("Device not supported")),
         ("sleep 60", NotHere("did not end within 1 seconds")),
@@ -267,7 +283,7 @@ def test_what_the_sanitizer_watches_calls_everything(here: str, monkeypatch: pyt
             return real(*args, **kwargs)
 
         monkeypatch.setattr(CudaBackend, name, note)
-    sanitized.call_everything(here, HERE)
+    sanitized.call_everything(here, 3, torch.float32, HERE)
     assert len(called) == 5
 
 

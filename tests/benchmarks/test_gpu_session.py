@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import session as gpu_session
-from benchmarks.gpu.schedule import BUILD, FILES, SESSIONS, Part
+from benchmarks.gpu.schedule import BUILD, FILES, SESSIONS, Part, Stage
 from benchmarks.gpu.session import FAILED, PASSED, SKIPPED, Session
 from benchmarks.gpu.supervised import LONGEST_LOG, Running
 from benchmarks.gpu.target import Target
@@ -27,10 +27,14 @@ START_S = 120.0  # of a machine that is at hand for 15 minutes; everything in be
 
 
 def seconds(*numbers: int) -> float:
-    """The longest that a command may take: the build runs beside the parts that do not need it."""
-    parts = [part for number in numbers for part in SESSIONS[number]]
-    beside = sum(part.limit for part in parts if part.beside_build)
-    return max(beside, BUILD.limit) + sum(part.limit for part in parts if not part.beside_build)
+    """The longest that a command may take: the build runs beside the stages that do not need it."""
+    stages = [stage for number in numbers for stage in SESSIONS[number]]
+    beside = sum(stage.limit for stage in stages if stage.beside_build)
+    return max(beside, BUILD.limit) + sum(stage.limit for stage in stages if not stage.beside_build)
+
+
+def names(number: int) -> list[str]:
+    return [part.name for stage in SESSIONS[number] for part in stage.parts]
 
 
 def test_two_starts_fit_into_a_quarter_of_an_hour() -> None:
@@ -44,9 +48,11 @@ def test_a_command_leaves_few_flat_files(numbers: tuple[int, ...]) -> None:
 
 
 def test_exactness_comes_before_anything_is_timed() -> None:
-    names = [[part.name for part in SESSIONS[number]] for number in SESSIONS]
-    assert names[0] == ["facts", "compile", "exactness"]
-    assert {"roofs", "tune", "search", "layer"} <= set(names[2])
+    assert names(1) == ["facts", "compile", "exactness"]
+    timed = {"roofs", "tune", "search", "layer", "equal codes"}
+    assert timed <= set(names(3))
+    assert all(len(stage.parts) == 1 for stage in SESSIONS[3]), "nothing runs beside what is timed"
+    assert not any(stage.beside_build for stage in SESSIONS[3])
 
 
 # --- rehearsals -----------------------------------------------------------------------------------
@@ -73,7 +79,7 @@ def test_rehearsal(number: int, tmp_path: Path) -> None:
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES[number])
     records = json.loads((out / gpu_session.FILE).read_text())["records"]
     assert {r["status"] for r in records} == {PASSED}
-    assert [r["part"] for r in records if r["part"] != "build"] == [part.name for part in SESSIONS[number]]
+    assert [r["part"] for r in records if r["part"] != "build"] == names(number)
     shown = done.stdout.strip().splitlines()
     assert all(any(line.split()[1:2] == r["part"].split()[:1] for line in shown) for r in records)
     assert shown[-1] == f"in {out}", "the table comes last"
@@ -85,16 +91,17 @@ def test_rehearsal(number: int, tmp_path: Path) -> None:
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
-def python(program: str, limit: float = 30.0, name: str = "part", **options: bool) -> Part:
-    return Part(name, limit, ("-c", program), is_program=False, **options)
+def python(program: str, limit: float = 30.0, name: str = "part") -> Part:
+    return Part(name, limit, ("-c", program), is_program=False)
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A function that runs made-up parts as session 1 after a build, and returns the session."""
 
-    def run(*parts: Part, build: str = "print('built')", limit: float = 60.0) -> Session:
-        monkeypatch.setattr(gpu_session, "SESSIONS", {1: parts})
+    def run(*parts: Part | Stage, build: str = "print('built')", limit: float = 60.0) -> Session:
+        stages = [part if isinstance(part, Stage) else Stage((part,)) for part in parts]
+        monkeypatch.setattr(gpu_session, "SESSIONS", {1: stages})
         monkeypatch.setattr(gpu_session, "REHEARSAL_BUILD", python(build, name="build"))
         monkeypatch.setattr(
             Target, "choose", lambda self, real, tiny: tiny if isinstance(tiny, Part) else real
@@ -145,35 +152,46 @@ def test_nothing_begins_when_the_time_is_over(run) -> None:
     assert session.records[1].status == FAILED
 
 
-def test_the_build_runs_beside_what_does_not_need_it(run) -> None:
-    waits = "import time; time.sleep(1.5); print('built')"
-    session = run(
-        python("print('early')", name="first", beside_build=True), python("print('needs it')", name="second"),
-        build=waits,
-    )  # fmt: skip
-    assert [r.part for r in session.records] == ["first", "build", "second"]
+def test_the_build_runs_beside_what_does_not_need_it(run, tmp_path: Path) -> None:
+    """Two parts of a stage and the build wait for each other; what needs the build comes after it."""
+
+    def meet(mine: str, other: str) -> str:
+        wait = f"while not (folder / {other!r}).exists(): time.sleep(0.01)"
+        folder = f"folder = pathlib.Path({str(tmp_path)!r})"
+        return f"import pathlib, time\n{folder}\n(folder / {mine!r}).touch()\n{wait}\nprint({mine!r})"
+
+    together = Stage(
+        (python(meet("one", "built"), name="first"), python(meet("two", "one"), name="second")),
+        beside_build=True,
+    )
+    session = run(together, python("print('three')", name="third"), build=meet("built", "two"))
+    assert [(r.part, r.status) for r in session.records] == [
+        ("build", PASSED),
+        ("first", PASSED),
+        ("second", PASSED),
+        ("third", PASSED),
+    ]
     log = (session.out / gpu_session.LOG).read_text()
-    assert [line for line in log.splitlines() if line and "=" not in line] == ["early", "built", "needs it"]
+    assert [line for line in log.splitlines() if line and "=" not in line] == ["built", "one", "two", "three"]
 
 
 def test_what_a_part_started_ends_with_it(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     child = f"import time; time.sleep(3); open({str(mark)!r}, 'w')"
-    program = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}])"
+    start = f"subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True)"
+    program = f"import subprocess, sys; {start}"
     running = Running([sys.executable, "-c", program], tmp_path, dict(os.environ), tmp_path / "log")
     assert running.wait(30.0) == 0
     time.sleep(4.0)
     assert not mark.exists()
 
 
-def test_a_long_log_keeps_its_end(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    log.write_text("before\n")
+def test_of_a_long_output_the_end_is_kept(tmp_path: Path) -> None:
     program = "for i in range(300_000): print('line', i)"
-    running = Running([sys.executable, "-c", program], tmp_path, dict(os.environ), log)
+    running = Running([sys.executable, "-c", program], tmp_path, dict(os.environ), tmp_path / "log")
     assert running.wait(60.0) == 0
-    assert log.stat().st_size < LONGEST_LOG + 100
-    assert log.read_text().startswith("before\n[...]\n")
+    assert len(running.output()) < LONGEST_LOG + 100
+    assert running.output().startswith("[...]\n")
     assert running.last_line() == "line 299999"
 
 
@@ -181,11 +199,11 @@ def test_a_signal_to_end_prints_what_there_is(tmp_path: Path) -> None:
     program = f"""
 import sys
 from benchmarks.gpu import session
-from benchmarks.gpu.schedule import Part
+from benchmarks.gpu.schedule import Part, Stage
 part = Part("endless", 60.0, ("-c", "import time; time.sleep(60)"), is_program=False)
 build = Part("build", 60.0, ("-c", "print('built')"), is_program=False)
 session.SESSIONS.clear()
-session.SESSIONS[1] = (part,)
+session.SESSIONS[1] = (Stage((part,)),)
 session.REHEARSAL_BUILD = build
 sys.exit(session.main(["1", "--rehearse", "--out", {str(tmp_path / "out")!r}]))
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import machine, measure, report, scaling
+from benchmarks import bench, machine, measure, report, scaling
 from benchmarks.agreement import Disagreement, check_against_float64, check_close, check_indices
 from benchmarks.gpu import bench as gpu_bench
 from benchmarks.gpu import equal_codes
@@ -145,6 +145,26 @@ def test_short_calls_are_repeated_and_called_once_untimed_before_each_sample():
     assert clock.calls.count("peer") == 2 + 2 * (1 + 1)
 
 
+def test_a_contender_far_slower_than_expected_gets_fewer_pairs_but_one():
+    clock = FakeClock()
+    budget = Budget(seconds=1.0, min_pairs=5, max_pairs=9, longest=50.0)
+    for seconds, pairs in ((1.0, 5), (10.0, 3), (100.0, 1)):
+        calls = clock.work("ours", 0.5), clock.work("peer", seconds)
+        assert len(measure_pairs(*calls, timer=WallTimer(clock), budget=budget).ours) == pairs
+
+
+def test_time_is_shared_among_the_contenders_to_come():
+    now = [0.0]
+    deadline = measure.Deadline(90.0, lambda: now[0])
+    shares = measure.Shares(deadline, 3, Budget(seconds=20.0))
+    first = shares.next()
+    assert (first.seconds, first.longest) == (10.0, 30.0)
+    now[0] = 10.0  # the first needed less than its share
+    assert shares.next().longest == 40.0
+    now[0] = 100.0
+    assert shares.next().longest == 0.0, "late, but it is measured: once"
+
+
 # --- memory ---------------------------------------------------------------------------------------
 
 
@@ -220,8 +240,20 @@ def test_results_carry_machine_versions_commit_and_date(tmp_path: Path, monkeypa
 
 
 def test_a_busy_machine_is_noted():
-    assert machine.load_warning({"load": 0.1}) is None
-    assert "busy" in machine.load_warning({"load": 1.7})
+    assert machine.load_warning(0.1) is None
+    assert machine.load_warning(0.1, 0.01, 0.1) is None
+    assert "load 1.7 before the run" in machine.load_warning(1.7)
+    words = machine.load_warning(0.0, 0.07, 0.2)
+    assert "7% of the processors' time taken by other machines; samples of a row 20% apart" in words
+
+
+def test_stolen_time_is_that_since_the_start(tmp_path: Path):
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  100 0 50 800 10 0 0 40 0 0\ncpu0 1 2 3\n")
+    meter = machine.StealMeter(stat)
+    stat.write_text("cpu  160 0 50 810 10 0 0 70 0 0\ncpu0 1 2 3\n")
+    assert meter.share() == 0.3
+    assert machine.StealMeter(tmp_path / "absent").share() is None
 
 
 def test_machine_name_is_that_of_the_processor(monkeypatch):
@@ -238,6 +270,55 @@ def test_default_pytest_collects_no_benchmarks():
     assert settings["tool"]["pytest"]["ini_options"]["testpaths"] == ["tests"]
 
 
+SMALL_WORK = (("search", SMALL), ("step", Case(64, 8, 16)))
+
+
+@pytest.fixture
+def small_bench(tmp_path: Path, monkeypatch) -> Path:
+    """The bench with small problems and roofs that cost nothing; the folder of its results."""
+    monkeypatch.setattr(bench, "WORK", SMALL_WORK)
+    monkeypatch.setattr(bench, "BUDGET", Budget(seconds=0.0, sample_s=0.0, min_pairs=1, max_pairs=1))
+    monkeypatch.setattr(bench, "measure_roofs", lambda device: Roofs(1e9, 1e9, 1e9))
+    monkeypatch.setattr(machine, "RESULTS", tmp_path)
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_a_text_that_matches_no_row_is_an_error_that_lists_them(small_bench: Path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        bench.main(["--only", "D=17"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert (
+        "--only is 'D=17'; accepted: a part of one of 'search N=300 D=16 K=40', 'step N=64 D=8 K=16'" in said
+    )
+    assert list(small_bench.iterdir()) == []
+
+
+def test_bench_leaves_out_only_what_compiles(small_bench: Path, monkeypatch, capsys):
+    """However late it is, everything else is measured; the file has rows, steal and spread."""
+    monkeypatch.setattr(bench, "SECONDS", 0.0)
+    monkeypatch.setattr(bench, "ESSENTIAL_S", 0.0)
+    assert bench.main(["--no-memory"]) == 0
+    (path,) = small_bench.glob("*.json")
+    results = json.loads(path.read_text())
+    reasons = {row["contender"]: row["not_measured"] for row in results["rows"]}
+    assert {name for name, reason in reasons.items() if reason} == {n for n in reasons if "compiled" in n}
+    assert "no time left" in reasons["compiled cdist"]
+    assert results["steal"] is None or 0 <= results["steal"] <= 1
+    assert results["spread"] == 0.0, "one pair has no spread"
+    shown = capsys.readouterr().out
+    assert "compiled cdist                      not measured: no time left" in shown
+
+
+def test_bench_takes_one_row(small_bench: Path, capsys):
+    assert bench.main(["--only", "step", "--no-memory", "--no-compile", "--no-write"]) == 0
+    shown = capsys.readouterr().out
+    assert "layer, forward + backward + EMA: N=64 D=8 K=16" in shown
+    assert "search:" not in shown
+    assert list(small_bench.iterdir()) == []
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU")
 def test_gpu_bench_without_a_gpu_says_so_and_exits_2(capsys):
     assert gpu_bench.main([]) == 2
@@ -246,16 +327,16 @@ def test_gpu_bench_without_a_gpu_says_so_and_exits_2(capsys):
 
 def test_gpu_bench_goes_on_after_a_failure_and_stops_in_time():
     problems = gpu_bench.TINY._replace(searches=(Case(64, 4, 8), Case(64, 0, 8), SMALL))
-    bench = gpu_bench.GpuBench(Target("cpu"), seconds=1e9, compiled=False)
-    bench.problems = problems
+    run = gpu_bench.GpuBench(Target("cpu"), seconds=1e9, compiled=False)
+    run.problems = problems
     saved: list[int] = []
-    bench.save = lambda: saved.append(len(bench.results({})["rows"]))
-    bench.run(("search",))
-    assert saved[:3] == [len(bench.rows) // 2] * 2 + [len(bench.rows)], "after every part"
-    assert [f["what"] for f in bench.failures] == ["search N=64 D=0 K=8"]
-    measured = [row.contender for row in bench.rows if row.spread is not None]
+    run.save = lambda: saved.append(len(run.results({})["rows"]))
+    run.run(("search",))
+    assert saved[:3] == [len(run.rows) // 2] * 2 + [len(run.rows)], "after every part"
+    assert [f["what"] for f in run.failures] == ["search N=64 D=0 K=8"]
+    measured = [row.contender for row in run.rows if row.spread is not None]
     assert measured.count("vq_kernels exact") == 2
-    compiled = {row.reason for row in bench.rows if "compiled" in row.contender}
+    compiled = {row.reason for row in run.rows if "compiled" in row.contender}
     assert compiled == {"left out by --no-compile"}
     late = gpu_bench.GpuBench(Target("cpu"), seconds=1e-9)
     late.problems = problems._replace(searches=(SMALL,))

@@ -164,3 +164,28 @@ def test_kept_codes_may_be_overwritten_before_the_backward_pass(backend: str, de
         (got,) = torch.autograd.grad(out.loss, x)
         assert torch.equal(got, want)
         assert want.abs().sum() > 0
+
+
+@pytest.mark.parametrize("how", ["torch", "numpy"])
+@pytest.mark.parametrize("gradient", ["straight_through", "rotation_trick"])
+def test_indices_that_were_changed_do_not_change_the_gradient(how: str, gradient: str) -> None:
+    """Adding an offset to them is usual where several codebooks share one embedding."""
+    x, codebook = torch.randn(50, 8), torch.randn(16, 8)
+    grads = []
+    for changed in (False, True):
+        leaf = x.clone().requires_grad_()
+        out = vq.vector_quantize(leaf, codebook, gradient=gradient)
+        if changed and how == "torch":
+            out.indices.add_(1 << 40)
+        elif changed:
+            out.indices.numpy()[:] = 1 << 40
+        (out.loss + out.quantized.square().sum()).backward()
+        grads.append(leaf.grad)
+    assert torch.equal(grads[0], grads[1])
+
+
+def test_an_operator_that_is_run_by_a_program_checks_the_indices_it_kept() -> None:
+    x, codebook, one = torch.randn(5, 8), torch.randn(16, 8), torch.ones(())
+    args = (torch.tensor([0, 1, 16, 2, -1]), torch.tensor(4), 0.1, "straight_through", -1, None)
+    with pytest.raises(ValueError, match="indices holds 16; accepted: -1 to 15"):
+        torch.ops.vq_kernels.vector_quantize_backward(x, one, x, codebook, *args)

@@ -208,3 +208,54 @@ def test_training_without_gradients_updates_the_codebook() -> None:
         layer.eval()(torch.randn(30, 6))
     assert not torch.equal(layer.codebook, before)
     layer.train()(torch.randn(30, 6, requires_grad=True)).loss.backward()
+
+
+@pytest.mark.parametrize("decay", [0.8, 0.99])
+def test_a_cosine_code_without_rows_keeps_its_direction(decay: float, backend: str) -> None:
+    """vector-quantize-pytorch's loses its unit length (its norm is clamped at 1e-6) and is 0 in the end."""
+    layer = FusedVectorQuantizer(4, 2, use_cosine_sim=True, decay=decay, backend=backend)
+    layer.codebook = torch.tensor([[1.0, 0.0, 0.0, 0.0], [-0.6, 0.8, 0.0, 0.0]])
+    book = layer._codebook
+    x = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+    steps = [400, 1] if decay == 0.8 and backend in ("reference", "native") else [3]
+    if len(steps) == 1:  # as if that many batches had gone by
+        book.embed_avg[0, 1] *= 1e-34
+        book.cluster_size[0, 1] *= 1e-34
+    for _ in range(steps[0]):
+        layer(x)
+    torch.testing.assert_close(layer.codebook[1], torch.tensor([-0.6, 0.8, 0.0, 0.0]))
+    # Products with the live code are negative: a code of length 0 would win.
+    out = layer.eval()(torch.tensor([[-1.0, 1.0, 0.0, 0.0]]))
+    assert out.indices.item() == 1
+    assert out.quantized.norm() > 0.99
+
+
+@pytest.mark.parametrize("learnable", [False, True], ids=["ema", "learnable"])
+def test_codes_of_length_zero_in_a_state_are_left_out_until_revived(learnable: bool) -> None:
+    options = {"use_cosine_sim": True, "learnable_codebook": learnable, "threshold_ema_dead_code": 1.0}
+    state = FusedVectorQuantizer(4, 8, **options).state_dict()
+    state["_codebook.embed"][0, 2:] = 0.0
+    state["_codebook.embed_avg"][0, 2:] = 0.0
+    state["_codebook.cluster_size"][0, 2:] = 0.0
+    layer = FusedVectorQuantizer(4, 8, **options)
+    with pytest.warns(UserWarning, match="6 codes of length 0 were loaded .* left out of the search"):
+        layer.load_state_dict(state)
+    x = -layer.codebook[:2].detach().sum(0) + 0.01 * torch.randn(50, 4)  # nearer to 0 than to both live codes
+    assert layer.eval()(x).indices.max() <= 1
+    out = layer.train()(x.requires_grad_())
+    (out.loss + out.quantized.sum()).backward()
+    assert out.indices.max() <= 1
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+    assert all(v.isfinite().all() for v in layer.state_dict().values())
+    assert layer(x).indices.max() > 1  # revived as rows of the batch
+    other = FusedVectorQuantizer(4, 8, **options)
+    other.load_state_dict(layer.state_dict())
+
+
+def test_codes_stored_at_another_length_are_loaded_at_unit_length() -> None:
+    layer = FusedVectorQuantizer(4, 8, use_cosine_sim=True)
+    state = {k: v.clone() for k, v in layer.state_dict().items()}
+    want = state["_codebook.embed"].clone()
+    state["_codebook.embed"] *= torch.rand(1, 8, 1) + 0.5
+    layer.load_state_dict(state)
+    torch.testing.assert_close(layer.codebook, want[0])

@@ -195,6 +195,20 @@ CALLS: dict[str, tuple[dict[str, Any], Any, dict[str, Any], type[Exception], lis
         TypeError,
         ["lens", "float32", "integer"],
     ),
+    "lens_negative": (
+        {},
+        torch.randn(2, 3, 4),
+        {"lens": torch.tensor([-3, 1])},
+        ValueError,
+        ["lens holds -3", "0 to 3"],
+    ),
+    "lens_too_long": (
+        {},
+        torch.randn(2, 3, 4),
+        {"lens": torch.tensor([3, 4])},
+        ValueError,
+        ["lens holds 4", "0 to 3"],
+    ),
     "lens_shape": (
         {},
         torch.ones(2, 3, 4),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from contextvars import ContextVar
 from types import TracebackType
 from typing import cast
 
@@ -25,6 +26,7 @@ __all__ = [
     "choose",
     "get_backend",
     "register_backend",
+    "requested_backend",
     "use_backend",
 ]
 
@@ -38,7 +40,12 @@ _MODULES = {
 _ORDER = {"cpu": ("native", "reference"), "cuda": ("triton", "cuda", "reference")}
 
 _registered: dict[str, Backend] = {}
-_requested: str | None = None
+
+# Of each thread and each task of asyncio: what use_backend asks for, what the blocks around asked for,
+# and the object whose call was the last to ask.
+_requested: ContextVar[str | None] = ContextVar("requested", default=None)
+_outer: ContextVar[tuple[str | None, ...]] = ContextVar("outer", default=())
+_called: ContextVar[use_backend | None] = ContextVar("called", default=None)
 
 
 @functools.cache
@@ -69,39 +76,64 @@ def available_backends() -> dict[str, str | None]:
 
 
 class use_backend:
-    """Ask for one backend for all following calls of this process, or inside a ``with`` block.
+    """Ask for one backend for the following calls of this thread or task, or inside a ``with`` block.
 
-    ``use_backend(None)`` returns to automatic choice. An explicit ``backend=`` argument of an
-    operation comes first. Raises ValueError if the name is unknown or the backend does not work here.
+    ``use_backend(None)`` returns to automatic choice. An explicit ``backend=`` argument of an operation
+    comes first. A backward pass takes the backend of its forward pass, wherever and in whichever thread
+    it runs; a compiled function chooses anew in each of its passes. Blocks nest, and one object may be
+    entered again, in other threads too. Raises ValueError if the name is unknown or the backend does not
+    work here.
     """
 
     def __init__(self, name: str | None) -> None:
-        global _requested
         if name is not None and (reason := get_backend(name).unavailable_reason()) is not None:
             raise ValueError(f"backend {name!r} is not available: {reason}")
-        self._previous = _requested
-        _requested = name
+        self._name = name
+        self._before = _requested.get()
+        _requested.set(name)
+        _called.set(self)
 
     def __enter__(self) -> use_backend:
+        # In ``with use_backend(...)`` the call has just asked for it: the block gives back what was before.
+        outer = self._before if _called.get() is self else _requested.get()
+        _called.set(None)
+        _outer.set((*_outer.get(), outer))
+        _requested.set(self._name)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        global _requested
-        _requested = self._previous
+        *others, outer = _outer.get()
+        _outer.set(tuple(others))
+        _requested.set(outer)
 
 
-def choose(operation: Operation, requested: str | None, x: Tensor, codebook: Tensor | None = None) -> Backend:
-    """The backend that serves ``operation`` on ``x`` (and ``codebook``).
+def requested_backend() -> str | None:
+    """The name that :class:`use_backend` asks for here, None for automatic choice."""
+    return _requested.get()
+
+
+def choose(
+    operation: Operation,
+    requested: str | None,
+    x: Tensor,
+    codebook: Tensor | None = None,
+    options: QuantizeOptions | None = None,
+) -> Backend:
+    """The backend that serves ``operation`` on ``x`` (and ``codebook``), the fused one with ``options``.
 
     Raises:
         ValueError: the one that was asked for, by argument or by :class:`use_backend`, cannot.
     """
-    name = requested if requested is not None else _requested
+    name = requested if requested is not None else _requested.get()
     if name is not None:
         backend = get_backend(name)
-        reason = backend.unavailable_reason() or backend.unsupported_reason(operation, x, codebook)
+        reason = (
+            backend.unavailable_reason()
+            or backend.unsupported_reason(operation, x, codebook)
+            or _unheeded_option(backend, options)
+        )
         if reason is not None:
             raise ValueError(f"backend {name!r} cannot serve this call: {reason}")
         return backend
@@ -110,6 +142,23 @@ def choose(operation: Operation, requested: str | None, x: Tensor, codebook: Ten
         if (
             backend.unavailable_reason() is None
             and backend.unsupported_reason(operation, x, codebook) is None
+            and _unheeded_option(backend, options) is None
         ):
             return backend
     return get_backend("reference")
+
+
+def _unheeded_option(backend: Backend, options: QuantizeOptions | None) -> str | None:
+    """One sentence about the first option, set to more than its default, that the backend would not heed."""
+    if options is None:
+        return None
+    for name in _options_beyond(backend.quantize_options):
+        value, default = getattr(options, name), QuantizeOptions._field_defaults[name]
+        if value != default:
+            return f"{name} is {value!r}; accepted: {default!r}, as it has no kernel for others"
+    return None
+
+
+@functools.cache
+def _options_beyond(heeded: frozenset[str]) -> tuple[str, ...]:
+    return tuple(name for name in QuantizeOptions._fields if name not in heeded)

@@ -54,10 +54,22 @@ Operation = Literal[
 ]
 
 
+# The fields of QuantizeOptions that every backend heeds.
+COMMON_OPTIONS = frozenset(
+    {
+        *("metric", "precision", "channel_dim", "statistics", "keep_codes", "backend"),
+        *("gradient", "commitment_weight", "codebook_weight"),
+    }
+)
+
+
 class Backend(Protocol):
     """One implementation of every operation. Implementations are modules or objects of this shape."""
 
     name: str
+    # The fields of QuantizeOptions that its fused operation heeds: COMMON_OPTIONS, and what it has learnt
+    # beyond them. It is not chosen for a call that sets another one to more than its default.
+    quantize_options: frozenset[str]
 
     def unavailable_reason(self) -> str | None:
         """None if the backend works on this machine, else one sentence saying why not."""
@@ -104,9 +116,10 @@ class Backend(Protocol):
             total        = cluster_size.sum()
             smoothed     = (cluster_size + eps) / (total + K * eps) * total     # [K]
             codebook     = embed_avg / smoothed[:, None]                        # [K, D]
-            codebook     = codebook / max(|codebook|, 1e-6)    if normalize (row by row)
+            codebook     = embed_avg / |embed_avg|    if normalize (row by row, |embed_avg| in float64)
 
-        Nothing changes if ``counts`` is all zero (an empty or fully masked batch).
+        With ``normalize`` a code whose average is shorter than 2^-100 stays as it is. Nothing changes if
+        ``counts`` is all zero (an empty or fully masked batch).
         """
 
     def vector_quantize(

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ..build_info import why_not_built
 from . import marshal
-from .base import Operation, QuantizeOptions, QuantizeResult
+from .base import COMMON_OPTIONS, Operation, QuantizeOptions, QuantizeResult
 
 name = "native"
+quantize_options = COMMON_OPTIONS
 
 
 @functools.cache
@@ -62,7 +63,7 @@ def cpu_features() -> dict[str, list[str] | str]:
 
 
 def nearest_code(x: Tensor, codebook: Tensor, metric: str, precision: str) -> Tensor:
-    indices = torch.empty(x.shape[:2], dtype=torch.int64)
+    indices = torch.empty(x.shape[:2], dtype=torch.int64, device=x.device)
     _module().nearest_code(
         marshal.rows(x),
         marshal.codes(codebook),
@@ -82,8 +83,8 @@ def gather_codes(codebook: Tensor, indices: Tensor, out: Tensor) -> None:
 def code_statistics(
     x: Tensor, indices: Tensor, codebook_size: int, skip_nonfinite: bool
 ) -> tuple[Tensor, Tensor]:
-    counts = torch.empty(codebook_size, dtype=torch.int64)
-    sums = torch.empty(codebook_size, x.shape[-1], dtype=torch.float32)
+    counts = torch.empty(codebook_size, dtype=torch.int64, device=x.device)
+    sums = torch.empty((codebook_size, x.shape[-1]), dtype=torch.float32, device=x.device)
     _module().code_statistics(
         marshal.rows(x),
         indices.data_ptr(),

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..distributed import share_randomness, sum_over_ranks
+from ..distributed import WORLD, ProcessGroup, share_randomness, sum_over_ranks
 
 
 class DrawnRows(NamedTuple):
@@ -24,9 +24,16 @@ class DrawnRows(NamedTuple):
 
 
 def draw_rows(
-    x: Tensor, mask: Tensor | None, number: int, *, channel_dim: int, synchronized: bool, repeat: bool = False
+    x: Tensor,
+    mask: Tensor | None,
+    number: int,
+    *,
+    channel_dim: int,
+    synchronized: bool,
+    group: ProcessGroup = WORLD,
+    repeat: bool = False,
 ) -> DrawnRows:
-    """Draw ``number`` rows of x, the same on every rank if ``synchronized``.
+    """Draw ``number`` rows of x, the same on every rank of ``group`` if ``synchronized``.
 
     Args:
         x: ``[..., D]`` or, with ``channel_dim=1``, ``[B, D, ...]``.
@@ -37,15 +44,15 @@ def draw_rows(
     # [] int64
     count = mask.sum() if mask is not None else torch.full((), rows_here, dtype=torch.int64, device=x.device)
     if synchronized:
-        counts, uniforms = share_randomness(count, 2 * number + 2)  # [world], [2 n + 2]
+        counts, uniforms = share_randomness(count, 2 * number + 2, group)  # [world], [2 n + 2]
         ends = counts.cumsum(0)  # [world]
         total = ends[-1]
-        offset = ends[torch.distributed.get_rank()] - count
+        offset = ends[group.rank] - count
     else:
         uniforms = torch.rand(2 * number + 2, dtype=torch.float64, device=x.device)
         total, offset = count, torch.zeros_like(count)
     # Each caller's place gets another stratum each time: the rows of a batch are often in order.
-    place = torch.arange(number, device=x.device)  # [n]
+    place = torch.arange(number, dtype=torch.int64, device=x.device)  # [n]
     stratum = (place * golden_step(number) + (uniforms[-2] * number).long()) % number  # [n]
     start = stratum * total // number  # [n]
     size = (stratum + 1) * total // number - start  # [n]
@@ -67,7 +74,7 @@ def draw_rows(
     usable = is_local & rows.isfinite().all(1)  # [n]
     rows = torch.where(usable[:, None], rows, 0.0)  # [n, D]
     if synchronized:
-        both = sum_over_ranks(torch.cat((rows, usable[:, None].float()), 1))  # [n, D + 1]
+        both = sum_over_ranks(torch.cat((rows, usable[:, None].float()), 1), group)  # [n, D + 1]
         rows, usable = both[:, :-1], both[:, -1] > 0
     return DrawnRows(rows, usable, total, uniforms[number : 2 * number])
 

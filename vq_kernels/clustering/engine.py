@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..distributed import reduce_statistics
+from ..distributed import WORLD, ProcessGroup, reduce_statistics
 from ..functional import code_statistics, nearest_code
 from .draw import draw_rows
 
@@ -31,6 +31,7 @@ def kmeans(
     channel_dim: int,
     backend: str | None,
     synchronized: bool,
+    group: ProcessGroup = WORLD,
 ) -> Clusters:
     """Cluster the unmasked finite rows of x (``[..., D]``, or ``[B, D, ...]`` with ``channel_dim=1``).
 
@@ -40,7 +41,7 @@ def kmeans(
     finite = x.isfinite().all(channel_dim)  # [...]
     valid = finite if mask is None else finite & mask
     drawn = draw_rows(
-        x, valid, codebook_size, channel_dim=channel_dim, synchronized=synchronized, repeat=True
+        x, valid, codebook_size, channel_dim=channel_dim, synchronized=synchronized, group=group, repeat=True
     )
     means = drawn.rows  # [K, D]
     if metric == "cosine":
@@ -53,7 +54,9 @@ def kmeans(
         )
         indices = torch.where(valid, nearest, -1)  # [...]
         counts, sums = code_statistics(x, indices, codebook_size, channel_dim=channel_dim, backend=backend)
-        counts, sums = reduce_statistics(counts, sums) if synchronized else (counts.float(), sums.float())
+        counts, sums = (
+            reduce_statistics(counts, sums, group) if synchronized else (counts.float(), sums.float())
+        )
         updated = sums / counts.clamp(min=1)[:, None]  # [K, D]
         if metric == "cosine":
             updated = F.normalize(updated, dim=-1, eps=1e-6)

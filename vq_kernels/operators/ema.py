@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..backends import choose
 from ..devices import current_device_of
+from ..tensor_checks import check_no_overlap
 from .registry import operator
 
 
@@ -40,6 +41,10 @@ def ema_update_(
     backend: str | None,
 ) -> None:
     """Writes to its first three arguments; see :func:`vq_kernels.ema_update_`."""
+    check_no_overlap(
+        {"codebook": codebook, "cluster_size": cluster_size, "embed_avg": embed_avg},
+        {"counts": counts, "sums": sums},
+    )
     chosen = choose("ema_update_", backend, codebook)
     with current_device_of(codebook):
         chosen.ema_update_(

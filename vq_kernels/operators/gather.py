@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..backends import choose
+from ..backends import choose, requested_backend
 from ..devices import current_device_of
 from ..rows import common_rows
 from ..tensor_checks import check_index_range
-from .registry import is_traced, operator
+from .registry import is_plain, is_traced, operator
 from .statistics import code_statistics
 
 
@@ -45,6 +45,11 @@ def differentiable_gather_codes(
     """:func:`gather_codes` with a gradient for the codebook; traced programs have none."""
     if is_traced():
         return gather_codes(codebook, indices, channel_dim, backend)
+    # The backward pass may run in another thread, or after a block of use_backend has closed.
+    if backend is None and is_plain(codebook, indices):
+        backend = choose("gather_codes", None, codebook, codebook).name
+    elif backend is None and not torch.compiler.is_compiling():
+        backend = requested_backend()
     codes: Tensor = GatherCodes.apply(codebook, indices, channel_dim, backend)
     return codes
 

@@ -12,17 +12,20 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..backends import QuantizeOptions, QuantizeResult, choose
-from ..devices import current_device_of
+from ..backends import Backend, QuantizeOptions, QuantizeResult, choose, requested_backend
+from ..devices import current_device_of, is_host_readable
 from ..rows import common_rows, shape_without_channel, write_back
-from .registry import define, is_plain, is_traced, operator, options_schema
+from ..tensor_checks import check_index_range
+from .registry import check_memory, define, is_plain, is_traced, operator, options_schema
 from .statistics import compute_dtype
 
 
-def _run(x: Tensor, codebook: Tensor, mask: Tensor | None, options: QuantizeOptions) -> QuantizeResult:
-    """The chosen backend on canonical rows; results in the caller's shape."""
+def _run(
+    chosen: Backend, x: Tensor, codebook: Tensor, mask: Tensor | None, options: QuantizeOptions
+) -> QuantizeResult:
+    """A backend on canonical rows; results in the caller's shape."""
+    check_memory(x, codebook, mask)
     channel_dim = options.channel_dim
-    chosen = choose("vector_quantize", options.backend, x, codebook)
     quantized = torch.empty_like(x)
     rows, quantized_rows = common_rows(channel_dim, x, quantized)
     flat_mask = None if mask is None else mask.contiguous().view(rows.shape[:2])
@@ -41,8 +44,10 @@ def _run(x: Tensor, codebook: Tensor, mask: Tensor | None, options: QuantizeOpti
     )
 
 
-def _implementation(x: Tensor, codebook: Tensor, mask: Tensor | None, *options: Any) -> tuple[Any, ...]:
-    return tuple(_run(x, codebook, mask, QuantizeOptions(*options)))
+def _implementation(x: Tensor, codebook: Tensor, mask: Tensor | None, *packed: Any) -> tuple[Any, ...]:
+    options = QuantizeOptions(*packed)
+    chosen = choose("vector_quantize", options.backend, x, codebook, options)
+    return tuple(_run(chosen, x, codebook, mask, options))
 
 
 def _fake(x: Tensor, codebook: Tensor, mask: Tensor | None, *packed: Any) -> tuple[Tensor, ...]:
@@ -73,8 +78,9 @@ def vector_quantize(
 ) -> QuantizeResult:
     """The fused step without gradients, in x's shape; the copy is ``[0, D]`` without ``keep_codes``."""
     if is_plain(x, codebook, mask):
+        chosen = choose("vector_quantize", options.backend, x, codebook, options)
         with torch.no_grad():
-            return _run(x, codebook, mask, options)
+            return _run(chosen, x, codebook, mask, options)
     return QuantizeResult(*_dispatch(x, codebook, mask, *options))
 
 
@@ -93,10 +99,17 @@ def _backward_fake(
     return torch.empty_like(x)
 
 
+def _check_saved_indices(*args: Any) -> None:
+    """In programs that PyTorch runs, what was kept of the forward pass may have been written to since."""
+    codebook, indices = args[3:5]
+    check_index_range(indices, -1, codebook.shape[0])
+
+
 @operator(
     "vector_quantize_backward(Tensor? grad_quantized, Tensor? grad_loss, Tensor x, Tensor codebook,"
     " Tensor indices, Tensor valid_rows, float scale, str gradient, int channel_dim, str? backend) -> Tensor",
     _backward_fake,
+    check_dispatched=_check_saved_indices,
 )
 def vector_quantize_backward(
     grad_quantized: Tensor | None,
@@ -149,12 +162,8 @@ class VectorQuantize(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        x, codebook, _, ctx.options = inputs
-        _, indices, _, valid_rows, counts, sums, codebook_copy = output
-        ctx.mark_non_differentiable(indices, valid_rows, counts, sums, codebook_copy)
-        ctx.set_materialize_grads(False)
-        codes = codebook_copy if ctx.options.keep_codes else codebook
-        ctx.save_for_backward(x, codes, indices, valid_rows, counts, sums)
+        x, codebook, _, options = inputs
+        _save_for_backward(ctx, x, codebook, options, QuantizeResult(*output), output[1])
 
     @staticmethod
     @once_differentiable
@@ -184,6 +193,21 @@ class VectorQuantize(torch.autograd.Function):
         return grad_x, grad_codebook, None, None
 
 
+def _save_for_backward(
+    ctx: Any,
+    x: Tensor,
+    codebook: Tensor,
+    options: QuantizeOptions,
+    result: QuantizeResult,
+    indices: Tensor,
+) -> None:
+    ctx.options = options
+    ctx.mark_non_differentiable(*(t for t in result if t is not result.quantized and t is not result.loss))
+    ctx.set_materialize_grads(False)
+    codes = result.codebook_copy if options.keep_codes else codebook
+    ctx.save_for_backward(x, codes, indices, result.valid_rows, result.counts, result.sums)
+
+
 class EagerVectorQuantize(torch.autograd.Function):
     """:class:`VectorQuantize` in the older form, which functorch cannot transform.
 
@@ -195,9 +219,13 @@ class EagerVectorQuantize(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, codebook: Tensor, mask: Tensor | None, options: QuantizeOptions
     ) -> tuple[Any, ...]:
-        outputs = _run(x, codebook, mask, options)
-        VectorQuantize.setup_context(ctx, (x, codebook, mask, options), outputs)
-        return outputs
+        chosen = choose("vector_quantize", options.backend, x, codebook, options)
+        result = _run(chosen, x, codebook, mask, options)
+        # On the CPU the caller's indices may be written to behind autograd's back, through numpy for one.
+        indices = result.indices.clone() if is_host_readable(x) else result.indices
+        # The backward pass may run in another thread, or after a block of use_backend has closed.
+        _save_for_backward(ctx, x, codebook, options._replace(backend=chosen.name), result, indices)
+        return result
 
     @staticmethod
     @once_differentiable
@@ -214,5 +242,8 @@ def differentiable_vector_quantize(
     """
     if is_traced():
         return vector_quantize(x, codebook, mask, options)
-    function = EagerVectorQuantize if is_plain(x, codebook, mask) else VectorQuantize
-    return QuantizeResult(*function.apply(x, codebook, mask, options))
+    if is_plain(x, codebook, mask):
+        return QuantizeResult(*EagerVectorQuantize.apply(x, codebook, mask, options))
+    if options.backend is None and not torch.compiler.is_compiling():
+        options = options._replace(backend=requested_backend())
+    return QuantizeResult(*VectorQuantize.apply(x, codebook, mask, options))

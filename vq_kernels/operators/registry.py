@@ -40,19 +40,30 @@ def define(schema: str, implementation: Callable[..., object], fake: Callable[..
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
-def operator(schema: str, fake: Callable[_P, _R]) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+def operator(
+    schema: str, fake: Callable[_P, _R], check_dispatched: Callable[..., None] | None = None
+) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """Make an operator of a function: called with plain tensors it runs at once, else through the dispatcher.
+
+    ``check_dispatched`` looks at the arguments of the latter calls, which other programs can make.
 
     For example ``nearest_code(x, codebook, "l2", "exact", -1, None)`` with x ``[2, 5, 8]`` runs a
     backend's search directly; inside ``torch.compile`` the same call becomes a node of the graph.
     """
 
     def register(implementation: Callable[_P, _R]) -> Callable[_P, _R]:
-        dispatch = define(schema, implementation, fake)
+        def dispatched(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            check_memory(*args)
+            if check_dispatched is not None:
+                check_dispatched(*args, **kwargs)
+            return implementation(*args, **kwargs)
+
+        dispatch = define(schema, dispatched, fake)
 
         @functools.wraps(implementation)
         def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             if is_plain(*args):
+                check_memory(*args)
                 with torch.no_grad():
                     return implementation(*args, **kwargs)
             result: _R = dispatch(*args, **kwargs)
@@ -78,6 +89,14 @@ def options_schema(options: type[NamedTuple]) -> str:
             default = f'="{value}"' if isinstance(value, str) else f"={value}"
         arguments.append(f"{_SCHEMA_TYPES[types[name]]} {name}{default}")
     return ", ".join(arguments)
+
+
+def check_memory(*args: object) -> None:
+    """Raise ValueError for a tensor whose storage was freed: a kernel would read where nothing is."""
+    for a in args:
+        if isinstance(a, Tensor) and a.untyped_storage().nbytes() == 0 and a.numel():
+            shape = tuple(a.shape)
+            raise ValueError(f"a tensor of shape {shape} has a storage of 0 bytes; accepted: one in use")
 
 
 def is_traced() -> bool:

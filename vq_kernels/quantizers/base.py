@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 
 from ..exportable import exportable
@@ -39,6 +40,13 @@ class Quantizer(nn.Module):
     # Rows per code of the last training batch, [Q, K] int64 on the device; codes of a position that
     # share one codebook are counted together. None where K is too large to count.
     last_counts: Tensor | None
+
+    # The dtype that the module was made with or cast to: that of codes looked up by their indices.
+    codes_dtype: torch.dtype
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.codes_dtype = torch.get_default_dtype()
 
     def forward(
         self,
@@ -99,6 +107,7 @@ class Quantizer(nn.Module):
         super()._apply(fn, recurse)
         if self.last_counts is not None:
             self.last_counts = fn(self.last_counts)
+        self.codes_dtype = fn(torch.empty(0, dtype=self.codes_dtype, device="cpu")).dtype
         return self
 
     def load_state_dict(

@@ -91,9 +91,11 @@ def convert_state_dict(
     ):
         if value.shape != shape:
             raise ValueError(f"{prefix}{name} has shape {tuple(value.shape)}; accepted: {tuple(shape)}")
-    initted = below.get("_codebook.inited", torch.ones(1)) if source == "encodec" else torch.ones(1)
+    initted = torch.ones((), dtype=torch.bool, device=embed.device)
+    if source == "encodec" and "_codebook.inited" in below:
+        initted = below["_codebook.inited"].reshape(()) > 0
     return {
-        "_codebook.initted": initted.reshape(()) > 0,
+        "_codebook.initted": initted,
         "_codebook.cluster_size": cluster_size.detach().float().reshape(1, -1).clone(),
         "_codebook.embed_avg": embed_avg.detach().float().unsqueeze(0).contiguous().clone(),
         "_codebook.embed": embed.detach().float().unsqueeze(0).contiguous().clone(),

@@ -13,8 +13,8 @@ from torch import Tensor
 from ..clustering.draw import DrawnRows, draw_rows
 from ..clustering.engine import kmeans
 from ..distributed import reduce_statistics
-from ..functional import ema_update_, gather_codes
-from .codebook_state import CodebookState
+from ..functional import ema_update_
+from .codebook_state import CodebookState, opaque_copy
 from .heads import Rows
 
 
@@ -67,13 +67,14 @@ class Codebook(CodebookState):
         self.backend = backend
         if manual_ema_update:
             shape = (num_codebooks, codebook_size)
-            for name, buffer in {
-                "pending_counts": torch.zeros(shape, dtype=torch.int64),
-                "pending_sums": torch.zeros(*shape, dim, dtype=torch.float32),
-                "pending_rows": torch.zeros(*shape, dim, dtype=torch.float32),
-                "pending_usable": torch.zeros(shape, dtype=torch.bool),
-                "pending_total": torch.zeros((), dtype=torch.int64),
+            for name, (size, dtype) in {
+                "pending_counts": (shape, torch.int64),
+                "pending_sums": ((*shape, dim), torch.float32),
+                "pending_rows": ((*shape, dim), torch.float32),
+                "pending_usable": (shape, torch.bool),
+                "pending_total": ((), torch.int64),
             }.items():
+                buffer = torch.zeros(size, dtype=dtype, device=self.embed.device)
                 self.register_buffer(name, buffer, persistent=False)
 
     @property
@@ -108,19 +109,22 @@ class Codebook(CodebookState):
                 channel_dim=rows.channel_dim,
                 backend=self.backend,
                 synchronized=synchronized,
+                group=self.group,
             )
             for view in rows.views
         ]
         means = torch.stack([c.means for c in clusters])  # [H, K, D]
         sizes = torch.stack([c.counts for c in clusters]).clamp(min=1)  # [H, K]
         has_rows = torch.stack([c.total for c in clusters]).amin() > 0  # []
+        # A compiled graph may run once more than k-means should; what was initialised stays.
+        has_rows = has_rows & ~self.initted  # []
         self.write_codes_(torch.where(has_rows, means, self.embed))
         self.cluster_size.copy_(torch.where(has_rows, sizes, self.cluster_size))
         self.embed_avg.copy_(torch.where(has_rows, means * sizes[..., None], self.embed_avg))
         self.initted.logical_or_(has_rows)
         # The one question the host asks the device in the life of a layer. A compiler cannot ask:
         # there the first batch must hold a row.
-        self.needs_init = False if torch.compiler.is_compiling() else not bool(has_rows)
+        self._remember_initted(True if torch.compiler.is_compiling() else bool(self.initted))
 
     @torch.no_grad()
     def update_(self, counts: Tensor, sums: Tensor, rows: Rows, synchronized: bool) -> Tensor:
@@ -130,7 +134,7 @@ class Codebook(CodebookState):
             self.accumulate_(counts, sums, drawn)
             return counts
         if synchronized:
-            counts, sums = reduce_statistics(counts, sums)
+            counts, sums = reduce_statistics(counts, sums, self.group)
         self.ema_step_(counts, sums)
         if drawn is not None:
             self._revive_(drawn.rows, drawn.usable)
@@ -141,7 +145,7 @@ class Codebook(CodebookState):
         """One step from everything accumulated since the last; returns its counts ``[H, K]`` of all ranks."""
         counts, sums = self.pending_counts, self.pending_sums
         if synchronized:
-            counts, sums = reduce_statistics(counts, sums)
+            counts, sums = reduce_statistics(counts, sums, self.group)
         self.ema_step_(counts, sums)
         if self.revives:
             self._revive_(self.pending_rows, self.pending_usable)
@@ -207,6 +211,7 @@ class Codebook(CodebookState):
                 self.embed.shape[1],
                 channel_dim=rows.channel_dim,
                 synchronized=synchronized,
+                group=self.group,
             )
             for view in rows.views
         ]
@@ -224,12 +229,3 @@ class Codebook(CodebookState):
         replace = drawn.usable & (replace | ~self.pending_usable)
         self.pending_rows.copy_(torch.where(replace[..., None], drawn.rows, self.pending_rows))
         self.pending_usable.logical_or_(replace)
-
-
-def opaque_copy(codes: Tensor) -> Tensor:
-    """A copy of ``[K, D]`` that a compiler neither drops nor makes again later.
-
-    Inductor treats ``clone`` as nothing, or repeats it in the backward graph, where the buffer has
-    already changed; it does neither with an operator that it does not know.
-    """
-    return gather_codes(codes, torch.arange(codes.shape[0], device=codes.device))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..distributed import broadcast_from_first
+from ..devices import is_capturing
+from ..distributed import WORLD, ProcessGroup, broadcast_from_first
 from ..functional import gather_codes
 from ..tensor_checks import check_integer_tensor
 from .sharded import is_sharded, write_part
@@ -26,6 +28,8 @@ class CodebookState(nn.Module):
     cluster_size: Tensor
     embed_avg: Tensor
     embed: Tensor
+    # The buffer initted, its version and its value when the host last read it.
+    _initted_seen: tuple[Tensor, int, bool]
     _sharded_embed: Tensor | None = None  # between forward passes, under fully_shard
 
     def __init__(
@@ -41,27 +45,75 @@ class CodebookState(nn.Module):
         super().__init__()
         self.learnable = learnable
         self.unit_length = unit_length
-        # The host's copy of ``not initted``: forward may branch on it without asking the device.
-        self.needs_init = kmeans_init
+        self.group = WORLD  # the ranks that share the codebook
         self._follows_rank0 = False
-        embed = torch.zeros(num_codebooks, codebook_size, dim, dtype=torch.float32)
+        self.has_zero_codes = (
+            False  # whether codes of length 0 were loaded that cosine similarity must not take
+        )
+        # A module is made on the default device, as any other; its calls follow their tensors.
+        device, shape = torch.get_default_device(), (num_codebooks, codebook_size)
+        embed = torch.zeros((*shape, dim), dtype=torch.float32, device=device)
         if not kmeans_init:
             nn.init.kaiming_uniform_(embed)
             if unit_length:
                 embed = F.normalize(embed, dim=-1, eps=1e-6)
-        self.register_buffer("initted", torch.tensor(not kmeans_init, dtype=torch.bool))
-        self.register_buffer("cluster_size", torch.ones(num_codebooks, codebook_size, dtype=torch.float32))
+        self.register_buffer("initted", torch.tensor(not kmeans_init, dtype=torch.bool, device=device))
+        self._remember_initted(not kmeans_init)
+        self.register_buffer("cluster_size", torch.ones(shape, dtype=torch.float32, device=device))
         self.register_buffer("embed_avg", embed.clone())
         if learnable:
             self.embed = nn.Parameter(embed)
         else:
             self.register_buffer("embed", embed)
 
-    def codes(self) -> Tensor:
-        """``[H, K, D]`` to search in: learnable codes on the sphere are brought to unit length each time."""
+    @property
+    def needs_init(self) -> bool:
+        """Whether k-means is still to run: what the buffer ``initted`` says, wherever it came from.
+
+        The host reads it when it is another tensor, or was written to, since the last time; never while
+        a graph is compiled or captured, where the last answer stands.
+        """
+        seen, version, is_initted = self._initted_seen
+        if not torch.compiler.is_compiling() and self.initted.device.type != "meta":
+            is_same = self.initted is seen and not seen.is_inference() and seen._version == version
+            if not is_same and not is_capturing(self.initted):
+                is_initted = bool(self.initted)
+                self._remember_initted(is_initted)
+        return not is_initted
+
+    def _remember_initted(self, is_initted: bool) -> None:
+        initted = self.initted
+        if torch.compiler.is_compiling():
+            self._initted_seen = (*self._initted_seen[:2], is_initted)
+        else:
+            version = 0 if initted.is_inference() else initted._version
+            self._initted_seen = (initted, version, is_initted)
+
+    def check_writable(self) -> None:
+        """Raise RuntimeError if what training would write to is made anew at every access."""
+        for name in ("embed", "embed_avg", "cluster_size", "initted"):
+            if name not in self._buffers and name not in self._parameters:
+                raise RuntimeError(
+                    f"{name} of the codebook is parametrized; accepted with EMA, k-means or revival, which "
+                    "write to it: a plain tensor (a learnable_codebook without them may be parametrized)"
+                )
+
+    def codes(self, private: bool = False) -> Tensor:
+        """``[H, K, D]`` to search in: learnable codes on the sphere are brought to unit length each time.
+
+        ``private``: nothing that autograd keeps of it is the codebook itself, which may then be written to.
+        """
+        codes = self.embed
         if self.learnable and self.unit_length:
-            return F.normalize(self.embed, dim=-1, eps=1e-6)
-        return self.embed
+            codes = F.normalize(self._copy_of_codes() if private else self.embed, dim=-1, eps=1e-6)
+        if self.has_zero_codes:  # a code that is not a number is never chosen
+            codes = torch.where((codes == 0).all(-1, keepdim=True), torch.nan, codes)
+        return codes
+
+    def _copy_of_codes(self) -> Tensor:
+        if torch.compiler.is_compiling():
+            return torch.stack([opaque_copy(codes) for codes in self.embed])
+        return self.embed.clone()
 
     def lookup(self, indices: Tensor, heads: int) -> Tensor:
         """Codes ``[..., heads * D]`` of indices ``[...]`` (several heads: ``[..., heads]``); zeros for -1."""
@@ -104,7 +156,7 @@ class CodebookState(nn.Module):
         self.embed_avg.copy_(codes)
         self.cluster_size.fill_(1.0)
         self.initted.fill_(True)
-        self.needs_init = False
+        self._remember_initted(True)
 
     @torch.no_grad()
     def broadcast_from_rank0_(self) -> None:
@@ -116,9 +168,8 @@ class CodebookState(nn.Module):
         if self._follows_rank0 or torch.compiler.is_compiling():
             return
         initted = self.initted.float()
-        broadcast_from_first([initted, self.cluster_size, self.embed_avg, self.embed])
+        broadcast_from_first([initted, self.cluster_size, self.embed_avg, self.embed], self.group)
         self.initted.copy_(initted > 0)
-        self.needs_init = not bool(self.initted)
         self._follows_rank0 = True
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -136,7 +187,60 @@ class CodebookState(nn.Module):
         super()._apply(keep_dtype, recurse)
         return self
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        if self.initted.device.type != "meta":
-            self.needs_init = not bool(self.initted)
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        if local_metadata.get("assign_to_params_buffers", False):
+            # The state's tensors become the layer's own: in the dtype, shape and order that kernels ask for.
+            state_dict = dict(state_dict)
+            for name, own in (*self._buffers.items(), *self._parameters.items()):
+                value = state_dict.get(prefix + name)
+                if own is not None and isinstance(value, Tensor):
+                    state_dict[prefix + name] = value.to(own.dtype).reshape(own.shape).contiguous()
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        if self.unit_length and self.embed.device.type != "meta":
+            self._bring_loaded_codes_to_unit_length_()
+
+    @torch.no_grad()
+    def _bring_loaded_codes_to_unit_length_(self) -> None:
+        """Codes stored at another length, as some models do, are scaled; those of length 0 cannot be."""
+        length = self.embed.norm(dim=-1, keepdim=True)  # [H, K, 1]
+        is_zero = (length == 0) & self.initted
+        self.has_zero_codes = bool(is_zero.any())
+        if self.has_zero_codes:
+            warnings.warn(
+                f"{int(is_zero.sum())} codes of length 0 were loaded into a codebook for cosine similarity; "
+                "they are left out of the search until they are revived (threshold_ema_dead_code)",
+                stacklevel=2,
+            )
+        off = ((length - 1).abs() > 1e-4) & (length > 0)
+        if not self.learnable and bool(off.any()):
+            self.write_codes_(torch.where(off, self.embed / length, self.embed))
+
+
+_M = TypeVar("_M", bound=nn.Module)
+
+
+def set_process_group(model: _M, process_group: torch.distributed.ProcessGroup | None) -> _M:
+    """Let all quantizers of ``model`` share their codebooks with the ranks of one group; returns the model.
+
+    For several trainings in one world, each in its own group: DistributedDataParallel gets the same one.
+    None stands for the whole world. Call it before the first batch.
+
+    Raises:
+        TypeError: ``process_group`` is not a group that this rank belongs to.
+    """
+    for module in model.modules():
+        if isinstance(module, CodebookState):
+            module.group = ProcessGroup(process_group)
+            module._follows_rank0 = False
+    return model
+
+
+def opaque_copy(codes: Tensor) -> Tensor:
+    """A copy of ``[K, D]`` that a compiler neither drops nor makes again later.
+
+    Inductor treats ``clone`` as nothing, or repeats it in the backward graph, where the buffer has
+    already changed; it does neither with an operator that it does not know.
+    """
+    return gather_codes(codes, torch.arange(codes.shape[0], dtype=torch.int64, device=codes.device))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..devices import is_host_readable
 from ..functional import VectorQuantized
 from ..rows import shape_without_channel
 from ..tensor_checks import check_device, check_integer_tensor, check_mask
@@ -71,6 +72,11 @@ def row_mask(x: Tensor, channel_dim: int, mask: Tensor | None, lens: Tensor | No
             "accepted: [B] for sequences [B, N, dim] (channel-first: [B, dim, N])"
         )
     check_device("lens", lens, x.device, "x's")
+    if is_host_readable(lens) and not torch.compiler.is_compiling() and len(lens):
+        low, high = (int(t) for t in lens.aminmax())
+        if low < 0 or high > shape[1]:
+            bad = low if low < 0 else high
+            raise ValueError(f"lens holds {bad}; accepted: 0 to {shape[1]}, the length of x's sequences")
     return torch.arange(shape[1], dtype=torch.int64, device=x.device) < lens[:, None]
 
 

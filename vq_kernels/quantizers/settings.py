@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from ..backends import get_backend
-from ..checks import check_choice, check_flag, check_integer, check_number
+from ..checks import check_choice, check_flag, check_integer, check_number, check_positive
 from ..functional import PRECISIONS
 
 # Options of vector-quantize-pytorch's VectorQuantize that have no counterpart: the default at which
@@ -63,38 +63,29 @@ def reject_unsupported(given: Mapping[str, object], known: dict[str, tuple[objec
             raise TypeError(f"{where} does not support {name} = {value!r}; accepted: {default!r}. {remedy}")
 
 
-_FLAGS = (
-    "separate_codebook_per_head",
-    "layernorm_after_project_in",
-    "channel_last",
-    "accept_image_fmap",
-    "accept_3d_fmap",
-    "return_zeros_for_masked_padding",
-    "use_cosine_sim",
-    "manual_ema_update",
-    "freeze_codebook",
-    "kmeans_init",
-)
-_FLAGS_OR_NONE = ("rotation_trick", "learnable_codebook", "ema_update", "sync_codebook")
-_COUNTS = ("dim", "codebook_size", "codebook_dim", "heads", "kmeans_iters")
-_NUMBERS = {
-    "commitment_weight": math.inf,
-    "codebook_weight": math.inf,
-    "decay": 1.0,
-    "eps": math.inf,
-    "threshold_ema_dead_code": math.inf,
-}
-_MAY_BE_NONE = ("codebook_dim", "codebook_weight", *_FLAGS_OR_NONE)
+_HIGHEST = {"decay": 1.0}  # of the numbers that have an upper bound
+_POSITIVE = ("eps",)  # numbers that may not be 0
 
 
-def check_settings(settings: Mapping[str, Any]) -> None:
-    """Check the constructor's arguments, by name, once: each alone, then those that exclude each other."""
-    given = {k: v for k, v in settings.items() if v is not None or k not in _MAY_BE_NONE}
-    check_flag(**{name: given[name] for name in (*_FLAGS, *_FLAGS_OR_NONE) if name in given})
-    check_integer(1, **{name: given[name] for name in _COUNTS if name in given})
-    for name, highest in _NUMBERS.items():
-        if name in given:
-            check_number(0.0, highest, **{name: given[name]})
+def check_settings(constructor: Callable[..., None], settings: Mapping[str, Any]) -> None:
+    """Check the constructor's arguments, by name, once: each alone, then those that exclude each other.
+
+    What a single one may be follows from its annotation: ``bool`` True or False, ``int`` an integer of at
+    least 1, ``float`` a number of at least 0, and with ``| None`` None too.
+    """
+    for name, annotation in constructor.__annotations__.items():
+        kind, _, none = annotation.partition(" | ")
+        value = settings.get(name)
+        if value is None and none:
+            continue
+        if kind == "bool":
+            check_flag(**{name: value})
+        elif kind == "int":
+            check_integer(1, **{name: value})
+        elif name in _POSITIVE:
+            check_positive(**{name: value})
+        elif kind == "float":
+            check_number(0.0, _HIGHEST.get(name, math.inf), **{name: value})
     check_choice(PRECISIONS, precision=settings["precision"])
     if settings["backend"] is not None:
         get_backend(settings["backend"])  # raises for an unknown name

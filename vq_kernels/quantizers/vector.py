@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_flag
-from ..distributed import is_synchronized
+from ..distributed import ProcessGroup, is_synchronized
 from ..functional import VectorQuantized, vector_quantize
 from ..tensor_checks import FLOAT_DTYPES, check_device, check_dtype, check_shape, check_tensor
 from .base import Quantizer, QuantizerOutput
@@ -57,6 +57,7 @@ class FusedVectorQuantizer(Quantizer):
             batch, learnable ones too (their optimizer's moments are not touched). 0: never.
         sync_codebook: share statistics, k-means and revival between the ranks, which then must all
             train, or all freeze, together. None: if there is more than one when a batch arrives.
+        process_group: the ranks that share the codebook; None: all. See :func:`set_process_group`.
 
         precision: ``"exact"``, ``"high"`` or ``"fast"``; see :func:`vq_kernels.nearest_code`.
         backend: a name of :func:`vq_kernels.available_backends`, or None for automatic choice.
@@ -95,11 +96,12 @@ class FusedVectorQuantizer(Quantizer):
         kmeans_iters: int = 10,
         threshold_ema_dead_code: float = 0,
         sync_codebook: bool | None = None,
+        process_group: torch.distributed.ProcessGroup | None = None,
         precision: str = "exact",
         backend: str | None = None,
         **unsupported: object,
     ) -> None:
-        check_settings(locals())
+        check_settings(FusedVectorQuantizer.__init__, locals())
         reject_unsupported(unsupported, UNSUPPORTED_OPTIONS, "FusedVectorQuantizer")
         super().__init__()
         self.dim = dim
@@ -147,7 +149,10 @@ class FusedVectorQuantizer(Quantizer):
             precision=precision,
             backend=backend,
         )
-        self.last_counts = torch.zeros(num_codebooks, codebook_size, dtype=torch.int64)
+        self._codebook.group = ProcessGroup(process_group)
+        self.last_counts = torch.zeros(
+            (num_codebooks, codebook_size), dtype=torch.int64, device=self._codebook.embed.device
+        )
 
     def forward(
         self,
@@ -193,7 +198,8 @@ class FusedVectorQuantizer(Quantizer):
 
         synchronized = False
         if learns and (self._codebook.needs_statistics or self._codebook.needs_init):
-            synchronized = is_synchronized(self.sync_codebook)
+            self._codebook.check_writable()
+            synchronized = is_synchronized(self.sync_codebook, self._codebook.group)
             if synchronized:
                 self._codebook.broadcast_from_rank0_()
             if self._codebook.needs_init:
@@ -232,6 +238,7 @@ class FusedVectorQuantizer(Quantizer):
         check_tensor("codebook", codes)
         check_dtype("codebook", codes, FLOAT_DTYPES)
         check_shape("codebook", codes, self.codebook.shape, "this layer's")
+        self._codebook.check_writable()
         self._codebook.set_codes_(codes if self.separate_codebook_per_head else codes.unsqueeze(0))
 
     @property
@@ -244,12 +251,12 @@ class FusedVectorQuantizer(Quantizer):
         Returns:
             ``[..., heads * D]``, or channel-first ``[B, heads * D, *S]`` if the layer is.
         """
-        codes = self._codebook.lookup(indices, self.heads)
+        codes = self._codebook.lookup(indices, self.heads).to(self.codes_dtype)
         return codes if self.channel_last or codes.ndim < 3 else codes.movedim(-1, 1)
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """What forward gives in eval for ``indices``: the codes after the projection; zeros for index -1."""
-        output = self._codebook.lookup(indices, self.heads)
+        output = self._codebook.lookup(indices, self.heads).to(self.codes_dtype)
         if self.has_projections:
             is_valid = (indices >= 0).any(-1) if self.heads > 1 else indices >= 0
             output = torch.where(is_valid.unsqueeze(-1), self.project_out(output), 0.0)
@@ -264,11 +271,13 @@ class FusedVectorQuantizer(Quantizer):
     def update_codebooks(self) -> None:
         """Apply what forward gathered with ``manual_ema_update=True``; does nothing where nothing waits."""
         if self._codebook.manual_ema_update:
-            counts = self._codebook.apply_pending_(is_synchronized(self.sync_codebook))
+            counts = self._codebook.apply_pending_(is_synchronized(self.sync_codebook, self._codebook.group))
             self.last_counts = torch.where(counts.sum() > 0, counts, self.last_counts)
 
     def _quantize(self, rows: Rows, learns: bool) -> list[VectorQuantized]:
-        codes = self._codebook.codes()  # [H, K, D]
+        # The backward pass reads the codes that were searched, not the updated ones.
+        private = learns and self._codebook.changes_in_forward
+        codes = self._codebook.codes(private)  # [H, K, D]
         if not learns:
             codes = codes.detach()
         weight = self.codebook_weight
@@ -286,8 +295,7 @@ class FusedVectorQuantizer(Quantizer):
                 channel_dim=rows.channel_dim,
                 mask=rows.mask,
                 statistics=self.training or weight > 0,
-                # The backward pass reads the codes that were searched, not the updated ones.
-                keep_codes=learns and self._codebook.changes_in_forward,
+                keep_codes=private,
                 backend=self.backend,
             )
             for h, view in enumerate(rows.views)

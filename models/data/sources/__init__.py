@@ -5,26 +5,23 @@ from __future__ import annotations
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from models.data.sources.base import DataError, Source, folder_of
+from models.data.settings import DataConfig
+from models.data.sources.base import DataError, Source, SourceData, folder_of, split_named
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-__all__ = ["DataError", "Source", "location", "open_source"]
+__all__ = ["DataError", "Source", "SourceData", "location", "open_source", "split_named"]
 
 
-def open_source(data: str, cache_dir: str | None = None) -> dict[str, Dataset]:
-    """The data sets of ``data`` by the name of their split, as the first source that claims them opens them.
+def open_source(config: DataConfig) -> SourceData:
+    """What ``config.data`` names, as the first source that claims it opens it.
 
     data: ``digits``; a folder of images, of parquet files or in the layout of KaoKore; or the id of a data
     set on the Hugging Face hub, OWNER/NAME. Images are left encoded ({"path", "bytes"}). Raises DataError.
     """
     for source in _sources():
-        if source.claims(data):
-            return source.open(data, cache_dir)
-    raise DataError(_unclaimed(data))
+        if source.claims(config.data):
+            return source.open(config)
+    raise DataError(_unclaimed(config.data))
 
 
 def location(data: str) -> str:
@@ -54,6 +51,9 @@ def _unclaimed(data: str) -> str:
         )
     if path.exists():
         return f"data is {data}, which is a file; accepted: the folder that holds it"
+    if path.parent.is_dir() and path.parent != Path():
+        names = ", ".join(sorted(entry.name for entry in path.parent.iterdir() if entry.is_dir())[:12])
+        return f"data is {data}, which does not exist; {path.parent} holds the folders: {names or 'none'}"
     if path.is_absolute() or data.startswith((".", "~")) or "/" in data:
         return f"data is {data}, which does not exist; accepted: an existing folder, a hub id or 'digits'"
     return (

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
+
+from models.data.settings import DataConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_SPLIT_NAME = re.compile(
+    r"(?:(?P<train>train|training)|(?P<validation>val|valid|validation|dev)|(?P<test>test|testing))"
+    r"(?:[ _-]?(?:set|data|images|imgs|split))?(?:[ _-]?[0-9]+)?",
+    re.IGNORECASE,
+)
+
 
 class DataError(ValueError):
     """Data that cannot be used; the message names the file or column and what to do about it."""
+
+
+@dataclass(frozen=True)
+class SourceData:
+    """What a source opened.
+
+    splits: data sets by the name that the source gives the split, images left encoded as {"path", "bytes"}.
+    left_out: what lies there and is not among them, and why, in words.
+    """
+
+    splits: dict[str, Dataset]
+    left_out: tuple[str, ...] = ()
 
 
 class Source(ABC):
@@ -32,11 +54,18 @@ class Source(ABC):
         """Whether the setting ``data`` names data of this source. Reads no image and asks no server."""
 
     @abstractmethod
-    def open(self, data: str, cache_dir: str | None) -> dict[str, Dataset]:
-        """The data sets of ``data`` by the name of their split, images left encoded as {"path", "bytes"}.
+    def open(self, config: DataConfig) -> SourceData:
+        """The data sets that ``config.data`` names. Raises DataError."""
 
-        cache_dir: the folder in which Hugging Face datasets keeps converted data. Raises DataError.
-        """
+
+def split_named(name: str) -> str | None:
+    """Which split a folder or file called ``name`` holds: train, validation, test, or None.
+
+    Names that data sets use for the same split are taken for one, in capitals or not: training, Test,
+    valid, dev, test_images, train2017.
+    """
+    match = _SPLIT_NAME.fullmatch(name)
+    return match.lastgroup if match else None
 
 
 def folder_of(data: str) -> Path | None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from models.data.sources.base import Source
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from models.data.settings import DataConfig
+from models.data.sources.base import Source, SourceData
 
 
 class Digits(Source):
@@ -19,7 +17,7 @@ class Digits(Source):
     def claims(self, data: str) -> bool:
         return data == "digits"
 
-    def open(self, data: str, cache_dir: str | None) -> dict[str, Dataset]:
+    def open(self, config: DataConfig) -> SourceData:
         import datasets
         from PIL import Image
         from sklearn.datasets import load_digits
@@ -37,4 +35,4 @@ class Digits(Source):
             }
         )
         columns = {"image": images, "label": bunch.target.tolist()}
-        return {"train": datasets.Dataset.from_dict(columns, features=features)}
+        return SourceData({"train": datasets.Dataset.from_dict(columns, features=features)})

@@ -2,71 +2,175 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from models.data.sources.base import DataError, Source, dataset_of_files, folder_of
+from models.data.settings import NO_LABELS, DataConfig
+from models.data.sources.base import (
+    DataError,
+    Source,
+    SourceData,
+    dataset_of_files,
+    folder_of,
+    split_named,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-SPLIT_FOLDERS = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
+IMAGE_SUFFIXES = {
+    *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif"),
+    *(".tiff", ".webp"),
 }
+# Folders and files that systems and tools leave, beside all whose names begin with "." or "__".
+TOOL_NAMES = {"@eadir", "$recycle.bin", "lost+found", "system volume information", "thumbs.db", "desktop.ini"}
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Images:
-    """The image files of one split, and for each the name of its class, None outside class folders."""
+    """The image files of one split, in order of their paths, and for each the name of its class or None."""
 
-    files: list[str]
-    classes: list[str | None]
+    files: list[str] = field(default_factory=list)
+    classes: list[str | None] = field(default_factory=list)
+
+    def add(self, file: Path, root: Path) -> None:
+        parts = file.relative_to(root).parts
+        self.files.append(str(file))
+        self.classes.append(parts[0] if len(parts) > 1 else None)
 
 
 class ImageFolder(Source):
-    """``FOLDER/[train|validation|test]/[CLASS]/IMAGE``; both levels of folders may be left out.
+    """``FOLDER/[SPLIT]/[CLASS]/IMAGE``; both levels of folders may be left out, and links are followed.
 
-    Without ``train/``, a folder called ``test`` is a class like the others beside it.
+    A folder is a split by its name, see :func:`models.data.sources.base.split_named`, where there is one for
+    training or nothing but splits. Else the folders are classes, but for those called validation or test
+    that hold folders of classes themselves: these are splits, and the classes beside them are for training.
+
+    Left out, and said so: names that begin with ``.`` or ``__`` and those of ``TOOL_NAMES``, files whose
+    suffix is not among ``IMAGE_SUFFIXES``, folders without an image, and what lies beside the splits.
     """
 
     rank: ClassVar[int] = 30
 
     def claims(self, data: str) -> bool:
         folder = folder_of(data)
-        return folder is not None and any(_is_image(file) for file in folder.rglob("*"))
+        return folder is not None and any(_is_image(file) for file in _walk(folder, Counter()))
 
-    def open(self, data: str, cache_dir: str | None) -> dict[str, Dataset]:
-        roots = _split_roots(Path(data).expanduser())
-        splits = {split: _images_below(root) for split, root in roots.items()}
+    def open(self, config: DataConfig) -> SourceData:
+        folder = Path(config.data).expanduser()
+        tools: Counter[str] = Counter()
+        suffixes: Counter[str] = Counter()
+        roots, excluded = _split_roots(folder)
+        splits: dict[str, _Images] = {}
+        empty: set[str] = set()
+        for split, root in roots.items():
+            images = splits[split] = _Images()
+            for file in _walk(root, tools, excluded if root == folder else ()):
+                if _is_image(file):
+                    images.add(file, root)
+                else:
+                    suffixes[file.suffix.lower() or file.name] += 1
+            folders = {entry.name for entry in _visible(root) if entry.is_dir() and entry not in excluded}
+            empty |= folders - set(images.classes)
+        left_out = [
+            *_counted(tools, "entries of tools"),
+            *_counted(suffixes, "files that are no images by their suffix"),
+            *_listed(sorted(empty), "folders without images"),
+            *_listed(_beside(folder, roots), "entries beside the splits"),
+        ]
         names = sorted({name for images in splits.values() for name in images.classes if name is not None})
+        if config.label_column == NO_LABELS:
+            names = []
         if names:
             _check_all_have_classes(splits, names)
             _check_classes_are_trained(splits, roots)
-        return {split: _dataset(images, names) for split, images in splits.items()}
+        return SourceData(
+            {split: _dataset(images, names) for split, images in splits.items()}, tuple(left_out)
+        )
 
 
 def _is_image(file: Path) -> bool:
     return file.suffix.lower() in IMAGE_SUFFIXES
 
 
-def _split_roots(folder: Path) -> dict[str, Path]:
-    """The folder of each split; the folder itself is that of ``train`` where it has no splits."""
-    roots = {split: folder / name for name, split in SPLIT_FOLDERS.items() if (folder / name).is_dir()}
-    others = [entry for entry in folder.iterdir() if entry.is_dir() and entry not in roots.values()]
-    return roots if "train" in roots or (roots and not others) else {"train": folder}
+def _is_of_tools(name: str) -> bool:
+    return name.startswith((".", "__")) or name.lower() in TOOL_NAMES
 
 
-def _images_below(root: Path) -> _Images:
-    """All images below ``root``, in order of their paths; the folder below ``root`` is an image's class."""
-    files = sorted(file for file in root.rglob("*") if _is_image(file))
-    parts = [file.relative_to(root).parts for file in files]
-    return _Images([str(file) for file in files], [part[0] if len(part) > 1 else None for part in parts])
+def _visible(folder: Path) -> list[Path]:
+    """The entries of ``folder`` in order, without those of tools."""
+    return sorted(entry for entry in folder.iterdir() if not _is_of_tools(entry.name))
+
+
+def _walk(
+    folder: Path,
+    tools: Counter[str],
+    excluded: Collection[Path] = (),
+    above: frozenset[Path] = frozenset(),
+) -> Iterator[Path]:
+    """Every file below ``folder`` in order of their paths, over links to folders too.
+
+    tools: counts the names of tools' entries, which are not entered. excluded: folders that are not entered.
+    above: the folders on the way here, so that a link back to one of them is not followed for ever.
+    """
+    real = folder.resolve()
+    if real in above:
+        return
+    for entry in sorted(folder.iterdir()):
+        if _is_of_tools(entry.name):
+            tools[entry.name] += 1
+        elif not entry.is_dir():
+            yield entry
+        elif entry not in excluded:
+            yield from _walk(entry, tools, excluded, above | {real})
+
+
+def _split_roots(folder: Path) -> tuple[dict[str, Path], list[Path]]:
+    """The folder of each split, and the folders that are no classes of the split whose folder is all."""
+    roots: dict[str, Path] = {}
+    others: list[Path] = []
+    for entry in (entry for entry in _visible(folder) if entry.is_dir()):
+        split = split_named(entry.name)
+        if split is None:
+            others.append(entry)
+        elif split in roots:
+            raise DataError(f"{roots[split]} and {entry} are both the split {split}; keep one of them")
+        else:
+            roots[split] = entry
+    if "train" in roots or (roots and not others):
+        return roots, []
+    held_out = {split: root for split, root in roots.items() if _has_only_classes(root)}
+    return {"train": folder, **held_out}, list(held_out.values())
+
+
+def _has_only_classes(root: Path) -> bool:
+    """Whether all images below ``root`` lie in folders of their class."""
+    parts = [file.relative_to(root).parts for file in _walk(root, Counter()) if _is_image(file)]
+    return bool(parts) and all(len(part) > 1 for part in parts)
+
+
+def _beside(folder: Path, roots: dict[str, Path]) -> list[str]:
+    """The names of what lies beside the folders of the splits; nothing where the folder itself is one."""
+    if folder in roots.values():
+        return []
+    return [
+        entry.name
+        for entry in _visible(folder)
+        if entry not in roots.values() and (entry.is_dir() or _is_image(entry))
+    ]
+
+
+def _counted(names: Counter[str], what: str) -> list[str]:
+    """``["3 files that ... (.txt, .heic)"]``, or nothing."""
+    return [f"{names.total()} {what} ({', '.join(sorted(names)[:5])})"] if names else []
+
+
+def _listed(names: list[str], what: str) -> list[str]:
+    """``["2 folders ... (a, b)"]``, or nothing."""
+    return [f"{len(names)} {what} ({', '.join(names[:5])})"] if names else []
 
 
 def _dataset(images: _Images, names: list[str]) -> Dataset:
@@ -81,7 +185,8 @@ def _check_all_have_classes(splits: dict[str, _Images], names: list[str]) -> Non
         for file, name in zip(images.files, images.classes, strict=True):
             if name is None:
                 raise DataError(
-                    f"{file} lies outside the class folders ({', '.join(names[:5])}); move it into one"
+                    f"{file} lies outside the class folders ({', '.join(names[:5])}); move it into one, or "
+                    f"leave labels out (--label-column none)"
                 )
 
 
@@ -95,5 +200,5 @@ def _check_classes_are_trained(splits: dict[str, _Images], roots: dict[str, Path
             if name not in trained:
                 raise DataError(
                     f"{file} is in {split} of class {name!r}, of which there is no training image; add some "
-                    f"below {roots['train']}, or remove the class"
+                    f"below {roots['train']}, remove the class, or leave labels out (--label-column none)"
                 )

@@ -2,33 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
-from models.data.sources.base import DataError, Source
+from models.data.settings import DataConfig
+from models.data.sources.base import DataError, Source, SourceData
 
-if TYPE_CHECKING:
-    from datasets import Dataset
+PATIENCE = 10.0  # seconds for the hub to say whether it has a data set
 
 
 class Hub(Source):
-    """``OWNER/NAME``, where no folder has that name."""
+    """``OWNER/NAME``, unless there is a folder OWNER here: then it is a path, perhaps a mistyped one."""
 
     rank: ClassVar[int] = 40
 
     def claims(self, data: str) -> bool:
-        if Path(data).expanduser().exists() or data.startswith((".", "~", "/")):
-            return False
         owner, _, name = data.partition("/")
-        return bool(owner.strip()) and bool(name.strip()) and "/" not in name
+        if not owner.strip() or not name.strip() or "/" in name or owner.startswith((".", "~")):
+            return False
+        return not Path(owner).exists()
 
-    def open(self, data: str, cache_dir: str | None) -> dict[str, Dataset]:
+    def open(self, config: DataConfig) -> SourceData:
         import datasets
 
+        name = config.data
         try:
-            return dict(datasets.load_dataset(data, cache_dir=cache_dir))
+            with _without_retries(name):
+                splits = datasets.load_dataset(name, config.subset, cache_dir=config.cache_dir)
         except (OSError, ValueError, RuntimeError) as error:
+            remedy = "check the name and the connection"
+            if "config" in str(error).lower():  # as datasets says that there are several, or no such one
+                remedy = "choose one of its configurations (--subset NAME)"
             raise DataError(
-                f"there is no folder {data!r}, and the data set {data!r} could not be loaded from the "
-                f"Hugging Face hub ({type(error).__name__}: {error}); check the name and the connection"
+                f"there is no folder {name!r}, and the data set {name!r} could not be loaded from the "
+                f"Hugging Face hub ({type(error).__name__}: {error}); {remedy}"
             ) from error
+        return SourceData(dict(splits))
+
+
+@contextmanager
+def _without_retries(name: str) -> Iterator[None]:
+    """Inside, a hub that cannot be reached is not asked again and again; the cache is read instead."""
+    import datasets
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        huggingface_hub.HfApi().dataset_info(name, timeout=PATIENCE)
+    except HfHubHTTPError:
+        pass  # it answered: load_dataset says what is wrong
+    except Exception:  # of the client for HTTP, which is another one in every version
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for place, offline in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = offline

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from models.data.sources.base import DataError, Source, dataset_of_files, folder_of
+from models.data.settings import DataConfig
+from models.data.sources.base import DataError, Source, SourceData, dataset_of_files, folder_of
+from models.data.sources.tables import read_table
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,8 +28,8 @@ class KaoKore(Source):
         folder = folder_of(data)
         return folder is not None and (folder / "labels.csv").is_file()
 
-    def open(self, data: str, cache_dir: str | None) -> dict[str, Dataset]:
-        folder = Path(data).expanduser()
+    def open(self, config: DataConfig) -> SourceData:
+        folder = Path(config.data).expanduser()
         rows = _read_rows(folder / "labels.csv")
         images = folder / "images_256"
         absent = [row["image"] for row in rows if not (images / row["image"]).is_file()]
@@ -46,26 +47,27 @@ class KaoKore(Source):
             }
             if members:
                 splits[split] = dataset_of_files([str(images / row["image"]) for row in members], labels)
-        return splits
+        return SourceData(splits)
 
 
 def _read_rows(table: Path) -> list[dict[str, str]]:
     """The rows of ``labels.csv``; DataError naming the line and column of the first wrong entry."""
-    with open(table, newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
+    columns, rows = read_table(table)
     required = ("image", *LABELS, "set")
-    missing = [column for column in required if column not in (reader.fieldnames or ())]
+    missing = [column for column in required if column not in columns]
     if missing:
         raise DataError(f"{table} lacks the column {missing[0]!r}; it must have {', '.join(required)}")
-    for line, row in enumerate(rows, start=2):
-        short = [column for column in required if row[column] is None]
+    complete: list[dict[str, str]] = []
+    for line, row in rows:
+        cells = {column: cell for column in required if (cell := row[column]) is not None}
+        short = [column for column in required if column not in cells]
         if short:
             raise DataError(f"{table} line {line} ends before {short[0]!r}; complete it")
         for column, names in LABELS.items():
-            if not (row[column].isdecimal() and int(row[column]) < len(names)):
+            if not (cells[column].isdecimal() and int(cells[column]) < len(names)):
                 listing = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
-                raise DataError(f"{table} line {line}: {column} is {row[column]!r}; accepted: {listing}")
-        if row["set"] not in SPLITS:
-            raise DataError(f"{table} line {line}: set is {row['set']!r}; accepted: {', '.join(SPLITS)}")
-    return rows
+                raise DataError(f"{table} line {line}: {column} is {cells[column]!r}; accepted: {listing}")
+        if cells["set"] not in SPLITS:
+            raise DataError(f"{table} line {line}: set is {cells['set']!r}; accepted: {', '.join(SPLITS)}")
+        complete.append(cells)
+    return complete

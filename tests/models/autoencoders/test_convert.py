@@ -58,15 +58,16 @@ def nearest(z: Tensor, codes: Tensor) -> Tensor:
 
 
 class Zalando(Layers):
-    def __init__(self, ema: bool) -> None:
+    def __init__(self, ema: bool, blocks: int = 2) -> None:
         super().__init__()
+        self.number_of_blocks = blocks
         self.conv("_encoder._conv_1", 3, HIDDEN // 2, 4)
         self.conv("_encoder._conv_2", HIDDEN // 2, HIDDEN, 4)
         self.conv("_encoder._conv_3", HIDDEN, HIDDEN, 3)
         self.conv("_pre_vq_conv", HIDDEN, DIM, 1)
         self.conv("_decoder._conv_1", DIM, HIDDEN, 3)
         for side in ("_encoder", "_decoder"):
-            for layer in range(2):
+            for layer in range(blocks):
                 block = f"{side}._residual_stack._layers.{layer}._block"
                 self.conv(f"{block}.1", HIDDEN, RESIDUAL, 3, bias=False)
                 self.conv(f"{block}.3", RESIDUAL, HIDDEN, 1, bias=False)
@@ -78,7 +79,7 @@ class Zalando(Layers):
             self.state["_vq_vae._ema_cluster_size"] = torch.rand(SIZE)
 
     def residual(self, side: str, x: Tensor) -> Tensor:
-        for layer in range(2):
+        for layer in range(self.number_of_blocks):
             block = f"{side}._residual_stack._layers.{layer}._block"
             x = x.relu()  # in place there, so the skip carries it too
             x = x + self.run(f"{block}.3", self.run(f"{block}.1", x).relu())
@@ -94,8 +95,9 @@ class Zalando(Layers):
 
 
 class Rosinality(Layers):
-    def __init__(self) -> None:
+    def __init__(self, blocks: int = 2) -> None:
         super().__init__()
+        self.number_of_blocks = blocks
         half = HIDDEN // 2
         for name, widths in (("enc_b", ((3, half, 4), (half, HIDDEN, 4), (HIDDEN, HIDDEN, 3))),
                              ("enc_t", ((HIDDEN, half, 4), (half, HIDDEN, 3)))):  # fmt: skip
@@ -107,9 +109,9 @@ class Rosinality(Layers):
         for name, inputs in (("dec_t", DIM), ("dec", 2 * DIM)):
             self.conv(f"{name}.blocks.0", inputs, HIDDEN, 3)
             self.blocks(f"{name}.blocks", 1)
-        self.transposed("dec_t.blocks.4", HIDDEN, DIM)
-        self.transposed("dec.blocks.4", HIDDEN, half)
-        self.transposed("dec.blocks.6", half, 3)
+        self.transposed(f"dec_t.blocks.{blocks + 2}", HIDDEN, DIM)
+        self.transposed(f"dec.blocks.{blocks + 2}", HIDDEN, half)
+        self.transposed(f"dec.blocks.{blocks + 4}", half, 3)
         self.transposed("upsample_t", DIM, DIM)
         for level in "tb":
             self.state[f"quantize_{level}.embed"] = torch.randn(DIM, SIZE) / 4
@@ -117,12 +119,12 @@ class Rosinality(Layers):
             self.state[f"quantize_{level}.cluster_size"] = torch.rand(SIZE)
 
     def blocks(self, name: str, first: int) -> None:
-        for layer in (first, first + 1):
+        for layer in range(first, first + self.number_of_blocks):
             self.conv(f"{name}.{layer}.conv.1", HIDDEN, RESIDUAL, 3)
             self.conv(f"{name}.{layer}.conv.3", RESIDUAL, HIDDEN, 1)
 
     def residual(self, name: str, first: int, x: Tensor) -> Tensor:
-        for layer in (first, first + 1):
+        for layer in range(first, first + self.number_of_blocks):
             x = x + self.run(f"{name}.{layer}.conv.3", self.run(f"{name}.{layer}.conv.1", x.relu()).relu())
         return x.relu()
 
@@ -135,16 +137,18 @@ class Rosinality(Layers):
             self.state["quantize_t.embed"].T,
         )
         condition = self.residual("dec_t.blocks", 1, self.run("dec_t.blocks.0", top))
-        condition = self.up("dec_t.blocks.4", condition)
+        last = self.number_of_blocks + 2
+        condition = self.up(f"dec_t.blocks.{last}", condition)
         z = self.run("quantize_conv_b", torch.cat([condition, bottom], 1))
         q = torch.cat([self.up("upsample_t", top), nearest(z, self.state["quantize_b.embed"].T)], 1)
         x = self.residual("dec.blocks", 1, self.run("dec.blocks.0", q))
-        return self.up("dec.blocks.6", self.up("dec.blocks.4", x).relu())
+        return self.up(f"dec.blocks.{last + 2}", self.up(f"dec.blocks.{last}", x).relu())
 
 
+@pytest.mark.parametrize("blocks", [0, 2])
 @pytest.mark.parametrize("ema", [True, False], ids=["ema", "gradient"])
-def test_zalando(ema: bool, tmp_path: Path) -> None:
-    theirs = Zalando(ema)
+def test_zalando(ema: bool, blocks: int, tmp_path: Path) -> None:
+    theirs = Zalando(ema, blocks)
     torch.save(theirs.state, tmp_path / "model.pt")
     model = convert_file(tmp_path / "model.pt")
     x = torch.rand(2, 3, 16, 16) - 0.5
@@ -156,8 +160,9 @@ def test_zalando(ema: bool, tmp_path: Path) -> None:
         )
 
 
-def test_rosinality(tmp_path: Path) -> None:
-    theirs = Rosinality()
+@pytest.mark.parametrize("blocks", [0, 1, 2])
+def test_rosinality(blocks: int, tmp_path: Path) -> None:
+    theirs = Rosinality(blocks)
     torch.save({f"module.{key}": value for key, value in theirs.state.items()}, tmp_path / "vqvae.pt")
     model = convert_file(tmp_path / "vqvae.pt")
     x = torch.rand(2, 3, 32, 16) - 0.5
@@ -210,6 +215,9 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
         convert_zalando({key: value for key, value in state.items() if key != "_decoder._conv_trans_2.bias"})
     with pytest.raises(ValueError, match=r"extra.weight of \(2,\) is unknown"):
         convert_rosinality(Rosinality().state | {"extra.weight": torch.zeros(2)})
+    state["_vq_vae._ema_w"][3, 2] = torch.inf
+    with pytest.raises(ValueError, match=r"embed_avg of shape .* holds 1 NaN or infinite values"):
+        convert_zalando(state)
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="is neither a VQ-VAE-2 of rosinality"):
         convert_file(tmp_path / "other.pt")

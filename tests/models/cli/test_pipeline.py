@@ -255,7 +255,7 @@ def test_priors_are_built_for_every_level(kind: str, data, model: VQVAE2) -> Non
     from models.runs.config import PriorConfig
 
     shapes = model.code_shapes(data.size)
-    description = CodeDescription(shapes, ((16,), (16,)), data.class_names, "digits", "", "")
+    description = CodeDescription(shapes, model.codebook_sizes, data.class_names, "digits", "", "")
     priors = build_priors(PriorConfig(prior=kind, width=16, layers=2, heads=2), description)
     assert [prior.upper_codebook_size for prior in priors] == [None, 16]
     codes = model.encode(to_float(data.test.batch(range(3))))

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from data_support import load, write_images
 
-from models import VQVAE2
+from models import VQVAE, VQVAE2
 from models.codes.description import CodeDescription
-from models.codes.encode import encode
+from models.codes.encode import OtherCodesError, encode
 from models.codes.store import CodeStore
 from models.data import DataConfig, load_data, to_float
 from models.data.images import SPLITS
@@ -160,3 +161,27 @@ def test_codes_name_their_model_from_anywhere(tmp_path: Path, data, model: VQVAE
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert CodeStore("../runs/a/codes").description.model == "../runs/a/model"
     assert CodeStore(tmp_path / "runs/a/codes").description.model == str(tmp_path / "runs/a/model")
+
+
+def test_codes_of_changed_images_or_labels_are_not_kept(tmp_path: Path) -> None:
+    """As many images as before, of which two have changed their places; stores of before have no digest."""
+    for name in ("ant", "bee"):
+        write_images(tmp_path / "set" / name, 12, size=(8, 8))
+    torch.manual_seed(0)
+    model = VQVAE(3, downscale=2, hidden=8, residual_hidden=4, embedding_dim=4, codebook_size=16)
+
+    def encoded(**options: bool) -> CodeStore:
+        data = load(tmp_path / "set", stream=True)
+        return encode(model, data, tmp_path / "codes", **options)
+
+    encoded()
+    (tmp_path / "set" / "ant" / "00.png").rename(tmp_path / "set" / "bee" / "90.png")
+    (tmp_path / "set" / "bee" / "00.png").rename(tmp_path / "set" / "ant" / "00.png")
+    with pytest.raises(OtherCodesError, match=r"holds codes of other images or labels .*\(--overwrite\)"):
+        encoded()
+    encoded(overwrite=True)
+    file = tmp_path / "codes" / "codes.json"
+    values = json.loads(file.read_text())
+    del values["settings"]["digest"]
+    file.write_text(json.dumps(values))
+    assert len(encoded().split("train")) == 17

@@ -162,16 +162,16 @@ def test_only_a_test_folder_is_no_class(tmp_path: Path) -> None:
 
 def test_splits_must_be_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from models.data import load as module
-    from models.data.sources import open_source
+    from models.data.sources import SourceData, open_source
 
     write_images(tmp_path / "train" / "a", 12)
     (tmp_path / "test").mkdir()
     with pytest.raises(DataError, match=r"split test of .* is empty"):
         load(tmp_path)
     write_images(tmp_path / "test" / "a", 2)
-    found = open_source(str(tmp_path))
-    found["test"] = found["test"].remove_columns("label")
-    monkeypatch.setattr(module, "open_source", lambda *_: found)
+    splits = open_source(DataConfig(data=str(tmp_path))).splits
+    splits["test"] = splits["test"].remove_columns("label")
+    monkeypatch.setattr(module, "open_source", lambda _: SourceData(splits))
     with pytest.raises(DataError, match=r"split test of .* lacks the column 'label', train has it"):
         load(tmp_path)
 

@@ -165,14 +165,15 @@ def test_classes_have_distinct_colours(classes: int) -> None:
 
 
 def test_rows_of_samples_and_classes_in_t_sne_are_named(tmp_path: Path, figures) -> None:
-    from models.studies.figures import labelled_rows, tsne_by_label
+    from models.evaluation.pictures import labelled_rows
+    from models.studies.figures import tsne_by_label
 
     names = ("noble", "warrior", "commoner")
-    labelled_rows(tmp_path / "rows.png", torch.rand(12, 3, 8, 8) - 0.5, 4, names)
+    labelled_rows(tmp_path / "rows.png", torch.rand(12, 3, 8, 8) - 0.5, names, 4)
     _, (axis,) = figures[-1]
     ticks = zip(axis.get_yticklabels(), axis.get_yticks(), strict=True)
     places = {text.get_text(): place for text, place in ticks}
-    assert places == {"noble": 3.5, "warrior": 12.5, "commoner": 21.5}
+    assert places == {"noble": 3.5, "warrior": 13.5, "commoner": 23.5}
     labels = torch.arange(30) % 3
     tsne_by_label(tmp_path / "tsne.png", {"a": torch.rand(30, 4), "b": torch.rand(30, 5)}, labels, names)
     figure, axes = figures[-1]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Averages below this length are about to lose their direction to float32's subnormal numbers.
+_SHORTEST = 2.0**-100
+
 
 def ema_update_(
     codebook: Tensor,
@@ -19,11 +22,13 @@ def ema_update_(
     changed = counts.sum() > 0  # []
     n = cluster_size.lerp(counts.to(cluster_size.dtype), 1 - decay)  # [K]
     m = embed_avg.lerp(sums.to(embed_avg.dtype), 1 - decay)  # [K, D]
-    total = n.sum()  # []
-    smoothed = (n + eps) / (total + n.shape[0] * eps) * total  # [K]
-    codes = m / smoothed[:, None]  # [K, D]
     if normalize:
-        codes = codes / codes.norm(dim=1, keepdim=True).clamp(min=1e-6)  # [K, D]
+        length = m.double().norm(dim=1, keepdim=True)  # [K, 1], float64: squares of small averages are 0
+        codes = torch.where(length >= _SHORTEST, m / length, codebook)  # [K, D]
+    else:
+        total = n.sum()  # []
+        smoothed = (n + eps) / (total + n.shape[0] * eps) * total  # [K]
+        codes = m / smoothed[:, None]  # [K, D]
     cluster_size.copy_(torch.where(changed, n, cluster_size))
     embed_avg.copy_(torch.where(changed, m, embed_avg))
     codebook.copy_(torch.where(changed, codes.to(codebook.dtype), codebook))

@@ -16,6 +16,7 @@ from torch import Tensor
 ONE_PROGRAM = 1 << 15
 _TILE = 8192
 _SIZES = 1024
+SHORTEST = tl.constexpr(2.0**-100)
 
 
 @triton.jit
@@ -89,10 +90,15 @@ def ema_kernel(
                 weight,
             )
             tl.store(embed_avg + at, average, mask=in_bounds)
-            code = average / smoothed[:, None]
             if NORMALIZE:
-                norm = tl.sqrt(tl.sum(tl.where(in_bounds, code * code, 0.0), 1))
-                code = code / tl.maximum(norm, 1e-6)[:, None]
+                wide = average.to(tl.float64)  # squares of small averages are 0 in float32
+                length = tl.sqrt(tl.sum(tl.where(in_bounds, wide * wide, 0.0), 1))
+                # An average that is too short to have a direction leaves the code as it is.
+                has_direction = length >= SHORTEST
+                code = (wide / tl.where(has_direction, length, 1.0)[:, None]).to(tl.float32)
+                in_bounds = in_bounds & has_direction[:, None]
+            else:
+                code = average / smoothed[:, None]
             tl.store(codebook + at, code.to(codebook.dtype.element_ty), mask=in_bounds)
 
 

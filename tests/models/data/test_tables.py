@@ -1,0 +1,102 @@
+"""Tables of labels as spreadsheets write them, parquet as the hub lays it out, names that lead nowhere."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from data_support import kaokore, load, write_images
+
+from models.data import DataError
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "\ufeff" + text,
+        lambda text: text.replace(",", ";").replace("\n", "\r\n"),
+        lambda text: text.replace(",", "\t"),
+        lambda text: text.replace(",", ", ").replace("image", " image "),
+        lambda text: text.replace("\n", "\r"),
+        lambda text: text + ",,,\n\n",
+        lambda text: text.replace(",0,", ",0.0,").replace(",1,", ",1.00,"),
+        lambda text: "\n".join(",".join(f'"{cell}"' for cell in line.split(",")) for line in text.split()),
+        lambda text: text.encode("utf-16"),
+    ],
+    ids=["mark", "semicolons", "tabs", "spaces", "returns", "empty-rows", "decimals", "quotes", "utf-16"],
+)
+def test_tables_of_labels_as_spreadsheets_write_them(tmp_path: Path, change) -> None:
+    folder = kaokore(tmp_path)
+    truth = load(folder)
+    changed = change((folder / "labels.csv").read_text())
+    (folder / "labels.csv").write_bytes(changed if isinstance(changed, bytes) else changed.encode())
+    data = load(folder)
+    assert data.train.labels.tolist() == truth.train.labels.tolist()
+    assert data.class_names == truth.class_names
+
+
+def test_a_table_in_another_encoding_is_named(tmp_path: Path) -> None:
+    folder = kaokore(tmp_path)
+    (folder / "labels.csv").write_bytes((folder / "labels.csv").read_bytes() + b"\xe9t\xe9\n")
+    with pytest.raises(DataError, match=r"labels.csv is not UTF-8 .*; save the table as CSV in UTF-8"):
+        load(folder)
+
+
+def write_parquet(folder: Path, files: list[Path]) -> None:
+    """Structs of bytes and path, without any word of Hugging Face in the schema."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir(parents=True)
+    images = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+    pq.write_table(
+        pa.table({"picture": images, "label": [0, 1] * (len(files) // 2)}), folder / "0000.parquet"
+    )
+
+
+@pytest.mark.parametrize("name", ["plain", "[a] b", "a*b?", "x::y", "#1 50%", "été"])
+def test_parquet_as_the_hubs_converter_lays_it_out(tmp_path: Path, name: str) -> None:
+    write_images(tmp_path / "files", 24)
+    files = sorted((tmp_path / "files").glob("*.png"))
+    cache = str(tmp_path / "cache")
+    for folder in (tmp_path / name / "flat", tmp_path / name / "deep" / "default"):
+        write_parquet(folder / "train", files[:12])
+        write_parquet(folder / "test", files[12:])
+    for folder in (tmp_path / name / "flat", tmp_path / name / "deep"):
+        data = load(folder, cache_dir=cache)
+        assert (len(data.train) + len(data.validation), len(data.test)) == (12, 12)
+        assert data.settings["image_column"] == "picture"
+    write_parquet(tmp_path / name / "deep" / "other" / "train", files)
+    with pytest.raises(DataError, match=r"subset of .* is None; accepted: default, other \(--subset\)"):
+        load(tmp_path / name / "deep", cache_dir=cache)
+    assert len(load(tmp_path / name / "deep", cache_dir=cache, subset="other").train) == 17
+
+
+def test_a_mistyped_path_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "mnist").mkdir(parents=True)
+    start = time.perf_counter()
+    with pytest.raises(DataError, match=r"data is data/mnits, which does not exist; data holds .*: mnist"):
+        load("data/mnits")
+    assert time.perf_counter() - start < 2
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch) -> None:
+    import datasets
+    import huggingface_hub
+
+    asked: list[str] = []
+
+    def unreachable(self: object, name: str, timeout: float) -> None:
+        asked.append(name)
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    offline = datasets.config.HF_HUB_OFFLINE
+    start = time.perf_counter()
+    with pytest.raises(DataError, match=r"could not be loaded from the Hugging Face hub"):
+        load("no-such-owner/data-set")
+    assert time.perf_counter() - start < 10
+    assert asked == ["no-such-owner/data-set"]
+    assert offline == datasets.config.HF_HUB_OFFLINE
