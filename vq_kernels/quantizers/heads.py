@@ -128,4 +128,6 @@ def merge_heads(results: Sequence[VectorQuantized], channel_dim: int, heads: int
 
 def with_gradient(loss: Tensor) -> Tensor:
     """The loss of rows that need no gradient, so that ``loss.backward()`` does nothing instead of raising."""
-    return loss if torch.compiler.is_compiling() else loss.detach().requires_grad_()
+    if loss.requires_grad or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return loss
+    return loss.detach().requires_grad_()
