@@ -1,4 +1,4 @@
-"""The public functions: validate once, then call.
+"""The public functions, which are ``vq_kernels``' too: validate once, then call.
 
 ``x`` is ``[..., D]``, or ``[B, D, ...]`` with ``channel_dim=1``; any strides, never copied to change
 the layout. ``codebook`` is ``[K, D]``. See ``backends/base.py`` for the exactness contract and the
@@ -29,6 +29,15 @@ from .tensor_checks import (
     check_shape,
     check_tensor,
 )
+
+__all__ = [
+    "VectorQuantized",
+    "code_statistics",
+    "ema_update_",
+    "gather_codes",
+    "nearest_code",
+    "vector_quantize",
+]
 
 METRICS = ("l2", "cosine")
 PRECISIONS = ("exact", "high", "fast")

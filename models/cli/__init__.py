@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from models.cli import convert, encode, evaluate, reconstruct, reproduce, sample, train, train_prior
+from models.cli import convert, encode, evaluate, export, reconstruct, reproduce, sample, train, train_prior
 from models.runs.reproducible import warm_up_elementwise
+from models.training.signals import TrainingStopped
 
-COMMANDS = (train, train_prior, encode, reconstruct, sample, evaluate, reproduce, convert)
+COMMANDS = (train, train_prior, encode, reconstruct, sample, evaluate, reproduce, convert, export)
 AFTER_INTERRUPTION = {
     train.run: "; go on with --resume",
     train_prior.run: "; go on with --resume",
@@ -44,9 +46,12 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m models")
     except OSError as error:
         print(f"error: {describe_os_error(error)}", file=sys.stderr)
         return 2
+    except TrainingStopped as stop:
+        print(f"stopped by {stop}, the run is saved{AFTER_INTERRUPTION.get(parsed.run, '')}", file=sys.stderr)
+        return 128 + stop.number
     except KeyboardInterrupt:
         print(f"interrupted{AFTER_INTERRUPTION.get(parsed.run, '')}", file=sys.stderr)
-        return 130
+        return 128 + signal.SIGINT
     return 0
 
 

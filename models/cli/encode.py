@@ -33,6 +33,7 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from models.codes.encode import encode
     from models.runs.device import find_device
+    from models.runs.export import usable_model
 
     layout = RunLayout(Path(arguments.run_folder))
     _, config = opened_config(arguments)
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
         require_codes(model),
         data,
         folder,
-        source=str(layout.model),
+        source=str(usable_model(layout.folder)),
         batch_size=arguments.batch_size,
         shard_size=arguments.shard_size,
         device=find_device(arguments.device),

@@ -83,14 +83,21 @@ def given_settings(arguments: argparse.Namespace, kind: type[Any]) -> dict[str, 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Where the settings of a training run come from, and what becomes of an earlier run."""
     parser.add_argument("--config", help="YAML file, or the name of one in models/configs")
-    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        choices=("auto",),
+        help="go on from the run's last checkpoint; auto: start if there is no such run yet",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run of this name")
 
 
 def training_config(arguments: argparse.Namespace, kind: type[Config]) -> Config:
     """The settings of a training run: those of the run to resume or of ``--config``, then the flags."""
     given = given_settings(arguments, kind)
-    return start_config(kind, given, config=arguments.config, resume=arguments.resume)
+    return start_config(kind, given, config=arguments.config, resume=bool(arguments.resume))
 
 
 def add_device_flag(parser: argparse.ArgumentParser) -> None:

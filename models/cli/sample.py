@@ -62,7 +62,8 @@ def run(arguments: argparse.Namespace) -> None:
     from models.evaluation.judge import Judge
     from models.evaluation.pictures import grid, labelled_rows, save_image
     from models.runs.device import find_device
-    from models.runs.priors import check_prior_of, class_labels, judge_data, model_folder
+    from models.runs.export import say_if_unfinished, usable_model
+    from models.runs.priors import check_prior_of, class_labels, judge_data
 
     check_integer(1, count=arguments.count)
     if not 0 <= arguments.seed < 2**63:
@@ -71,8 +72,9 @@ def run(arguments: argparse.Namespace) -> None:
     layout = RunLayout(Path(arguments.prior_folder))
     priors = open_priors(layout.folder, device)
     description = CodeDescription.load(layout.folder)
-    decoder = model_folder(arguments.model or description.model)
+    decoder = usable_model(arguments.model or description.model)
     check_prior_of(layout.folder, decoder)
+    say_if_unfinished(decoder)
     loaded: Any = load_pretrained(decoder, device)
     model = require_codes(loaded)
     classes = class_labels(arguments.classes, description.class_names, priors[0].num_classes)

@@ -28,7 +28,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from models.training.autoencoder import train
-    from models.training.loop import processes
+    from models.training.processes import processes
 
     config = training_config(arguments, TrainConfig)
     train(config, resume=arguments.resume, overwrite=arguments.overwrite)

@@ -35,8 +35,8 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from models.training.loop import processes
     from models.training.prior import train_prior
+    from models.training.processes import processes
 
     config = training_config(arguments, PriorConfig)
     if not config.codes:

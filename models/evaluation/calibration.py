@@ -36,6 +36,12 @@ def squared_error(model: Autoencoder, split: ImageSplit, batch_size: int) -> Ten
     return (total / (len(split) * math.prod(split.size))).float()
 
 
+def calibrate(model: Autoencoder, split: ImageSplit, batch_size: int) -> None:
+    """Fit a variance that needs it to the reconstructions of ``split``, on held-out data."""
+    if (likelihood := uncalibrated(model)) is not None:
+        likelihood.calibrate(squared_error(model, split, batch_size))
+
+
 @contextmanager
 def calibrated(model: Autoencoder, split: ImageSplit, batch_size: int) -> Iterator[None]:
     """Inside the block a variance that needs it is calibrated on ``split``; afterwards it is as before."""

@@ -24,7 +24,7 @@ PER_LEVEL = "one for all levels, or one for each, top first"
 RESUMABLE_SETTINGS = (
     *("name", "runs", "epochs", "steps", "patience", "schedule", "warmup", "clip", "precision", "devices"),
     *("accelerator", "deterministic", "log_every", "checkpoint_every", "progress", "pictures_every"),
-    *("cache_gb", "cache_dir"),
+    *("cache_gb", "cache_dir", "requeue"),
 )
 
 
@@ -44,7 +44,7 @@ class LoopConfig:
     schedule: str = setting("constant", "learning rate: constant, or cosine (down to zero at the end)")
     warmup: int = setting(0, "steps over which the learning rate rises from zero")
     clip: float | None = setting(None, "clip the norm of the gradient to this")
-    accumulate: int = setting(1, "batches whose gradients are summed into one step")
+    accumulate: int = setting(1, "batches whose gradients are averaged into one step")
     precision: str = setting("32-true", "32-true, bf16-mixed or 16-mixed")
     devices: int | None = setting(None, "devices on each machine; by default as torchrun says, else 1")
     accelerator: str = setting("auto", "auto, cpu or gpu")
@@ -54,6 +54,7 @@ class LoopConfig:
     log_every: int = setting(10, "steps between two rows of the logs")
     checkpoint_every: int = setting(200, "steps between two saves of the last checkpoint")
     progress: bool = setting(True, "show progress bars")
+    requeue: bool = setting(False, "when a signal stops a SLURM job, put it back into the queue")
 
     def __post_init__(self) -> None:
         inside = os.path.normpath(self.name)

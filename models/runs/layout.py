@@ -65,6 +65,11 @@ class RunLayout:
         return self.checkpoints / "last.ckpt"
 
     @property
+    def best_models(self) -> Path:
+        """The best checkpoint of an unfinished run as a model folder, or as one for each level of a prior."""
+        return self.checkpoints / "best"
+
+    @property
     def logs(self) -> Path:
         """The folder of logged values: ``version_N/metrics.csv``, N growing with each start."""
         return self.folder / "logs"

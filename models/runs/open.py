@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from models.pretrained import Pretrained
 from models.runs.config import TrainConfig
 from models.runs.device import find_device
+from models.runs.export import say_if_unfinished, usable_levels, usable_model
 from models.runs.layout import RunLayout
 
 if TYPE_CHECKING:
@@ -50,13 +51,15 @@ def open_run(
     from models.data import load_data
 
     config = read_run_config(folder) if config is None else config
-    model: Any = load_pretrained(RunLayout(Path(folder)).model, device)
+    source = usable_model(folder)
+    say_if_unfinished(source)
+    model: Any = load_pretrained(source, device)
     return model, load_data(config, stream=True)
 
 
 def prior_levels(folder: str | Path) -> list[Path]:
     """The folders of the priors of a `train-prior` run, top level first; FileNotFoundError without any."""
-    levels = RunLayout(Path(folder)).levels
+    levels = usable_levels(folder)
     if not levels:
         raise FileNotFoundError(f"{folder} holds no priors; train them with `python -m models train-prior`")
     return levels
@@ -64,5 +67,7 @@ def prior_levels(folder: str | Path) -> list[Path]:
 
 def open_priors(folder: str | Path, device: str = "cpu") -> list[AutoregressivePrior]:
     """The priors of a `train-prior` run, top level first, in eval mode."""
-    priors: list[Any] = [load_pretrained(level, device) for level in prior_levels(folder)]
+    levels = prior_levels(folder)
+    say_if_unfinished(levels[0])
+    priors: list[Any] = [load_pretrained(level, device) for level in levels]
     return priors

@@ -8,23 +8,17 @@ from typing import TYPE_CHECKING
 
 from models.codes.description import CodeDescription
 from models.pretrained import WEIGHTS_FILE, weights_hash
-from models.runs.layout import RunLayout
+from models.runs.export import usable_model
 
 if TYPE_CHECKING:
     from models.data import ImageData
     from models.priors.base import AutoregressivePrior
 
 
-def model_folder(folder: str | Path) -> Path:
-    """The folder to load a model from, given that of its run or itself."""
-    inside = RunLayout(Path(folder)).model
-    return inside if inside.is_dir() else Path(folder)
-
-
 def check_prior_of(prior: str | Path, model: str | Path) -> None:
     """ValueError unless the prior in folder ``prior`` was trained on codes of the weights in ``model``."""
     description = CodeDescription.load(Path(prior))
-    folder = model_folder(model)
+    folder = usable_model(model)
     if not (folder / WEIGHTS_FILE).is_file():
         raise FileNotFoundError(
             f"{folder / WEIGHTS_FILE} does not exist; give the run of the model whose codes the prior in "

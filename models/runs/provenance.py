@@ -8,7 +8,7 @@ from typing import Any
 from models.data import ImageData
 from models.data.sources import location
 from models.pretrained import weights_hash
-from models.runs.layout import RunLayout
+from models.runs.export import usable_model
 from models.runs.open import prior_levels
 
 
@@ -26,7 +26,7 @@ def provenance(
         "images": len(data.split(split)),
         "variance": data.variance,
         "run": str(Path(run).resolve()),
-        "weights": weights_hash(RunLayout(Path(run)).model),
+        "weights": weights_hash(usable_model(run)),
         "prior": str(Path(prior).resolve()) if prior else None,
         "prior_weights": [weights_hash(level) for level in prior_levels(prior)] if prior else [],
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import nn
 
 from models.files import only_writer
 from models.runs.config import LoopConfig, PriorConfig
-from models.runs.history import read_history
+from models.runs.layout import RunLayout
 from models.settings import read_yaml
 
 Config = TypeVar("Config", bound=LoopConfig)
@@ -91,11 +92,7 @@ def started_run(config: LoopConfig, model: nn.Module, resume: bool, overwrite: b
     evaluations.
     """
     layout = config.layout
-    checkpoint = layout.last if resume and layout.last.is_file() else None
-    if checkpoint is not None:
-        state = read_checkpoint(checkpoint)
-        _check_fits(state, model, checkpoint)
-        _check_processes(state, checkpoint)
+    checkpoint = _checkpoint_to_resume(layout, model) if resume else None
     if int(os.environ.get("RANK", "0")) > 0:
         yield checkpoint
         return
@@ -142,16 +139,34 @@ def _earlier(config: LoopConfig, stored: Path) -> LoopConfig:
     return earlier
 
 
+def _checkpoint_to_resume(layout: RunLayout, model: nn.Module) -> Path | None:
+    """The last checkpoint; the best one where the last is damaged or gone; None where there is neither.
+
+    ValueError if no checkpoint can be read, or for one that does not fit ``model``.
+    """
+    checkpoints = [path for path in (layout.last, layout.best) if path.is_file()]
+    for path in checkpoints:
+        try:
+            state = read_checkpoint(path)
+        except ValueError:
+            if path == checkpoints[-1]:
+                raise
+            continue
+        _check_fits(state, model, path)
+        _check_processes(state, path)
+        if path != layout.last:
+            reason = "cannot be read" if layout.last.is_file() else "is missing"
+            print(f"{layout.last} {reason}; going on from {path}", file=sys.stderr)
+        return path
+    return None
+
+
 def _check_has_checkpoint(config: LoopConfig) -> None:
-    """ValueError if the run was trained, but its last checkpoint is gone: it would start over."""
+    """ValueError if the run was trained to its end, but its checkpoints are gone: it would start over."""
     layout = config.layout
-    if layout.last.is_file():
+    if layout.last.is_file() or layout.best.is_file():
         return
     traces = [path.name for path in (layout.model, *layout.levels) if path.exists()]
-    if not traces and layout.best.is_file():
-        traces = [str(layout.best.relative_to(layout.folder))]
-    if not traces and read_history(layout.folder):
-        traces = ["logged steps"]
     if traces:
         raise ValueError(
             f"{layout.folder} has {traces[0]}, but no {layout.last.relative_to(layout.folder)} to go on "

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.data import BatchLoader, ImageData, load_data
-from models.evaluation.calibration import squared_error, uncalibrated
+from models.evaluation.calibration import calibrate
 from models.evaluation.pictures import save_curves
 from models.runs.build import build_model
 from models.runs.config import TrainConfig
@@ -18,11 +18,10 @@ from models.training.loop import (
     check_start,
     fit,
     load_best,
-    make_trainer,
-    processes,
     training_loader,
 )
 from models.training.modules import AutoencoderModule
+from models.training.processes import processes
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
@@ -31,16 +30,17 @@ if TYPE_CHECKING:
 
 
 def train(
-    config: TrainConfig, data: ImageData | None = None, *, resume: bool = False, overwrite: bool = False
+    config: TrainConfig, data: ImageData | None = None, *, resume: bool | str = False, overwrite: bool = False
 ) -> Autoencoder:
     """Train and return the model with the lowest validation loss, on the CPU in eval mode.
 
     ``RUNS/NAME`` then holds ``config.yaml``, ``model/`` (for ``from_pretrained``), ``checkpoints/`` (best
     and last), ``logs/`` (CSV), ``tensorboard/``, ``reconstructions/`` and ``curves.png``. With ``resume``
-    the run goes on from its last checkpoint as if it had not been interrupted. Raises DataError or
-    ValueError before training starts.
+    the run goes on from its last checkpoint as if it had not been interrupted; with ``resume="auto"`` it does
+    where there is one. Raises DataError or ValueError before training starts, and TrainingStopped, a
+    KeyboardInterrupt, when SIGINT, SIGTERM or SIGUSR1 has ended it after a step, which is then saved.
     """
-    check_start(config, resume, overwrite)
+    resume = check_start(config, resume, overwrite)
     if data is None:
         data = load_data(config, progress=config.progress)
         if processes()[0] == 0:
@@ -55,12 +55,10 @@ def train(
     if config.pictures_every:
         images = data.validation.batch(range(min(64, len(data.validation))))
         pictures = [ReconstructionPictures(images, config.layout, config.pictures_every)]
-    trainer = make_trainer(config, module, pictures)
     with started_run(config, module, resume, overwrite) as checkpoint:
-        load_best(module, fit(trainer, module, validation, checkpoint))
+        load_best(module, fit(config, module, validation, pictures, checkpoint))
         model = model.cpu().eval()
-        if (likelihood := uncalibrated(model)) is not None:
-            likelihood.calibrate(squared_error(model, data.validation, config.batch_size))
+        calibrate(model, data.validation, config.batch_size)
         if rank == 0:
             model.save_pretrained(config.layout.model)
             save_training_curves(config)

@@ -6,89 +6,104 @@ import dataclasses
 import logging
 import os
 import shutil
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from models.data.loader import BatchLoader, Split
 from models.runs.config import LoopConfig
+from models.runs.device import find_gpu
 from models.runs.reproducible import deterministic_algorithms
 from models.runs.start import check_folder, read_checkpoint
 from models.settings import format_value
-from models.training.callbacks import (
+from models.training.callbacks import RunBar
+from models.training.checkpoints import (
     AtomicCheckpointIO,
     BestCheckpoint,
     LastCheckpoint,
-    RunBar,
-    interrupt_handler_kept,
+    PatientStopping,
+    StopTraining,
 )
 from models.training.modules import SeededModule
+from models.training.processes import cluster_environment, processes, requeue
+from models.training.signals import StopSignals, TrainingStopped
+from vq_kernels.checks import check_choice
 
 
-def check_start(config: LoopConfig, resume: bool, overwrite: bool) -> None:
-    """ValueError unless a run with these settings can start here and now; changes nothing."""
+def check_start(config: LoopConfig, resume: bool | str, overwrite: bool) -> bool:
+    """Whether the run goes on from a checkpoint; changes nothing.
+
+    resume: True, False, or ``"auto"`` to go on if the folder holds a run. ValueError unless a run with these
+    settings can start here and now.
+    """
+    check_choice((False, True, "auto"), resume=resume)
+    goes_on = config.layout.config.is_file() if resume == "auto" else bool(resume)
     rank, world, local = processes()
     if config.devices not in (None, local):
         command = f"torchrun --nproc-per-node {config.devices} -m models ..."
         here = f"the {local} processes that torchrun started here" if world > 1 else "1, a single process"
         raise ValueError(f"devices is {config.devices}; accepted: {here}, or start with: {command}")
-    if config.accelerator == "gpu" and not torch.cuda.is_available():
+    if config.accelerator == "gpu" and find_gpu() is None:
         raise ValueError("accelerator is 'gpu', but torch finds no GPU here; accepted: 'auto' or 'cpu'")
-    if config.precision == "16-mixed" and (config.accelerator == "cpu" or not torch.cuda.is_available()):
+    if config.precision == "16-mixed" and (config.accelerator == "cpu" or find_gpu() is None):
         raise ValueError(
             "precision is '16-mixed', which needs a GPU; accepted on the CPU: '32-true' or 'bf16-mixed'"
         )
     if rank == 0:  # which makes the folder, perhaps before the others look
-        check_folder(config, resume, overwrite)
-
-
-def processes() -> tuple[int, int, int]:
-    """(rank, processes in all, processes on this machine) as torchrun set them; (0, 1, 1) without it."""
-    environment = os.environ
-    world = int(environment.get("WORLD_SIZE", "1"))
-    return int(environment.get("RANK", "0")), world, int(environment.get("LOCAL_WORLD_SIZE", str(world)))
+        check_folder(config, goes_on, overwrite)
+    return goes_on
 
 
 def training_loader(split: Split, config: LoopConfig, world: int, rank: int) -> BatchLoader:
     return BatchLoader(split, config.batch_size, shuffle=True, seed=config.seed, world=world, rank=rank)
 
 
-def fit(trainer: pl.Trainer, module: SeededModule, validation: BatchLoader, checkpoint: Path | None) -> Path:
+def fit(
+    config: LoopConfig,
+    module: SeededModule,
+    validation: BatchLoader,
+    callbacks: list[Callback],
+    checkpoint: Path | None,
+) -> Path:
     """Train; validate after every epoch and at the end. Returns the checkpoint of lowest validation loss.
 
-    Raises KeyboardInterrupt after Ctrl-C, and FloatingPointError if the loss or the weights diverge.
+    Raises TrainingStopped after a signal, KeyboardInterrupt after a second one, FloatingPointError if the
+    loss or the weights diverge, and OSError for a file that cannot be written.
     """
-    config = module.config
     best, last = config.layout.best, config.layout.last
-    on_gpu = trainer.strategy.root_device.type == "cuda"
-    with (
-        warnings.catch_warnings(),
-        interrupt_handler_kept(),
-        deterministic_algorithms(config.deterministic and on_gpu),
-    ):
+    with warnings.catch_warnings(), StopSignals() as signals:
+        trainer = make_trainer(config, module, callbacks, signals)
+        if checkpoint is not None:  # Lightning refuses fewer epochs than were done
+            trainer.fit_loop.max_epochs = max(config.epochs, int(read_checkpoint(checkpoint)["epoch"]))
         # Lightning knows DataLoaders; BatchLoader needs no workers and no other sampler.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*may not be saved.*|.*exists and is not empty.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")  # inside Lightning
         warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging.*")
         warnings.filterwarnings("ignore", message=".*could not find the monitored key.*")  # see _validate_end
-        try:
-            trainer.fit(module, module.loader, validation, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit as stop:
-            if not trainer.interrupted:
-                raise
-            raise KeyboardInterrupt from stop
-        if trainer.global_step % -(-len(module.loader) // config.accumulate):
-            # LastCheckpoint has saved it, where Lightning had not yet counted the epoch as done.
-            _validate_end(trainer, module, validation, best, last)
-        else:
-            trainer.save_checkpoint(last, weights_only=False)
+        on_gpu = trainer.strategy.root_device.type != "cpu"
+        with deterministic_algorithms(config.deterministic and on_gpu):
+            try:
+                trainer.fit(module, module.loader, validation, ckpt_path=checkpoint, weights_only=True)
+            except StopTraining:
+                if config.requeue and trainer.is_global_zero:
+                    requeue()
+                raise TrainingStopped(signals.received or signal.SIGINT) from None
+            except SystemExit as stop:
+                if not trainer.interrupted:
+                    raise
+                raise KeyboardInterrupt from stop
+            if trainer.global_step % -(-len(module.loader) // config.accumulate):
+                # LastCheckpoint has saved it, where Lightning had not yet counted the epoch as done.
+                _validate_end(trainer, module, validation, best, last)
+            else:
+                trainer.save_checkpoint(last, weights_only=False)
     _log_settings(trainer, config)
     if config.progress and trainer.is_global_zero:
         print(_result(trainer), flush=True)
@@ -121,44 +136,45 @@ def _validate_end(
 ) -> None:
     """Validate a run that ``steps`` ended inside an epoch, which Lightning does not; keep the better one."""
     monitored = trainer.checkpoint_callback
-    if not isinstance(monitored, ModelCheckpoint):
-        raise TypeError(f"the first checkpoint callback must be a ModelCheckpoint, but is {monitored!r}")
+    if not isinstance(monitored, BestCheckpoint):
+        raise TypeError(f"the first checkpoint callback is {monitored!r}; accepted: a BestCheckpoint")
     before = monitored.best_model_score if best.is_file() else None
+    # Of a run that was resumed only for this, the loop still has the number of the row before.
+    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
     (metrics,) = trainer.validate(module, validation, verbose=False)
     if trainer.is_global_zero and (before is None or metrics["validation/loss"] < before):
-        shutil.copyfile(last, best)
+        unfinished = best.with_suffix(".unfinished")
+        shutil.copyfile(last, unfinished)
+        os.replace(unfinished, best)
     trainer.strategy.barrier()
 
 
-def make_trainer(config: LoopConfig, module: SeededModule, callbacks: list[Callback]) -> pl.Trainer:
+def make_trainer(
+    config: LoopConfig, module: SeededModule, callbacks: list[Callback], signals: StopSignals
+) -> pl.Trainer:
     """The Trainer for ``config``: loggers, checkpoints, early stopping, precision and devices."""
     steps = module.total_steps
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
     layout = config.layout
+    environment = cluster_environment()
     _, world, local = processes()
     devices = config.devices or local
     checkpoint_callbacks: list[Callback] = [
-        BestCheckpoint(
-            layout.checkpoints,
-            filename=layout.best.stem,
-            monitor="validation/loss",
-            enable_version_counter=False,
-        ),
-        LastCheckpoint(layout.last, config.checkpoint_every),
+        BestCheckpoint(layout.best),
+        LastCheckpoint(layout.last, config.checkpoint_every, config.steps, signals),
     ]
-    stopping = [EarlyStopping("validation/loss", patience=config.patience)] if config.patience else []
+    stopping = [PatientStopping(config.patience)] if config.patience else []
     bar = [RunBar(steps)] if config.progress else []
     parallel = max(world, devices) > 1
     strategy: Any = DDPStrategy(broadcast_buffers=False) if parallel else "auto"
     return pl.Trainer(
         max_epochs=config.epochs,
-        max_steps=-1 if config.steps is None else config.steps,
         accelerator=config.accelerator,
         devices=devices,
         num_nodes=max(1, world // local),
         strategy=strategy,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), environment],
         precision=config.precision,  # type: ignore[arg-type]  # one of PRECISIONS
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip,

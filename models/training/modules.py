@@ -34,6 +34,7 @@ class SeededModule(pl.LightningModule):
         self.total_steps = total_steps(config, len(loader))
         self.log_every = min(config.log_every, self.total_steps)  # the shortest run logs a row too
         self.diverged_at = torch.tensor(-1)  # the first step whose loss was not finite
+        self.train_loss = math.nan  # that was logged last
 
     def on_fit_start(self) -> None:
         self.diverged_at = torch.tensor(-1, device=self.device)
@@ -43,6 +44,15 @@ class SeededModule(pl.LightningModule):
         broken = ~torch.isfinite(loss.detach()) & (self.diverged_at < 0)
         self.diverged_at = torch.where(broken, self.trainer.global_step + 1, self.diverged_at)
         return loss
+
+    def mean_of_group(self, loss: Tensor, batch_idx: int) -> Tensor:
+        """The loss, weighted so that gradients of an epoch's last, smaller group of batches are averaged.
+
+        Lightning divides every loss by ``accumulate``, also where fewer batches are left than that.
+        """
+        accumulate = self.config.accumulate
+        batches_left = len(self.loader) - batch_idx // accumulate * accumulate
+        return loss * (accumulate / batches_left) if batches_left < accumulate else loss
 
     def check_finite(self, *, weights: bool) -> None:
         """FloatingPointError if a loss, or where asked the weights, are not finite."""
@@ -87,13 +97,25 @@ class SeededModule(pl.LightningModule):
             return rise
         return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, self.total_steps))))
 
-    def log_step(self, values: dict[str, Tensor]) -> None:
-        """Log a training step's values and the learning rate, every ``log_every`` steps."""
-        if (self.trainer.global_step + 1) % self.log_every:  # when Lightning writes a row
+    def log_step(self, values: dict[str, Tensor], batch_idx: int) -> None:
+        """Log a training step's values and the learning rate, every ``log_every`` steps.
+
+        The row is written at once and not, as Lightning would, after the hooks that save the step: a run that
+        is killed in between would lack it.
+        """
+        batches = batch_idx + 1
+        if batches % self.config.accumulate and batches < len(self.loader):
+            return  # the step's gradients are still being accumulated
+        step = self.trainer.global_step
+        if (step + 1) % self.log_every:
             return
         self.check_finite(weights=False)
-        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.log_dict({f"train/{name}": value for name, value in values.items()} | {"train/lr": rate})
+        row = {f"train/{name}": float(value) for name, value in values.items()}
+        row |= {"train/lr": self.trainer.optimizers[0].param_groups[0]["lr"], "epoch": self.current_epoch}
+        self.train_loss = row["train/loss"]
+        for logger in self.trainer.loggers:
+            logger.log_metrics(row, step)
+            logger.save()
 
 
 class AutoencoderModule(SeededModule):
@@ -119,8 +141,8 @@ class AutoencoderModule(SeededModule):
             if perplexity is not None and usage is not None:  # as they are for too many codes to count
                 values |= {f"perplexity{name}": perplexity, f"usage{name}": usage}
         loss = self.record_divergence(output.loss)
-        self.log_step(values)
-        return loss
+        self.log_step(values, batch_idx)
+        return self.mean_of_group(loss, batch_idx)
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         super().optimizer_step(*arguments, **named)
@@ -175,8 +197,9 @@ class PriorModule(SeededModule):
     def training_step(self, batch: CodeBatch, batch_idx: int) -> Tensor:
         losses = self._losses(batch)
         total = self.record_divergence(torch.stack(list(losses.values())).sum())
-        self.log_step({"loss": total.detach()} | {name: loss.detach() for name, loss in losses.items()})
-        return total
+        values = {name: loss.detach() for name, loss in losses.items()}
+        self.log_step({"loss": total.detach()} | values, batch_idx)
+        return self.mean_of_group(total, batch_idx)
 
     def validation_step(self, batch: CodeBatch, batch_idx: int) -> None:
         losses = self._losses(batch)

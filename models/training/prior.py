@@ -17,18 +17,21 @@ from models.training.loop import (
     check_start,
     fit,
     load_best,
-    make_trainer,
-    processes,
     training_loader,
 )
 from models.training.modules import PriorModule
+from models.training.processes import processes
 
 if TYPE_CHECKING:
     from models.priors.base import AutoregressivePrior
 
 
 def train_prior(
-    config: PriorConfig, store: CodeStore | None = None, *, resume: bool = False, overwrite: bool = False
+    config: PriorConfig,
+    store: CodeStore | None = None,
+    *,
+    resume: bool | str = False,
+    overwrite: bool = False,
 ) -> list[AutoregressivePrior]:
     """Train one prior a level and return those with the lowest validation loss, top first, in eval mode.
 
@@ -36,7 +39,7 @@ def train_prior(
     ``level1/``, ... for ``from_pretrained``, and ``codes.json``, the description of the codes. Raises
     DataError or ValueError before training starts.
     """
-    check_start(config, resume, overwrite)
+    resume = check_start(config, resume, overwrite)
     store = CodeStore(config.codes) if store is None else store
     if resume:
         _check_codes(config, store.description)
@@ -46,11 +49,10 @@ def train_prior(
     loader = training_loader(store.split("train"), config, world, rank)
     validation = BatchLoader(store.split("validation"), config.batch_size, rank=rank, world=world)
     module = PriorModule(priors, config, loader)
-    trainer = make_trainer(config, module, [])
     with started_run(config, module, resume, overwrite) as checkpoint:
         if rank == 0:  # before training, so that an interrupted run knows its codes
             store.description.save(config.folder)
-        load_best(module, fit(trainer, module, validation, checkpoint))
+        load_best(module, fit(config, module, validation, [], checkpoint))
         priors = [prior.cpu().eval() for prior in priors]
         if rank == 0:
             for level, prior in enumerate(priors):

@@ -46,7 +46,7 @@ def _run(
 
 def _implementation(x: Tensor, codebook: Tensor, mask: Tensor | None, *packed: Any) -> tuple[Any, ...]:
     options = QuantizeOptions(*packed)
-    chosen = choose("vector_quantize", options.backend, x, codebook)
+    chosen = choose("vector_quantize", options.backend, x, codebook, options)
     return tuple(_run(chosen, x, codebook, mask, options))
 
 
@@ -78,7 +78,7 @@ def vector_quantize(
 ) -> QuantizeResult:
     """The fused step without gradients, in x's shape; the copy is ``[0, D]`` without ``keep_codes``."""
     if is_plain(x, codebook, mask):
-        chosen = choose("vector_quantize", options.backend, x, codebook)
+        chosen = choose("vector_quantize", options.backend, x, codebook, options)
         with torch.no_grad():
             return _run(chosen, x, codebook, mask, options)
     return QuantizeResult(*_dispatch(x, codebook, mask, *options))
@@ -215,7 +215,7 @@ class EagerVectorQuantize(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, codebook: Tensor, mask: Tensor | None, options: QuantizeOptions
     ) -> tuple[Any, ...]:
-        chosen = choose("vector_quantize", options.backend, x, codebook)
+        chosen = choose("vector_quantize", options.backend, x, codebook, options)
         result = _run(chosen, x, codebook, mask, options)
         # On the CPU the caller's indices may be written to behind autograd's back, through numpy for one.
         indices = result.indices.clone() if is_host_readable(x) else result.indices

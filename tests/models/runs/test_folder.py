@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def test_codes_of_a_replaced_model_are_not_taken_for_the_new_one(copy: Path, cap
     assert "was trained on codes with weights" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("gone", ["checkpoints/last.ckpt", "checkpoints", "checkpoints model"])
+@pytest.mark.parametrize("gone", ["checkpoints"])
 def test_a_trained_run_without_its_checkpoint_does_not_start_over(copy: Path, capsys, gone: str) -> None:
     for name in gone.split():
         path = copy / "x" / name
@@ -113,6 +114,51 @@ def test_a_trained_run_without_its_checkpoint_does_not_start_over(copy: Path, ca
         "but no checkpoints/last.ckpt to go on from; train again with --overwrite" in capsys.readouterr().err
     )
     assert files(copy) == before
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone"])
+def test_a_run_goes_on_from_its_best_checkpoint_where_the_last_is_lost(copy: Path, capsys, harm: str) -> None:
+    last = copy / "x" / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-2000]) if harm == "cut" else last.unlink()
+    assert main(["train", "--name", "x", "--resume", "--steps", "2"]) == 0
+    reason = "cannot be read" if harm == "cut" else "is missing"
+    assert f"last.ckpt {reason}; going on from" in capsys.readouterr().err
+    assert torch.load(last, weights_only=True)["global_step"] == 2
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(copy: Path) -> None:
+    for path in ("checkpoints", "model"):
+        shutil.rmtree(copy / "x" / path)
+    assert main(["train", "--name", "x", "--resume"]) == 0
+    assert (copy / "x" / "model").is_dir()
+
+
+def test_the_best_checkpoint_of_an_unfinished_run_serves_the_commands(copy: Path, capsys) -> None:
+    """And export writes what the finished run had."""
+    files_of_model = files(copy / "x" / "model")
+    assert main(["evaluate", "runs/x", "--prior", "runs/p", "--out", "finished.json"]) == 0
+    shutil.rmtree(copy / "x" / "model")
+    shutil.rmtree(copy / "x" / "codes")
+    shutil.rmtree(copy / "p" / "level0")
+    capsys.readouterr()
+    for command in (
+        ["evaluate", "runs/x"],
+        ["reconstruct", "runs/x"],
+        ["encode", "runs/x"],
+    ):
+        assert main(command) == 0
+        assert capsys.readouterr().err.count("runs/x is not finished: its best checkpoint so far") == 1
+    assert main(["export", "runs/x"]) == 0
+    assert files(copy / "x" / "model") == files_of_model
+    assert main(["sample", "runs/p", "--count", "1"]) == 0
+    assert "runs/p is not finished" in capsys.readouterr().err
+    assert main(["export", "runs/p", "--checkpoint", "last"]) == 0
+    assert main(["evaluate", "runs/x", "--prior", "runs/p", "--out", "exported.json"]) == 0
+    first, second = (json.loads(Path(f"{name}.json").read_text()) for name in ("finished", "exported"))
+    assert first == second
+    shutil.rmtree(copy / "x" / "checkpoints")
+    assert main(["export", "runs/x"]) == 2
+    assert "best.ckpt does not exist: the run has not come that far" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["bytes", "tensor", "dict", "truncated", "another"])
@@ -128,6 +174,7 @@ def test_a_damaged_checkpoint_is_one_error(copy: Path, capsys, content: str) -> 
         torch.save(state, last)
     else:
         torch.save(torch.zeros(2) if content == "tensor" else {"epoch": 1}, last)
+    shutil.copyfile(last, last.with_name("best.ckpt"))
     before = files(copy)
     assert main(["train", "--name", "x", "--resume", "--steps", "3"]) == 2
     error = capsys.readouterr().err

@@ -25,6 +25,37 @@ def data():
     return load_data(DataConfig(data="digits", limit=256))
 
 
+KILLED_IN_VALIDATION = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, str(Path.cwd() / "tests" / "models"))
+from models.data import DataConfig, load_data
+import training_support, models.training.modules as modules
+def dying(self, batch, index, step=modules.AutoencoderModule.validation_step):
+    if self.trainer.current_epoch == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch, index)
+modules.AutoencoderModule.validation_step = dying
+data = load_data(DataConfig(data="digits", limit=256))
+config = training_support.settings(Path(sys.argv[1]), name="killed", epochs=3, checkpoint_every=4)
+training_support.train(config, data, resume=sys.argv[3] == "resume")
+"""
+
+
+def test_kills_at_the_ends_of_epochs(tmp_path: Path, data) -> None:
+    """Four steps an epoch, a save due after the last one; both kills come before the validation."""
+    for epoch, resume in (("0", "start"), ("1", "resume")):
+        killed = run_python("-c", KILLED_IN_VALIDATION, str(tmp_path), epoch, resume)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = train(settings(tmp_path, name="killed", epochs=3, checkpoint_every=4), data, resume=True)
+    whole = train(settings(tmp_path, name="whole", epochs=3, checkpoint_every=4), data)
+    first, second = histories(tmp_path / "killed", tmp_path / "whole")
+    assert second["validation/loss"][0] == [3, 7, 11]
+    assert first == second
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -138,6 +169,28 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path: Path, data) -> None
             torch.testing.assert_close(small.state_dict()[name], weight, rtol=1e-3, atol=1e-5, msg=name)
 
 
+def test_the_last_smaller_group_of_an_epoch_is_averaged_by_its_own_size(tmp_path: Path, data) -> None:
+    """With eight batches in groups of five, the second step is that of three batches, averaged."""
+    common = {"kmeans_init": False, "codebook": "gradient", "epochs": 1, "batch_size": 32}
+    gradients: list[torch.Tensor] = []
+    from models.training.modules import AutoencoderModule
+
+    def record(self: AutoencoderModule, *given: object, step=AutoencoderModule.optimizer_step) -> None:
+        step(self, *given)
+        gradients.append(torch.cat([p.grad.flatten() for p in self.parameters() if p.grad is not None]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AutoencoderModule, "optimizer_step", record)
+        patch.setattr(AutoencoderModule, "configure_optimizers", lambda self: torch.optim.SGD(
+            self.parameters(), lr=1e-12))  # fmt: skip
+        patch.setattr(AutoencoderModule, "log_step", lambda *_: None)
+        for name, accumulate in (("groups", 5), ("single", 1)):
+            train(settings(tmp_path, name=name, accumulate=accumulate, **common), data)
+    first, last, *single = gradients
+    torch.testing.assert_close(first, torch.stack(single[:5]).mean(0), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(last, torch.stack(single[5:]).mean(0), rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed"])
 def test_mixed_precision_learns(tmp_path: Path, data, precision: str) -> None:
     train(settings(tmp_path, name="amp", precision=precision, epochs=6, lr=1e-2), data)
@@ -240,33 +293,55 @@ INTERRUPTED = """
 import os, signal, sys
 import models.cli, models.training.modules as modules
 step = modules.AutoencoderModule.training_step
+number = getattr(signal, sys.argv[1])
 def pressing(self, batch, index):
-    if self.trainer.global_step == 5:
-        os.kill(os.getpid(), signal.SIGINT)
+    if self.trainer.global_step == int(sys.argv[2]) and not signalled:
+        signalled.append(True)
+        os.kill(os.getpid(), number)
     return step(self, batch, index)
+signalled = []
 modules.AutoencoderModule.training_step = pressing
-sys.exit(models.cli.main(["train", *sys.argv[1:]]))
+sys.exit(models.cli.main(["train", *sys.argv[3:]]))
 """
 
 
-def test_ctrl_c_saves_and_the_run_goes_on(tmp_path: Path) -> None:
-    flags = ["--runs", str(tmp_path), "--limit", "256", "--downscale", "2", "--hidden", "8", "--epochs", "2"]
+@pytest.mark.parametrize(
+    ("name", "step"), [("SIGINT", 5), ("SIGTERM", 5), ("SIGUSR1", 7)], ids=["int", "term", "usr1_at_the_end"]
+)
+def test_signals_save_and_the_run_goes_on(tmp_path: Path, name: str, step: int) -> None:
+    """Four steps an epoch: the last signal comes in the last step of the second one."""
+    flags = ["--runs", str(tmp_path), "--limit", "256", "--downscale", "2", "--hidden", "8", "--epochs", "3"]
     flags += ["--pictures-every", "0", "--no-progress", "--log-every", "1", "--accelerator", "cpu"]
-    stopped = run_python("-c", INTERRUPTED, *flags, "--name", "stopped")
-    assert stopped.returncode == 130, stopped.stderr
-    assert stopped.stderr.endswith("interrupted; go on with --resume\n")
+    stopped = run_python("-c", INTERRUPTED, name, str(step), *flags, "--name", "stopped", "--resume", "auto")
+    assert stopped.returncode == 128 + getattr(signal, name), stopped.stderr
+    assert stopped.stderr.endswith(f"stopped by {name}, the run is saved; go on with --resume\n")
     assert "Traceback" not in stopped.stderr
     state = torch.load(tmp_path / "stopped" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert state["global_step"] == 6
+    assert state["global_step"] == step + 1
     from models.cli import main
 
-    handler = signal.getsignal(signal.SIGINT)
-    assert main(["train", *flags, "--name", "stopped", "--resume"]) == 0
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    assert main(["train", *flags, "--name", "stopped", "--resume", "auto"]) == 0
     assert main(["train", *flags, "--name", "whole"]) == 0
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert handlers == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     first, second = histories(tmp_path / "stopped", tmp_path / "whole")
     assert first == second
-    assert len(second["train/loss"][0]) == 8
+    assert len(second["train/loss"][0]) == 12
+
+
+def test_a_stopped_early_run_stays_finished(tmp_path: Path, data) -> None:
+    still = {"lr": 1e-12, "kmeans_init": False, "codebook": "gradient", "patience": 1, "epochs": 9}
+    config = settings(tmp_path, name="stop", **still)
+    train(config, data)
+    (before,) = histories(config.folder)
+    train(config, data, resume=True)
+    (after,) = histories(config.folder)
+    assert before == after
+    train(config.replace(patience=2), data, resume=True)
+    (longer,) = histories(config.folder)
+    assert len(longer["validation/loss"][0]) == len(before["validation/loss"][0]) + 1
+    train(config.replace(epochs=1), data, resume=True)
+    assert histories(config.folder) == [longer], "fewer epochs than were done change nothing"
 
 
 def test_two_processes_train_one_model(tmp_path: Path) -> None:

@@ -1,0 +1,50 @@
+"""``export``: the model of a run that is not finished, as a finished run has it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from models.cli.flags import add_command
+from models.runs.layout import RunLayout
+
+
+def add_parser(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "export",
+        "write the model of a checkpoint",
+        "Write the model of a run that is not finished, as a finished run has it.",
+        ["runs/demo", "runs/demo --checkpoint last --out exported"],
+    )
+    parser.add_argument("run_folder", metavar="RUN", help="folder of a train or train-prior run")
+    parser.add_argument(
+        "--checkpoint",
+        choices=("best", "last"),
+        default="best",
+        help="of lowest loss, or last (best)",
+    )
+    parser.add_argument("--out", help="folder (RUN/model; of priors: RUN, which then holds level0, ...)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from models.autoencoders.base import Autoencoder
+    from models.data import load_data
+    from models.evaluation.calibration import calibrate
+    from models.runs.config import TrainConfig
+    from models.runs.export import checkpoint_models
+
+    layout = RunLayout(Path(arguments.run_folder))
+    models = checkpoint_models(layout.folder, arguments.checkpoint)
+    if isinstance(models[0], Autoencoder):
+        config = TrainConfig.load(layout.config)
+        calibrate(models[0], load_data(config, stream=True).validation, config.batch_size)
+        targets = [Path(arguments.out) if arguments.out else layout.model]
+    else:
+        folder = RunLayout(Path(arguments.out)) if arguments.out else layout
+        targets = [folder.level(number) for number in range(len(models))]
+    for model, target in zip(models, targets, strict=True):
+        model.save_pretrained(target)
+    print(f"the {arguments.checkpoint} checkpoint of {layout.folder} in {', '.join(map(str, targets))}")

@@ -1,0 +1,93 @@
+"""Models from the checkpoints of a run, finished or not."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from models.codes.description import CodeDescription
+from models.data import load_data
+from models.pretrained import WEIGHTS_FILE, Pretrained, load_weights
+from models.runs.build import build_model, build_priors
+from models.runs.config import PriorConfig, TrainConfig
+from models.runs.layout import RunLayout
+from models.runs.start import read_checkpoint
+from models.settings import read_yaml
+from vq_kernels.checks import check_choice
+
+
+def checkpoint_models(folder: str | Path, checkpoint: str = "best") -> list[Pretrained]:
+    """The model of a `train` run, or the prior of each level of a `train-prior` run, in eval mode.
+
+    checkpoint: ``"best"``, of the lowest validation loss, or ``"last"``. Raises FileNotFoundError where the
+    run has no such checkpoint, and ValueError for one that cannot be read.
+    """
+    check_choice(("best", "last"), checkpoint=checkpoint)
+    layout = RunLayout(Path(folder))
+    file = {"best": layout.best, "last": layout.last}[checkpoint]
+    if not layout.config.is_file():
+        raise FileNotFoundError(f"{layout.config} does not exist; give the folder of a run")
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist: the run has not come that far; go on with --resume")
+    state = read_checkpoint(file)["state_dict"]
+    models = _untrained(layout)
+    is_prior = "codes" in read_yaml(layout.config)
+    for number, model in enumerate(models):
+        prefix = f"model.{number}." if is_prior else "model."
+        own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        load_weights(model, own, str(file))
+        model.eval()
+    return models
+
+
+def usable_model(folder: str | Path) -> Path:
+    """The folder to load a model from, given that of its run or itself.
+
+    An unfinished run has none: its best checkpoint is then written as one, into ``checkpoints/best``. What
+    does not exist is returned as it is.
+    """
+    layout = RunLayout(Path(folder))
+    if (layout.model / WEIGHTS_FILE).is_file():
+        return layout.model
+    if (layout.folder / WEIGHTS_FILE).is_file() or not (layout.best.is_file() and layout.config.is_file()):
+        return layout.folder if not layout.model.is_dir() else layout.model
+    return _export_best(layout, [layout.best_models])[0]
+
+
+def usable_levels(folder: str | Path) -> list[Path]:
+    """The folders of the priors of a `train-prior` run, top level first, as :func:`usable_model` has it."""
+    layout = RunLayout(Path(folder))
+    if layout.levels or not (layout.best.is_file() and layout.config.is_file()):
+        return layout.levels
+    levels = len(CodeDescription.load(layout.folder).shapes)
+    return _export_best(layout, [layout.best_models / f"level{number}" for number in range(levels)])
+
+
+def say_if_unfinished(model: Path) -> None:
+    """Say so if ``model``, as the functions above return it, is a checkpoint of an unfinished run."""
+    for folder in (model, model.parent):
+        if folder.parent.name == "checkpoints":
+            run = folder.parent.parent
+            print(f"{run} is not finished: its best checkpoint so far is taken", file=sys.stderr)
+
+
+def _export_best(layout: RunLayout, targets: list[Path]) -> list[Path]:
+    """Write the models of the best checkpoint into ``targets``, unless they are there already."""
+    best = layout.best.stat().st_mtime_ns
+    weights = [target / WEIGHTS_FILE for target in targets]
+    if not all(file.is_file() and file.stat().st_mtime_ns >= best for file in weights):
+        for model, target in zip(checkpoint_models(layout.folder), targets, strict=True):
+            model.save_pretrained(target)
+    return targets
+
+
+def _untrained(layout: RunLayout) -> list[Pretrained]:
+    """The models that the run trains, with other weights."""
+    if "codes" in read_yaml(layout.config):
+        priors: list[Any] = list(
+            build_priors(PriorConfig.load(layout.config), CodeDescription.load(layout.folder))
+        )
+        return priors
+    config = TrainConfig.load(layout.config)
+    return [build_model(config, load_data(config, stream=True))]
