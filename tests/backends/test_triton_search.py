@@ -135,7 +135,7 @@ def test_an_open_row_is_shared_by_all_programs(
     from vq_kernels.backends.triton import common
 
     monkeypatch.setattr(common, "multiprocessors", lambda device: 8)
-    codebook = torch.randn(4096, 4, device=device) + 4.0
+    codebook = torch.randn(4096, 4, device=device) + 40.0
     codebook[100], codebook[3000] = torch.tensor([0.0, 1, 2, 3]), torch.tensor([3.0, 2, 1, 0])
     x = torch.full((1, 4), 1.5, device=device)
     assert nearest(x, codebook, "exact").item() == 100

@@ -32,25 +32,36 @@ class Prepared(NamedTuple):
 
 
 @triton.jit
-def reduce_column(table, programs, column, IS_MINIMUM: tl.constexpr, BLOCK: tl.constexpr):
-    """Minimum or maximum of a column of the table of extremes."""
-    start_value = float("inf") if IS_MINIMUM else 0.0
-    total = tl.full((BLOCK,), start_value, tl.float32)
+def largest_of(table, programs, column, BLOCK: tl.constexpr):
+    """Maximum of a column of the table of extremes, none of which is negative."""
+    total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, programs, BLOCK):
         line = start + tl.arange(0, BLOCK)
-        value = tl.load(table + line * COLUMNS + column, mask=line < programs, other=start_value)
-        total = tl.minimum(total, value) if IS_MINIMUM else tl.maximum(total, value)
-    return tl.min(total) if IS_MINIMUM else tl.max(total)
+        total = tl.maximum(total, tl.load(table + line * COLUMNS + column, mask=line < programs, other=0.0))
+    return tl.max(total)
+
+
+@triton.jit
+def smallest_of(table, programs, column, BLOCK: tl.constexpr):
+    """Minimum of a column of the table of extremes."""
+    total = tl.full((BLOCK,), float("inf"), tl.float32)
+    for start in range(0, programs, BLOCK):
+        line = start + tl.arange(0, BLOCK)
+        at = table + line * COLUMNS + column
+        total = tl.minimum(total, tl.load(at, mask=line < programs, other=float("inf")))
+    return tl.min(total)
 
 
 @triton.jit
 def reduce_extremes(table, reduced, programs, BLOCK: tl.constexpr):
     """One line of extremes over the lines of all programs."""
-    for column in tl.static_range(EXPONENT):
-        is_minimum: tl.constexpr = (column == SMALLEST) | (column == EXCLUDED_NORM)
-        value = reduce_column(
-            table=table, programs=programs, column=column, IS_MINIMUM=is_minimum, BLOCK=BLOCK
-        )
-        tl.store(reduced + column, value)
+    tl.store(reduced + LARGEST, largest_of(table=table, programs=programs, column=LARGEST, BLOCK=BLOCK))
+    tl.store(reduced + RESIDUAL, largest_of(table=table, programs=programs, column=RESIDUAL, BLOCK=BLOCK))
+    tl.store(reduced + LOW_PART, largest_of(table=table, programs=programs, column=LOW_PART, BLOCK=BLOCK))
+    smallest = smallest_of(table=table, programs=programs, column=SMALLEST, BLOCK=BLOCK)
+    tl.store(reduced + SMALLEST, smallest)
+    excluded = smallest_of(table=table, programs=programs, column=EXCLUDED_NORM, BLOCK=BLOCK)
+    tl.store(reduced + EXCLUDED_NORM, excluded)
+    # The same in every line.
     tl.store(reduced + EXPONENT, tl.load(table + EXPONENT))
     tl.store(reduced + CENTER, tl.load(table + CENTER))
