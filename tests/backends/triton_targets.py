@@ -56,12 +56,17 @@ class Driver:
 
 
 @contextmanager
-def compiled_for(target: GPUTarget, architecture: int) -> Iterator[dict[str, Any]]:
-    """Launches inside compile for a target, with the tile sizes of an architecture: kernel name -> kernel."""
+def compiled_for(target: GPUTarget, architecture: int, *only: str) -> Iterator[dict[str, Any]]:
+    """Launches inside compile for a target, with the tile sizes of an architecture: kernel name -> kernel.
+
+    With names of kernels, only those are compiled.
+    """
     compiled: dict[str, Any] = {}
     run = JITFunction.run
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        if only and self.fn.__name__ not in only:
+            return
         compiled[self.fn.__name__] = run(self, *args, grid=grid, warmup=True, **options)
 
     with (
@@ -147,7 +152,7 @@ def search_case(arch: int, x: str, codebook: str, precision: str, dim: int, layo
     rows, codes = rows_in(layout, ROWS, dim, x), torch.empty(8192, dim, dtype=DTYPES[codebook])
     plan = first_pass(make_plan(DTYPES[x], DTYPES[codebook], "l2", precision), dim)
     config = make_config(arch, plan, dim, common.loads_vectors(rows))
-    with compiled_for(cuda(arch), arch) as compiled:
+    with compiled_for(cuda(arch), arch, "search_kernel", "resolve_kernel") as compiled:
         nearest.nearest_code(rows, codes, "l2", precision)
     # The bias is one, and without packing the search for the minimum's column another.
     pairs = config.rows * config.codes / (32 * config.warps)
@@ -197,7 +202,7 @@ def statistics_case() -> Results:
 
 def amd_case() -> Results:
     indices = torch.empty(1, ROWS, dtype=torch.int64)
-    with compiled_for(GPUTarget("hip", "gfx942", 64), 80) as compiled:
+    with compiled_for(GPUTarget("hip", "gfx942", 64), 80, "search_kernel") as compiled:
         nearest.search(
             rows_in("rows", ROWS, 64, "f32"), torch.empty(8192, 64), None, "l2", "exact", indices=indices
         )
@@ -205,38 +210,41 @@ def amd_case() -> Results:
     return {"gfx942": {"mma": sorted(set(re.findall(r"v_(mfma_\w+)", amdgcn)))}}
 
 
-# Sizes are thinned out so that the two versions take a minute or two each: every D in one layout at
-# least, every layout and pair of dtypes, the other architectures at D = 64.
+# Sizes are thinned out so that a version takes about a minute: every D in one layout, the other layouts,
+# pairs of dtypes and architectures at one or two D. The first list is for every version of Triton.
 SEARCHES: list[tuple[Any, ...]] = [
     *((90, "f32", "f32", "exact", dim) for dim in (8, 64, 100, 128, 200, 256, 512)),
-    (90, "f32", "f32", "exact", 64, "maps"), (90, "f32", "f32", "exact", 64, "odd_maps"),
-    (90, "f32", "f32", "exact", 128, "odd"), (90, "f32", "f32", "exact", 200, "odd"),
-    (90, "bf16", "f32", "exact", 100, "odd"), (90, "bf16", "f32", "exact", 64),
-    (90, "f16", "f16", "exact", 64),
-    (90, "bf16", "bf16", "fast", 64), (90, "bf16", "bf16", "fast", 128), (90, "bf16", "bf16", "fast", 256),
-    (90, "f32", "f32", "fast", 64), (90, "f32", "f32", "high", 64),
+    (90, "f32", "f32", "exact", 64, "odd_maps"), (90, "f32", "f32", "exact", 128, "odd"),
+    (90, "bf16", "bf16", "fast", 64), (90, "f32", "f32", "high", 64),
 ]  # fmt: skip
-ELSEWHERE: list[tuple[Any, ...]] = [
+MORE_SEARCHES: list[tuple[Any, ...]] = [
+    (90, "f32", "f32", "exact", 64, "maps"), (90, "f32", "f32", "exact", 200, "odd"),
+    (90, "bf16", "f32", "exact", 100, "odd"), (90, "bf16", "f32", "exact", 64),
+    (90, "f16", "f16", "exact", 64), (90, "bf16", "bf16", "fast", 128), (90, "bf16", "bf16", "fast", 256),
+    (90, "f32", "f32", "fast", 64),
     (80, "bf16", "bf16", "fast", 64), (80, "f32", "f32", "exact", 64), (100, "bf16", "bf16", "fast", 64),
     (100, "f32", "f32", "exact", 64), (120, "f32", "f32", "exact", 64),
 ]  # fmt: skip
 TRAINING: list[tuple[str, str, int, bool, int, int]] = [
     ("rows", "f32", 64, False, ROWS, 512),
     ("rows", "f32", 64, True, 100, 8192),
+]
+MORE_TRAINING: list[tuple[str, str, int, bool, int, int]] = [
     ("rows", "bf16", 128, True, ROWS, 512),
     ("odd_maps", "f32", 8, True, ROWS, 512),
 ]
 
 
 def main() -> None:
-    """All of it, or without the other architectures and AMD's for a version that is not the pinned one."""
+    """With ``--short`` what every version compiles, else all."""
+    short = "--short" in sys.argv
     results: Results = {}
-    for case in SEARCHES if "--short" in sys.argv else [*SEARCHES, *ELSEWHERE]:
+    for case in SEARCHES if short else [*SEARCHES, *MORE_SEARCHES]:
         results |= search_case(*case)
-    for training in TRAINING:
+    for training in TRAINING if short else [*TRAINING, *MORE_TRAINING]:
         results |= training_case(*training)
     results |= statistics_case()
-    if "--short" not in sys.argv:
+    if not short:
         results |= amd_case()
     json.dump({"version": triton.__version__, "results": results}, sys.stdout)
 
