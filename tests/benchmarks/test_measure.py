@@ -204,6 +204,19 @@ def test_lowest_time_names_the_roof():
         lowest_time(case, Roofs(1.0, 1.0, 1.0), work="search", unit="tf32")
 
 
+def test_the_epilogue_is_bound_by_its_half_rate_units() -> None:
+    from benchmarks.roofline import EPILOGUE_INSTRUCTIONS, LANES, epilogue_clocks
+
+    assert epilogue_clocks() == 2.0 / 64 > EPILOGUE_INSTRUCTIONS / LANES
+
+
+def test_codes_are_read_from_the_l2_cache_once_a_tile_of_rows() -> None:
+    case = Case(1280, 64, 512)
+    roofs = Roofs(1e15, 1e15, 1e15, epilogue=1e15, l2=10 * 2 * 512 * 64)
+    assert lowest_time(case, roofs, work="search", unit="bfloat16") == (1.0, "L2")
+    assert lowest_time(case, roofs, work="search", unit="bfloat16 x3") == (2.0, "L2")
+
+
 def test_table_marks_the_best_peer_the_target_and_what_was_not_measured():
     once = Spread(1e-3, 1e-3, 1e-3)
     rows = [
