@@ -35,13 +35,19 @@ inline VqCodes codes_from(const py::tuple& t) {
                  t[1].cast<int32_t>()};
 }
 
-// (metric, precision, bound_scale), and for the fused step loss_weight
+// (metric, precision, bound_scale)
 inline VqSearchOptions search_options_from(const py::tuple& t) {
   return VqSearchOptions{t[0].cast<int32_t>(), t[1].cast<int32_t>(), t[2].cast<double>()};
 }
 
+// (metric, precision, bound_scale, QuantizeOptions)
 inline VqQuantizeOptions quantize_options_from(const py::tuple& t) {
-  return VqQuantizeOptions{search_options_from(t), t[3].cast<float>()};
+  VqQuantizeOptions options = {};
+  options.search = search_options_from(t);
+#define VQ_READ(type, name) options.name = t[3].attr(#name).cast<type>();
+  VQ_QUANTIZE_OPTIONS(VQ_READ)
+#undef VQ_READ
+  return options;
 }
 
 // (quantized rows, indices, loss, valid_rows, counts, sums, codebook_copy)

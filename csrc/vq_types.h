@@ -39,9 +39,14 @@ typedef struct VqSearchOptions {
   double bound_scale;
 } VqSearchOptions;
 
+// What kernels read of Python's QuantizeOptions beside the search's: type and name of each attribute.
+#define VQ_QUANTIZE_OPTIONS(FIELD) FIELD(float, loss_weight)
+
 typedef struct VqQuantizeOptions {
   VqSearchOptions search;
-  float loss_weight;
+#define VQ_DECLARE(type, name) type name;
+  VQ_QUANTIZE_OPTIONS(VQ_DECLARE)
+#undef VQ_DECLARE
 } VqQuantizeOptions;
 
 typedef struct VqQuantizeResult {

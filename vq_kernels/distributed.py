@@ -21,7 +21,7 @@ class ProcessGroup:
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         if group is not None and not isinstance(group, dist.ProcessGroup):
             raise TypeError(
-                f"process_group is a {type(group).__name__}; accepted: None or a group that this rank belongs to"
+                f"process_group is a {type(group).__name__}; accepted: None or a group of this rank"
             )
         self.group = group
 
@@ -57,7 +57,7 @@ def is_synchronized(sync_codebook: bool | None, group: ProcessGroup = WORLD) -> 
         )
     if running and group.size < 0:
         raise RuntimeError(
-            f"process_group is one without rank {dist.get_rank()} of the world; accepted: a group of this rank"
+            f"process_group is one without this rank, {dist.get_rank()}; accepted: a group of this rank"
         )
     return running and group.size > 1
 

@@ -6,11 +6,18 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from models.cli.flags import add_command
 from models.runs.layout import RunLayout
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("export", help="write the model of a checkpoint", description=__doc__)
+    parser = add_command(
+        commands,
+        "export",
+        "write the model of a checkpoint",
+        "Write the model of a run that is not finished, as a finished run has it.",
+        ["runs/demo", "runs/demo --checkpoint last --out exported"],
+    )
     parser.add_argument("run_folder", metavar="RUN", help="folder of a train or train-prior run")
     parser.add_argument(
         "--checkpoint",

@@ -100,7 +100,7 @@ class Runner:
         self.config = TrainConfig(**self.settings)
         self.data: ImageData = load_data(self.config, progress=options.progress)
         self.say(self.data.describe())
-        self.device = find_device({"gpu": "cuda"}.get(options.accelerator, options.accelerator))
+        self.device = find_device(options.accelerator)
 
     def train(self, name: str, **changes: Any) -> TrainedRun:
         """The run ``name`` with ``changes`` to the study's settings."""

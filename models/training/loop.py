@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from models.data.loader import BatchLoader, Split
 from models.runs.config import LoopConfig
+from models.runs.device import find_gpu
 from models.runs.reproducible import deterministic_algorithms
 from models.runs.start import check_folder, read_checkpoint
 from models.settings import format_value
@@ -51,9 +51,9 @@ def check_start(config: LoopConfig, resume: bool | str, overwrite: bool) -> bool
         command = f"torchrun --nproc-per-node {config.devices} -m models ..."
         here = f"the {local} processes that torchrun started here" if world > 1 else "1, a single process"
         raise ValueError(f"devices is {config.devices}; accepted: {here}, or start with: {command}")
-    if config.accelerator == "gpu" and not torch.cuda.is_available():
+    if config.accelerator == "gpu" and find_gpu() is None:
         raise ValueError("accelerator is 'gpu', but torch finds no GPU here; accepted: 'auto' or 'cpu'")
-    if config.precision == "16-mixed" and (config.accelerator == "cpu" or not torch.cuda.is_available()):
+    if config.precision == "16-mixed" and (config.accelerator == "cpu" or find_gpu() is None):
         raise ValueError(
             "precision is '16-mixed', which needs a GPU; accepted on the CPU: '32-true' or 'bf16-mixed'"
         )
@@ -92,7 +92,7 @@ def fit(
         warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")  # inside Lightning
         warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging.*")
         warnings.filterwarnings("ignore", message=".*could not find the monitored key.*")  # see _validate_end
-        on_gpu = trainer.strategy.root_device.type == "cuda"
+        on_gpu = trainer.strategy.root_device.type != "cpu"
         with deterministic_algorithms(config.deterministic and on_gpu):
             try:
                 trainer.fit(module, module.loader, validation, ckpt_path=checkpoint, weights_only=True)

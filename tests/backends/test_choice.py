@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 import vq_kernels as vq
-from vq_kernels.backends import choose, register_backend, requested_backend, use_backend
+from vq_kernels.backends import (
+    QuantizeOptions,
+    choose,
+    native,
+    register_backend,
+    requested_backend,
+    use_backend,
+)
 from vq_kernels.backends.reference import __dict__ as reference_functions
 
 X, E = torch.randn(7, 4), torch.randn(5, 4)
@@ -25,6 +32,7 @@ class Counting:
     """The reference under another name, which notes the operations that it is called for."""
 
     name = "counting"
+    quantize_options = reference_functions["quantize_options"]
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -172,3 +180,25 @@ def test_a_backward_pass_takes_the_backend_of_its_forward(
     else:
         run_in_thread(loss.backward)
     assert counting.calls == [operation, backward]
+
+
+@pytest.mark.skipif(native.unavailable_reason() is not None, reason="the native module is not built")
+def test_a_backend_is_not_chosen_for_an_option_that_it_would_not_heed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(native, "quantize_options", native.quantize_options - {"gradient"})
+    with use_backend("native"):
+        vq.vector_quantize(X, E)
+        with pytest.raises(ValueError, match=r"'native' cannot .*: gradient is 'rotation_trick'"):
+            vq.vector_quantize(X, E, gradient="rotation_trick")
+    options = QuantizeOptions("l2", "exact", -1, True, False, None)
+    assert choose("vector_quantize", None, X, E, options).name == "native"
+    assert choose("vector_quantize", None, X, E, options._replace(gradient="rotation_trick")).name != "native"
+
+
+@pytest.mark.skipif(native.unavailable_reason() is not None, reason="the native module is not built")
+def test_a_backend_is_not_chosen_for_an_operation_that_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(native, "nearest_code")
+    assert name_now() == "reference"
+    with pytest.raises(ValueError, match="backend 'native' cannot serve this call: it has no nearest_code"):
+        vq.nearest_code(X, E, backend="native")

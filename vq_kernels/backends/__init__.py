@@ -114,8 +114,14 @@ def requested_backend() -> str | None:
     return _requested.get()
 
 
-def choose(operation: Operation, requested: str | None, x: Tensor, codebook: Tensor | None = None) -> Backend:
-    """The backend that serves ``operation`` on ``x`` (and ``codebook``).
+def choose(
+    operation: Operation,
+    requested: str | None,
+    x: Tensor,
+    codebook: Tensor | None = None,
+    options: QuantizeOptions | None = None,
+) -> Backend:
+    """The backend that serves ``operation`` on ``x`` (and ``codebook``), the fused one with ``options``.
 
     Raises:
         ValueError: the one that was asked for, by argument or by :class:`use_backend`, cannot.
@@ -123,7 +129,11 @@ def choose(operation: Operation, requested: str | None, x: Tensor, codebook: Ten
     name = requested if requested is not None else _requested.get()
     if name is not None:
         backend = get_backend(name)
-        reason = backend.unavailable_reason() or backend.unsupported_reason(operation, x, codebook)
+        reason = (
+            backend.unavailable_reason()
+            or _missing_kernel(backend, operation, options)
+            or backend.unsupported_reason(operation, x, codebook)
+        )
         if reason is not None:
             raise ValueError(f"backend {name!r} cannot serve this call: {reason}")
         return backend
@@ -131,7 +141,26 @@ def choose(operation: Operation, requested: str | None, x: Tensor, codebook: Ten
         backend = get_backend(candidate)
         if (
             backend.unavailable_reason() is None
+            and _missing_kernel(backend, operation, options) is None
             and backend.unsupported_reason(operation, x, codebook) is None
         ):
             return backend
     return get_backend("reference")
+
+
+def _missing_kernel(backend: Backend, operation: Operation, options: QuantizeOptions | None) -> str | None:
+    """One sentence saying which operation, or option set to more than its default, the backend has not."""
+    if not hasattr(backend, operation):
+        return f"it has no {operation}"
+    if options is None:
+        return None
+    for name in _options_beyond(backend.quantize_options):
+        value, default = getattr(options, name), QuantizeOptions._field_defaults[name]
+        if value != default:
+            return f"{name} is {value!r}; accepted: {default!r}, as it has no kernel for others"
+    return None
+
+
+@functools.cache
+def _options_beyond(heeded: frozenset[str]) -> tuple[str, ...]:
+    return tuple(name for name in QuantizeOptions._fields if name not in heeded)

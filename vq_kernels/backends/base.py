@@ -54,10 +54,25 @@ Operation = Literal[
 ]
 
 
+# The fields of QuantizeOptions that every backend heeds.
+COMMON_OPTIONS = frozenset(
+    {
+        *("metric", "precision", "channel_dim", "statistics", "keep_codes", "backend"),
+        *("gradient", "commitment_weight", "codebook_weight"),
+    }
+)
+
+
 class Backend(Protocol):
-    """One implementation of every operation. Implementations are modules or objects of this shape."""
+    """One implementation of the operations. Implementations are modules or objects of this shape.
+
+    ``reference`` has them all; one that another has not yet is left out of its module, and it is not chosen.
+    """
 
     name: str
+    # The fields of QuantizeOptions that its fused operation heeds: COMMON_OPTIONS, and what it has learnt
+    # beyond them. It is not chosen for a call that sets another one to more than its default.
+    quantize_options: frozenset[str]
 
     def unavailable_reason(self) -> str | None:
         """None if the backend works on this machine, else one sentence saying why not."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..build_info import why_not_built
 from ..devices import launch_queue_of
 from . import marshal
-from .base import Operation, QuantizeOptions, QuantizeResult
+from .base import COMMON_OPTIONS, Operation, QuantizeOptions, QuantizeResult
 
 # Row numbers of a search, rounded up to whole blocks, are 32 bits wide (csrc/cuda/search.cuh).
 _MOST_ROWS = 2**31 - 2**15
@@ -33,6 +33,8 @@ class CudaBackend:
         missing: why ``module`` is None.
         bound_scale: what the error bounds of exact search are multiplied by; tests tighten them with it.
     """
+
+    quantize_options = COMMON_OPTIONS
 
     def __init__(
         self,

@@ -43,9 +43,11 @@ def search_options(metric: str, precision: str, bound_scale: float = 1.0) -> Sea
     return METRICS[metric], PRECISIONS[precision], bound_scale
 
 
-def quantize_options(options: QuantizeOptions, bound_scale: float = 1.0) -> tuple[int, int, float, float]:
-    """What the kernels of the fused step read of its options: metric, precision, bound_scale, loss_weight."""
-    return METRICS[options.metric], PRECISIONS[options.precision], bound_scale, options.loss_weight
+def quantize_options(
+    options: QuantizeOptions, bound_scale: float = 1.0
+) -> tuple[int, int, float, QuantizeOptions]:
+    """Those of the search, and all of them, of which ``VQ_QUANTIZE_OPTIONS`` are read by their names."""
+    return METRICS[options.metric], PRECISIONS[options.precision], bound_scale, options
 
 
 def empty_result(

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ..build_info import why_not_built
 from . import marshal
-from .base import Operation, QuantizeOptions, QuantizeResult
+from .base import COMMON_OPTIONS, Operation, QuantizeOptions, QuantizeResult
 
 name = "native"
+quantize_options = COMMON_OPTIONS
 
 
 @functools.cache

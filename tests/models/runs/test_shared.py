@@ -121,7 +121,7 @@ def test_a_start_that_another_one_preceded_is_refused(tmp_path: Path, capsys, mo
 
     monkeypatch.setattr(module, "started_run", after_another)
     assert train(tmp_path / "run", "--steps", "1") == 2
-    assert "run holds the run of another process; choose another --name" in capsys.readouterr().err
+    assert "run holds the run of another process; choose another name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["encode x", "sample x", "evaluate x", "reproduce likelihood"])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .ema import ema_update_
 from .gather import gather_codes
-from .quantize import vector_quantize, vector_quantize_backward
+from .quantize import QuantizeOptions, vector_quantize, vector_quantize_backward
 from .search import nearest_code
 from .statistics import code_statistics
 
@@ -20,6 +20,7 @@ __all__ = [
     "gather_codes",
     "name",
     "nearest_code",
+    "quantize_options",
     "unavailable_reason",
     "unsupported_reason",
     "vector_quantize",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 name = "reference"
+quantize_options = frozenset(QuantizeOptions._fields)
 
 
 def unavailable_reason() -> str | None:

@@ -13,10 +13,11 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..base import Operation, QuantizeOptions, QuantizeResult
+from ..base import COMMON_OPTIONS, Operation, QuantizeOptions, QuantizeResult
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_MAX_ROWS = 2**31 - 1
+# Row numbers are 32 bits wide where a tile of rows is added to them.
+_MAX_ROWS = 2**31 - 2**15
 
 
 @functools.cache
@@ -44,6 +45,7 @@ class TritonBackend:
     """``base.Backend`` on Triton kernels, one operation a module."""
 
     name = "triton"
+    quantize_options = COMMON_OPTIONS
 
     def unavailable_reason(self) -> str | None:
         if (problem := _import_problem()) is not None:
