@@ -258,6 +258,21 @@ def test_one_table_and_one_run_of_tensorboard_over_all_resumes(tmp_path: Path, d
     assert [event.step for event in events.Scalars("train/loss")] == list(range(12))
 
 
+def test_fine_tuning_starts_from_a_trained_model(tmp_path: Path, data) -> None:
+    first = train(settings(tmp_path, name="first"), data)
+    still = {"lr": 1e-12, "codebook": "ema", "decay": 1.0, "dead_code_threshold": 0.0, "steps": 1}
+    init = str(tmp_path / "first")
+    tuned = train(settings(tmp_path, name="tuned", init=init, **still), data)
+    for name, weight in first.state_dict().items():
+        if not name.startswith("likelihood."):
+            torch.testing.assert_close(tuned.state_dict()[name], weight, msg=name)
+    assert tuned.likelihood.calibrated
+    train(settings(tmp_path, name="tuned", init=init, **still | {"steps": 2}), data, resume=True)
+    with pytest.raises(ValueError, match=r"first does not fit VQVAE: .*to_embedding.bias is \(4,\); acc"):
+        train(settings(tmp_path, name="other", init=init, embedding_dim=6), data)
+    assert not (tmp_path / "other").exists()
+
+
 def test_early_stopping(tmp_path: Path, data) -> None:
     train(
         settings(
