@@ -46,9 +46,16 @@ def only_writer(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that appears under its name only when it is complete; its folder is made if needed."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file that appears under its name only when it is complete; its folder is made if needed.
+
+    Raises OSError naming the file where it cannot be written, for example on a full disk.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    try:
+        unfinished.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        os.replace(unfinished, path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise OSError(f"{path} cannot be written ({error.strerror})") from error

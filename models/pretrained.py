@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
 from torch import Tensor, nn
 
-from models.files import read_object
+from models.files import read_object, write_whole
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -46,20 +47,15 @@ class Pretrained(nn.Module):
     def save_pretrained(self, directory: str | Path) -> None:
         """Write ``config.json`` and ``model.safetensors`` into ``directory``, which is made if needed.
 
-        OSError where they cannot be written.
+        Each appears under its name when it is complete. OSError where it cannot be written.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
         description = {"class": type(self).__name__, "arguments": self.config}
         state = {key: value.detach().cpu().contiguous().clone() for key, value in self.state_dict().items()}
-        try:
-            save_file(state, folder / WEIGHTS_FILE)
-        except SafetensorError as error:  # a full disk, for example
-            raise OSError(f"{folder / WEIGHTS_FILE} cannot be written ({error})") from error
-        (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n")
+        write_whole(folder / WEIGHTS_FILE, save(state))
+        write_whole(folder / CONFIG_FILE, json.dumps(description, indent=2) + "\n")
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, device: str = "cpu") -> Self:
@@ -105,6 +101,19 @@ def _with_subclasses(cls: type[Model]) -> list[type[Model]]:
     """Those of ``cls`` and the subclasses imported so far of which there can be instances."""
     concrete = [] if inspect.isabstract(cls) or cls is Pretrained else [cls]
     return concrete + [kind for subclass in cls.__subclasses__() for kind in _with_subclasses(subclass)]
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every submodule has the flag it had, frozen ones included."""
+    flags = [(submodule, submodule.training) for module in modules for submodule in module.modules()]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for submodule, training in flags:
+            submodule.training = training
 
 
 def weights_hash(directory: str | Path) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from models.files import write_whole
+
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 
 
@@ -52,7 +54,7 @@ def write_yaml(path: Path, settings: Any) -> None:
 
     values: Mapping[str, Any] = dataclasses.asdict(settings)
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    path.write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
+    write_whole(path, yaml.safe_dump(plain, sort_keys=False))
 
 
 def convert_value(value: Any, hint: Any, name: str, source: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from models.data.images import SPLITS
 from models.data.sources import DataError
-from models.files import read_object
+from models.files import read_object, write_whole
 
 DESCRIPTION_FILE = "codes.json"
 
@@ -78,9 +78,7 @@ class CodeDescription:
         values = self._values()
         if self.model:  # relative to the store, so that it is found from anywhere and after a move of both
             values["model"] = os.path.relpath(self.model, folder)
-        unfinished = folder / f"{DESCRIPTION_FILE}.unfinished"
-        unfinished.write_text(json.dumps(values, indent=2) + "\n")
-        os.replace(unfinished, folder / DESCRIPTION_FILE)
+        write_whole(folder / DESCRIPTION_FILE, json.dumps(values, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> CodeDescription:

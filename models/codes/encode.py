@@ -12,11 +12,12 @@ import torch
 
 from models.codes.description import DESCRIPTION_FILE, CodeDescription
 from models.codes.store import CodeStore, code_features, read_shard
+from models.codes.usage import SAMPLE, say_if_collapsed
 from models.data import ImageData, to_float
-from models.data.images import SPLITS, ImageSplit
+from models.data.images import SPLITS, ImageSplit, some_rows
 from models.data.sources import location
 from models.files import only_writer
-from models.pretrained import weights_hash
+from models.pretrained import evaluating, weights_hash
 from models.progress import progress_bar
 from vq_kernels.checks import check_integer
 
@@ -49,7 +50,7 @@ def encode(
         data: images of a size that the model takes.
         source: folder of the model, which the description of the codes then names.
         batch_size, shard_size: images in a batch, and in a file.
-        device: as torch names it; the model stays there, in eval mode.
+        device: as torch names it; the model stays there, in the mode that it was in.
 
     Raises:
         OtherCodesError: a ValueError, if the folder holds codes of another model, of other data or in shards
@@ -78,8 +79,13 @@ def encode(
     )
     if not overwrite:
         _check_resumes(description, folder)  # before anything is made
-    model = model.to(device).eval()
-    with only_writer(folder), progress_bar(sum(sizes.values()), "encode", "image", enabled=progress) as bar:
+    model = model.to(device)
+    with (
+        evaluating(model),
+        only_writer(folder),
+        progress_bar(sum(sizes.values()), "encode", "image", enabled=progress) as bar,
+    ):
+        _say_if_collapsed(model, data.train, batch_size, device)
         if overwrite:
             _remove_codes(folder)
         _check_resumes(description, folder)
@@ -93,6 +99,13 @@ def encode(
                 else:
                     _write_shard(model, split, rows, target, shapes, batch_size, device, bar.update)
     return CodeStore(folder)
+
+
+@torch.no_grad()
+def _say_if_collapsed(model: DiscreteAutoencoder, split: ImageSplit, batch_size: int, device: str) -> None:
+    rows = some_rows(len(split), SAMPLE)
+    batches = [model.encode(to_float(split.batch(batch).to(device))) for batch in rows.split(batch_size)]
+    say_if_collapsed([torch.cat(level) for level in zip(*batches, strict=True)], model.codebook_sizes)
 
 
 @torch.no_grad()

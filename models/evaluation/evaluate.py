@@ -13,6 +13,7 @@ from models.data import BatchLoader, ImageData, to_float
 from models.evaluation.calibration import calibrated
 from models.evaluation.metrics import ReconstructionMeter
 from models.evaluation.rfid import RFID
+from models.pretrained import evaluating
 from models.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def evaluate(
     - VAE: ``bits_decoder`` and ``bits_kl``, whose sum ``bits_per_dim`` is the negative ELBO (one sample
       of the latent for each image; ``seed`` fixes it).
 
+    Models and priors stay on ``device``, in the mode that they were in, and torch's generator as it was.
+
     A Gaussian of fixed variance (``mse``) that ``train`` has not calibrated, as in a converted model, takes
     the squared error on the validation split for these figures; the model stays as it is.
 
@@ -62,19 +65,22 @@ def evaluate(
                 f"{prior.num_classes}, those of the priors; give data with the labels they were trained on "
                 f"(label_column)"
             )
-    model = model.to(device).eval()
+    model = model.to(device)
     for prior in priors:
-        prior.to(device).eval()
+        prior.to(device)
     meter = ReconstructionMeter([quantizer.codebook_sizes for quantizer in model.level_quantizers])
     images_of = data.split(split)
     fid = RFID(fid_weights, data.size, len(images_of), device)
     nats: dict[str, float] = {}
     commitment: float | None = None
-    torch.manual_seed(seed)
+    cards = [torch.device(device)] if torch.device(device).type == "cuda" else []
     with (
+        evaluating(model, *priors),
+        torch.random.fork_rng(cards),
         calibrated(model, data.validation, batch_size),
         progress_bar(len(images_of), "evaluate", "image", enabled=progress) as bar,
     ):
+        torch.manual_seed(seed)
         for images, labels in BatchLoader(images_of, batch_size):
             x = to_float(images.to(device))
             output = model(x)

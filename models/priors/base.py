@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import parametrize
 
 from models.losses import log_softmax_at
-from models.pretrained import Pretrained
+from models.pretrained import Pretrained, evaluating
 from models.priors.filters import check_filters, draw, filter_logits
 from vq_kernels.checks import check_integer, check_number
 
@@ -97,7 +96,7 @@ class AutoregressivePrior(Pretrained, ABC):
         if generator is not None and generator.device.type != device.type:
             raise ValueError(f"generator is on {generator.device}; accepted: the model's device {device}")
         codes = torch.empty(math.prod(shape[1:]), shape[0], dtype=torch.int64, device=device)
-        with _evaluating(self), torch.inference_mode(), parametrize.cached():
+        with evaluating(self), torch.inference_mode(), parametrize.cached():
             next_logits = self._decoder(shape, labels, upper)
             previous = None
             for position in range(len(codes)):
@@ -183,15 +182,3 @@ def _describe(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of {value.dtype}"
     return "None" if value is None else f"a {type(value).__name__}"
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every submodule has the flag it had, frozen parts included."""
-    flags = [(submodule, submodule.training) for submodule in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for submodule, training in flags:
-            submodule.training = training

@@ -184,6 +184,7 @@ class TrainConfig(QuantizerSettings, DataConfig, LoopConfig):
         None, "mse, gaussian, logistic or categorical; by default gaussian for a vae, else mse"
     )
     latent_dim: int = setting(128, "vae: dimension of the latent")
+    init: str | None = setting(None, "run or model folder whose weights to start from")
     kl_warmup: int = setting(0, "vae: steps over which the weight of the KL term rises from zero")
     channels_vae: tuple[int, ...] = setting((32, 64, 128, 256), "vae: widths of the four convolutions")
     pictures_every: int = setting(1, "epochs between two pictures of reconstructions; 0 for none")

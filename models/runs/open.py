@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.pretrained import Pretrained
+from models.pretrained import Pretrained, load_weights
 from models.runs.config import TrainConfig
 from models.runs.device import find_device
 from models.runs.export import say_if_unfinished, usable_levels, usable_model
@@ -30,6 +30,22 @@ def load_pretrained(directory: str | Path, device: str = "cpu") -> Pretrained:
     import models.priors  # noqa: F401
 
     return Pretrained.from_pretrained(directory, find_device(device))
+
+
+def start_from(model: Autoencoder, source: str | Path) -> None:
+    """Give ``model`` the weights of a run or model folder ``source``, to be trained further on other data.
+
+    A fixed variance stays that of ``model``: what it was calibrated to belongs to the old weights. Raises
+    FileNotFoundError or ValueError where there is no such model, and ValueError naming every weight that one
+    of the two lacks, or has in another shape.
+    """
+    folder = usable_model(source)
+    say_if_unfinished(folder)
+    state = load_pretrained(folder).state_dict()
+    likelihood = {name: value for name, value in model.state_dict().items() if name.startswith("likelihood.")}
+    if "likelihood.calibrated" in likelihood:
+        state |= likelihood
+    load_weights(model, state, f"init {source}")
 
 
 def read_run_config(folder: str | Path) -> TrainConfig:

@@ -11,6 +11,7 @@ from models.evaluation.pictures import save_curves
 from models.runs.build import build_model
 from models.runs.config import TrainConfig
 from models.runs.history import curves_of, read_history
+from models.runs.open import start_from
 from models.runs.reproducible import seed_run
 from models.runs.start import started_run
 from models.training.callbacks import ReconstructionPictures
@@ -47,6 +48,8 @@ def train(
             print(data.describe(), flush=True)
     seed_run(config.seed)
     model = build_model(config, data)
+    if config.init is not None and not resume:
+        start_from(model, config.init)
     rank, world, _ = processes()
     loader = training_loader(data.train, config, world, rank)
     validation = BatchLoader(data.validation, config.batch_size, rank=rank, world=world)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from models.data.loader import BatchLoader, Split
@@ -30,6 +31,7 @@ from models.training.checkpoints import (
     PatientStopping,
     StopTraining,
 )
+from models.training.logs import make_loggers
 from models.training.modules import SeededModule
 from models.training.processes import cluster_environment, processes, requeue
 from models.training.signals import StopSignals, TrainingStopped
@@ -78,9 +80,12 @@ def fit(
     """
     best, last = config.layout.best, config.layout.last
     with warnings.catch_warnings(), StopSignals() as signals:
-        trainer = make_trainer(config, module, callbacks, signals)
-        if checkpoint is not None:  # Lightning refuses fewer epochs than were done
-            trainer.fit_loop.max_epochs = max(config.epochs, int(read_checkpoint(checkpoint)["epoch"]))
+        state = {"epoch": 0, "global_step": 0} if checkpoint is None else read_checkpoint(checkpoint)
+        loggers = make_loggers(config.layout, int(state["global_step"]))
+        trainer = make_trainer(config, module, callbacks, loggers, signals)
+        # Lightning refuses fewer epochs than were done.
+        trainer.fit_loop.max_epochs = max(config.epochs, int(state["epoch"]))
+        del state
         # Lightning knows DataLoaders; BatchLoader needs no workers and no other sampler.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*may not be saved.*|.*exists and is not empty.*")
@@ -106,14 +111,14 @@ def fit(
                 trainer.save_checkpoint(last, weights_only=False)
     _log_settings(trainer, config)
     if config.progress and trainer.is_global_zero:
-        print(_result(trainer), flush=True)
+        print(_result(trainer, module), flush=True)
     return best
 
 
-def _result(trainer: pl.Trainer) -> str:
+def _result(trainer: pl.Trainer, module: SeededModule) -> str:
     """One line that says how the run ended."""
     losses = {
-        "training loss": trainer.callback_metrics.get("train/loss"),
+        "training loss": None if math.isnan(module.train_loss) else module.train_loss,
         "last validation loss": trainer.callback_metrics.get("validation/loss"),
         "lowest validation loss": getattr(trainer.checkpoint_callback, "best_model_score", None),
     }
@@ -150,9 +155,13 @@ def _validate_end(
 
 
 def make_trainer(
-    config: LoopConfig, module: SeededModule, callbacks: list[Callback], signals: StopSignals
+    config: LoopConfig,
+    module: SeededModule,
+    callbacks: list[Callback],
+    loggers: list[Logger],
+    signals: StopSignals,
 ) -> pl.Trainer:
-    """The Trainer for ``config``: loggers, checkpoints, early stopping, precision and devices."""
+    """The Trainer for ``config``: checkpoints, early stopping, precision and devices."""
     steps = module.total_steps
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -179,10 +188,7 @@ def make_trainer(
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip,
         log_every_n_steps=module.log_every,
-        logger=[
-            CSVLogger(layout.folder, name=layout.logs.name),
-            TensorBoardLogger(str(layout.folder), name=layout.tensorboard.name, default_hp_metric=False),
-        ],
+        logger=loggers,
         callbacks=[*checkpoint_callbacks, *stopping, *bar, *callbacks],
         enable_progress_bar=config.progress,
         enable_model_summary=False,

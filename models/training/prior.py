@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from models.codes.description import CodeDescription
 from models.codes.store import CodeStore
+from models.codes.usage import SAMPLE, say_if_collapsed
+from models.data.images import some_rows
 from models.data.loader import BatchLoader
 from models.evaluation.pictures import save_curves
 from models.runs.build import build_priors
@@ -45,6 +47,9 @@ def train_prior(
         _check_codes(config, store.description)
     seed_run(config.seed)
     priors = build_priors(config, store.description)
+    if processes().rank == 0:
+        sample = store.train.batch(some_rows(len(store.train), SAMPLE))
+        say_if_collapsed(sample, store.description.codebook_sizes)
     rank, world, _ = processes()
     loader = training_loader(store.split("train"), config, world, rank)
     validation = BatchLoader(store.split("validation"), config.batch_size, rank=rank, world=world)

@@ -44,6 +44,28 @@ def test_weights_that_cannot_be_written_are_named(tmp_path: Path) -> None:
         VQVAE(1, downscale=2, hidden=8, embedding_dim=4, codebook_size=8).save_pretrained(tmp_path)
 
 
+def test_files_of_a_model_have_the_permissions_of_others_and_are_never_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").touch()
+    model = VQVAE(1, downscale=2, hidden=8, embedding_dim=4, codebook_size=8)
+    model.save_pretrained(tmp_path)
+    modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
+    assert set(modes) == {"other", "config.json", "model.safetensors"}
+    assert len(set(modes.values())) == 1
+    before = (tmp_path / "model.safetensors").read_bytes()
+
+    def full(path: Path, content: bytes, write=Path.write_bytes) -> int:
+        write(path, content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"model\.safetensors cannot be written \(No space left on device\)"):
+        model.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(modes)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
 def test_every_name_of_the_package_is_what_it_says() -> None:
     """Also after its module was imported, which sets an attribute of the package."""
     import importlib

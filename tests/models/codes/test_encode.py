@@ -48,7 +48,7 @@ def test_encoding_goes_on_after_an_interruption(tmp_path: Path, data, model: VQV
 
     def counting(self: VQVAE2, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         calls.append(len(x))
-        if len(calls) == 5:
+        if len(calls) == 10:  # after the five of the sample that shows whether codes are in use
             raise KeyboardInterrupt
         return original(self, x)
 
@@ -143,6 +143,39 @@ def test_descriptions_of_codes_are_checked(
     file.write_text(change if isinstance(change, str) else json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ValueError, match=message):
         CodeDescription.load(tmp_path)
+
+
+def test_collapsed_codes_are_said_before_time_is_spent_on_them(tmp_path: Path, data, capsys) -> None:
+    from models import VQVAE, train_prior
+    from models.runs.config import PriorConfig
+
+    torch.manual_seed(0)
+    model = VQVAE(1, downscale=2, hidden=8, residual_hidden=4, embedding_dim=4, codebook_size=64).eval()
+    z = model.to_embedding(model.encoder(to_float(data.train.batch(range(16))))).detach()
+    model.quantizer.codebook = z.movedim(1, -1).flatten(0, -2)[::4]  # [64, 4]
+    encode(model, data, tmp_path / "used")
+    assert "in use" not in capsys.readouterr().err
+    model.quantizer.codebook = torch.cat([torch.zeros(1, 4), torch.full((63, 4), 1e3)])
+    store = encode(model, data, tmp_path / "collapsed")
+    said = "level 0: 1 of 64 codes in use in 150 images; the codebook has collapsed: train again with"
+    assert said in capsys.readouterr().err
+    train_prior(
+        PriorConfig(
+            runs=str(tmp_path), codes=str(store.folder), width=8, layers=1, heads=2, steps=1, progress=False
+        ),
+        store,
+    )
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_encoding_leaves_mode_and_generator(tmp_path: Path, data, training: bool) -> None:
+    model = VQVAE2(1, downscales=(2, 2), **TINY).train(training)
+    model.decoder.train(not training)
+    torch.manual_seed(5)
+    encode(model, data, tmp_path)
+    assert (model.training, model.decoder.training) == (training, not training)
+    assert torch.initial_seed() == 5
 
 
 @pytest.mark.parametrize("argument", ["batch_size", "shard_size"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from data_support import load
 
-from models import VQVAE, TransformerPrior
+from models import VAE, VQVAE, TransformerPrior
 from models.data import to_float
 from models.evaluation.evaluate import evaluate
 
@@ -116,3 +116,18 @@ def test_rfid_needs_two_images(saved, model: VQVAE) -> None:
         evaluate(model, load("digits", limit=1), fid_weights=saved(Bytes()))
     with pytest.raises(ValueError, match=r"nowhere\.pt', which does not exist"):
         evaluate(model, load("digits", limit=2), fid_weights="nowhere.pt")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluating_leaves_mode_generator_and_gradients(training: bool) -> None:
+    model = VAE(1, 8, latent_dim=3, channels=(4, 4, 4, 4)).train(training)
+    model.decoder.train(not training)
+    data = load("digits", limit=40)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    figures = evaluate(model, data)
+    assert torch.equal(torch.rand(3), expected)
+    assert (model.training, model.decoder.training) == (training, not training)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert evaluate(model, data) == figures, "the noise of the latent is that of the seed"

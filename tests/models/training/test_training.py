@@ -236,6 +236,43 @@ def test_a_run_that_ends_inside_an_epoch_keeps_its_last_steps(tmp_path: Path, da
     assert torch.equal(model.state_dict()[name], last[f"model.{name}"])
 
 
+def test_one_table_and_one_run_of_tensorboard_over_all_resumes(tmp_path: Path, data) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = settings(tmp_path, name="run", steps=3, epochs=3)
+    train(config, data)
+    table = config.layout.logs / "version_0" / "metrics.csv"
+    with open(table, "a") as file:
+        file.write("0,7,9.0,a row of the fu")  # of an attempt that was killed later, cut off
+    train(config.replace(steps=None), data, resume=True)
+    assert [path.name for path in config.layout.logs.iterdir()] == ["version_0"]
+    assert [path.name for path in config.layout.tensorboard.iterdir()] == ["version_0"]
+    whole = settings(tmp_path, name="whole", epochs=3)
+    train(whole, data)
+    rows, expected = (
+        (folder.layout.logs / "version_0" / "metrics.csv").read_text().splitlines()
+        for folder in (config, whole)
+    )
+    assert rows == expected
+    events = EventAccumulator(str(config.layout.tensorboard / "version_0")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(12))
+
+
+def test_fine_tuning_starts_from_a_trained_model(tmp_path: Path, data) -> None:
+    first = train(settings(tmp_path, name="first"), data)
+    still = {"lr": 1e-12, "codebook": "ema", "decay": 1.0, "dead_code_threshold": 0.0, "steps": 1}
+    init = str(tmp_path / "first")
+    tuned = train(settings(tmp_path, name="tuned", init=init, **still), data)
+    for name, weight in first.state_dict().items():
+        if not name.startswith("likelihood."):
+            torch.testing.assert_close(tuned.state_dict()[name], weight, msg=name)
+    assert tuned.likelihood.calibrated
+    train(settings(tmp_path, name="tuned", init=init, **still | {"steps": 2}), data, resume=True)
+    with pytest.raises(ValueError, match=r"first does not fit VQVAE: .*to_embedding.bias is \(4,\); acc"):
+        train(settings(tmp_path, name="other", init=init, embedding_dim=6), data)
+    assert not (tmp_path / "other").exists()
+
+
 def test_early_stopping(tmp_path: Path, data) -> None:
     train(
         settings(
