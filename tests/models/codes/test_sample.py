@@ -17,7 +17,7 @@ from models.codes.encode import encode
 from models.codes.sample import decode, sample_codes
 from models.data import DataConfig, load_data, to_float
 from models.evaluation.evaluate import evaluate
-from models.evaluation.pictures import grid, side_by_side
+from models.evaluation.pictures import side_by_side
 from models.runs.config import TrainConfig
 
 pytestmark = pytest.mark.xdist_group("training")  # one process pays for importing torchmetrics
@@ -77,7 +77,7 @@ def test_every_prior_gets_its_conditions_and_the_filters() -> None:
     assert [call.pop("labels") is labels for call in calls] == [True, False, True]
     for call, upper in zip(calls, [None, levels[0], levels[1]], strict=True):
         assert call.pop("upper") is upper
-    assert calls == [filters] * 3
+    assert calls == [filters | {"on_drawn": None}] * 3
 
 
 def test_images_of_samples_are_in_range() -> None:
@@ -102,11 +102,18 @@ def test_samples_on_the_command_line_depend_on_the_seed(runs: Path, tmp_path: Pa
     assert (first["level1"] != other["level1"]).any()
 
 
-def test_the_picture_of_samples_shows_their_codes_one_class_a_row(runs: Path, tmp_path: Path) -> None:
+def test_the_picture_of_samples_shows_their_codes_one_class_a_row(
+    runs: Path, tmp_path: Path, monkeypatch
+) -> None:
+    shown: list[tuple[torch.Tensor, tuple[str, ...]]] = []
+    monkeypatch.setattr(
+        "models.evaluation.pictures.labelled_rows", lambda path, images, names: shown.append((images, names))
+    )
     drawn = sample(runs, tmp_path, "--count", "2")
     codes = [torch.from_numpy(drawn[f"level{level}"]) for level in range(2)]
-    expected = grid(decode(load_pretrained(runs / "run" / "model"), codes), 2)[0]
-    assert torch.equal(read_picture(tmp_path / "samples.png", expected), expected)
+    ((images, names),) = shown
+    torch.testing.assert_close(images, decode(load_pretrained(runs / "run" / "model"), codes))
+    assert list(names) == [str(digit) for digit in range(10)]
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
