@@ -13,9 +13,16 @@ import torch
 from .measure import Budget, measure_alone, timer_for
 from .work import Case
 
-# Instructions per (row, code) pair that a running minimum with a tile number costs at least on sm_90
-# (min, compare, select and their share of the rest), counted in compiled kernels; see METHOD.md.
+# A multiprocessor's plain cores issue 128 instructions a clock, but only 64 of a minimum, a logic
+# operation, a selection or a comparison (the vendor's table of throughputs, compute capability 8.x to 9.0).
+# A running minimum that carries its column costs, for a (row, code) pair on sm_90, as counted in compiled
+# kernels: see METHOD.md.
+LANES, HALF_RATE_LANES = 128, 64
 EPILOGUE_INSTRUCTIONS = 3.6
+EPILOGUE_HALF_RATE = 2.0  # of these: the column into the low bits, and the minimum
+
+# Rows that share a reading of the codebook from the L2 cache, and bytes of a number of its 16-bit parts.
+ROWS_A_TILE, PART_BYTES = 128, 2
 _BUDGET = Budget(seconds=0.6, sample_s=0.02, min_pairs=3, max_pairs=15)
 
 
@@ -23,7 +30,8 @@ _BUDGET = Budget(seconds=0.6, sample_s=0.02, min_pairs=3, max_pairs=15)
 class Roofs:
     """Peak rates: FLOP/s of matrix products and bytes/s of a copy; None where the unit is missing.
 
-    ``epilogue`` is (row, code) pairs per second that the plain cores can reduce to a minimum (GPU).
+    ``epilogue`` is (row, code) pairs per second that the plain cores can reduce to a minimum, at the clock
+    that they keep under load, and ``l2`` bytes/s of a copy that stays in the L2 cache (GPU).
     """
 
     float32: float
@@ -31,6 +39,7 @@ class Roofs:
     memory: float
     tf32: float | None = None
     epilogue: float | None = None
+    l2: float | None = None
 
     def as_json(self) -> dict[str, float | None]:
         return asdict(self)
@@ -74,20 +83,34 @@ def _measure_cuda_roofs() -> Roofs:
     finally:
         torch.set_float32_matmul_precision(before)
     bfloat16 = max(matmul_rate(torch.bfloat16, size, "cuda") for size in (4096, 8192, 16384))
-    lanes = 128 * torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
-    clock = _sm_clock()
-    epilogue = None if clock is None else lanes * clock / EPILOGUE_INSTRUCTIONS
-    return Roofs(float32, bfloat16, copy_rate(2**30, "cuda"), tf32, epilogue)
+    multiprocessors = torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
+    clock = clock_under_load()
+    epilogue = None if clock is None else multiprocessors * clock / epilogue_clocks()
+    return Roofs(float32, bfloat16, copy_rate(2**30, "cuda"), tf32, epilogue, copy_rate(2**23, "cuda"))
 
 
-def _sm_clock() -> float | None:
-    """Highest clock of the multiprocessors in Hz, from the driver's tool; None where that is missing."""
-    command = ["nvidia-smi", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits"]
+def epilogue_clocks() -> float:
+    """Clocks of a multiprocessor for a pair: the scarcer of issue slots and half-rate lanes."""
+    return max(EPILOGUE_INSTRUCTIONS / LANES, EPILOGUE_HALF_RATE / HALF_RATE_LANES)
+
+
+def clock_under_load() -> float | None:
+    """Clock of the multiprocessors in Hz while matrix products run; None where the driver's tool is missing.
+
+    Under load it falls below the highest clock, which no kernel of any length keeps.
+    """
+    a = torch.randn(8192, 8192, device="cuda").bfloat16()
+    b = torch.empty_like(a)
+    for _ in range(1000):  # about two seconds, queued; the tool answers within one
+        torch.mm(a, a, out=b)
+    command = ["nvidia-smi", "--query-gpu=clocks.sm", "--format=csv,noheader,nounits"]
     try:
         shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
         return 1e6 * float(shown.splitlines()[0])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None
+    finally:
+        torch.cuda.synchronize()
 
 
 def lowest_time(case: Case, roofs: Roofs, *, work: str, unit: str = "float32") -> tuple[float, str]:
@@ -106,6 +129,10 @@ def lowest_time(case: Case, roofs: Roofs, *, work: str, unit: str = "float32") -
     times = {unit: passes * case.search_flops / rate, "memory": traffic / roofs.memory}
     if roofs.epilogue is not None and unit != "float32":
         times["epilogue"] = case.n * case.k / roofs.epilogue
+    if roofs.l2 is not None:
+        parts = 2 if passes == 3 else 1
+        read = -(-case.n // ROWS_A_TILE) * parts * PART_BYTES * case.k * case.d
+        times["L2"] = read / roofs.l2
     roof = max(times, key=lambda name: times[name])
     return times[roof], roof
 

@@ -57,7 +57,7 @@ def is_synchronized(sync_codebook: bool | None, group: ProcessGroup = WORLD) -> 
         )
     if running and group.size < 0:
         raise RuntimeError(
-            f"process_group is without rank {dist.get_rank()} of the world; accepted: a group of this rank"
+            f"process_group is one without this rank, {dist.get_rank()}; accepted: a group of this rank"
         )
     return running and group.size > 1
 

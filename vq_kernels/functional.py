@@ -1,4 +1,4 @@
-"""The public functions: validate once, then call.
+"""The public functions, which are ``vq_kernels``' too: validate once, then call.
 
 ``x`` is ``[..., D]``, or ``[B, D, ...]`` with ``channel_dim=1``; any strides, never copied to change
 the layout. ``codebook`` is ``[K, D]``. See ``backends/base.py`` for the exactness contract and the
@@ -16,6 +16,7 @@ from .backends import QuantizeOptions
 from .checks import check_choice, check_flag, check_integer, check_number, check_positive
 from .exportable import exportable
 from .operators import ema, gather, quantize, search, statistics
+from .operators.registry import needs_gradient
 from .rows import shape_without_channel
 from .tensor_checks import (
     check_codebook,
@@ -28,6 +29,15 @@ from .tensor_checks import (
     check_shape,
     check_tensor,
 )
+
+__all__ = [
+    "VectorQuantized",
+    "code_statistics",
+    "ema_update_",
+    "gather_codes",
+    "nearest_code",
+    "vector_quantize",
+]
 
 METRICS = ("l2", "cosine")
 PRECISIONS = ("exact", "high", "fast")
@@ -97,7 +107,7 @@ def gather_codes(
     if channel_dim == 1 and indices.ndim < 1:
         raise ValueError("indices has shape (); accepted with channel_dim=1: at least [B]")
     indices = indices.long()
-    differentiable = codebook.requires_grad and torch.is_grad_enabled()
+    differentiable = needs_gradient(codebook)
     function = gather.differentiable_gather_codes if differentiable else gather.gather_codes
     return function(codebook, indices, channel_dim, backend)
 
@@ -229,7 +239,7 @@ def vector_quantize(
         )
     if mask is not None:
         check_mask(mask, shape_without_channel(x, channel_dim), x.device)
-    differentiable = torch.is_grad_enabled() and (x.requires_grad or codebook.requires_grad)
+    differentiable = needs_gradient(x, codebook)
     options = QuantizeOptions(
         metric,
         precision,

@@ -14,18 +14,19 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from .. import machine, scaling
-from ..compare import LAYER_PEER, Comparison, Options, compare_layer, compare_search
+from ..compare import Comparison, Options, compare_layer, compare_search
 from ..measure import Budget, Deadline, starts_slowly
 from ..memory import SWEEP_D, SWEEP_K, Probe, peak_beyond_outputs, sweep_lines
 from ..report import Row, mark_best, table
 from ..roofline import Roofs, measure_roofs
 from ..work import Case
 from . import equal_codes
+from .problems import problems_of, targets, units_of
 from .target import Target, add_arguments, open_target
 
 SECONDS = 510.0  # of the nine minutes, with room for start, memory and writing
@@ -33,60 +34,6 @@ BUDGET = Budget(seconds=0.3, sample_s=0.01, min_pairs=5, max_pairs=25)
 TINY_BUDGET = Budget(seconds=0.0, sample_s=0.0, min_pairs=1, max_pairs=1)
 SWEEP_N = 2**16
 FILE = "bench.json"
-
-
-class Problems(NamedTuple):
-    """What is measured; searches in bfloat16 begin with ``fast``, those in float32 with ``exact``."""
-
-    layers: tuple[tuple[str, Case], ...]
-    searches: tuple[Case, ...]
-    equal_codes: Case
-
-
-_GRID = [Case(2**26 // d, d, k) for k in (8192, 512, 20_000) for d in (64, 128, 256)]
-_LAYER = Case(2**20, 64, 512)
-PROBLEMS = Problems(
-    layers=(
-        ("step", _LAYER),
-        ("forward", _LAYER),
-        ("step", Case(2**20, 64, 512, dtype=torch.bfloat16)),
-        ("forward", Case(2**20, 64, 512, dtype=torch.bfloat16)),
-    ),
-    searches=(
-        *(Case(c.n, c.d, c.k, dtype=dtype) for c in _GRID for dtype in (torch.float32, torch.bfloat16)),
-        Case(2**20, 64, 8192, "trained"),
-        Case(2**20, 8, 128),
-    ),
-    equal_codes=Case(2**20, 64, 8192),
-)
-TINY = Problems(layers=(("step", Case(64, 8, 16)),), searches=(Case(64, 8, 16),), equal_codes=Case(64, 8, 18))
-
-
-def problems_of(target: Target) -> Problems:
-    """What is measured on a target."""
-    return target.choose(PROBLEMS, TINY)
-
-
-TRITON_PEERS = ("flash-kmeans", "flashlib triton")
-
-
-def targets(work: str, case: Case) -> dict[str, float]:
-    """The ratios to reach on an H200, by contender; shown on every GPU."""
-    if work == "step":
-        return {LAYER_PEER: 10.0}
-    if case.dtype == torch.float32:
-        return {"chunked matmul": 4.0, "vq_kernels high": 0.67}  # 1 / 1.5
-    return dict.fromkeys(TRITON_PEERS, 1.3)
-
-
-def units_of(row: Row) -> tuple[str, ...]:
-    """The arithmetic units whose roof a row is held against."""
-    low = row.case.dtype != torch.float32
-    if row.work != "search" or "exact" in row.contender or "high" in row.contender:
-        return ("bfloat16",) if low else ("float32", "bfloat16 x3")
-    if row.is_ours or not low:
-        return ("bfloat16",) if low else ("tf32", "bfloat16")
-    return ("bfloat16",)
 
 
 class GpuBench:

@@ -137,9 +137,15 @@ class Exactness:
         )
         with self._lock:
             self._running[backend].append(process)
-        alarm = threading.Timer(limit, kill_group, (process,))
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            kill_group(process)
+
+        alarm = threading.Timer(limit, end)
         alarm.start()
-        begun, started = None, time.monotonic()
+        begun = None
         try:
             assert process.stdout is not None
             for text in process.stdout:
@@ -154,7 +160,7 @@ class Exactness:
             alarm.cancel()
             kill_group(process)
         case = "no case" if begun is None else str(cases(outcome.d, self.target)[begun])
-        if status == FATAL or (status < 0 and time.monotonic() - started < limit):
+        if status == FATAL or (status < 0 and not late.is_set()):
             outcome.ended = f"a fatal fault in {case} (exit status {status})"
             if backend not in self._stopped:
                 outcome.fatal_case = begun

@@ -17,10 +17,10 @@ from functools import partial
 
 from .. import machine
 from ..peers import search_peers
-from .bench import TRITON_PEERS, Problems, problems_of
 from .cases import DIMS, Case, cases
 from .compiling import Contender, call_once
 from .faults import is_fatal
+from .problems import TRITON_PEERS, Problems, problems_of
 from .target import Target, add_arguments, open_target
 
 WORKERS = 15

@@ -126,12 +126,13 @@ def make_environment(target: Target, scratch: Path, folder: Path) -> dict[str, s
         "PYTHONPATH": os.pathsep.join(filter(None, [*paths, environment.get("PYTHONPATH")])),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": "1",  # many processes at once; on a GPU the host does little
         "TRITON_CACHE_DIR": str(scratch / "triton"),
         "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
         "HYPOTHESIS_STORAGE_DIRECTORY": str(scratch / "hypothesis"),
     }
     if target.is_rehearsal:
-        environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+        environment["TRITON_INTERPRET"] = "1"
     return environment
 
 

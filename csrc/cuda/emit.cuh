@@ -118,7 +118,7 @@ __device__ inline void write_loss(const SearchArgs& a, LossScratch* scratch) {
   if (threadIdx.x == 0) {
     const double elements = static_cast<double>(valid > 0 ? valid : 1) * a.dim;
     // Rounded before it is weighted: the mean's bits do not depend on the weight.
-    *a.loss = a.loss_weight * static_cast<float>(total / elements);
+    *a.loss = a.options.loss_weight * static_cast<float>(total / elements);
     *a.valid_rows = valid;
   }
 }

@@ -18,7 +18,7 @@ namespace vq_cuda {
 namespace {
 
 constexpr int kGroupRows = kMostGroupRows;
-constexpr int kQueue = 40;  // candidates of a warp; at most 8 come at a time
+constexpr int kQueue = kWarp;  // candidates of a warp, up to 8 more at a time; a lane scores one
 constexpr int kPieceCodes = 64;  // at least
 constexpr int64_t kGroupBytes = 64 * 1024;  // of rows in shared memory
 
@@ -30,7 +30,7 @@ struct ResolveShared {
   int flag[kGroupRows];
   float squares[kGroupRows];
   RescoreBest best[kWarps][kGroupRows];
-  ExactScore queue_score[kWarps][kWarp];
+  ExactScore queue_score[kWarps][kQueue];
   int queue_code[kWarps][kQueue];
   int queue_row[kWarps][kQueue];
   float queue_lower[kWarps][kQueue];
@@ -117,7 +117,7 @@ struct Walk {
       shared->queue_lower[warp][place] = bounds.lower;
     }
     queued += __popc(votes);
-    if (queued > kWarp - kGroupRows) score_queue();
+    if (queued > kQueue - kGroupRows) score_queue();
   }
 
   __device__ void score_queue() {

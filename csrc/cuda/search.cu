@@ -97,9 +97,8 @@ Workspace lay_out_workspace(void* base, const SearchPlan& plan, const VqRows& x,
 
 // result: of the fused step; null for the search alone.
 cudaError_t search(const VqRows& x, const VqCodes& codebook, const uint8_t* mask,
-                   const VqSearchOptions& options, float loss_weight, int64_t* indices,
-                   const VqQuantizeResult* result, void* workspace, int64_t workspace_bytes,
-                   const VqCudaStream& stream) {
+                   const VqQuantizeOptions& options, int64_t* indices, const VqQuantizeResult* result,
+                   void* workspace, int64_t workspace_bytes, const VqCudaStream& stream) {
   const int64_t rows = x.batches * x.rows;
   if (codebook.count < 1 || codebook.count > INT32_MAX - kTileCodes ||
       codebook.dim > INT32_MAX - kTileCodes || rows > kMostRows) {
@@ -107,7 +106,7 @@ cudaError_t search(const VqRows& x, const VqCodes& codebook, const uint8_t* mask
   }
   if (rows == 0 && result == nullptr) return cudaSuccess;
   SearchPlan plan;
-  cudaError_t error = make_plan(x, codebook, options.precision, stream.device, &plan);
+  cudaError_t error = make_plan(x, codebook, options.search.precision, stream.device, &plan);
   if (error != cudaSuccess) return error;
   const bool fused = result != nullptr, statistics = fused && result->counts != nullptr;
   Workspace w = lay_out_workspace(workspace, plan, x, codebook, fused, statistics);
@@ -122,16 +121,16 @@ cudaError_t search(const VqRows& x, const VqCodes& codebook, const uint8_t* mask
   a.lanes_over_rows = rows_are_contiguous(x);
   a.codebook = codebook.data;
   a.codebook_is_float = codebook.dtype == VQ_FLOAT32;
-  a.cosine = options.metric == VQ_COSINE;
+  a.cosine = options.search.metric == VQ_COSINE;
   a.certify = plan.certify;
   // bfloat16 rows are not shifted: they would no longer be bfloat16.
   const bool matrix = plan.method == SearchPlan::kMatrix;
   a.shift_rows = !(matrix && x.dtype == VQ_BFLOAT16);
-  a.factors = error_factors(matrix ? plan.products : 0, a.dim, a.padded_dim, options.bound_scale);
+  a.factors = error_factors(matrix ? plan.products : 0, a.dim, a.padded_dim, options.search.bound_scale);
   a.indices = indices;
   if (fused) {
     a.mask = mask;
-    a.loss_weight = loss_weight;
+    a.options = options;
     a.quantized = result->quantized.data;
     a.quantized_map = row_map(result->quantized);
     a.loss = result->loss;
@@ -175,15 +174,17 @@ int vq_cuda_search_workspace(const VqRows* x, const VqCodes* codebook, int preci
 
 int vq_cuda_nearest_code(const VqRows* x, const VqCodes* codebook, const VqSearchOptions* options,
                          int64_t* indices, void* workspace, int64_t workspace_bytes, VqCudaStream stream) {
-  return vq_cuda::search(*x, *codebook, nullptr, *options, 1.0f, indices, nullptr, workspace,
-                         workspace_bytes, stream);
+  VqQuantizeOptions quantize = {};
+  quantize.search = *options;
+  return vq_cuda::search(*x, *codebook, nullptr, quantize, indices, nullptr, workspace, workspace_bytes,
+                         stream);
 }
 
 int vq_cuda_vector_quantize(const VqRows* x, const VqCodes* codebook, const uint8_t* mask,
                             const VqQuantizeOptions* options, const VqQuantizeResult* result, void* workspace,
                             int64_t workspace_bytes, VqCudaStream stream) {
-  return vq_cuda::search(*x, *codebook, mask, options->search, options->loss_weight, result->indices, result,
-                         workspace, workspace_bytes, stream);
+  return vq_cuda::search(*x, *codebook, mask, *options, result->indices, result, workspace,
+                         workspace_bytes, stream);
 }
 
 int vq_cuda_device_capability(int device, int* major, int* minor) {

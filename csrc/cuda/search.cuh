@@ -87,7 +87,7 @@ struct SearchArgs {
   OpenRows open;  // if they are to be certified
   // the fused step alone
   const uint8_t* mask;
-  float loss_weight;
+  VqQuantizeOptions options;
   double* block_squares;  // [blocks]
   int64_t* block_rows;  // [blocks]
   unsigned* ticket;

@@ -194,3 +194,11 @@ def test_a_backend_is_not_chosen_for_an_option_that_it_would_not_heed(
     options = QuantizeOptions("l2", "exact", -1, True, False, None)
     assert choose("vector_quantize", None, X, E, options).name == "native"
     assert choose("vector_quantize", None, X, E, options._replace(gradient="rotation_trick")).name != "native"
+
+
+@pytest.mark.skipif(native.unavailable_reason() is not None, reason="the native module is not built")
+def test_a_backend_is_not_chosen_for_an_operation_that_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(native, "nearest_code")
+    assert name_now() == "reference"
+    with pytest.raises(ValueError, match="backend 'native' cannot serve this call: it has no nearest_code"):
+        vq.nearest_code(X, E, backend="native")

@@ -11,6 +11,7 @@ from support import quantize_into
 from torch import Tensor
 
 from vq_kernels.backends import native, reference
+from vq_kernels.backends.base import QuantizeOptions
 
 LAYOUTS: dict[str, Callable[[int, int, int], Tensor]] = {
     "channel_last": lambda b, m, d: torch.randn(b, m, d),
@@ -107,6 +108,18 @@ def test_the_loss_carries_its_weight(isa: str, rows: int) -> None:
         assert torch.equal(got.loss, want.loss * weight)
         for a, b in zip(got._replace(loss=want.loss)[:-1], want[:-1], strict=True):
             assert torch.equal(a, b)
+
+
+@over_dtypes
+@pytest.mark.parametrize("rows", [2, 150], ids=["few_rows", "blocks"])
+def test_the_codebook_is_copied_as_it_was_searched(rows: int, dtype: str) -> None:
+    x, codebook = (torch.randn(1, n, 19).to(DTYPES[dtype]) for n in (rows, 40))
+    codebook = codebook[0]
+    options = QuantizeOptions("l2", "exact", -1, statistics=False, keep_codes=True, backend=None)
+    copy = torch.full_like(codebook, torch.nan)
+    result = native.vector_quantize(x, codebook, None, options, poisoned(x), copy)
+    assert result.codebook_copy is copy
+    assert torch.equal(copy, codebook)
 
 
 @pytest.mark.parametrize("skew", ["even", "one_code", "few_rows"])

@@ -49,8 +49,10 @@ def test_importing_the_backend_does_not_import_triton() -> None:
         (torch.empty(1, 2, 3, device="meta"), None, "meta"),
         (torch.empty(1 << 16, 1 << 16, 3, device="meta"), None, "meta"),
         (torch.empty(1, 1, 1).expand(1 << 16, 1 << 15, 1), None, "rows"),
+        # Fewer than 2^31, but the number of a row beyond the last of the last tile would overflow.
+        (torch.empty(1, 1, 1).expand(1, 2**31 - 127, 1), None, "rows"),
     ],
-    ids=["float64", "meta", "meta_rows", "too_many_rows"],
+    ids=["float64", "meta", "meta_rows", "too_many_rows", "last_tile_overflows"],
 )
 def test_says_why_tensors_are_not_served(
     x: Tensor, codebook: Tensor | None, words: str, device: torch.device
@@ -78,11 +80,11 @@ def test_the_divided_cases_are_divided(device: torch.device) -> None:
         pytest.skip("the sizes are the interpreter's")
     from vq_kernels.backends.triton.nearest import search
 
-    splits = [
-        search(torch.randn(1, n, 2), torch.randn(k, 2), None, "l2", "fast").splits
-        for n, k in [(1, 700), (3, 257), (70, 640), (130, 129)]
-    ]
-    assert splits == [4, 3, 2, 1]
+    def splits(n: int, k: int) -> int:
+        indices = torch.empty(1, n, dtype=torch.int64)
+        return search(torch.randn(1, n, 2), torch.randn(k, 2), None, "l2", "fast", indices=indices).splits
+
+    assert [splits(n, k) for n, k in [(1, 700), (3, 257), (70, 640), (130, 129)]] == [4, 3, 2, 1]
 
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])
@@ -203,8 +205,8 @@ def test_a_training_step_takes_six_launches(n: int, launches: list[str], device:
     assert launches == [
         "prepare_kernel",
         "search_kernel",
+        "resolve_kernel",
         "write_kernel",
-        "finish_kernel",
         "ema_kernel",
         "backward_kernel",
     ]

@@ -110,6 +110,59 @@ def test_the_accumulation_bound_is_within_a_factor_of_two_of_its_model(dim: int)
     assert dim < 16 or error > bound / 2
 
 
+def residual_pair(dim: int, lead: float, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """One row and two opposite codes; what the row's float16 part misses reverses their order.
+
+    Entries of the row are +-1 plus nearly half a unit of float16, which one part loses, all to the side of
+    the first code; an exact entry favours the second code by ``lead`` times that.
+    """
+    lost = 2.0**-12 - 2.0**-18
+    row = torch.ones(dim)
+    row[1::2] = -1.0
+    row += lost
+    units = round(lead * dim * lost * 2.0**9)
+    row[0] -= units * 2.0**-9
+    code = torch.full((dim,), 2.0)
+    return row[None].to(dtype), torch.stack([code, -code])
+
+
+@pytest.mark.parametrize("dim", [32, 64, 200])
+def test_one_product_at_its_bound(dim: int, worst_tensor_cores: None) -> None:
+    """The first pass of the cascade: what the missing parts could change is left to the second."""
+    from vq_kernels.backends.triton.nearest import open_share
+
+    x, codebook = residual_pair(dim, 0.8)
+    assert reference.nearest_code(x[None], codebook, "cosine", "exact").item() == 0
+    assert search(x, codebook, "cosine").item() == 0
+    assert open_share(x[None], codebook, "cosine") == 1.0
+
+
+@pytest.mark.parametrize("dim", [32, 64, 200])
+def test_half_the_bound_of_one_product_is_not_enough(dim: int, worst_tensor_cores: None) -> None:
+    x, codebook = residual_pair(dim, 0.8)
+    assert search(x, codebook, "cosine", bound_scale=0.5).item() == 1
+
+
+@pytest.mark.parametrize("dtypes", ["f32-f32", "bf16-f32", "f16-f32"])
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_the_cascade_finds_what_the_reference_finds(
+    dtypes: str, metric: str, worst_tensor_cores: None
+) -> None:
+    """Rows half way between two codes, a hair off either way, where one product decides nothing."""
+    from vq_kernels.backends.triton.nearest import open_share
+
+    names = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+    codebook = torch.randn(70, 48)
+    if metric == "cosine":
+        codebook = torch.nn.functional.normalize(codebook, dim=1)
+    pairs = torch.randint(0, 70, (2, 60))
+    x = (codebook[pairs[0]] + codebook[pairs[1]]) / 2 + 1e-6 * torch.randn(60, 48)
+    x = x.to(names[dtypes.split("-")[0]])
+    truth = reference.nearest_code(x[None], codebook, metric, "exact")[0]
+    assert open_share(x[None], codebook, metric) > 0.5
+    assert torch.equal(search(x, codebook, metric), truth)
+
+
 def near_ties(dim: int, metric: str) -> tuple[Tensor, Tensor]:
     """96 rows about as far from both codes as float32 can tell."""
     codebook = torch.nn.functional.normalize(torch.randn(2, dim), dim=1)
@@ -173,12 +226,13 @@ def test_a_sample_of_equal_codes(scale: float) -> None:
 
 
 def test_certain_rows_are_not_scored_again() -> None:
-    """Separated clusters leave nothing for the second pass; equal codes leave every row."""
-    from vq_kernels.backends.triton.nearest import search as first_pass
+    """Clusters leave nothing for the second pass, nor do equal codes; codes a last bit apart leave all."""
+    from vq_kernels.backends.triton.nearest import open_share
 
     codebook = torch.randn(128, 32)
     x = codebook[torch.randint(0, 128, (200,))] + 0.01 * torch.randn(200, 32)
-    assert first_pass(x[None], codebook, None, "l2", "exact").counters[0] == 0
+    assert open_share(x[None], codebook) == 0.0
     codebook[64:] = codebook[:64]
-    x = codebook[torch.randint(0, 128, (200,))]
-    assert first_pass(x[None], codebook, None, "l2", "exact").counters[0] == 200
+    assert open_share(x[None], codebook) == 0.0
+    codebook[64:] *= 1 + 2.0**-23
+    assert open_share(x[None], codebook) == 1.0

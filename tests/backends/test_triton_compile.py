@@ -1,12 +1,14 @@
 """Triton kernels compiled for GPUs that need not be there: registers, spills, matrix instructions, epilogue.
 
-``triton_targets.py`` compiles everything once, in one process without the interpreter; the workers of a
-test session share its results.
+``triton_targets.py`` compiles everything once for each version of Triton, in a process of its own without
+the interpreter; the workers of a test session share its results. Besides the installed version there is
+the oldest that the backend accepts, unpacked once into ``build/triton-VERSION``.
 """
 
 from __future__ import annotations
 
 import fcntl
+import importlib.metadata
 import json
 import os
 import re
@@ -19,32 +21,55 @@ import pytest
 
 pytest.importorskip("triton")
 
-from triton_targets import OTHERS
-
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+OLDEST = "3.6.0"
 
 
-@pytest.fixture(scope="module")
-def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def unpacked(version: str) -> Path:
+    """A folder that holds this version of Triton, filled by pip when it is not there yet."""
+    folder = ROOT / "build" / f"triton-{version}"
+    if not (folder / "triton" / "__init__.py").exists():
+        folder.parent.mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
+        done = subprocess.run([*command, f"triton=={version}"], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"triton {version} cannot be installed: {done.stderr.strip().splitlines()[-1]}")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["installed", OLDEST])
+def targets(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    version = request.param
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    report = shared / "triton_targets.json"
-    with open(shared / "triton_targets.lock", "w") as lock:
+    report = shared / f"triton_targets-{version}.json"
+    with open(shared / f"triton_targets-{version}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not report.exists():
             environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-            environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+            paths = [str(ROOT), environment.get("PYTHONPATH", "")]
+            if version != "installed":
+                paths.insert(0, str(unpacked(version)))
+            environment["PYTHONPATH"] = os.pathsep.join(paths)
+            command = [sys.executable, str(HERE / "triton_targets.py")]
             done = subprocess.run(
-                [sys.executable, str(HERE / "triton_targets.py")],
+                command if version == "installed" else [*command, "--short"],
                 env=environment,
                 capture_output=True,
                 text=True,
             )
             assert done.returncode == 0, done.stderr[-4000:]
             report.write_text(done.stdout)
-        results: dict[str, Any] = json.loads(report.read_text())
+        found: dict[str, Any] = json.loads(report.read_text())
+    expected = importlib.metadata.version("triton") if version == "installed" else version
+    assert found["version"] == expected
+    results: dict[str, Any] = found["results"]
     return results
+
+
+def searches(targets: dict[str, Any]) -> dict[str, Any]:
+    return {name: result for name, result in targets.items() if "tile_bytes" in result}
 
 
 # Instructions for a (row, code) pair, all of the loop counted: the score (1), the column into its low
@@ -55,88 +80,101 @@ PER_PAIR = {
     "90-bf16-bf16-fast-128": 5.4,
     "90-bf16-bf16-fast-256": 6.4,
     "90-f32-f32-fast-64": 4.9,
-    "90-f32-f32-high-64": 7.6,
-    "90-f32-f32-exact-8": 6.8,
-    "90-f32-f32-exact-64": 7.9,
-    "90-f32-f32-exact-128": 8.5,
-    "90-bf16-f32-exact-64": 7.6,
-    "90-f16-f16-exact-64": 7.0,
-    "80-bf16-bf16-fast-64": 6.3,
-    "80-f32-f32-exact-64": 11.0,
-    "100-bf16-bf16-fast-64": 7.0,
-    "100-f32-f32-exact-64": 13.5,
+    "90-f32-f32-high-64": 7.7,
+    "90-f32-f32-exact-8": 6.9,
+    "90-f32-f32-exact-64": 7.1,
+    "90-f32-f32-exact-100": 7.5,
+    "90-f32-f32-exact-128": 7.5,
+    "90-f32-f32-exact-200": 8.0,
+    "90-f32-f32-exact-256": 8.0,
+    "90-f32-f32-exact-512": 11.0,
+    "90-bf16-f32-exact-64": 7.1,
+    "90-f16-f16-exact-64": 7.1,
+    "90-f32-f32-exact-128-odd": 7.6,
+    "90-f32-f32-exact-64-odd_maps": 7.1,
+    "80-bf16-bf16-fast-64": 6.4,
+    "80-f32-f32-exact-64": 9.0,
+    "100-bf16-bf16-fast-64": 7.2,
+    "100-f32-f32-exact-64": 12.0,
 }
-SEARCHES = [*PER_PAIR, "90-f32-f32-exact-256", "90-f32-f32-exact-512", "120-f32-f32-exact-64"]
 SHARED = {"80": 99, "90": 227, "100": 227, "120": 99}
 MATRIX = {"80": "HMMA", "90": "HGMMA", "100": "UTCHMMA", "120": "HMMA"}
 
-
-@pytest.mark.parametrize("case", SEARCHES)
-def test_search_does_not_spill(case: str, targets: dict[str, Any]) -> None:
-    assert targets[case]["spills"] == 0
-
-
-@pytest.mark.parametrize("case", SEARCHES)
-def test_search_uses_the_tensor_cores(case: str, targets: dict[str, Any]) -> None:
-    assert MATRIX[case.split("-")[0]] in targets[case]["loop"]
+# The second pass gathers its rows, a 64-bit address for every number where they are not aligned; it is
+# entered by a few rows in a hundred.
+SPILLS = {"90-f32-f32-exact-128-odd-resolve": 12, "90-f32-f32-exact-200-odd-resolve": 12}
 
 
-@pytest.mark.parametrize("case", SEARCHES)
-def test_search_fits_the_machine(case: str, targets: dict[str, Any]) -> None:
-    result = targets[case]
-    assert result["registers"] <= result["limit"]
-    assert result["shared"] <= SHARED[case.split("-")[0]] * 1024
+def test_no_kernel_spills(targets: dict[str, Any]) -> None:
+    spills = {name: result["spills"] for name, result in targets.items() if result.get("spills")}
+    assert {name: count for name, count in spills.items() if count > SPILLS.get(name, 0)} == {}
 
 
-@pytest.mark.parametrize("case", [f"90-{x}-{e}-{p}-64" for x, e, p in (
-    ("bf16", "bf16", "fast"), ("f32", "f32", "fast"), ("f32", "f32", "exact"), ("bf16", "f32", "exact"),
-)])  # fmt: skip
-def test_two_programs_share_a_multiprocessor(case: str, targets: dict[str, Any]) -> None:
+def test_searches_use_the_tensor_cores(targets: dict[str, Any]) -> None:
+    for name, result in searches(targets).items():
+        assert MATRIX[name.split("-")[0]] in result["loop"], name
+
+
+def test_searches_fit_the_machine(targets: dict[str, Any]) -> None:
+    for name, result in searches(targets).items():
+        assert result["registers"] <= result["limit"], name
+        assert result["shared"] <= SHARED[name.split("-")[0]] * 1024, name
+
+
+def test_two_programs_share_a_multiprocessor(targets: dict[str, Any]) -> None:
     """So that one computes products while the other reduces: 64 Ki registers, 227 KiB shared memory."""
-    result = targets[case]
-    assert 2 * result["registers"] * 32 * result["warps"] <= 65536
-    assert 2 * (result["shared"] + 1024) <= 227 * 1024
+    for case in ("bf16-bf16-fast-64", *(f"f32-f32-exact-{dim}" for dim in (8, 64, 100, 128))):
+        result = targets[f"90-{case}"]
+        assert 2 * result["registers"] * 32 * result["warps"] <= 65536, case
+        assert 2 * (result["shared"] + 1024) <= 227 * 1024, case
 
 
-@pytest.mark.parametrize("case", PER_PAIR)
-def test_epilogue_is_cheap(case: str, targets: dict[str, Any]) -> None:
-    assert targets[case]["per_pair"] <= PER_PAIR[case]
+def test_epilogue_is_cheap(targets: dict[str, Any]) -> None:
+    per_pair = {case: targets[case]["per_pair"] for case in PER_PAIR if case in targets}
+    assert len(per_pair) >= 11
+    assert {case: count for case, count in per_pair.items() if count > PER_PAIR[case]} == {}
 
 
-@pytest.mark.parametrize("case", [c for c in SEARCHES if not c.startswith("100") and not c.endswith("512")])
-def test_a_tile_of_codes_is_read_once(case: str, targets: dict[str, Any]) -> None:
+def test_a_tile_of_codes_is_read_once(targets: dict[str, Any]) -> None:
     """Global to shared memory: the codes' parts and at most one bias a thread; to registers, row bounds."""
-    result = targets[case]
-    threads = 32 * result["warps"]
-    assert result["tile_bytes"] <= result["copied"] * threads <= result["tile_bytes"] + 4 * threads
-    assert result["loaded"] <= 36
+    for case, result in searches(targets).items():
+        if case.startswith("100") or case.endswith("512"):
+            continue
+        threads = 32 * result["warps"]
+        assert result["tile_bytes"] <= result["copied"] * threads <= result["tile_bytes"] + 4 * threads, case
+        assert result["loaded"] <= 36, case
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_other_kernels_do_not_spill(name: str, targets: dict[str, Any]) -> None:
-    assert targets[f"90-{name}"]["spills"] == 0
+def test_the_writing_pass_leaves_room_for_five_programs(targets: dict[str, Any]) -> None:
+    """It runs at the speed of memory: the more programs, the more bytes are under way."""
+    written = {name: r["registers"] for name, r in targets.items() if re.match("train-rows.*-write$", name)}
+    assert written
+    assert max(written.values()) <= 96
 
 
-@pytest.mark.parametrize("name", ["resolve", "write"])
-def test_exact_scores_are_not_fused(name: str, targets: dict[str, Any]) -> None:
+def test_exact_scores_are_not_fused(targets: dict[str, Any]) -> None:
     """The order of operations of base.py: no fused multiply-add in float64."""
-    assert targets[f"90-{name}"]["fused_float64"] == 0
+    resolved = [result for name, result in targets.items() if name.endswith("resolve")]
+    assert resolved
+    assert [result["fused_float64"] for result in resolved] == [0] * len(resolved)
 
 
-@pytest.mark.parametrize("name", ["write", "accumulate"])
-def test_statistics_do_not_wait_for_their_atomics(name: str, targets: dict[str, Any]) -> None:
-    assert "ATOMG" not in targets[f"90-{name}"]["atomics"]
+def test_statistics_do_not_wait_for_their_atomics(targets: dict[str, Any]) -> None:
+    assert "ATOMG" not in targets["other-accumulate"]["atomics"]
 
 
 def test_all_sizes_are_read_before_one_is_written(targets: dict[str, Any]) -> None:
     """The sizes are loaded in two layouts, by different warps, and updated in place."""
-    assert re.fullmatch(r"[lb]*lb+s", targets["90-ema"]["size_update"])
+    update = targets["train-rows-f32-64-all-262144-ema"]["size_update"]
+    assert re.fullmatch(r"[lb]*lb+s", update)
 
 
 def test_rotation_is_rounded_correctly(targets: dict[str, Any]) -> None:
     """Of opposite directions nothing must be left in u + q, which is divided by its clamped norm."""
-    assert targets["90-backward"]["approximate"] == 0
+    assert targets["train-rows-f32-64-all-262144-backward"]["approximate"] == 0
 
 
 def test_compiles_for_gfx942(targets: dict[str, Any]) -> None:
+    if "gfx942" not in targets:
+        pytest.skip("with the installed version only")
     assert any("f16" in name for name in targets["gfx942"]["mma"])

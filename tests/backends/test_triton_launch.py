@@ -44,6 +44,7 @@ def test_programs_share_all_padded_codes(k: int, monkeypatch: pytest.MonkeyPatch
             return lambda *args, **constants: seen.update(programs=grid[0], codes=constants["BLOCK_CODES"])
 
     monkeypatch.setattr(prepare, "prepare_kernel", Recorder())
+    monkeypatch.setattr(prepare, "exclude_duplicates", lambda codebook, prepared, *_: prepared)
     nothing = torch.empty(0, dtype=torch.int64)
     prepared = prepare.prepare(
         torch.empty(k, 2), 16, make_plan(torch.float32, torch.float32, "l2", "high"),
@@ -67,34 +68,59 @@ def test_the_search_is_launched_as_it_was_tuned(dim: int, monkeypatch: pytest.Mo
     monkeypatch.setattr(nearest, "search_kernel", Recorder())
     monkeypatch.setattr(nearest.common, "architecture", lambda device: 90)
     monkeypatch.setattr(nearest, "prepare", lambda codebook, depth, plan, **_: _empty_codebook(depth))
-    config = nearest.search(torch.empty(1, 9, dim), torch.empty(256, dim), None, "l2", "exact").config
+    indices = torch.empty(1, 9, dtype=torch.int64)
+    config = nearest.search(
+        torch.empty(1, 9, dim), torch.empty(256, dim), None, "l2", "exact", indices=indices
+    ).config
     assert seen["num_stages"] == seen["config"].stages == config.stages
     assert seen["num_warps"] == config.warps
     assert not seen["WIDE"]
 
 
 def _empty_codebook(depth: int) -> Any:
-    from vq_kernels.backends.triton.prepare import Prepared
+    from vq_kernels.backends.triton.codes import Prepared
 
     parts = torch.empty(256, depth, dtype=torch.float16)
     return Prepared(parts, parts, *(torch.empty(256, 8) for _ in range(3)), *(torch.empty(0),) * 2)
 
 
-def test_batch_sizes_share_few_compiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel is compiled for each number of programs that share the codes."""
+def test_programs_end_at_about_one_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what all multiprocessors could do, the search uses 70% at least, from half a wave on."""
     from vq_kernels.backends.triton import nearest
     from vq_kernels.backends.triton.plan import make_config, make_plan
 
     monkeypatch.setattr(nearest.common, "multiprocessors", lambda device: 132)
-    config = make_config(90, make_plan(torch.float32, torch.float32, "l2", "exact"), 64)
-    splits = {
-        rows: nearest.count_splits(rows, 16_384, config, torch.device("cpu")) for rows in range(1, 70_000, 7)
-    }
-    assert set(splits.values()) == {1, 2, 4, 8, 16, 32, 64}
-    for rows, programs in splits.items():
+    config = make_config(90, make_plan(torch.float32, torch.float32, "l2", "fast"), 64)
+    padded_k, places = 16_384, 264
+    code_tiles = padded_k // config.codes
+    for rows in range(17_000, 300_000, 997):
+        splits = nearest.count_splits(rows, padded_k, config, torch.device("cpu"))
         tiles = -(-rows // config.rows)
-        assert programs == 64 or 2 * tiles * programs > 132, "at least half of what fills the GPU twice"
-        assert programs == 1 or tiles * programs <= 2 * 132
+        steps = -(-tiles * splits // places) * -(-code_tiles // splits)
+        assert tiles * code_tiles >= 0.7 * steps * places, (rows, splits)
+
+
+def test_batch_sizes_share_compiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into how many shares the codes are divided is a number of the launch, not of the kernel."""
+    from vq_kernels.backends.triton import nearest
+
+    seen: list[dict[str, Any]] = []
+
+    class Recorder:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            return lambda *args, **constants: seen.append(constants | {"grid": grid})
+
+    monkeypatch.setattr(nearest, "search_kernel", Recorder())
+    monkeypatch.setattr(nearest.common, "multiprocessors", lambda device: 132)
+    monkeypatch.setattr(nearest, "prepare", lambda codebook, depth, plan, **_: _empty_codebook(depth))
+    for rows in (1, 100, 3000):
+        indices = torch.empty(1, rows, dtype=torch.int64)
+        nearest.search(
+            torch.empty(1, rows, 16), torch.empty(16_384, 16), None, "l2", "exact", indices=indices
+        )
+    grids = [launch.pop("grid") for launch in seen]
+    assert len({grid[1] for grid in grids}) == 3
+    assert all(launch == seen[0] for launch in seen)
 
 
 @pytest.mark.parametrize("dim", [12, 300], ids=["resident", "read_anew"])

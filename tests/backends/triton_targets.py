@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,13 @@ from triton.runtime.jit import JITFunction
 
 from vq_kernels.backends import QuantizeOptions
 from vq_kernels.backends.triton import backward, common, ema, gather, nearest, quantize, statistics
-from vq_kernels.backends.triton.plan import make_config, make_plan, padded_depth
+from vq_kernels.backends.triton.plan import first_pass, make_config, make_plan, padded_depth
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 MULTIPROCESSORS = 132
+
+Results = dict[str, dict[str, Any]]
 
 
 class Driver:
@@ -55,12 +57,17 @@ class Driver:
 
 
 @contextmanager
-def compiled_for(target: GPUTarget, architecture: int) -> Iterator[dict[str, Any]]:
-    """Launches inside compile for a target, with the tile sizes of an architecture: kernel name -> kernel."""
+def compiled_for(target: GPUTarget, architecture: int, *only: str) -> Iterator[dict[str, Any]]:
+    """Launches inside compile for a target, with the tile sizes of an architecture: kernel name -> kernel.
+
+    With names of kernels, only those are compiled.
+    """
     compiled: dict[str, Any] = {}
     run = JITFunction.run
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        if only and self.fn.__name__ not in only:
+            return
         compiled[self.fn.__name__] = run(self, *args, grid=grid, warmup=True, **options)
 
     with (
@@ -127,26 +134,57 @@ def _width(load: str) -> int:
 ROWS = 1 << 18
 
 
-def channel_last(rows: int, dim: int, dtype: str) -> Tensor:
-    return torch.empty(1, rows, dim, dtype=DTYPES[dtype])
+def rows_in(layout: str, rows: int, dim: int, dtype: str) -> Tensor:
+    """``[B, M, D]`` rows of a layout: contiguous, an odd slice of wider rows, or channel-first maps."""
+    if layout == "rows":
+        return torch.empty(1, rows, dim, dtype=DTYPES[dtype])
+    if layout == "odd":
+        return torch.empty(1, rows, dim + 3, dtype=DTYPES[dtype])[..., 1 : 1 + dim]
+    pixels = {"maps": 1024, "odd_maps": 49}[layout]
+    return torch.empty(rows // pixels, dim, pixels, dtype=DTYPES[dtype]).transpose(1, 2)
 
 
 def cuda(arch: int) -> GPUTarget:
     return GPUTarget("cuda", arch, 32)
 
 
-def search_case(arch: int, x: str, codebook: str, precision: str, dim: int) -> dict[str, Any]:
-    plan = make_plan(DTYPES[x], DTYPES[codebook], "l2", precision)
-    config = make_config(arch, plan, dim)
-    with compiled_for(cuda(arch), arch) as compiled:
-        codes = torch.empty(8192, dim, dtype=DTYPES[codebook])
-        indices = torch.empty(1, ROWS, dtype=torch.int64)
-        nearest.search(channel_last(ROWS, dim, x), codes, None, "l2", precision, indices=indices)
+def search_case(arch: int, x: str, codebook: str, precision: str, dim: int, layout: str = "rows") -> Results:
+    """A search without statistics, of many rows."""
+    rows, codes = rows_in(layout, ROWS, dim, x), torch.empty(8192, dim, dtype=DTYPES[codebook])
+    plan = first_pass(make_plan(DTYPES[x], DTYPES[codebook], "l2", precision), dim)
+    config = make_config(arch, plan, dim, common.loads_vectors(rows))
+    with compiled_for(cuda(arch), arch, "search_kernel", "resolve_kernel") as compiled:
+        nearest.nearest_code(rows, codes, "l2", precision)
     # The bias is one, and without packing the search for the minimum's column another.
     pairs = config.rows * config.codes / (32 * config.warps)
     result = inspect(compiled["search_kernel"], pairs, 1 if plan.pack else 2)
     tile = 2 * plan.code_parts * config.codes * padded_depth(config, dim)
-    return result | {"limit": config.registers or 255, "warps": config.warps, "tile_bytes": tile}
+    result |= {"limit": config.registers or 255, "warps": config.warps, "tile_bytes": tile}
+    name = "-".join([str(arch), x, codebook, precision, str(dim), *([layout] if layout != "rows" else [])])
+    found = {name: result}
+    if "resolve_kernel" in compiled:
+        found[f"{name}-resolve"] = inspect(compiled["resolve_kernel"])
+    return found
+
+
+def training_case(layout: str, dtype: str, dim: int, masked: bool, rows: int, codes: int) -> Results:
+    """All kernels of a training step, as the layer launches them: mask, range of x, divided codes."""
+    x, codebook = rows_in(layout, rows, dim, dtype), torch.empty(codes, dim)
+    mask = torch.empty(x.shape[:2], dtype=torch.bool) if masked else None
+    out, copy, loss = torch.empty_like(x), torch.empty_like(codebook), torch.empty(())
+    size, average = torch.empty(codes), torch.empty_like(codebook)
+    with compiled_for(cuda(90), 90) as compiled:
+        options = QuantizeOptions("l2", "exact", -1, statistics=True, keep_codes=True, backend=None)
+        result = quantize.vector_quantize(x, codebook, mask, options, out, copy)
+        for gradient in ("straight_through", "rotation_trick"):
+            backward.vector_quantize_backward(
+                out, loss, x, copy, result.indices, result.valid_rows, 0.03, gradient, torch.empty_like(x)
+            )
+        ema.ema_update_(codebook, size, average, result.counts, result.sums, 0.99, 1e-5, True)
+    name = f"train-{layout}-{dtype}-{dim}-{'masked' if masked else 'all'}-{rows}"
+    found = {f"{name}-{kernel.removesuffix('_kernel')}": inspect(c) for kernel, c in compiled.items()}
+    found[f"{name}-ema"]["size_update"] = size_update(compiled["ema_kernel"].asm["ptx"])
+    return found
 
 
 def size_update(ptx: str) -> str:
@@ -156,86 +194,61 @@ def size_update(ptx: str) -> str:
     return "".join({"ld": "l", "ba": "b", "st": "s"}[name[:2]] for name in before)
 
 
-def launch_quantize(codes: int, dim: int) -> None:
-    x, codebook = channel_last(ROWS, dim, "f32"), torch.empty(codes, dim)
-    out, copy = torch.empty_like(x), torch.empty_like(codebook)
-    options = QuantizeOptions("l2", "exact", -1, statistics=True, keep_codes=True, backend=None)
-    quantize.vector_quantize(x, codebook, None, options, out, copy)
+def statistics_case() -> Results:
+    x, indices = rows_in("rows", ROWS, 64, "f32"), torch.empty(1, ROWS, dtype=torch.int64)
+    with compiled_for(cuda(90), 90) as compiled:
+        statistics.code_statistics(x, indices, 512, True)
+        gather.gather_codes(torch.empty(512, 64), indices, x)
+    return {f"other-{name.removesuffix('_kernel')}": inspect(kernel) for name, kernel in compiled.items()}
 
 
-def launch_statistics() -> None:
+def amd_case() -> Results:
     indices = torch.empty(1, ROWS, dtype=torch.int64)
-    statistics.code_statistics(channel_last(ROWS, 64, "f32"), indices, 512, True)
-
-
-def launch_ema() -> None:
-    codebook, sums, average = (torch.empty(512, 64) for _ in range(3))
-    size, counts = torch.empty(512), torch.empty(512, dtype=torch.int64)
-    ema.ema_update_(codebook, size, average, counts, sums, 0.99, 1e-5, True)
-
-
-def launch_gather() -> None:
-    indices = torch.empty(1, ROWS, dtype=torch.int64)
-    gather.gather_codes(torch.empty(512, 64), indices, channel_last(ROWS, 64, "f32"))
-
-
-def launch_backward() -> None:
-    x, grad, out = (channel_last(ROWS, 64, "f32") for _ in range(3))
-    indices, valid_rows = torch.empty(1, ROWS, dtype=torch.int64), torch.empty((), dtype=torch.int64)
-    codebook, loss = torch.empty(512, 64), torch.empty(())
-    backward.vector_quantize_backward(
-        grad, loss, x, codebook, indices, valid_rows, 0.03, "rotation_trick", out
-    )
-
-
-# case -> (what launches it, the kernel)
-OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
-    "prepare": (lambda: launch_quantize(512, 64), "prepare_kernel"),
-    "prepare-wide": (lambda: launch_quantize(16_384, 256), "prepare_kernel"),
-    "resolve": (
-        lambda: nearest.nearest_code(channel_last(ROWS, 64, "f32"), torch.empty(8192, 64), "l2", "exact"),
-        "resolve_kernel",
-    ),
-    "write": (lambda: launch_quantize(512, 64), "write_kernel"),
-    "finish": (lambda: launch_quantize(512, 64), "finish_kernel"),
-    "range": (launch_statistics, "range_kernel"),
-    "accumulate": (launch_statistics, "accumulate_kernel"),
-    "ema": (launch_ema, "ema_kernel"),
-    "gather": (launch_gather, "gather_kernel"),
-    "backward": (launch_backward, "backward_kernel"),
-}
-
-
-def other_case(arch: int, name: str) -> dict[str, Any]:
-    launch, kernel = OTHERS[name]
-    with compiled_for(cuda(arch), arch) as compiled:
-        launch()
-    result = inspect(compiled[kernel])
-    return result | ({"size_update": size_update(compiled[kernel].asm["ptx"])} if name == "ema" else {})
-
-
-def amd_case() -> dict[str, Any]:
-    with compiled_for(GPUTarget("hip", "gfx942", 64), 80) as compiled:
-        nearest.search(channel_last(ROWS, 64, "f32"), torch.empty(8192, 64), None, "l2", "exact")
+    with compiled_for(GPUTarget("hip", "gfx942", 64), 80, "search_kernel") as compiled:
+        nearest.search(
+            rows_in("rows", ROWS, 64, "f32"), torch.empty(8192, 64), None, "l2", "exact", indices=indices
+        )
     amdgcn = compiled["search_kernel"].asm["amdgcn"]
-    return {"mma": sorted(set(re.findall(r"v_(mfma_\w+)", amdgcn)))}
+    return {"gfx942": {"mma": sorted(set(re.findall(r"v_(mfma_\w+)", amdgcn)))}}
 
 
-SEARCHES = [
-    (90, "bf16", "bf16", "fast", 64), (90, "bf16", "bf16", "fast", 128), (90, "bf16", "bf16", "fast", 256),
-    (90, "f32", "f32", "fast", 64), (90, "f32", "f32", "high", 64), (90, "f32", "f32", "exact", 8),
-    (90, "f32", "f32", "exact", 64), (90, "f32", "f32", "exact", 128), (90, "f32", "f32", "exact", 256),
-    (90, "bf16", "f32", "exact", 64), (90, "f16", "f16", "exact", 64), (90, "f32", "f32", "exact", 512),
-    (80, "bf16", "bf16", "fast", 64), (80, "f32", "f32", "exact", 64),
-    (100, "bf16", "bf16", "fast", 64), (100, "f32", "f32", "exact", 64), (120, "f32", "f32", "exact", 64),
+# Sizes are thinned out so that a version takes about a minute: every D in one layout, the other layouts,
+# pairs of dtypes and architectures at one or two D. The first list is for every version of Triton.
+SEARCHES: list[tuple[Any, ...]] = [
+    *((90, "f32", "f32", "exact", dim) for dim in (8, 64, 100, 128, 200, 256, 512)),
+    (90, "f32", "f32", "exact", 64, "odd_maps"), (90, "f32", "f32", "exact", 128, "odd"),
+    (90, "bf16", "bf16", "fast", 64), (90, "f32", "f32", "high", 64),
 ]  # fmt: skip
+MORE_SEARCHES: list[tuple[Any, ...]] = [
+    (90, "f32", "f32", "exact", 64, "maps"), (90, "f32", "f32", "exact", 200, "odd"),
+    (90, "bf16", "f32", "exact", 100, "odd"), (90, "bf16", "f32", "exact", 64),
+    (90, "f16", "f16", "exact", 64), (90, "bf16", "bf16", "fast", 128), (90, "bf16", "bf16", "fast", 256),
+    (90, "f32", "f32", "fast", 64),
+    (80, "bf16", "bf16", "fast", 64), (80, "f32", "f32", "exact", 64), (100, "bf16", "bf16", "fast", 64),
+    (100, "f32", "f32", "exact", 64), (120, "f32", "f32", "exact", 64),
+]  # fmt: skip
+TRAINING: list[tuple[str, str, int, bool, int, int]] = [
+    ("rows", "f32", 64, False, ROWS, 512),
+    ("rows", "f32", 64, True, 100, 8192),
+]
+MORE_TRAINING: list[tuple[str, str, int, bool, int, int]] = [
+    ("rows", "bf16", 128, True, ROWS, 512),
+    ("odd_maps", "f32", 8, True, ROWS, 512),
+]
 
 
 def main() -> None:
-    results = {"-".join(map(str, case)): search_case(*case) for case in SEARCHES}
-    results |= {f"90-{name}": other_case(90, name) for name in OTHERS}
-    results["gfx942"] = amd_case()
-    json.dump(results, sys.stdout)
+    """With ``--short`` what every version compiles, else all."""
+    short = "--short" in sys.argv
+    results: Results = {}
+    for case in SEARCHES if short else [*SEARCHES, *MORE_SEARCHES]:
+        results |= search_case(*case)
+    for training in TRAINING if short else [*TRAINING, *MORE_TRAINING]:
+        results |= training_case(*training)
+    results |= statistics_case()
+    if not short:
+        results |= amd_case()
+    json.dump({"version": triton.__version__, "results": results}, sys.stdout)
 
 
 if __name__ == "__main__":

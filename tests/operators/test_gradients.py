@@ -189,3 +189,64 @@ def test_an_operator_that_is_run_by_a_program_checks_the_indices_it_kept() -> No
     args = (torch.tensor([0, 1, 16, 2, -1]), torch.tensor(4), 0.1, "straight_through", -1, None)
     with pytest.raises(ValueError, match="indices holds 16; accepted: -1 to 15"):
         torch.ops.vq_kernels.vector_quantize_backward(x, one, x, codebook, *args)
+
+
+@pytest.mark.parametrize("gradient", ["straight_through", "rotation_trick"])
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+@pytest.mark.parametrize("channel_dim", [-1, 1])
+def test_a_gradient_penalty_has_the_losses_second_order(
+    gradient: str, masked: bool, channel_dim: int
+) -> None:
+    """Against the estimator and the loss written out with autograd's own stop-gradients."""
+    x = torch.randn(3, 5, 7, dtype=torch.float64)
+    codebook = torch.randn(11, x.shape[channel_dim], dtype=torch.float64)
+    shape = x.movedim(channel_dim, -1).shape[:-1]
+    mask = torch.rand(shape) < 0.6 if masked else None
+    weights = torch.randn_like(x)
+    penalties = []
+    for ours in (True, False):
+        leaf, codes = x.clone().requires_grad_(), codebook.clone().requires_grad_()
+        out = vq.vector_quantize(
+            leaf, codes, gradient=gradient, channel_dim=channel_dim, mask=mask,
+            commitment_weight=0.3, codebook_weight=0.7,
+        )  # fmt: skip
+        quantized, loss = out.quantized, out.loss
+        if not ours:
+            rows = leaf.movedim(channel_dim, -1)
+            e = codes[out.indices.clamp(min=0)]
+            valid = (out.indices >= 0).unsqueeze(-1)
+            count = valid.sum() * codebook.shape[1]
+            loss = 0.3 * torch.where(valid, (e.detach() - rows).square(), 0).sum() / count
+            loss = loss + 0.7 * torch.where(valid, (e - rows.detach()).square(), 0).sum() / count
+            if gradient == "straight_through":
+                through = rows + (e - rows).detach()
+            else:
+                u = torch.nn.functional.normalize(rows.detach(), dim=-1)
+                q = torch.nn.functional.normalize(e.detach(), dim=-1)
+                w = torch.nn.functional.normalize(u + q, dim=-1)
+                inner = lambda a, b: (a * b).sum(-1, keepdim=True)  # noqa: E731
+                through = rows - 2 * inner(rows, w) * w + 2 * inner(rows, u) * q
+                through = through * (e.norm(dim=-1, keepdim=True) / rows.norm(dim=-1, keepdim=True)).detach()
+            quantized = torch.where(valid, through, 0).movedim(-1, channel_dim)
+        value = loss + (quantized.sin() * weights).sum()
+        first = torch.autograd.grad(value, [leaf, codes], create_graph=True)
+        penalty = sum(g.square().sum() for g in first)
+        penalties.append((*first, *torch.autograd.grad(penalty, [leaf, codes])))
+    for got, want in zip(*penalties, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_forward_mode_is_refused() -> None:
+    """The operators have no forward derivative; zeros would be passed on in silence."""
+    x, codebook = torch.randn(5, 4), torch.randn(7, 4)
+    for function, primal in (
+        (lambda t: vq.vector_quantize(t, codebook).loss, x),
+        (lambda t: vq.vector_quantize(x, t, codebook_weight=1.0).loss, codebook),
+        (lambda t: vq.gather_codes(t, torch.tensor([0, 3])), codebook),
+    ):
+        for transform in (
+            lambda f, p: torch.func.jvp(f, (p,), (torch.ones_like(p),)),
+            lambda f, p: torch.func.jacfwd(f)(p),
+        ):
+            with pytest.raises((RuntimeError, NotImplementedError), match=r"jvp|forward"):
+                transform(function, primal)

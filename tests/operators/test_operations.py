@@ -119,7 +119,7 @@ def test_ema_update(size: tuple[int, int], normalize: bool, backend: str, device
     m = decay * embed_avg.double() + (1 - decay) * sums
     want = m / ((n + eps) / (n.sum() + codebook_size * eps) * n.sum())[:, None]
     if normalize:
-        want = want / want.norm(dim=1, keepdim=True).clamp(min=1e-6)
+        want = m / m.norm(dim=1, keepdim=True)
 
     versions = [t._version for t in (codebook, cluster_size, embed_avg)]
     vq.ema_update_(

@@ -193,3 +193,32 @@ def test_a_checkpoint_that_cannot_be_converted_says_why(source: str, state: Stat
         convert_state_dict(state, source=source, prefix="q.")
     for word in words:
         assert word in str(error.value)
+
+
+SETTERS = {
+    "load_state_dict": lambda layer, codes: layer.load_state_dict(
+        layer.state_dict() | {"_codebook.embed": codes[None]}
+    ),
+    "converted": lambda layer, codes: layer.load_state_dict(
+        convert_state_dict({"embedding.weight": codes}, source="embedding")
+    ),
+    "assigned": lambda layer, codes: setattr(layer, "codebook", codes),
+    "copied": lambda layer, codes: layer._codebook.embed.copy_(codes[None]),
+    "copied_to_data": lambda layer, codes: layer._codebook.embed.data.copy_(codes[None]),
+}
+
+
+@pytest.mark.parametrize("setter", SETTERS)
+@pytest.mark.parametrize("learnable", [False, True], ids=["ema", "learnable"])
+def test_codes_of_any_length_are_searched_on_the_sphere(setter: str, learnable: bool) -> None:
+    """As LlamaGen stores them: it normalises its weights in every forward."""
+    torch.manual_seed(0)
+    codes = torch.randn(32, 6)
+    codes *= (torch.rand(32, 1) + 0.5) / codes.norm(dim=1, keepdim=True)
+    layer = FusedVectorQuantizer(6, 32, use_cosine_sim=True, learnable_codebook=learnable).eval()
+    with torch.no_grad():
+        SETTERS[setter](layer, codes)
+    x = torch.randn(200, 6)
+    unit = torch.nn.functional.normalize(codes.double(), dim=1)
+    assert torch.equal(layer(x).indices, (x.double() @ unit.T).argmax(1))
+    torch.testing.assert_close(layer.codebook, unit.float())

@@ -164,3 +164,36 @@ def test_the_layer_trains_inside_a_compiled_model() -> None:
     torch.compile(loss_of, fullgraph=True, backend="aot_eager")(x).backward()
     assert model[0].weight.grad.abs().sum() > 0
     assert not torch.equal(model[1].codebook, before)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_dynamic_shapes_in_one_graph_equal_eager(options: dict[str, Any]) -> None:
+    inputs = [torch.randn(n, *input_for(options).shape[1:]) for n in (2, 3, 5)]
+    outcomes = []
+    for compiled in (False, True):
+        torch.manual_seed(2)
+        layer = FusedVectorQuantizer(8, 19, **options)
+        call = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager") if compiled else layer
+        outcomes.append(two_steps(layer, call, inputs, [None] * len(inputs)))
+    for number, (expected, actual) in enumerate(zip(*outcomes, strict=True)):
+        torch.testing.assert_close(actual, expected, msg=lambda m, n=number: f"result {n}: {m}")
+
+
+@pytest.mark.parametrize("name", ["commitment_weight", "decay"])
+@pytest.mark.parametrize("dynamic", [None, True], ids=["static", "dynamic"])
+def test_a_setting_can_be_annealed_in_a_compiled_layer(name: str, dynamic: bool | None) -> None:
+    outcomes = []
+    for compiled in (False, True):
+        torch.manual_seed(2)
+        layer = FusedVectorQuantizer(8, 19)
+        call = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+        results = []
+        for value in (0.9, 0.5, 0.25, 0.75):
+            setattr(layer if name == "commitment_weight" else layer._codebook, name, value)
+            x = torch.randn(20, 8, generator=torch.Generator().manual_seed(5)).requires_grad_()
+            out = (call if compiled else layer)(x)
+            out.loss.backward()
+            results += [out.loss.detach(), x.grad, layer.codebook.clone()]
+        outcomes.append(results)
+    for expected, actual in zip(*outcomes, strict=True):
+        torch.testing.assert_close(actual, expected)

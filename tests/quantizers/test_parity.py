@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -202,3 +203,22 @@ def test_options_of_the_peer_at_their_defaults_are_accepted() -> None:
     FusedVectorQuantizer(4, 8, sync_kmeans=True, stochastic_sample_codes=False, orthogonal_reg_weight=0.0)
     layer = FusedVectorQuantizer(4, 8)
     layer(torch.randn(2, 3, 4), topk=None, return_loss_breakdown=False)
+
+
+def test_arguments_by_position_mean_what_they_mean_there() -> None:
+    """dim, codebook_size, codebook_dim, heads, separate_codebook_per_head, decay, eps, freeze, k-means."""
+    arguments = (12, np.int64(CODES), np.int32(3), 2, True, 0.9, 1e-4, False, True, 3)
+    ours, theirs = FusedVectorQuantizer(*arguments), VectorQuantize(*map(_plain, arguments))
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {
+        k: v.shape for k, v in theirs.state_dict().items()
+    }
+    book, other = ours._codebook, theirs._codebook
+    for name in ("decay", "eps", "kmeans_iters"):
+        assert getattr(book, name) == getattr(other, name)
+    assert ours.freeze_codebook == theirs.freeze_codebook
+    assert not book.initted
+    assert ours(torch.randn(3, 41, 12)).indices.shape == (3, 41, 2)
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, np.integer) else value

@@ -249,3 +249,14 @@ def test_a_backward_after_the_update_uses_the_codes_that_were_searched() -> None
     layer(torch.randn(30, 4))
     out.loss.backward()
     torch.testing.assert_close(x.grad, 2 * (x.detach() - codes[out.indices]) / x.numel())
+
+
+@pytest.mark.parametrize("options", [{}, {"use_cosine_sim": True}, {"threshold_ema_dead_code": 1.0}], ids=str)
+def test_the_loss_of_a_frozen_encoder_has_a_backward_pass(options: dict[str, Any]) -> None:
+    # As VectorQuantize's in training, which is made of a zero that requires a gradient.
+    layer, x = FusedVectorQuantizer(4, 8, **options), torch.randn(30, 4)
+    layer(x).loss.backward()
+    assert x.grad is None
+    assert not layer.eval()(x).loss.requires_grad
+    with torch.no_grad():
+        assert not layer.train()(x).loss.requires_grad

@@ -131,8 +131,8 @@ def choose(
         backend = get_backend(name)
         reason = (
             backend.unavailable_reason()
+            or _missing_kernel(backend, operation, options)
             or backend.unsupported_reason(operation, x, codebook)
-            or _unheeded_option(backend, options)
         )
         if reason is not None:
             raise ValueError(f"backend {name!r} cannot serve this call: {reason}")
@@ -141,15 +141,17 @@ def choose(
         backend = get_backend(candidate)
         if (
             backend.unavailable_reason() is None
+            and _missing_kernel(backend, operation, options) is None
             and backend.unsupported_reason(operation, x, codebook) is None
-            and _unheeded_option(backend, options) is None
         ):
             return backend
     return get_backend("reference")
 
 
-def _unheeded_option(backend: Backend, options: QuantizeOptions | None) -> str | None:
-    """One sentence about the first option, set to more than its default, that the backend would not heed."""
+def _missing_kernel(backend: Backend, operation: Operation, options: QuantizeOptions | None) -> str | None:
+    """One sentence saying which operation, or option set to more than its default, the backend has not."""
+    if not hasattr(backend, operation):
+        return f"it has no {operation}"
     if options is None:
         return None
     for name in _options_beyond(backend.quantize_options):

@@ -64,7 +64,10 @@ COMMON_OPTIONS = frozenset(
 
 
 class Backend(Protocol):
-    """One implementation of every operation. Implementations are modules or objects of this shape."""
+    """One implementation of the operations. Implementations are modules or objects of this shape.
+
+    ``reference`` has them all; one that another has not yet is left out of its module, and it is not chosen.
+    """
 
     name: str
     # The fields of QuantizeOptions that its fused operation heeds: COMMON_OPTIONS, and what it has learnt

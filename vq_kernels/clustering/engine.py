@@ -54,9 +54,9 @@ def kmeans(
         )
         indices = torch.where(valid, nearest, -1)  # [...]
         counts, sums = code_statistics(x, indices, codebook_size, channel_dim=channel_dim, backend=backend)
-        counts, sums = (
-            reduce_statistics(counts, sums, group) if synchronized else (counts.float(), sums.float())
-        )
+        if synchronized:
+            counts, sums = reduce_statistics(counts, sums, group)
+        counts, sums = counts.float(), sums.float()
         updated = sums / counts.clamp(min=1)[:, None]  # [K, D]
         if metric == "cosine":
             updated = F.normalize(updated, dim=-1, eps=1e-6)

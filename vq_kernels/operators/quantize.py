@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..backends import Backend, QuantizeOptions, QuantizeResult, choose, requested_backend
 from ..devices import current_device_of, is_host_readable
 from ..rows import common_rows, shape_without_channel, write_back
 from ..tensor_checks import check_index_range
 from .registry import check_memory, define, is_plain, is_traced, operator, options_schema
+from .second_order import gradient_for_x
 from .statistics import compute_dtype
 
 
@@ -166,7 +166,6 @@ class VectorQuantize(torch.autograd.Function):
         _save_for_backward(ctx, x, codebook, options, QuantizeResult(*output), output[1])
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any, grad_quantized: Tensor | None, _: None, grad_loss: Tensor | None, *unused: None
     ) -> tuple[Tensor | None, ...]:
@@ -175,18 +174,15 @@ class VectorQuantize(torch.autograd.Function):
         dim = codes.shape[1]
         grad_x = grad_codebook = None
         if ctx.needs_input_grad[0] and (grad_quantized is not None or grad_loss is not None):
-            grad_x = vector_quantize_backward(
-                grad_quantized,
-                grad_loss if options.commitment_weight else None,
-                x,
-                codes,
-                indices,
-                valid_rows,
-                2.0 * options.commitment_weight / dim,
-                options.gradient,
-                options.channel_dim,
-                options.backend,
-            )
+            commitment_grad = grad_loss if options.commitment_weight else None
+            saved = (x, codes, indices, valid_rows)
+            # Grad mode is on in a backward pass that is itself to be differentiated.
+            if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                grad_x = gradient_for_x(grad_quantized, commitment_grad, *saved, options)
+            else:
+                scale = 2.0 * options.commitment_weight / dim
+                how = (scale, options.gradient, options.channel_dim, options.backend)
+                grad_x = vector_quantize_backward(grad_quantized, commitment_grad, *saved, *how)
         if ctx.needs_input_grad[1] and grad_loss is not None and options.codebook_weight:
             loss_grad = grad_loss * (2.0 * options.codebook_weight / dim) / valid_rows.clamp(min=1)
             grad_codebook = (loss_grad * (counts[:, None] * codes - sums)).to(codes.dtype)
@@ -228,7 +224,6 @@ class EagerVectorQuantize(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         return VectorQuantize.backward(ctx, *grads)
 

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar, get_type_hints
 import torch
 from torch import Tensor
 from torch._C import DispatchKey, DispatchKeySet
+from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 NAMESPACE = "vq_kernels"
-_library = torch.library.Library(NAMESPACE, "DEF")
+_operators = getattr(torch.ops, NAMESPACE)
 _SCHEMA_TYPES = {bool: "bool", int: "int", float: "float", str: "str", str | None: "str?"}
 
 
@@ -34,10 +35,26 @@ def define(schema: str, implementation: Callable[..., object], fake: Callable[..
         fake: shapes, dtypes and strides of the results, without data.
     """
     name = schema.partition("(")[0]
-    _library.define(schema)
-    _library.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
-    return getattr(getattr(torch.ops, NAMESPACE), name).default
+    if hasattr(_operators, name):
+        return _registered_before(name, schema)
+    library = torch.library.Library(NAMESPACE, "FRAGMENT")
+    library.define(schema)
+    library.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=library)
+    # Operators live as long as the process, whichever module objects are dropped: programs hold them.
+    _operators.__dict__.setdefault("_libraries", []).append(library)
+    return getattr(_operators, name).default
+
+
+def _registered_before(name: str, schema: str) -> Any:
+    """The operator that an earlier import registered: a reloaded or packaged copy shares it."""
+    overload = getattr(_operators, name).default
+    if overload._schema != torch._C.parse_schema(f"{NAMESPACE}::{schema}"):
+        raise RuntimeError(
+            f"the operator {NAMESPACE}::{name} of another version is loaded in this process, "
+            f"{overload._schema}; accepted: {schema}"
+        )
+    return overload
 
 
 def operator(
@@ -89,6 +106,16 @@ def options_schema(options: type[NamedTuple]) -> str:
             default = f'="{value}"' if isinstance(value, str) else f"={value}"
         arguments.append(f"{_SCHEMA_TYPES[types[name]]} {name}{default}")
     return ", ".join(arguments)
+
+
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Whether an autograd Function is to see the call: for a backward pass, or to refuse forward mode.
+
+    The operators themselves would pass forward-mode derivatives on as zeros.
+    """
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return True
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
 
 
 def check_memory(*args: object) -> None:

@@ -99,13 +99,18 @@ class CodebookState(nn.Module):
                 )
 
     def codes(self, private: bool = False) -> Tensor:
-        """``[H, K, D]`` to search in: learnable codes on the sphere are brought to unit length each time.
+        """``[H, K, D]`` to search in: codes on the sphere have unit length, whoever wrote to them.
+
+        Learnable ones leave the sphere at every step of the optimizer; others where somebody copied weights
+        into ``embed.data``, of which nothing tells.
 
         ``private``: nothing that autograd keeps of it is the codebook itself, which may then be written to.
         """
         codes = self.embed
         if self.learnable and self.unit_length:
             codes = F.normalize(self._copy_of_codes() if private else self.embed, dim=-1, eps=1e-6)
+        elif self.unit_length:
+            codes = _to_unit_length(codes)
         if self.has_zero_codes:  # a code that is not a number is never chosen
             codes = torch.where((codes == 0).all(-1, keepdim=True), torch.nan, codes)
         return codes
@@ -213,9 +218,15 @@ class CodebookState(nn.Module):
                 "they are left out of the search until they are revived (threshold_ema_dead_code)",
                 stacklevel=2,
             )
-        off = ((length - 1).abs() > 1e-4) & (length > 0)
-        if not self.learnable and bool(off.any()):
-            self.write_codes_(torch.where(off, self.embed / length, self.embed))
+        if not self.learnable:
+            self.write_codes_(_to_unit_length(self.embed))
+
+
+def _to_unit_length(codes: Tensor) -> Tensor:
+    """Codes of another length scaled; the others, and those of length 0, to the bit as they are."""
+    length = codes.norm(dim=-1, keepdim=True)
+    is_off = ((length - 1).abs() > 1e-4) & (length > 0)
+    return torch.where(is_off, codes / length, codes)
 
 
 _M = TypeVar("_M", bound=nn.Module)

@@ -124,3 +124,10 @@ def merge_heads(results: Sequence[VectorQuantized], channel_dim: int, heads: int
         torch.stack([r.counts for r in results]),
         torch.stack([r.sums for r in results]),
     )
+
+
+def with_gradient(loss: Tensor) -> Tensor:
+    """The loss of rows that need no gradient, so that ``loss.backward()`` does nothing instead of raising."""
+    if loss.requires_grad or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return loss
+    return loss.detach().requires_grad_()

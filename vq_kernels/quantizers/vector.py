@@ -11,7 +11,7 @@ from ..functional import VectorQuantized, vector_quantize
 from ..tensor_checks import FLOAT_DTYPES, check_device, check_dtype, check_shape, check_tensor
 from .base import Quantizer, QuantizerOutput
 from .codebook import Codebook
-from .heads import Layout, Rows, merge_heads, row_mask, split_heads
+from .heads import Layout, Rows, merge_heads, row_mask, split_heads, with_gradient
 from .settings import UNSUPPORTED_CALL_OPTIONS, UNSUPPORTED_OPTIONS, check_settings, reject_unsupported
 
 
@@ -73,10 +73,15 @@ class FusedVectorQuantizer(Quantizer):
         self,
         dim: int,
         codebook_size: int,
-        *,
         codebook_dim: int | None = None,
         heads: int = 1,
         separate_codebook_per_head: bool = False,
+        decay: float = 0.8,
+        eps: float = 1e-5,
+        freeze_codebook: bool = False,
+        kmeans_init: bool = False,
+        kmeans_iters: int = 10,
+        *,
         layernorm_after_project_in: bool = False,
         channel_last: bool = True,
         accept_image_fmap: bool = False,
@@ -89,11 +94,6 @@ class FusedVectorQuantizer(Quantizer):
         learnable_codebook: bool | None = None,
         ema_update: bool | None = None,
         manual_ema_update: bool = False,
-        freeze_codebook: bool = False,
-        decay: float = 0.8,
-        eps: float = 1e-5,
-        kmeans_init: bool = False,
-        kmeans_iters: int = 10,
         threshold_ema_dead_code: float = 0,
         sync_codebook: bool | None = None,
         process_group: torch.distributed.ProcessGroup | None = None,
@@ -104,9 +104,9 @@ class FusedVectorQuantizer(Quantizer):
         check_settings(FusedVectorQuantizer.__init__, locals())
         reject_unsupported(unsupported, UNSUPPORTED_OPTIONS, "FusedVectorQuantizer")
         super().__init__()
-        self.dim = dim
-        self.codebook_size = codebook_size
-        self.heads = heads
+        self.dim = dim = int(dim)  # NumPy's integers are no sizes for torch
+        self.codebook_size = codebook_size = int(codebook_size)
+        self.heads = heads = int(heads)
         self.separate_codebook_per_head = separate_codebook_per_head
         self.accept_image_fmap = accept_image_fmap
         self.accept_3d_fmap = accept_3d_fmap
@@ -123,7 +123,7 @@ class FusedVectorQuantizer(Quantizer):
         self.precision = precision
         self.backend = backend
 
-        code_dim = dim if codebook_dim is None else codebook_dim
+        code_dim = dim if codebook_dim is None else int(codebook_dim)
         self.has_projections = code_dim * heads != dim
         self.project_in: nn.Module = nn.Identity()
         self.project_out: nn.Module = nn.Identity()
@@ -132,9 +132,8 @@ class FusedVectorQuantizer(Quantizer):
             if layernorm_after_project_in:
                 self.project_in = nn.Sequential(self.project_in, nn.LayerNorm(code_dim * heads))
             self.project_out = nn.Linear(code_dim * heads, dim)
-        num_codebooks = heads if separate_codebook_per_head else 1
         self._codebook = Codebook(
-            num_codebooks,
+            heads if separate_codebook_per_head else 1,
             codebook_size,
             code_dim,
             learnable=self.learnable_codebook,
@@ -150,9 +149,7 @@ class FusedVectorQuantizer(Quantizer):
             backend=backend,
         )
         self._codebook.group = ProcessGroup(process_group)
-        self.last_counts = torch.zeros(
-            (num_codebooks, codebook_size), dtype=torch.int64, device=self._codebook.embed.device
-        )
+        self.last_counts = torch.zeros_like(self._codebook.cluster_size, dtype=torch.int64)
 
     def forward(
         self,
@@ -222,6 +219,7 @@ class FusedVectorQuantizer(Quantizer):
         if self.learnable_codebook and learns and self.codebook_weight is None:
             # Both gradients of one squared error; its value is to be counted once.
             loss = loss - 0.5 * loss.detach()
+        loss = with_gradient(loss) if self.training else loss
         return QuantizerOutput(quantized, result.indices, loss)
 
     @property

@@ -105,14 +105,14 @@ def vector_quantize_backward(
     result = torch.zeros_like(x)  # [B, M, D]
     if grad_quantized is not None:
         g = grad_quantized.to(compute)  # [B, M, D]
-        result = g if gradient == "straight_through" else _rotate_back(g, x, codes)
+        result = g if gradient == "straight_through" else rotate_back(g, x, codes)
     if grad_loss is not None:
         loss_grad = grad_loss.to(compute) * scale / valid_rows.clamp(min=1)  # []
         result = result + loss_grad * (x - codes)  # [B, M, D]
     out.copy_(torch.where((indices >= 0)[..., None], result, 0.0))
 
 
-def _rotate_back(g: Tensor, x: Tensor, codes: Tensor) -> Tensor:
+def rotate_back(g: Tensor, x: Tensor, codes: Tensor) -> Tensor:
     """Transpose of the rotation that takes x/|x| to e/|e|, rescaled by |e|/|x| (arXiv:2410.06424, 4.2)."""
     x_norm = x.norm(dim=-1, keepdim=True).clamp(min=1e-6)  # [B, M, 1]
     e_norm = codes.norm(dim=-1, keepdim=True)  # [B, M, 1]

@@ -16,7 +16,8 @@ from torch import Tensor
 from ..base import COMMON_OPTIONS, Operation, QuantizeOptions, QuantizeResult
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_MAX_ROWS = 2**31 - 1
+# Row numbers are 32 bits wide where a tile of rows is added to them.
+_MAX_ROWS = 2**31 - 2**15
 
 
 @functools.cache

@@ -26,7 +26,7 @@ def backward_kernel(
     grad, grad_loss, x, codebook, indices, valid_rows, out, scale, N, M,
     D: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr, ROTATE: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     row_in_range = row < N
     index = tl.load(indices + row, mask=row_in_range, other=-1)
     valid = index >= 0

@@ -21,6 +21,15 @@ from torch import Tensor
 EXCLUDED = tl.constexpr(2.0**100)
 FLOAT32_MAX = tl.constexpr(3.4028234663852886e38)
 
+# Slots of the int64 counters of a call, zeroed by prepare.py: open rows, the bits of the largest |x|,
+# unmasked rows, and how many programs of a launch have arrived.
+OPEN_SLOT = tl.constexpr(0)
+RANGE_SLOT = tl.constexpr(1)
+VALID_SLOT = tl.constexpr(2)
+EXCLUDE_TICKET = tl.constexpr(3)
+WRITE_TICKET = tl.constexpr(4)
+HEADER = tl.constexpr(8)
+
 # What the search stores instead of a code's index.
 MASKED = tl.constexpr(-1)
 AMBIGUOUS = tl.constexpr(-2)
@@ -58,8 +67,31 @@ class View(NamedTuple):
 
 
 def make_view(x: Tensor) -> View:
-    """A tensor as kernels take it: the data and the element strides."""
-    return View(x, *x.stride())
+    """A tensor as kernels take it: the data and the element strides.
+
+    Rows that follow one another without gaps have their stride known at compile time, whatever D is: the
+    compiler then sees how they are aligned, and loads several numbers at once. ``stride_b`` is None where
+    all rows are as far apart as those of a batch.
+    """
+    B, M, D = x.shape
+    stride_b, stride_m, stride_d = x.stride()
+    if stride_d == 1 and stride_m == D:
+        stride_m = tl.constexpr(D)
+    return View(x, None if B == 1 or stride_b == M * x.stride(1) else stride_b, stride_m, stride_d)
+
+
+def loads_vectors(x: Tensor) -> bool:
+    """Whether Triton sees that rows of x can be loaded 16 bytes at a time, from what it is told of them."""
+    B, M, D = x.shape
+    stride_b, stride_m, stride_d = x.stride()
+    batches = B == 1 or stride_b % 16 == 0
+    if x.data_ptr() % 16:
+        return False
+    if stride_d == 1 and stride_m == D:
+        return D * x.element_size() % 16 == 0 and (batches or stride_b == M * D)
+    if stride_d == 1:
+        return stride_m % 16 == 0 and batches
+    return stride_m == 1 and stride_d % 16 == 0 and M % 16 == 0 and batches
 
 
 class RowTile(NamedTuple):
@@ -73,9 +105,13 @@ class RowTile(NamedTuple):
 
 @triton.jit
 def row_offset(view, row, M):
-    """Element offset of rows b * M + m, int64."""
-    b = row // M
-    return b * view.stride_b + (row - b * M) * view.stride_m
+    """Element offset of rows b * M + m, int64; ``row`` is int32, as a division in 64 bits is a long one."""
+    if view.stride_b is None:
+        offset = row.to(tl.int64) * view.stride_m
+    else:
+        b = row // M
+        offset = b.to(tl.int64) * view.stride_b + (row - b * M).to(tl.int64) * view.stride_m
+    return offset
 
 
 @triton.jit
@@ -118,13 +154,14 @@ def row_is_finite(tile, D: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_ROWS: tl
 
 
 @triton.jit
-def zero(target, size, BLOCK: tl.constexpr):
-    """Zero int64 memory, the programs sharing it."""
+def fill(target, size, value, BLOCK: tl.constexpr):
+    """Fill integer memory, the programs sharing it."""
     per_program = tl.cdiv(size, tl.num_programs(0))
     for start in range(0, per_program, BLOCK):
         i = start + tl.arange(0, BLOCK)
         at = tl.program_id(0).to(tl.int64) * per_program + i
-        tl.store(target + at, tl.zeros((BLOCK,), tl.int64), mask=(i < per_program) & (at < size))
+        values = tl.full((BLOCK,), value, target.dtype.element_ty)
+        tl.store(target + at, values, mask=(i < per_program) & (at < size))
 
 
 @triton.jit

@@ -14,7 +14,7 @@ def gather_kernel(
     codebook, indices, out, N, M,
     D: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     row_in_range = row < N
     code = tl.load(indices + row, mask=row_in_range, other=0)
     tile = common.row_tile(view=out, row=row, valid=row_in_range, M=M)

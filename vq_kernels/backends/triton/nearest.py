@@ -1,4 +1,7 @@
-"""``nearest_code``: prepare the codebook, search, and resolve what is open; two or three launches."""
+"""``nearest_code``: prepare the codebook, search, and resolve what is open; two or three launches.
+
+A large codebook takes one launch more (``duplicates.py``).
+"""
 
 from __future__ import annotations
 
@@ -6,59 +9,59 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from . import common
-from .plan import Bound, Config, Plan, make_bound, make_config, make_plan, padded_depth
-from .prepare import Prepared, prepare
-from .rescore import CANDIDATES, TILE, resolve
-from .search import Partial, search_kernel
-
-# Counters that the search leaves on the device: open rows, then the range of x (statistics.py).
-COUNTERS = 4
-
-# Tile of codes of the second pass, for 16 rows.
-RESOLVE_CODES = 32
+from .codes import Prepared
+from .common import HEADER, OPEN_SLOT
+from .plan import (
+    Config,
+    Plan,
+    first_pass,
+    make_bound,
+    make_config,
+    make_plan,
+    padded_depth,
+    resolve_config,
+)
+from .prepare import padded_codes, prepare
+from .resolve import CANDIDATES, Pieces, resolve_kernel
+from .search import OpenRows, Partial, search_kernel
 
 # Elements from which on an offset into the prepared codebook needs 64 bits.
 WIDE_CODEBOOK = 2**31
+
+# Steps over a tile of codes that what comes before and after them costs a program of the search.
+OVERHEAD = 2
 
 
 class SearchResult(NamedTuple):
     """What the kernels after the search need; scratch of O(N + K D)."""
 
-    plan: Plan
+    plan: Plan  # of the second pass; the first may take fewer products
     config: Config
-    bound: Bound
     codes: Prepared
-    partial: Partial
-    counters: Tensor  # int64
+    open_rows: OpenRows
     splits: int
-
-    def resolve_arguments(self) -> dict[str, Any]:
-        """Arguments of ``rescore.resolve`` by name, but for x, the codebook, the mask and the rows."""
-        return {
-            "codes": self.codes,
-            "partial": self.partial,
-            "padded_k": self.codes.high.shape[0],
-            "PADDED_D": self.codes.high.shape[1],
-            "plan": self.plan,
-            "config": self.config._replace(rows=TILE.value, codes=RESOLVE_CODES),
-            "bound": self.bound,
-            "SPLITS": self.splits,
-            "INTERPRETED": common.interpreted(),
-        }
+    counters: Tensor  # int64, see common.py
+    accumulators: Tensor  # int64, zero
 
 
 def count_splits(rows: int, padded_k: int, config: Config, device: torch.device) -> int:
-    """Programs that share the codes, so that few rows still fill the GPU; at least two tiles each.
+    """Programs that share the codes of a tile of rows, so that all multiprocessors end at about one time.
 
-    A power of two, up to what fills the GPU twice: the kernels are compiled for each number of programs.
+    With two programs on each of P multiprocessors, S programs for each of T tiles run in
+    ceil(S T / 2 P) waves, each over one S-th of the tiles of codes.
     """
     tiles = -(-rows // config.rows)
-    wanted = max(1, 2 * common.multiprocessors(device) // tiles)
-    return max(1, min(1 << (wanted.bit_length() - 1), padded_k // (2 * config.codes), 64))
+    code_tiles = -(-padded_k // config.codes)
+    places = 2 * common.multiprocessors(device)
+
+    def steps(splits: int) -> int:
+        return -(-splits * tiles // places) * (-(-code_tiles // splits) + OVERHEAD)
+
+    most = max(1, min(code_tiles // 2, 64, 4 * places // tiles))
+    return min(range(1, most + 1), key=lambda splits: (steps(splits), splits))
 
 
 def search(
@@ -68,16 +71,16 @@ def search(
     metric: str,
     precision: str,
     *,
-    indices: Tensor | None = None,
-    counters: Tensor | None = None,
+    indices: Tensor,
     counts: Tensor | None = None,
+    accumulators: int = 0,
     codebook_copy: Tensor | None = None,
     measure_range: bool = False,
     bound_scale: float = 1.0,
 ) -> SearchResult:
-    """First pass. Indices go to ``indices`` (int64 ``[B, M]``) where given and the codes are not divided.
+    """First pass: ``indices`` (int64, N of them) of all rows, -1 where masked, -2 where open.
 
-    ``counters`` and ``counts`` (int64) are zeroed before the search; the first begins with its own counters.
+    ``counts`` (int64) and that many ``accumulators`` are zeroed before the search.
     ``codebook_copy`` receives a copy of the codebook.
     ``bound_scale`` is for the tests that show that the bound is needed.
     """
@@ -85,10 +88,17 @@ def search(
     N, K = B * M, codebook.shape[0]
     device = x.device
     plan = make_plan(x.dtype, codebook.dtype, metric, precision)
-    config = make_config(common.architecture(device), plan, D)
-    bound = make_bound(plan, config, D, bound_scale)
-    if counters is None:
-        counters = torch.empty(COUNTERS, dtype=torch.int64, device=device)
+    first = first_pass(plan, D)
+    vectors = common.loads_vectors(x)
+    config = make_config(common.architecture(device), first, D, vectors)
+    padded_k = padded_codes(K)
+    splits = count_splits(N, padded_k, config, device)
+    divided = splits > 1
+    row_tiles = -(-N // config.rows)
+    # One memory to zero: header, tickets of the second pass, tickets of the row tiles, accumulators.
+    row_tickets = int(HEADER.value) + resolve_programs(device)
+    begin = row_tickets + (row_tiles + row_tiles % 2 if divided else 0)
+    counters = torch.empty(begin + accumulators, dtype=torch.int64, device=device)
     codes = prepare(
         codebook,
         padded_depth(config, D),
@@ -97,32 +107,32 @@ def search(
         counts=counters if counts is None else counts,
         codebook_copy=codebook_copy,
     )
-    padded_k = codes.high.shape[0]
-    splits = count_splits(N, padded_k, config, device)
-    divided, listed = splits > 1, plan.exact and splits == 1
 
     def empty(count: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(count, dtype=dtype, device=device)
 
-    if divided or indices is None:
-        indices = empty(splits * N, torch.int32)
-    partial = Partial(
-        indices,
-        value=empty(splits * N if divided else 0, torch.float32),
-        second_best=empty(splits * N if divided and plan.exact else 0, torch.float32),
-        row_bound=empty(N if divided or plan.exact else 0, torch.float32),
-        ambiguous=empty(N if listed else 0, torch.int32),
-        threshold=empty(N if listed else 0, torch.float32),
-    )
+    partial = None
+    if divided:
+        partial = Partial(
+            indices=empty(splits * N, torch.int32),
+            value=empty(splits * N, torch.float32),
+            second_best=empty(splits * N, torch.float32),
+            tickets=counters[row_tickets:],
+        )
+    listed = N if plan.exact else 0
+    open_rows = OpenRows(empty(listed, torch.int32), empty(listed, torch.float32))
     programs = codes.extremes.shape[0]
     tiles_per_split = -(-padded_k // (config.codes * splits))
     options: dict[str, Any] = {"maxnreg": config.registers} if config.registers else {}
-    search_kernel[(-(-N // config.rows), splits)](
+    search_kernel[(row_tiles, splits)](
         common.make_view(x),
         mask,
         codes,
         partial,
+        empty(N, torch.float32),
+        open_rows,
         counters,
+        indices,
         N,
         M,
         K,
@@ -132,10 +142,9 @@ def search(
         -(config.codes // 4),
         D=D,
         PADDED_D=codes.high.shape[1],
-        plan=plan,
+        plan=first,
         config=config,
-        bound=bound,
-        DIVIDED=divided,
+        bound=make_bound(first, config, D, bound_scale),
         MEASURE_RANGE=measure_range,
         INTERPRETED=common.interpreted(),
         PADDED_PROGRAMS=triton.next_power_of_2(programs),
@@ -145,63 +154,79 @@ def search(
         enable_fp_fusion=False,
         **options,
     )
-    return SearchResult(plan, config, bound, codes, partial, counters, splits)
+    return SearchResult(plan, config, codes, open_rows, splits, counters, counters[begin:])
 
 
-@triton.jit
-def resolve_kernel(
-    x, codebook, codes, partial, candidates, counters, indices, N, M, K, padded_k,
-    D: tl.constexpr, PADDED_D: tl.constexpr, plan: tl.constexpr, config: tl.constexpr, bound: tl.constexpr,
-    SPLITS: tl.constexpr, INTERPRETED: tl.constexpr,
-):  # fmt: skip
-    pid = tl.program_id(0)
-    count = tl.load(counters).to(tl.int32)
-    if SPLITS > 1:
-        count = count * 0 + N
-    for start in range(pid * TILE, count, tl.num_programs(0) * TILE):
-        row, row_in_range, index = resolve(
-            x=x, mask=None, codebook=codebook, codes=codes, partial=partial,
-            candidates=candidates + pid * TILE * CANDIDATES, count=count, start=start,
-            N=N, M=M, K=K, padded_k=padded_k, D=D, PADDED_D=PADDED_D, plan=plan, config=config, bound=bound,
-            SPLITS=SPLITS, INTERPRETED=INTERPRETED,
-        )  # fmt: skip
-        tl.store(indices + row, index, mask=row_in_range)
+def resolve_programs(device: torch.device) -> int:
+    """Programs of the second pass: two on each multiprocessor, for a single row too."""
+    return 2 * common.multiprocessors(device)
 
 
-def resolve_programs(rows: int, device: torch.device) -> int:
-    """Programs of the second pass: four on each multiprocessor, no more than there can be tiles."""
-    return max(1, min(4 * common.multiprocessors(device), -(-rows // TILE.value)))
+def resolve(
+    x: Tensor, codebook: Tensor, result: SearchResult, indices: Tensor, bound_scale: float = 1.0
+) -> None:
+    """Second pass: write the indices of the rows that an exact search left open."""
+    _, M, D = x.shape
+    K = codebook.shape[0]
+    device = x.device
+    config = resolve_config(result.config, D, common.loads_vectors(x))
+    programs = resolve_programs(device)
+    rows = programs * config.rows
 
+    def empty(count: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(count, dtype=dtype, device=device)
 
-def candidate_scratch(programs: int, device: torch.device) -> Tensor:
-    """Room for the candidates of every program's rows."""
-    return torch.empty(programs * TILE.value * CANDIDATES.value, dtype=torch.int32, device=device)
+    lines = result.codes.extremes.shape[0]
+    resolve_kernel[(programs,)](
+        common.make_view(x),
+        codebook,
+        result.codes,
+        result.open_rows,
+        Pieces(
+            candidates=empty(rows * int(CANDIDATES.value), torch.int32),
+            value=empty(rows, torch.float64),
+            rest=empty(rows, torch.float64),
+            index=empty(rows, torch.int32),
+            tickets=result.counters[int(HEADER.value) :],
+        ),
+        result.counters,
+        indices,
+        M,
+        K,
+        result.codes.high.shape[0],
+        lines,
+        -(config.codes // 4),
+        D=D,
+        PADDED_D=result.codes.high.shape[1],
+        plan=result.plan,
+        config=config,
+        bound=make_bound(result.plan, config, D, bound_scale),
+        INTERPRETED=common.interpreted(),
+        PADDED_PROGRAMS=triton.next_power_of_2(lines),
+        num_warps=config.warps,
+        num_stages=config.stages,
+        enable_fp_fusion=False,
+    )
 
 
 def nearest_code(
     x: Tensor, codebook: Tensor, metric: str, precision: str, *, bound_scale: float = 1.0
 ) -> Tensor:
     """``base.Backend.nearest_code``; ``bound_scale`` is for the tests that show that the bound is needed."""
-    B, M, D = x.shape
+    B, M, _ = x.shape
     N, K = B * M, codebook.shape[0]
     indices = torch.empty((B, M), dtype=torch.int64, device=x.device)
     if N == 0 or K == 0:
         return indices.fill_(0)
     result = search(x, codebook, None, metric, precision, indices=indices, bound_scale=bound_scale)
-    if result.splits > 1 or result.plan.exact:
-        programs = resolve_programs(N, x.device)
-        resolve_kernel[(programs,)](
-            x=common.make_view(x),
-            codebook=codebook,
-            candidates=candidate_scratch(programs, x.device),
-            counters=result.counters,
-            indices=indices,
-            N=N,
-            M=M,
-            K=K,
-            D=D,
-            num_warps=4,
-            enable_fp_fusion=False,
-            **result.resolve_arguments(),
-        )
+    if result.plan.exact:
+        resolve(x, codebook, result, indices, bound_scale)
     return indices
+
+
+def open_share(x: Tensor, codebook: Tensor, metric: str = "l2") -> float:
+    """Share of the rows that the first pass of an exact search leaves to the second; waits for the device."""
+    B, M, _ = x.shape
+    indices = torch.empty((B, M), dtype=torch.int64, device=x.device)
+    result = search(x, codebook, None, metric, "exact", indices=indices)
+    return int(result.counters[int(OPEN_SLOT.value)]) / max(1, B * M)

@@ -61,17 +61,56 @@ def make_plan(x_dtype: torch.dtype, codebook_dtype: torch.dtype, metric: str, pr
     return Plan(True, parts, code_parts, centered, metric == "l2", exact, pack)
 
 
-def make_config(architecture: int, plan: Plan, dim: int) -> Config:
+# The least depth of a matrix product.
+SHORTEST = 16
+
+# From this D on float32 and mixed searches take one product over all rows and the others over the rows
+# that it leaves open; below, codes lie so densely that one product leaves too many.
+CASCADE_FROM = 32
+
+
+def first_pass(plan: Plan, dim: int) -> Plan:
+    """The plan of the search itself; ``plan`` is then that of the rows which the search leaves open."""
+    if plan.exact and plan.products > 1 and dim >= CASCADE_FROM:
+        return plan._replace(parts=1, code_parts=1)
+    return plan
+
+
+def make_config(architecture: int, plan: Plan, dim: int, vectors: bool = True) -> Config:
     """The stored configuration of the newest architecture not above this one and the first fitting depth.
 
     ``tuned.TABLE`` maps architecture -> products -> list of (largest D, configuration).
-    A depth of 0 means all of D at once.
+    A depth of 0 means all of D at once. Without ``vectors`` (``common.loads_vectors``) a thread holds an
+    address for every number that it loads, of which short chunks need fewer.
     """
     known = max((a for a in TABLE if a <= architecture), default=min(TABLE))
     values = next(values for largest, values in TABLE[known][plan.products] if dim <= largest)
     config = Config(*values)
     whole = max(16, triton.next_power_of_2(dim))
-    return config._replace(depth=whole if config.depth == 0 else min(config.depth, whole))
+    config = config._replace(depth=whole if config.depth == 0 else min(config.depth, whole))
+    if not vectors:
+        return config._replace(depth=SHORTEST, registers=None)
+    if plan.exact and config.registers is not None:
+        # The second best scores take registers, which the row's parts must not wait in.
+        return config._replace(depth=SHORTEST)
+    return config
+
+
+def resolve_config(config: Config, dim: int, vectors: bool = True) -> Config:
+    """Tiles of the second pass, for codes that were padded for the search's configuration.
+
+    64 rows are the least that Hopper's matrix instruction takes; the parts of the codes of two stages fit
+    the 99 KiB of shared memory of the smaller GPUs.
+    """
+    return config._replace(
+        rows=64,
+        codes=64 if dim <= 64 else 32,
+        depth=SHORTEST,
+        warps=4,
+        stages=2,
+        registers=None,
+        resident=dim <= (128 if vectors else 64),
+    )
 
 
 def padded_depth(config: Config, dim: int) -> int:

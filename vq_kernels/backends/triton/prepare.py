@@ -10,14 +10,15 @@ so that adding the bias (what depends on the code alone) to the matrix product g
 the same argmin. Any c and s are right; the mean and the range of a sample of the codes make the
 bound tight. Codes of the rows' own 16-bit dtype are copied unchanged (c = 0, s = 1).
 
-One launch: every program looks at the same sample itself, then works on its own codes, and leaves
-one line of a table of extremes that the search reduces. It also zeroes the counters of later
-kernels. Memory traffic: 4 K D bytes read, 2 to 4 K D written, 4 K D more for a copy of the codes.
+Every program looks at the same sample itself, then works on its own codes, and leaves one line of a
+table of extremes that the search reduces. It also zeroes the counters of later kernels. Codes that
+equal an earlier one get a bias that never wins (``duplicates.py``): at once in a small codebook, by a
+second launch in a large one.
+
+Memory traffic: 4 K D bytes read, 2 to 4 K D written, 4 K D more for a copy of the codes.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import triton
@@ -25,54 +26,50 @@ import triton.language as tl
 from torch import Tensor
 
 from . import common
+from .codes import (
+    CENTER,
+    COLUMNS,
+    EXCLUDED_NORM,
+    EXPONENT,
+    LARGEST,
+    LOW_PART,
+    RESIDUAL,
+    SMALLEST,
+    Prepared,
+)
 from .common import EXCLUDED, FLOAT32_MAX
+from .duplicates import (
+    NOT_ENTERED,
+    equals_an_earlier_code,
+    exclude_duplicates,
+    hash_codes,
+    make_tables,
+)
 from .plan import Plan
-
-# Rows of the table of extremes: float32 columns, norms in the scaled units of the stored codes.
-LARGEST = tl.constexpr(0)  # norm over usable codes
-SMALLEST = tl.constexpr(1)
-RESIDUAL = tl.constexpr(2)  # |code - stored parts| / |code|
-LOW_PART = tl.constexpr(3)  # |low part| / |code|
-EXCLUDED_NORM = tl.constexpr(4)  # smallest norm of a finite code that is out of the parts' range
-EXPONENT = tl.constexpr(5)  # log2 s
-CENTER = tl.constexpr(6)  # s |c|
-COLUMNS = tl.constexpr(8)
 
 SAMPLE = 64
 SLOT = 128  # codes are padded to a multiple of this, the largest tile of the search
 MOST_CODES = 64  # of a program: it divides SLOT, and more would spill
 
 
-class Prepared(NamedTuple):
-    """K' is K padded to a multiple of 128, D' is D padded to the search's chunks, P the programs."""
-
-    high: Tensor  # [K', D'] float16 or the codes' dtype
-    low: Tensor  # [K', D'], or high where there is one part
-    bias: Tensor  # [K'] float32
-    center: Tensor  # [D'] float32
-    extremes: Tensor  # [P, 8] float32
-    square_high: Tensor  # [K] float64: sum of e^2 / 2 as an exact pair; [0] unless the search is exact
-    square_low: Tensor  # [K] float64
-
-
 @triton.jit
 def prepare_kernel(
-    codebook, codes, codebook_copy, counters, counters_size, counts, counts_size, K,
+    codebook, codes, codebook_copy, tables, counters, counters_size, counts, counts_size, K,
     D: tl.constexpr, PADDED_D: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_CODES: tl.constexpr,
     SAMPLE: tl.constexpr, plan: tl.constexpr,
 ):  # fmt: skip
-    """Fill ``codes`` (:class:`Prepared`); write the copy where there is one; zero counters and counts."""
+    """Fill ``codes`` (:class:`Prepared`) and, where there are any, copy and hashes; zero the counters."""
     SPLIT: tl.constexpr = plan.split
     PARTS: tl.constexpr = plan.code_parts
     pid = tl.program_id(0)
-    common.zero(target=counters, size=counters_size, BLOCK=1024)
-    common.zero(target=counts, size=counts_size, BLOCK=1024)
+    common.fill(target=counters, size=counters_size, value=0, BLOCK=1024)
+    common.fill(target=counts, size=counts_size, value=0, BLOCK=1024)
     d0 = tl.arange(0, BLOCK_DIM)
     exponent = tl.zeros((), tl.int32)
     if SPLIT:
         sampled = tl.arange(0, SAMPLE).to(tl.int64) * K // SAMPLE
         spread = tl.zeros((), tl.float32)
-        for start in tl.static_range(0, PADDED_D, BLOCK_DIM):
+        for start in range(0, PADDED_D, BLOCK_DIM):
             d = start + d0
             e = tl.load(codebook + sampled[:, None] * D + d[None, :], mask=(d < D)[None, :], other=0.0)
             e = e.to(tl.float32)
@@ -94,7 +91,7 @@ def prepare_kernel(
     center_square = tl.zeros((), tl.float64)
     widest = tl.zeros((BLOCK_CODES,), tl.float64)
     nonfinite = tl.zeros((BLOCK_CODES,), tl.int32)
-    for start in tl.static_range(0, PADDED_D, BLOCK_DIM):
+    for start in range(0, PADDED_D, BLOCK_DIM):
         d = start + d0
         in_bounds = code_in_range[:, None] & (d < D)[None, :]
         loaded = tl.load(codebook + base[:, None] * D + d[None, :], mask=in_bounds, other=0.0)
@@ -122,11 +119,21 @@ def prepare_kernel(
         score = 0.5 * square
         if not plan.centered_rows:
             score += along_center
-    tl.store(codes.bias + code, tl.where(usable, score.to(tl.float32), EXCLUDED))
+    if tables is not None:
+        hashes = hash_codes(codebook=codebook, code=code, valid=code_in_range, D=D, BLOCK_DIM=BLOCK_DIM)
+        tl.store(tables.hashes + base, hashes, mask=code_in_range)
+        common.fill(target=tables.entries, size=2 * tables.size, value=NOT_ENTERED, BLOCK=1024)
+        can_win = usable
+    else:
+        is_duplicate = equals_an_earlier_code(
+            codebook=codebook, code=code, K=K, D=D, BLOCK_DIM=BLOCK_DIM, CHUNK=32
+        )
+        can_win = usable & (is_duplicate == 0)
+    tl.store(codes.bias + code, tl.where(can_win, score.to(tl.float32), EXCLUDED))
 
     residual = tl.zeros((BLOCK_CODES,), tl.float64)
     low_square = tl.zeros((BLOCK_CODES,), tl.float64)
-    for start in tl.static_range(0, PADDED_D, BLOCK_DIM):
+    for start in range(0, PADDED_D, BLOCK_DIM):
         d = start + d0
         in_bounds = usable[:, None] & (d < D)[None, :]
         stored = base[:, None] * PADDED_D + d[None, :]
@@ -170,6 +177,11 @@ def prepare_kernel(
         tl.store(codes.square_low + base, tl.where(finite, remainder, 0.0), mask=code_in_range)
 
 
+def padded_codes(codebook_size: int) -> int:
+    """Number of codes that are prepared: every tile of the search is full."""
+    return -(-codebook_size // SLOT) * SLOT
+
+
 def prepare(
     codebook: Tensor,
     padded_d: int,
@@ -184,14 +196,16 @@ def prepare(
     ``codebook_copy`` (the codebook's shape and dtype) receives a copy of it.
     """
     K, D = codebook.shape
-    padded_k = -(-K // SLOT) * SLOT
-    block_codes = min(MOST_CODES, max(16, triton.next_power_of_2(-(-padded_k // 256))))
+    padded_k = padded_codes(K)
+    wanted = -(-padded_k // (2 * common.multiprocessors(codebook.device)))
+    block_codes = min(MOST_CODES, max(16, triton.next_power_of_2(wanted)))
     programs = padded_k // block_codes
     empty = codebook.new_empty
     dtype = torch.float16 if plan.split else codebook.dtype
     high = empty((padded_k, padded_d), dtype=dtype)
     low = empty((padded_k, padded_d), dtype=dtype) if plan.code_parts == 2 else high
     squared = K if plan.exact else 0
+    tables = make_tables(codebook)
     prepared = Prepared(
         high,
         low,
@@ -205,6 +219,7 @@ def prepare(
         codebook,
         prepared,
         codebook_copy,
+        tables,
         counters,
         counters.numel(),
         counts,
@@ -219,4 +234,4 @@ def prepare(
         num_warps=4,
         enable_fp_fusion=False,
     )
-    return prepared
+    return prepared if tables is None else exclude_duplicates(codebook, prepared, tables, counters)

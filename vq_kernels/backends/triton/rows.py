@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 
 from . import common
+from .codes import CENTER, COLUMNS, EXCLUDED_NORM, EXPONENT, LARGEST, LOW_PART, RESIDUAL, SMALLEST
 from .common import FLOAT32_MAX
-from .prepare import CENTER, COLUMNS, EXCLUDED_NORM, EXPONENT, LARGEST, LOW_PART, RESIDUAL, SMALLEST
 
 
 class RowScales(NamedTuple):
@@ -176,6 +176,10 @@ def error_bound(
         norm = zero + largest
         known = (zero + excluded) == float("inf")
         bias = zero
+    if plan.code_parts == 1:
+        # The low part, if there is one, is not used.
+        residual = residual + low_part
+        low_part = low_part * 0.0
     rounding = 2.0**-23
     if CENTERED:
         rounding = 2.0**-23 + 2.0**-24

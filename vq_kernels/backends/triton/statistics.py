@@ -22,13 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import common
-from .common import FLOAT32_MAX
-
-# Slots of the int64 counters before the accumulators; the first counts the search's open rows.
-RANGE_SLOT = tl.constexpr(1)
-VALID_SLOT = tl.constexpr(2)
-TICKET_SLOT = tl.constexpr(3)
-HEADER = tl.constexpr(4)
+from .common import FLOAT32_MAX, HEADER, RANGE_SLOT
 
 
 def copies(codebook_size: int, dim: int) -> int:
@@ -38,8 +32,8 @@ def copies(codebook_size: int, dim: int) -> int:
 
 
 def accumulators(codebook_size: int, dim: int) -> int:
-    """Entries of the int64 counters: header and accumulators."""
-    return int(HEADER.value) + copies(codebook_size, dim) * codebook_size * dim
+    """Number of int64 accumulators."""
+    return copies(codebook_size, dim) * codebook_size * dim
 
 
 def row_bits(rows: int) -> int:
@@ -80,15 +74,15 @@ def add_rows(sums, counts, exponent, code, valid, v, d, FIRST: tl.constexpr, D: 
 
 @triton.jit
 def range_kernel(
-    x, indices, counts, counters, partial, counters_size, N, M, K,
+    x, indices, counts, accumulators, partial, accumulators_size, N, M, K,
     D: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
     """Zero the accumulators; the largest finite |x| of each program's rows."""
-    common.zero(target=counts, size=K, BLOCK=1024)
-    common.zero(target=counters, size=counters_size, BLOCK=1024)
+    common.fill(target=counts, size=K, value=0, BLOCK=1024)
+    common.fill(target=accumulators, size=accumulators_size, value=0, BLOCK=1024)
     largest = tl.zeros((), tl.float32)
     for block in range(tl.program_id(0), tl.cdiv(N, BLOCK_ROWS), tl.num_programs(0)):
-        row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS).to(tl.int64)
+        row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         valid = tl.load(indices + row, mask=row < N, other=-1) >= 0
         tile = common.row_tile(view=x, row=row, valid=valid, M=M)
         for start in tl.static_range(0, D, BLOCK_DIM):
@@ -100,7 +94,7 @@ def range_kernel(
 
 @triton.jit
 def accumulate_kernel(
-    x, indices, counts, counters, partial, partials, row_bits, N, M, K,
+    x, indices, counts, counters, accumulators, partial, partials, row_bits, N, M, K,
     D: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr, PADDED_PROGRAMS: tl.constexpr,
     COPIES: tl.constexpr, SKIP: tl.constexpr,
 ):  # fmt: skip
@@ -111,9 +105,9 @@ def accumulate_kernel(
     if pid == 0:
         tl.store(counters + RANGE_SLOT, largest.to(tl.int32, bitcast=True).to(tl.int64))
     exponent = unit_exponent(largest=largest, row_bits=row_bits)
-    sums = counters + HEADER + (pid % COPIES).to(tl.int64) * K * D
+    sums = accumulators + (pid % COPIES).to(tl.int64) * K * D
     for block in range(pid, tl.cdiv(N, BLOCK_ROWS), tl.num_programs(0)):
-        row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS).to(tl.int64)
+        row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         code = tl.load(indices + row, mask=row < N, other=-1)
         tile = common.row_tile(view=x, row=row, valid=code >= 0, M=M)
         valid = tile.valid
@@ -135,21 +129,40 @@ def to_float_sums(accumulators, sums, exponent, size, start, COPIES: tl.constexp
     in_bounds = i < size
     total = tl.zeros((BLOCK,), tl.int64)
     for copy in tl.static_range(COPIES):
-        total += tl.load(accumulators + copy * size + i, mask=in_bounds, other=0)
+        total += tl.load(accumulators + copy * size + i, mask=in_bounds, other=0, cache_modifier=".cg")
     value = total.to(tl.float64) * power_of_two64(exponent)
     tl.store(sums + i, value.to(tl.float32), mask=in_bounds)
 
 
 @triton.jit
-def float_sums_kernel(counters, sums, row_bits, size, COPIES: tl.constexpr, BLOCK: tl.constexpr):
+def float_sums_kernel(
+    counters, accumulators, sums, row_bits, size, COPIES: tl.constexpr, BLOCK: tl.constexpr
+):
     to_float_sums(
-        accumulators=counters + HEADER,
+        accumulators=accumulators,
         sums=sums,
         exponent=stored_unit_exponent(counters=counters, row_bits=row_bits),
         size=size,
         start=tl.program_id(0).to(tl.int64) * BLOCK,
         COPIES=COPIES,
         BLOCK=BLOCK,
+    )
+
+
+def float_sums(counters: Tensor, accumulators: Tensor, sums: Tensor, rows: int) -> None:
+    """Launch that turns the fixed-point sums of ``rows`` rows into float32."""
+    K, D = sums.shape
+    block = 1024
+    float_sums_kernel[(-(-K * D // block),)](
+        counters,
+        accumulators,
+        sums,
+        row_bits(rows),
+        K * D,
+        COPIES=copies(K, D),
+        BLOCK=block,
+        num_warps=4,
+        enable_fp_fusion=False,
     )
 
 
@@ -167,19 +180,19 @@ def code_statistics(
         )
     counts = torch.empty(K, dtype=torch.int64, device=device)
     sums = torch.empty((K, D), dtype=torch.float32, device=device)
-    counters = torch.empty(accumulators(K, D), dtype=torch.int64, device=device)
+    counters = torch.empty(int(HEADER.value), dtype=torch.int64, device=device)
+    sums_in_units = torch.empty(accumulators(K, D), dtype=torch.int64, device=device)
     block_dim, block_rows = common.streaming_tile(D)
     programs = max(1, min(4 * common.multiprocessors(device), -(-N // block_rows)))
     partial = torch.empty(programs, dtype=torch.float32, device=device)
     view = common.make_view(x)
-    block = 1024
     range_kernel[(programs,)](
         view,
         indices,
         counts,
-        counters,
+        sums_in_units,
         partial,
-        counters.numel(),
+        sums_in_units.numel(),
         N,
         M,
         K,
@@ -194,6 +207,7 @@ def code_statistics(
         indices,
         counts,
         counters,
+        sums_in_units,
         partial,
         programs,
         row_bits(N),
@@ -209,14 +223,5 @@ def code_statistics(
         num_warps=4,
         enable_fp_fusion=False,
     )
-    float_sums_kernel[(-(-K * D // block),)](
-        counters,
-        sums,
-        row_bits(N),
-        K * D,
-        COPIES=copies(K, D),
-        BLOCK=block,
-        num_warps=4,
-        enable_fp_fusion=False,
-    )
+    float_sums(counters, sums_in_units, sums, N)
     return counts, sums
