@@ -21,6 +21,9 @@ import pytest
 
 pytest.importorskip("triton")
 
+# One worker compiles while the others go on; a version takes minutes of a core.
+pytestmark = [pytest.mark.xdist_group("triton_compile"), pytest.mark.timeout(1200)]
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 OLDEST = "3.6.0"
