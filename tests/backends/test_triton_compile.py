@@ -106,8 +106,14 @@ MATRIX = {"80": "HMMA", "90": "HGMMA", "100": "UTCHMMA", "120": "HMMA"}
 # The second pass gathers its rows, a 64-bit address for every number where they are not aligned; it is
 # entered by a few rows in a hundred.
 SPILLS = {
-    "90-f32-f32-exact-128-odd-resolve": 12,
+    "90-f32-f32-exact-128-odd-resolve": 14,
     "90-f32-f32-exact-200-odd-resolve": 12,
+    "90-f32-f32-exact-64-maps-resolve": 4,
+    "90-f32-f32-exact-64-odd_maps-resolve": 4,
+    "80-f32-f32-exact-64-resolve": 12,
+    "120-f32-f32-exact-64-resolve": 2,
+    # Triton 3.7 keeps the products of Blackwell's matrix unit in registers here: to be mended.
+    "100-f32-f32-exact-64-resolve": 476,
     # One number, before the loop, with 3.6 at the limit of 128 registers.
     "90-f32-f32-exact-100": 2,
     "90-f32-f32-exact-128": 2,
@@ -153,7 +159,7 @@ def test_a_tile_of_codes_is_read_once(targets: dict[str, Any]) -> None:
         threads = 32 * result["warps"]
         biases = 4 * threads * (32 if result["version"] == OLDEST else 1)
         assert result["tile_bytes"] <= result["copied"] * threads <= result["tile_bytes"] + biases, case
-        assert result["loaded"] <= 36, case
+        assert result["loaded"] <= (56 if case.endswith("-odd") else 36), case
 
 
 def test_the_writing_pass_leaves_room_for_five_programs(targets: dict[str, Any]) -> None:
