@@ -33,7 +33,7 @@ from models.training.checkpoints import (
 )
 from models.training.logs import make_loggers
 from models.training.modules import SeededModule
-from models.training.processes import cluster_environment, processes, requeue
+from models.training.processes import cluster_environment, join_tasks, processes, requeue
 from models.training.signals import StopSignals, TrainingStopped
 from vq_kernels.checks import check_choice
 
@@ -46,6 +46,7 @@ def check_start(config: LoopConfig, resume: bool | str, overwrite: bool) -> bool
     """
     check_choice((False, True, "auto"), resume=resume)
     goes_on = config.layout.config.is_file() if resume == "auto" else bool(resume)
+    join_tasks()
     rank, world, local = processes()
     if config.devices not in (None, local):
         command = f"torchrun --nproc-per-node {config.devices} -m models ..."

@@ -65,13 +65,14 @@ def torchrun_variables(environment: Mapping[str, str]) -> dict[str, str]:
     } | given
 
 
+def join_tasks() -> None:
+    """Give a task of srun the variables of torchrun, which this package, torch and Lightning read."""
+    os.environ.update(torchrun_variables(os.environ))
+
+
 def cluster_environment() -> ClusterEnvironment:
     """What tells Lightning which process this is; it would take any allocation of SLURM for several tasks."""
-    variables = torchrun_variables(os.environ)
-    if int(variables.get("WORLD_SIZE", "1")) == 1:
-        return LightningEnvironment()
-    os.environ.update(variables)
-    return TorchElasticEnvironment()
+    return LightningEnvironment() if processes().world == 1 else TorchElasticEnvironment()
 
 
 def requeue() -> None:
