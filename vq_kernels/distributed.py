@@ -21,7 +21,7 @@ class ProcessGroup:
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         if group is not None and not isinstance(group, dist.ProcessGroup):
             raise TypeError(
-                f"process_group is a {type(group).__name__}; accepted: None or a group of this rank"
+                f"process_group is {group!r}; accepted: None or a group that this rank belongs to"
             )
         self.group = group
 

@@ -89,7 +89,8 @@ def encode(
         if overwrite:
             _remove_codes(folder)
         _check_resumes(description, folder)
-        description.save(folder)
+        if not (folder / DESCRIPTION_FILE).is_file():  # a store of before there was a digest stays as it is
+            description.save(folder)
         for name in SPLITS:
             split = data.split(name)
             (folder / name).mkdir(exist_ok=True)

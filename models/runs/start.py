@@ -81,7 +81,9 @@ def check_folder(config: LoopConfig, resume: bool, overwrite: bool) -> None:
 
 
 @contextmanager
-def started_run(config: LoopConfig, model: nn.Module, resume: bool, overwrite: bool) -> Iterator[Path | None]:
+def started_run(
+    config: LoopConfig, model: nn.Module, resume: bool, overwrite: bool, rank: int
+) -> Iterator[Path | None]:
     """Make the run's folder, write its configuration and give the checkpoint to go on from, if any.
 
     Inside the ``with`` block no other process trains in the folder. To be entered last, after all that can
@@ -93,7 +95,7 @@ def started_run(config: LoopConfig, model: nn.Module, resume: bool, overwrite: b
     """
     layout = config.layout
     checkpoint = _checkpoint_to_resume(layout, model) if resume else None
-    if int(os.environ.get("RANK", "0")) > 0:
+    if rank > 0:
         yield checkpoint
         return
     with only_writer(layout.folder):

@@ -58,7 +58,7 @@ def train(
     if config.pictures_every:
         images = data.validation.batch(range(min(64, len(data.validation))))
         pictures = [ReconstructionPictures(images, config.layout, config.pictures_every)]
-    with started_run(config, module, resume, overwrite) as checkpoint:
+    with started_run(config, module, resume, overwrite, rank) as checkpoint:
         load_best(module, fit(config, module, validation, pictures, checkpoint))
         model = model.cpu().eval()
         calibrate(model, data.validation, config.batch_size)

@@ -129,7 +129,8 @@ class PatientStopping(EarlyStopping):
     """Early stopping whose patience is that of the settings, and a stop that a resumed run remembers."""
 
     def __init__(self, patience: int) -> None:
-        super().__init__("validation/loss", patience=patience)
+        # A run that was killed between two validations has no such value yet when it goes on.
+        super().__init__("validation/loss", patience=patience, strict=False)
 
     @property
     def state_key(self) -> str:

@@ -54,7 +54,7 @@ def train_prior(
     loader = training_loader(store.split("train"), config, world, rank)
     validation = BatchLoader(store.split("validation"), config.batch_size, rank=rank, world=world)
     module = PriorModule(priors, config, loader)
-    with started_run(config, module, resume, overwrite) as checkpoint:
+    with started_run(config, module, resume, overwrite, rank) as checkpoint:
         if rank == 0:  # before training, so that an interrupted run knows its codes
             store.description.save(config.folder)
         load_best(module, fit(config, module, validation, [], checkpoint))

@@ -171,3 +171,17 @@ def test_profilers_and_function_modes_see_the_operators() -> None:
     with Record():
         vq.nearest_code(x, codebook)
     assert "vq_kernels.nearest_code.default" in seen
+
+
+def test_flops_are_those_of_the_products() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x, codebook = torch.randn(2, 8, 5), torch.randn(16, 8)
+    for function in (vq.nearest_code, vq.vector_quantize):
+        with FlopCounterMode(display=False) as counter:
+            function(x, codebook, channel_dim=1)
+        assert counter.get_total_flops() == 2 * 10 * 16 * 8
+    layer = FusedVectorQuantizer(8, 16)
+    with FlopCounterMode(display=False) as counter:
+        layer(torch.randn(10, 8, requires_grad=True)).loss.backward()
+    assert counter.get_total_flops() == 2 * 10 * 16 * 8

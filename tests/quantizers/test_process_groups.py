@@ -59,9 +59,9 @@ def test_two_trainings_in_one_world_do_not_see_each_other(name: str, states: lis
 
 
 def test_what_is_no_group_is_refused() -> None:
-    with pytest.raises(TypeError, match="process_group is a list; accepted: None or a group"):
+    with pytest.raises(TypeError, match=r"process_group is \[.*; accepted: None or a group"):
         FusedVectorQuantizer(4, 8, process_group=[0, 1])
-    with pytest.raises(TypeError, match="process_group is a int; accepted: None or a group"):
+    with pytest.raises(TypeError, match=r"process_group is \S+; accepted: None or a group"):
         set_process_group(FusedVectorQuantizer(4, 8), -100)
 
 

@@ -12,6 +12,7 @@ from vq_kernels.quantizers import FusedVectorQuantizer
 from vq_kernels.quantizers.settings import UNSUPPORTED_CALL_OPTIONS, UNSUPPORTED_OPTIONS
 
 WRONG_TYPE: list[tuple[str, Any]] = [
+    ("process_group", "world"),
     ("dim", 4.0),
     ("codebook_size", "8"),
     ("codebook_dim", 2.5),

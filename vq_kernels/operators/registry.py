@@ -18,6 +18,8 @@ from torch._C import DispatchKey, DispatchKeySet
 from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 
+from .flops import register_flops
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -138,10 +140,13 @@ def is_plain(*args: object) -> bool:
     transform, a dispatch or function mode), or a tensor is not what its memory says: a subclass, lazily
     negated, a zero tensor, one of a batch, on the meta device.
     """
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._len_torch_dispatch_stack():
+        register_flops(_operators)
+        return False
     if (
-        torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._len_torch_dispatch_stack()
+        torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
         or torch._C._autograd._profiler_enabled()
         or (torch._C._len_torch_function_stack() and _is_watched_by_function_mode())

@@ -34,6 +34,7 @@ def prior(run: Path) -> Path:
 
 def fails(capsys, *arguments: object) -> str:
     """The one line that a command which cannot work prints."""
+    capsys.readouterr()  # what the fixtures have said
     assert main([str(argument) for argument in arguments]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")

@@ -56,13 +56,16 @@ def test_an_interrupted_run_goes_on(runs: Path) -> None:
 
 def test_codes_are_those_that_the_model_gives_and_stay_the_same(runs: Path) -> None:
     folder = runs / "vqvae" / "codes"
-    description = json.loads((folder / "codes.json").read_text())
+    description = (folder / "codes.json").read_bytes()
     before = CodeStore(folder).split("train").batch(range(64))[0]
     assert main(["encode", str(runs / "vqvae"), "--device", "cpu"]) == 0, "they count as those of the model"
+    assert (folder / "codes.json").read_bytes() == description
     assert main(["encode", str(runs / "vqvae"), "--device", "cpu", "--overwrite"]) == 0
-    written = json.loads((folder / "codes.json").read_text())
-    assert written["settings"].pop("digest"), "of the images, which that version did not write"
-    assert written == description
+    values = json.loads((folder / "codes.json").read_text())
+    assert len(values["settings"].pop("digest")) == 64, (
+        "of images and labels, which version 0.1.0 did not store"
+    )
+    assert values == json.loads(description)
     assert torch.equal(CodeStore(folder).split("train").batch(range(64))[0], before)
 
 

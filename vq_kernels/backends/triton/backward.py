@@ -24,7 +24,8 @@ def quotients(rows, norms):
 @triton.jit
 def backward_kernel(
     grad, grad_loss, x, codebook, indices, valid_rows, out, scale, N, M,
-    D: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr, ROTATE: tl.constexpr,
+    D: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    HAS_GRAD: tl.constexpr, ROTATE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     row_in_range = row < N
@@ -32,7 +33,7 @@ def backward_kernel(
     valid = index >= 0
     x_tile = common.row_tile(view=x, row=row, valid=valid, M=M)
     out_tile = common.row_tile(view=out, row=row, valid=row_in_range, M=M)
-    if grad is not None:
+    if HAS_GRAD:
         grad_tile = common.row_tile(view=grad, row=row, valid=valid, M=M)
     if grad_loss is not None:
         rows = tl.maximum(tl.load(valid_rows), 1).to(tl.float32)
@@ -72,7 +73,7 @@ def backward_kernel(
         if grad_loss is not None or ROTATE:
             v = common.load_chunk(tile=x_tile, d=d, D=D).to(tl.float32)
             e = common.load_codes(codebook=codebook, code=index, valid=valid, d=d, D=D)
-        if grad is not None:
+        if HAS_GRAD:
             result = common.load_chunk(tile=grad_tile, d=d, D=D).to(tl.float32)
             if ROTATE:
                 u = quotients(rows=v, norms=x_norm)
@@ -114,6 +115,7 @@ def vector_quantize_backward(
         D=D,
         BLOCK_DIM=block_dim,
         BLOCK_ROWS=block_rows,
+        HAS_GRAD=grad_quantized is not None,
         ROTATE=grad_quantized is not None and gradient == "rotation_trick",
         num_warps=4,
         enable_fp_fusion=False,

@@ -2,7 +2,8 @@
 
 Kernels and device functions take what belongs together as one named tuple: pointers and strides as
 an argument, numbers known at compile time as one ``tl.constexpr``. Arguments of kernels hold no tuple
-within a tuple: Triton 3.6 loses the numbers there that it specialises for, such as a stride of 1.
+within a tuple: Triton 3.6 loses the numbers there that it specialises for, such as a stride of 1. Nor
+does it compare a tuple that holds None with None, so that a kernel is told by a flag of a missing view.
 Device functions are called by keyword.
 """
 
