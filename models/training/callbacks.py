@@ -55,10 +55,11 @@ class RunBar(ProgressBar):
             self.bar.close()
 
     def _show(self, trainer: pl.Trainer, **losses: float) -> None:
+        is_first = not self.values  # shown at once, however short the epoch
         self.values["epoch"] = f"{trainer.current_epoch + 1}/{trainer.max_epochs}"
         self.values |= {name: f"{value:.4g}" for name, value in losses.items()}
         if self.bar is not None:
-            self.bar.set_postfix(self.values, refresh=False)
+            self.bar.set_postfix(self.values, refresh=is_first)
 
 
 class ReconstructionPictures(pl.Callback):
