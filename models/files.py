@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -9,6 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+# What a file system without locks answers.
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
 
 
 def read_object(path: Path, remedy: str) -> dict[str, Any]:
@@ -39,8 +43,9 @@ def only_writer(folder: Path) -> Iterator[None]:
                 f"{folder} is being written by another process; wait for its end, or give another folder "
                 f"(--name or --out)"
             ) from error
-        except OSError:
-            pass  # of a file system without locks
+        except OSError as error:
+            if error.errno not in _WITHOUT_LOCKS:
+                raise
         yield
     finally:
         os.close(descriptor)

@@ -240,6 +240,8 @@ def test_codes_of_length_zero_in_a_state_are_left_out_until_revived(learnable: b
     layer = FusedVectorQuantizer(4, 8, **options)
     with pytest.warns(UserWarning, match="6 codes of length 0 were loaded .* left out of the search"):
         layer.load_state_dict(state)
+    assert torch.equal(layer.codebook[2:], torch.zeros(6, 4)), "left out of the search alone"
+    assert torch.equal(layer.get_codes_from_indices(torch.tensor([[3]])), torch.zeros(1, 1, 4))
     x = -layer.codebook[:2].detach().sum(0) + 0.01 * torch.randn(50, 4)  # nearer to 0 than to both live codes
     assert layer.eval()(x).indices.max() <= 1
     out = layer.train()(x.requires_grad_())

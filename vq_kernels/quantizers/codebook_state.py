@@ -47,9 +47,8 @@ class CodebookState(nn.Module):
         self.unit_length = unit_length
         self.group = WORLD  # the ranks that share the codebook
         self._follows_rank0 = False
-        self.has_zero_codes = (
-            False  # whether codes of length 0 were loaded that cosine similarity must not take
-        )
+        # Whether codes of length 0 were loaded, which cosine similarity must not take.
+        self.has_zero_codes = False
         # A module is made on the default device, as any other; its calls follow their tensors.
         device, shape = torch.get_default_device(), (num_codebooks, codebook_size)
         embed = torch.zeros((*shape, dim), dtype=torch.float32, device=device)
@@ -99,7 +98,7 @@ class CodebookState(nn.Module):
                 )
 
     def codes(self, private: bool = False) -> Tensor:
-        """``[H, K, D]`` to search in: codes on the sphere have unit length, whoever wrote to them.
+        """``[H, K, D]`` as they are used: codes on the sphere have unit length, whoever wrote to them.
 
         Learnable ones leave the sphere at every step of the optimizer; others where somebody copied weights
         into ``embed.data``, of which nothing tells.
@@ -111,7 +110,12 @@ class CodebookState(nn.Module):
             codes = F.normalize(self._copy_of_codes() if private else self.embed, dim=-1, eps=1e-6)
         elif self.unit_length:
             codes = _to_unit_length(codes)
-        if self.has_zero_codes:  # a code that is not a number is never chosen
+        return codes
+
+    def codes_to_search(self, private: bool = False) -> Tensor:
+        """:meth:`codes` with NaN for those that must not be chosen: a code that is not a number never is."""
+        codes = self.codes(private)
+        if self.has_zero_codes:
             codes = torch.where((codes == 0).all(-1, keepdim=True), torch.nan, codes)
         return codes
 

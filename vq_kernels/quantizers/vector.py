@@ -275,7 +275,7 @@ class FusedVectorQuantizer(Quantizer):
     def _quantize(self, rows: Rows, learns: bool) -> list[VectorQuantized]:
         # The backward pass reads the codes that were searched, not the updated ones.
         private = learns and self._codebook.changes_in_forward
-        codes = self._codebook.codes(private)  # [H, K, D]
+        codes = self._codebook.codes_to_search(private)  # [H, K, D]
         if not learns:
             codes = codes.detach()
         weight = self.codebook_weight
