@@ -6,11 +6,17 @@ from pathlib import Path
 
 import torch
 
-from models import VQVAE, TransformerPrior, load_data
+from models import VQVAE, VQVAE2, TransformerPrior, load_data
 from models.codes.encode import encode
 from models.runs.config import TrainConfig
 
 TINY = {"hidden": 8, "residual_hidden": 4, "embedding_dim": 4, "codebook_size": 16}
+
+
+def tiny_hierarchy() -> VQVAE2:
+    """Two levels, top 2 x 2 and bottom 4 x 4 for digits, of random weights."""
+    torch.manual_seed(0)
+    return VQVAE2(1, downscales=(2, 2), likelihood="logistic", **TINY).eval()
 
 
 def write_run(folder: Path, seed: int = 0, likelihood: str = "logistic", **settings: object) -> Path:

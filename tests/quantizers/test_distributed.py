@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from distributed_scenarios import SCENARIOS, build, train
+from ranks_support import run_ranks
 from torch import Tensor
 
 from vq_kernels.quantizers import FusedVectorQuantizer
@@ -20,7 +18,6 @@ pytestmark = [
     pytest.mark.xdist_group("quantizer_ranks"),  # one worker starts the processes, once
 ]
 
-ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("distributed_scenarios.py")
 
 Outcome = dict[str, dict[str, Tensor]]
@@ -28,26 +25,7 @@ Outcome = dict[str, dict[str, Tensor]]
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
-    folder = tmp_path_factory.mktemp("ranks")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, PROGRAM, str(rank), "2", folder],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [p.communicate(timeout=150)[0] for p in processes]
-    finally:
-        for p in processes:
-            p.kill()
-    for rank, p in enumerate(processes):
-        assert p.returncode == 0, f"rank {rank}: {said[rank]}"
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return run_ranks(PROGRAM, 2, tmp_path_factory.mktemp("ranks"), "2", timeout=150)
 
 
 @pytest.mark.parametrize("name", [*SCENARIOS, "ddp"])

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from group_training import SETTINGS
+from ranks_support import run_ranks
 from torch import Tensor, nn
 
 from vq_kernels import FusedVectorQuantizer, set_process_group
@@ -21,31 +19,13 @@ pytestmark = [
     pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed"),
     pytest.mark.xdist_group("process_groups"),  # one worker starts the processes, once
 ]
-ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("group_training.py")
 NAMES = [f"{how}-{name}" for how in ("argument", "function", "copied") for name in SETTINGS]
 
 
 @pytest.fixture(scope="module")
 def states(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
-    folder = tmp_path_factory.mktemp("groups")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(PROGRAM)]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(folder)],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(3)
-    ]  # fmt: skip
-    try:
-        said = [p.communicate(timeout=200)[0] for p in processes]
-    finally:
-        for p in processes:
-            p.kill()
-    for rank, p in enumerate(processes):
-        assert p.returncode == 0, f"rank {rank}: {said[rank]}"
-    return [torch.load(folder / f"{rank}.pt") for rank in range(3)]
+    return run_ranks(PROGRAM, 3, tmp_path_factory.mktemp("groups"))
 
 
 @pytest.mark.parametrize("name", NAMES)

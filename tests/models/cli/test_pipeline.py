@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from run_support import tiny_hierarchy
 
 from models import VAE, VQVAE2, TransformerPrior
 from models.cli import main
@@ -19,7 +20,6 @@ from models.evaluation.evaluate import code_log_prob, evaluate
 from models.evaluation.metrics import ReconstructionMeter, level_names, ssim
 
 pytestmark = pytest.mark.xdist_group("training")
-TINY = {"hidden": 8, "residual_hidden": 4, "embedding_dim": 4, "codebook_size": 16}
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +29,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def model() -> VQVAE2:
-    torch.manual_seed(0)
-    return VQVAE2(1, downscales=(2, 2), likelihood="logistic", **TINY).eval()
+    return tiny_hierarchy()
 
 
 def test_bits_per_dimension_of_codes(data, model: VQVAE2) -> None:

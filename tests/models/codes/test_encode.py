@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from data_support import load, write_images
+from run_support import TINY, tiny_hierarchy
 
 from models import VQVAE, VQVAE2
 from models.codes.description import CodeDescription
@@ -17,7 +18,6 @@ from models.data import DataConfig, load_data, to_float
 from models.data.images import SPLITS
 
 pytestmark = pytest.mark.xdist_group("training")
-TINY = {"hidden": 8, "residual_hidden": 4, "embedding_dim": 4, "codebook_size": 16}
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def model() -> VQVAE2:
-    torch.manual_seed(0)
-    return VQVAE2(1, downscales=(2, 2), likelihood="logistic", **TINY).eval()
+    return tiny_hierarchy()
 
 
 def test_code_store_round_trip(tmp_path: Path, data, model: VQVAE2) -> None:
