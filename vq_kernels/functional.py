@@ -19,6 +19,7 @@ from .operators import ema, gather, quantize, search, statistics
 from .operators.registry import needs_gradient
 from .rows import shape_without_channel
 from .tensor_checks import (
+    check_beside,
     check_codebook,
     check_device,
     check_dtype,
@@ -27,7 +28,6 @@ from .tensor_checks import (
     check_rows,
     check_search,
     check_shape,
-    check_tensor,
 )
 
 __all__ = [
@@ -42,6 +42,8 @@ __all__ = [
 METRICS = ("l2", "cosine")
 PRECISIONS = ("exact", "high", "fast")
 GRADIENTS = ("straight_through", "rotation_trick")
+_FLOAT32 = (torch.float32,)
+_COUNTS = (torch.float32, torch.int64)
 
 
 @exportable
@@ -162,15 +164,17 @@ def ema_update_(
     """
     check_codebook(codebook)
     size, dim = codebook.shape
+    check_dtype("codebook", codebook, _FLOAT32)
+    for name, t, shape, dtypes in (
+        ("cluster_size", cluster_size, (size,), _FLOAT32),
+        ("embed_avg", embed_avg, (size, dim), _FLOAT32),
+        ("counts", counts, (size,), _COUNTS),
+        ("sums", sums, (size, dim), _FLOAT32),
+    ):
+        check_beside(name, t, codebook, "the codebook", shape, dtypes)
     written = {"codebook": codebook, "cluster_size": cluster_size, "embed_avg": embed_avg}
-    shapes = {"cluster_size": (size,), "embed_avg": (size, dim), "counts": (size,), "sums": (size, dim)}
-    for name, t in (written | {"counts": counts, "sums": sums}).items():
-        check_tensor(name, t)
-        if name != "codebook":
-            check_shape(name, t, shapes[name], "as the codebook asks")
-            check_device(name, t, codebook.device, "the codebook's")
-        check_dtype(name, t, (torch.float32, torch.int64) if name == "counts" else (torch.float32,))
-        if name in written and not t.is_contiguous():
+    for name, t in written.items():
+        if not t.is_contiguous():
             raise ValueError(
                 f"{name} has strides {t.stride()}; accepted: contiguous, as it is written in place"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -46,6 +47,17 @@ def check_device(name: str, t: Tensor, device: torch.device, whose: str) -> None
     """Raise ValueError if the tensor is not on ``device``, which is that of ``whose`` tensor."""
     if t.device != device:
         raise ValueError(f"{name} is on {t.device}; accepted: {whose} device {device}")
+
+
+def check_beside(
+    name: str, t: Tensor, first: Tensor, whose: str, shape: Sequence[int], dtypes: Sequence[torch.dtype]
+) -> None:
+    """Raise unless ``t`` has this shape, one of the dtypes and the device of ``first``, that of ``whose``."""
+    check_tensor(name, t)
+    if t.shape != shape or t.device != first.device or t.dtype not in dtypes:
+        check_shape(name, t, shape, f"as {whose} asks")
+        check_device(name, t, first.device, f"{whose}'s")
+        check_dtype(name, t, dtypes)
 
 
 def check_rows(x: Tensor, channel_dim: int) -> None:
@@ -100,7 +112,10 @@ def check_mask(mask: Tensor, shape: Sequence[int], device: torch.device) -> None
 
 def check_no_overlap(written: dict[str, Tensor], read: dict[str, Tensor]) -> None:
     """Raise ValueError if a contiguous tensor that is written to shares memory with another argument."""
-    spans = [(t.data_ptr(), t.data_ptr() + t.nbytes, name) for name, t in (*written.items(), *read.items())]
+    spans = [(start := t.data_ptr(), start + t.nbytes, name) for name, t in (*written.items(), *read.items())]
+    in_order = sorted(spans)
+    if all(before[1] <= after[0] for before, after in pairwise(in_order)):
+        return  # as nearly always
     for i, (start, end, name) in enumerate(spans[: len(written)]):
         for other_start, other_end, other in spans[i + 1 :]:
             if start < other_end and other_start < end:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..devices import is_capturing
+from ..devices import is_capturing, is_host_readable
 from ..distributed import WORLD, ProcessGroup, broadcast_from_first
 from ..functional import gather_codes
 from ..tensor_checks import check_integer_tensor
@@ -226,11 +226,18 @@ class CodebookState(nn.Module):
             self.write_codes_(_to_unit_length(self.embed))
 
 
+_LENGTH_TOLERANCE = 1e-4  # of a unit length in float32, after any number of EMA steps
+
+
 def _to_unit_length(codes: Tensor) -> Tensor:
     """Codes of another length scaled; the others, and those of length 0, to the bit as they are."""
     length = codes.norm(dim=-1, keepdim=True)
-    is_off = ((length - 1).abs() > 1e-4) & (length > 0)
-    return torch.where(is_off, codes / length, codes)
+    if not torch.compiler.is_compiling() and is_host_readable(codes):
+        shortest, longest = (float(t) for t in length.aminmax())
+        if shortest >= 1 - _LENGTH_TOLERANCE and longest <= 1 + _LENGTH_TOLERANCE:
+            return codes  # as nearly always: one look at every code, and no copy
+    is_off = ((length - 1).abs() > _LENGTH_TOLERANCE) & (length > 0)
+    return codes / torch.where(is_off, length, 1.0)
 
 
 _M = TypeVar("_M", bound=nn.Module)

@@ -176,7 +176,8 @@ class FusedVectorQuantizer(Quantizer):
             reject_unsupported(unsupported, UNSUPPORTED_CALL_OPTIONS, "FusedVectorQuantizer.forward")
         check_tensor("x", x)
         check_dtype("x", x, FLOAT_DTYPES)
-        check_device("x", x, self._codebook.embed.device, "the layer's")
+        codebook = self._codebook
+        check_device("x", x, codebook.embed.device, "the layer's")
         channel_dim = self._layout.channel_dim_of(x)
         mask = row_mask(x, channel_dim, mask, lens)
         if freeze_codebook is not None:
@@ -194,19 +195,20 @@ class FusedVectorQuantizer(Quantizer):
             rows = rows.to_unit_length()
 
         synchronized = False
-        if learns and (self._codebook.needs_statistics or self._codebook.needs_init):
-            self._codebook.check_writable()
-            synchronized = is_synchronized(self.sync_codebook, self._codebook.group)
+        if learns and (codebook.needs_statistics or codebook.needs_init):
+            codebook.check_writable()
+            synchronized = is_synchronized(self.sync_codebook, codebook.group)
             if synchronized:
-                self._codebook.broadcast_from_rank0_()
-            if self._codebook.needs_init:
-                self._codebook.initialize_(rows, synchronized)
+                codebook.broadcast_from_rank0_()
+            if codebook.needs_init:
+                codebook.initialize_(rows, synchronized)
 
         result = merge_heads(self._quantize(rows, learns), inner_channel_dim, self.heads)
         if self.training:
-            self.last_counts = result.counts
-            if learns and self._codebook.needs_statistics:
-                self.last_counts = self._codebook.update_(result.counts, result.sums, rows, synchronized)
+            counts = result.counts
+            if learns and codebook.needs_statistics:
+                counts = codebook.update_(counts, result.sums, rows, synchronized)
+            self.last_counts = counts
         quantized = result.quantized
         if self.has_projections:
             quantized = self.project_out(quantized)
