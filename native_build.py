@@ -92,8 +92,8 @@ def plan_cuda(
     if nvcc is None:
         reason = "no nvcc found (CUDACXX, CUDA_HOME, PATH, /usr/local/cuda, the pip toolkit)"
     elif nvcc.version[:2] < OLDEST_NVCC:
-        found = ".".join(map(str, nvcc.version))
-        reason = f"nvcc {found} ({nvcc.path}) is older than {OLDEST_NVCC[0]}.{OLDEST_NVCC[1]}"
+        version = ".".join(map(str, nvcc.version))
+        reason = f"nvcc {version} ({nvcc.path}) is older than {OLDEST_NVCC[0]}.{OLDEST_NVCC[1]}"
     elif old and not switches.archs:
         reason = f"a GPU of compute capability {', '.join(old)} is older than {OLDEST_GPU[0]}.{OLDEST_GPU[1]}"
     if reason is None and nvcc is not None:

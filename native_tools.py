@@ -103,7 +103,7 @@ def find_cxx(environ: Mapping[str, str]) -> Compiler | None:
 
 def without_unsafe(flags: list[str]) -> tuple[list[str], list[str]]:
     """The flags that may stay, and those that would change results; nvcc's pairs are read as pairs."""
-    kept: list[str] = []
+    safe: list[str] = []
     unsafe: list[str] = []
     words = iter(flags)
     for word in words:
@@ -112,8 +112,8 @@ def without_unsafe(flags: list[str]) -> tuple[list[str], list[str]]:
             inner = [word, next(words, "")]
         named = inner[-1].removeprefix("-Xcompiler=").removeprefix("--compiler-options=").split(",")
         bad = any(_CHANGES_RESULTS.fullmatch(flag) for flag in named)
-        (unsafe if bad else kept).extend(inner)
-    return kept, unsafe
+        (unsafe if bad else safe).extend(inner)
+    return safe, unsafe
 
 
 def build_environment(environ: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
@@ -129,9 +129,9 @@ def build_environment(environ: Mapping[str, str]) -> tuple[dict[str, str], dict[
             words = shlex.split(text)
         except ValueError as error:
             raise PlatformError(f"{name}={text!r}: {error}. Quote it as for a shell, or unset it.") from error
-        kept, unsafe = without_unsafe(words)
+        safe, unsafe = without_unsafe(words)
         if unsafe and name != "CXX":
-            result[name] = shlex.join(kept)
+            result[name] = shlex.join(safe)
         ignored += [f"{name}: {shlex.join(unsafe)}"] if unsafe else []
     if ignored:
         logging.warning("left out, as they change results: %s", "; ".join(ignored))

@@ -66,12 +66,14 @@ def check_indices(
             raise Disagreement(f"{side} has an index outside 0..{len(codebook) - 1}")
     rows = (ours != theirs).nonzero().squeeze(1)
     for part in rows.split(_ROWS_AT_ONCE):
-        mine = squared_distances(x[part], codebook, ours[part])
-        other = squared_distances(x[part], codebook, theirs[part])
+        our_distance = squared_distances(x[part], codebook, ours[part])
+        their_distance = squared_distances(x[part], codebook, theirs[part])
+        excess = our_distance - their_distance
         allowed = rounding(x[part], codebook, input_unit=input_unit, output_unit=output_unit)
         if ours_is_exact:
-            _refuse(part, mine - other, _float64_rounding(x, mine + other), "ours is farther")
-        _refuse(part, (mine - other).abs(), allowed, "no tie within rounding")
+            rounded = _float64_rounding(x, our_distance + their_distance)
+            _refuse(part, excess, rounded, "ours is farther")
+        _refuse(part, excess.abs(), allowed, "no tie within rounding")
     return len(rows)
 
 
@@ -101,9 +103,9 @@ def check_against_float64(x: Tensor, codebook: Tensor, indices: Tensor, *, rows:
     for start in range(0, len(part), 16):  # 16 x K x D doubles at once
         block = sample[start : start + 16]
         distances = torch.cdist(block, codebook.double(), compute_mode="donot_use_mm_for_euclid_dist")
-        mine = chosen[start : start + 16]
-        excess = mine - distances.square().amin(1)
-        _refuse(part[start : start + 16], excess, _float64_rounding(x, mine), "not the nearest")
+        distance = chosen[start : start + 16]
+        excess = distance - distances.square().amin(1)
+        _refuse(part[start : start + 16], excess, _float64_rounding(x, distance), "not the nearest")
 
 
 def check_close(what: str, ours: Tensor, theirs: Tensor, *, relative: float) -> None:

@@ -183,9 +183,9 @@ def write(results: list[Result], description: dict[str, Any], path: Path, *, kee
     with locked(path.parent):
         others: list[Result] = []
         if keep and path.exists():
-            mine = {(r.check, r.backend) for r in results}
+            measured = {(r.check, r.backend) for r in results}
             others = [Result(**r) for r in json.loads(path.read_text())["results"]]
-            others = [r for r in others if (r.check, r.backend) not in mine]
+            others = [r for r in others if (r.check, r.backend) not in measured]
         everything = [*others, *results]
         failed = sum(r.status == FAILED for r in everything)
         write_json(path, {**description, "failed": failed, "results": [asdict(r) for r in everything]})

@@ -209,10 +209,10 @@ class Exactness:
         """One line a backend, and what was wrong."""
         lines = []
         for backend in BACKENDS:
-            mine = [o for o in self.outcomes if o.backend == backend]
-            passed, planned = sum(o.passed for o in mine), sum(o.planned for o in mine)
+            outcomes = [o for o in self.outcomes if o.backend == backend]
+            passed, planned = sum(o.passed for o in outcomes), sum(o.planned for o in outcomes)
             lines.append(f"{backend}: {passed} of {planned} cases right")
-            for o in mine:
+            for o in outcomes:
                 lines += [f"  D={o.d}: {f['case']}: {f['error'].splitlines()[0]}" for f in o.failures[:5]]
                 lines += [f"  D={o.d}: {o.ended}"] if o.ended else []
         return "\n".join(lines)

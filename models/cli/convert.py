@@ -35,14 +35,14 @@ def run(arguments: argparse.Namespace) -> None:
     if folder.exists():
         raise ValueError(f"out is {folder}, which exists; accepted: a new folder")
     place = {"name": folder.name, "runs": str(folder.parent)}
-    given = given_settings(arguments, DataConfig) | place
-    TrainConfig.from_mapping(given, "flags")  # before the checkpoint is read, which takes longer
+    data_settings = given_settings(arguments, DataConfig) | place
+    TrainConfig.from_mapping(data_settings, "flags")  # before the checkpoint is read, which takes longer
     model = convert_file(arguments.checkpoint)
     # Arguments of the model and settings of a run bear the same names where they mean the same.
     names = setting_types(TrainConfig)
     model_settings = {name: value for name, value in model.config.items() if name in names}
     model_settings["model"] = type(model).__name__.lower()
-    config = TrainConfig.from_mapping(model_settings | given, str(arguments.checkpoint))
+    config = TrainConfig.from_mapping(model_settings | data_settings, str(arguments.checkpoint))
     model.save_pretrained(config.layout.model)
     config.save(config.layout.config)
     print(

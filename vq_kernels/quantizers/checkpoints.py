@@ -107,8 +107,8 @@ def _take(state_dict: Mapping[str, Tensor], prefix: str, name: str, ndim: int) -
         raise ValueError(f"{prefix}{name} is missing; accepted: a tensor with {ndim} dimensions")
     value = state_dict[name]
     if not isinstance(value, Tensor) or value.ndim != ndim:
-        found = (
+        problem = (
             f"has shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"is a {type(value).__name__}"
         )
-        raise ValueError(f"{prefix}{name} {found}; accepted: a tensor with {ndim} dimensions")
+        raise ValueError(f"{prefix}{name} {problem}; accepted: a tensor with {ndim} dimensions")
     return value

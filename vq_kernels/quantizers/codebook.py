@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..clustering.draw import DrawnRows, draw_rows
 from ..clustering.engine import kmeans
-from ..distributed import reduce_statistics
+from ..distributed import is_synchronized, reduce_statistics
 from ..functional import ema_update_
 from .codebook_state import CodebookState, opaque_copy
 from .heads import Rows
@@ -90,6 +90,21 @@ class Codebook(CodebookState):
     def changes_in_forward(self) -> bool:
         """Whether a training batch changes ``embed`` in place while its graph may still be needed."""
         return self.needs_statistics and not self.manual_ema_update
+
+    def prepare_(self, rows: Rows, sync_codebook: bool | None) -> bool:
+        """What a batch that is learnt from asks for before its search; whether the ranks share statistics.
+
+        The codes of rank 0, once, and k-means where there are no codes yet.
+        """
+        if not (self.needs_statistics or self.needs_init):
+            return False
+        self.check_writable()
+        synchronized = is_synchronized(sync_codebook, self.group)
+        if synchronized:
+            self.broadcast_from_rank0_()
+        if self.needs_init:
+            self.initialize_(rows, synchronized)
+        return synchronized
 
     @torch.no_grad()
     def initialize_(self, rows: Rows, synchronized: bool) -> None:

@@ -109,7 +109,7 @@ class CodebookState(nn.Module):
         if self.learnable and self.unit_length:
             codes = F.normalize(self._copy_of_codes() if private else self.embed, dim=-1, eps=1e-6)
         elif self.unit_length:
-            codes = _to_unit_length(codes)
+            codes = _to_unit_length(codes, may_ask=not self.training)
         return codes
 
     def codes_to_search(self, private: bool = False) -> Tensor:
@@ -223,16 +223,19 @@ class CodebookState(nn.Module):
                 stacklevel=2,
             )
         if not self.learnable:
-            self.write_codes_(_to_unit_length(self.embed))
+            self.write_codes_(_to_unit_length(self.embed, may_ask=True))
 
 
 _LENGTH_TOLERANCE = 1e-4  # of a unit length in float32, after any number of EMA steps
 
 
-def _to_unit_length(codes: Tensor) -> Tensor:
-    """Codes of another length scaled; the others, and those of length 0, to the bit as they are."""
+def _to_unit_length(codes: Tensor, may_ask: bool) -> Tensor:
+    """Codes of another length scaled; the others, and those of length 0, to the bit as they are.
+
+    ``may_ask``: the host may look at the result, as it may not in a training step.
+    """
     length = codes.norm(dim=-1, keepdim=True)
-    if not torch.compiler.is_compiling() and is_host_readable(codes):
+    if may_ask and is_host_readable(codes) and not torch.compiler.is_compiling():
         shortest, longest = (float(t) for t in length.aminmax())
         if shortest >= 1 - _LENGTH_TOLERANCE and longest <= 1 + _LENGTH_TOLERANCE:
             return codes  # as nearly always: one look at every code, and no copy

@@ -194,15 +194,7 @@ class FusedVectorQuantizer(Quantizer):
         if self.use_cosine_sim:
             rows = rows.to_unit_length()
 
-        synchronized = False
-        if learns and (codebook.needs_statistics or codebook.needs_init):
-            codebook.check_writable()
-            synchronized = is_synchronized(self.sync_codebook, codebook.group)
-            if synchronized:
-                codebook.broadcast_from_rank0_()
-            if codebook.needs_init:
-                codebook.initialize_(rows, synchronized)
-
+        synchronized = learns and codebook.prepare_(rows, self.sync_codebook)
         result = merge_heads(self._quantize(rows, learns), inner_channel_dim, self.heads)
         if self.training:
             counts = result.counts

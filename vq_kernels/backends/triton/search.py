@@ -9,7 +9,7 @@ i and the last bit alone stays inside threads, and lanes are merged once, after 
 - ``fast`` and ``exact`` put the column, 5 bits at 128 codes, into the low bits of the score: one
   instruction, and minimum then carries the index along.
 - ``exact`` also keeps the second smallest score. Where the two are further apart than the error
-  bound the index is certain; the other rows are listed for the second pass (``rescore.py``).
+  bound the index is certain; the other rows are listed for the second pass (``resolve.py``).
 - ``high`` keeps scores whole: minimum first, then the first column equal to it.
 
 With few rows several programs share the codes of a tile of rows; the last of them to arrive merges
