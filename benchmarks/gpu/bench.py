@@ -25,7 +25,7 @@ from ..memory import SWEEP_D, SWEEP_K, Probe, peak_beyond_outputs, sweep_lines
 from ..report import Row, mark_best, table
 from ..roofline import Roofs, measure_roofs
 from ..work import Case
-from . import equal_codes
+from . import equal_codes, open_rows
 from .problems import problems_of, targets, units_of
 from .target import Target, add_arguments, open_target
 
@@ -59,7 +59,13 @@ class GpuBench:
         self.roofs: Roofs | None = None
         self.comparisons: list[Comparison] = []
         self.failures: list[dict[str, str]] = []
-        self.parts: dict[str, Any] = {"roofs": None, "equal_codes": [], "memory_over_k": [], "scaling": []}
+        self.parts: dict[str, Any] = {
+            "roofs": None,
+            "open_rows": [],
+            "equal_codes": [],
+            "memory_over_k": [],
+            "scaling": [],
+        }
         self.earlier = earlier or {}
         self.save: Callable[[], None] = lambda: None  # called after every part
 
@@ -145,6 +151,9 @@ class GpuBench:
     def _search(self, case: Case) -> None:
         first = "exact" if case.dtype == torch.float32 else "fast"
         self.comparisons.append(compare_search(case, self.options("search", case), first))
+        if first == "exact" and machine.backend_works("triton"):
+            share = open_rows.share(case, self.device)
+            self.parts["open_rows"].append({"n": case.n, "d": case.d, "k": case.k, "data": case.data, **share})
 
     def part_equal_codes(self) -> None:
         self.guarded("equal codes", self._equal_codes)
@@ -240,6 +249,8 @@ def main(arguments: list[str] | None = None) -> int:
     bench.run(tuple(part for part in PARTS if part in options.parts))
     bench.results(description)
     print("\n" + table(bench.rows) + "\n")
+    if bench.parts["open_rows"]:
+        print("\n".join(open_rows.lines(bench.parts["open_rows"])))
     if bench.parts["equal_codes"]:
         print("\n".join(equal_codes.lines(bench.parts["equal_codes"])))
     if bench.parts["memory_over_k"]:

@@ -53,10 +53,11 @@ class Session:
         self._running: list[tuple[int, Part, Running, float]] = []
         out.mkdir(parents=True, exist_ok=True)
 
-    def run(self, numbers: Sequence[int], scratch: Path) -> None:
+    def run(self, numbers: Sequence[int], scratch: Path, *, build: bool = True) -> None:
         """All stages of these sessions; results so far are in the file after each part."""
         try:
-            self._start(numbers[0], self.target.choose(BUILD, REHEARSAL_BUILD), scratch)
+            if build:
+                self._start(numbers[0], self.target.choose(BUILD, REHEARSAL_BUILD), scratch)
             for number in numbers:
                 for stage in SESSIONS[number]:
                     if not stage.beside_build:
@@ -127,7 +128,7 @@ def make_environment(target: Target, scratch: Path, folder: Path) -> dict[str, s
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": "1",  # many processes at once; on a GPU the host does little
-        "TRITON_CACHE_DIR": str(scratch / "triton"),
+        "TRITON_CACHE_DIR": os.environ.get("TRITON_CACHE_DIR") or str(scratch / "triton"),
         "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
         "HYPOTHESIS_STORAGE_DIRECTORY": str(scratch / "hypothesis"),
     }
@@ -160,6 +161,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--packages", type=Path, default=packages.FOLDER, help="wheels to install, default: .packages"
     )
+    parser.add_argument(
+        "--no-build", action="store_true", help="the native module is there, built for this Python and torch"
+    )
     options = parser.parse_args(arguments)
     if options.out is None:
         parser.error("--out is missing; accepted: a folder")
@@ -172,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
         session = Session(target, options.out.resolve(), environment, options.seconds)
         records = session.records
         try:
-            session.run(options.sessions, scratch)
+            session.run(options.sessions, scratch, build=not options.no_build)
         finally:
             print(f"\n{table(records)}\n\nin {session.out}", flush=True)
     return 1 if any(r.status == FAILED for r in records) else 0

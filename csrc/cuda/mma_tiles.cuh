@@ -109,9 +109,15 @@ __device__ inline void add_chunk(Accumulator<ROW_TILES>& total, const Accumulato
   }
 }
 
+// What a lane keeps of its two rows in a tile of 16. No array of arrays: nvcc 13.0 initialises the first row
+// of a two-dimensional array of such a class and leaves the others zero.
+struct TileBests {
+  Best half[2];
+};
+
 // The scores of a tile of codes; a lane has two columns of two rows in each 16 by 8 product.
 template <bool CERTIFY, int ROW_TILES>
-__device__ inline void offer_tile(Best (&best)[ROW_TILES][2], const Accumulator<ROW_TILES>& products,
+__device__ inline void offer_tile(TileBests (&best)[ROW_TILES], const Accumulator<ROW_TILES>& products,
                                   const float* bias, int tile_code) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
 #pragma unroll
@@ -122,7 +128,7 @@ __device__ inline void offer_tile(Best (&best)[ROW_TILES][2], const Accumulator<
     for (int t = 0; t < ROW_TILES; ++t) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        best[t][i / 2].template offer<CERTIFY>(h[i % 2] - products[t][c][i], tile_code + column + i % 2);
+        best[t].half[i / 2].template offer<CERTIFY>(h[i % 2] - products[t][c][i], tile_code + column + i % 2);
       }
     }
   }
@@ -130,13 +136,13 @@ __device__ inline void offer_tile(Best (&best)[ROW_TILES][2], const Accumulator<
 
 // The four lanes that share a row bring what each found; warp_row is the warp's first row.
 template <int ROWS, int ROW_TILES>
-__device__ inline void keep_tile_bests(Best (&best)[ROW_TILES][2], int warp_row, RowState<ROWS>* state) {
+__device__ inline void keep_tile_bests(TileBests (&best)[ROW_TILES], int warp_row, RowState<ROWS>* state) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
 #pragma unroll
   for (int t = 0; t < ROW_TILES; ++t) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      Best& b = best[t][half];
+      Best& b = best[t].half[half];
       b.merge_lanes(1);
       b.merge_lanes(2);
       if (lane % 4 == 0) keep_best(state, warp_row + 16 * t + 8 * half + lane / 4, b);

@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kThreads, blocks_per_processor(CERTIFY, DEEP, 
   const int chunks = DEEP ? (a.padded_dim + kChunk - 1) / kChunk : 1;
   const int steps = (end_code(a) - tile_code) / kTileCodes * chunks;
   const int warp_row = 16 * ROW_TILES * warp;
-  Best best[ROW_TILES][2];
+  TileBests best[ROW_TILES];
   Accumulator<ROW_TILES> total;
   for (int step = 0; step < steps; ++step) {
     copy_async_wait<0>();

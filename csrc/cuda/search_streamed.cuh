@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   const int chunks = (a.padded_dim + kChunk - 1) / kChunk;
   const int steps = (end_code(a) - tile_code) / kTileCodes * chunks;
-  Best best[1][2];
+  TileBests best[1];
   Accumulator<1> total;
   for (int step = 0; step < steps; ++step) {
     copy_async_wait<0>();
