@@ -66,9 +66,12 @@ def compiled_for(target: GPUTarget, architecture: int, *only: str) -> Iterator[d
     run = JITFunction.run
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        if only and self.fn.__name__ not in only:
+        name = self.fn.__name__
+        if only and name not in only:
             return
-        compiled[self.fn.__name__] = run(self, *args, grid=grid, warmup=True, **options)
+        if options.get("LISTED_FROM") and name == "search_kernel":
+            name = "middle_kernel"
+        compiled[name] = run(self, *args, grid=grid, warmup=True, **options)
 
     with (
         mock.patch.object(JITFunction, "run", compile_only),
@@ -162,8 +165,9 @@ def search_case(arch: int, x: str, codebook: str, precision: str, dim: int, layo
     result |= {"limit": config.registers or 255, "warps": config.warps, "tile_bytes": tile}
     name = "-".join([str(arch), x, codebook, precision, str(dim), *([layout] if layout != "rows" else [])])
     found = {name: result}
-    if "resolve_kernel" in compiled:
-        found[f"{name}-resolve"] = inspect(compiled["resolve_kernel"])
+    for kernel in ("middle", "resolve"):
+        if f"{kernel}_kernel" in compiled:
+            found[f"{name}-{kernel}"] = inspect(compiled[f"{kernel}_kernel"])
     return found
 
 

@@ -22,9 +22,10 @@ from torch import Tensor
 EXCLUDED = tl.constexpr(2.0**100)
 FLOAT32_MAX = tl.constexpr(3.4028234663852886e38)
 
-# Slots of the int64 counters of a call, zeroed by prepare.py: open rows, the bits of the largest |x|,
-# unmasked rows, and how many programs of a launch have arrived.
+# Slots of the int64 counters of a call, zeroed by prepare.py: open rows, those that the middle pass leaves
+# open, the bits of the largest |x|, unmasked rows, and how many programs of a launch have arrived.
 OPEN_SLOT = tl.constexpr(0)
+STILL_OPEN_SLOT = tl.constexpr(5)
 RANGE_SLOT = tl.constexpr(1)
 VALID_SLOT = tl.constexpr(2)
 EXCLUDE_TICKET = tl.constexpr(3)

@@ -44,10 +44,15 @@ class HashTables(NamedTuple):
     size: Any  # a power of two
 
 
+def is_large(codebook: Tensor) -> bool:
+    """Whether a launch more pays for this codebook."""
+    return codebook.numel() > SMALL
+
+
 def make_tables(codebook: Tensor) -> HashTables | None:
     """The tables of a large codebook, still empty memory; None for a small one."""
-    K, D = codebook.shape
-    if K * D <= SMALL:
+    K, _ = codebook.shape
+    if not is_large(codebook):
         return None
     size = triton.next_power_of_2(SPARSITY * K)
     device = codebook.device

@@ -1,6 +1,7 @@
 """``nearest_code``: prepare the codebook, search, and resolve what is open; two or three launches.
 
-A large codebook takes one launch more (``duplicates.py``).
+A large codebook takes two launches more: one that excludes duplicates (``duplicates.py``), and, for exact
+results from more than one product, a middle pass of the search over the rows that its first pass left open.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from torch import Tensor
 from . import common
 from .codes import Prepared
 from .common import HEADER, OPEN_SLOT
+from .duplicates import is_large
 from .plan import (
+    Bound,
     Config,
     Plan,
     first_pass,
     make_bound,
     make_config,
     make_plan,
+    middle_config,
     padded_depth,
     resolve_config,
 )
@@ -30,6 +34,9 @@ from .search import OpenRows, Partial, search_kernel
 
 # Elements from which on an offset into the prepared codebook needs 64 bits.
 WIDE_CODEBOOK = 2**31
+
+# Open rows for each program of the last pass from which on a middle pass takes them.
+MIDDLE_ROWS = 16
 
 # Steps over a tile of codes that what comes before and after them costs a program of the search.
 OVERHEAD = 2
@@ -42,6 +49,7 @@ class SearchResult(NamedTuple):
     config: Config
     codes: Prepared
     open_rows: OpenRows
+    listed_from: int  # open rows from which on a middle pass has left its own list; 0: there was none
     splits: int
     counters: Tensor  # int64, see common.py
     accumulators: Tensor  # int64, zero
@@ -120,41 +128,94 @@ def search(
             tickets=counters[row_tickets:],
         )
     listed = N if plan.exact else 0
+    listed_from = middle_from(N, plan, first, codebook)
+    if listed_from:
+        listed *= 2
     open_rows = OpenRows(empty(listed, torch.int32), empty(listed, torch.float32))
-    programs = codes.extremes.shape[0]
     tiles_per_split = -(-padded_k // (config.codes * splits))
+    scratch = Scratch(codes, partial, empty(N, torch.float32), open_rows, counters)
+    launch_search(
+        (row_tiles, splits), x, mask, scratch, indices, K, tiles_per_split * config.codes, first, config,
+        make_bound(first, config, D, bound_scale), measure_range=measure_range,
+    )  # fmt: skip
+    if listed_from:
+        padded_d = codes.high.shape[1]
+        middle = middle_config(common.architecture(device), plan, D, padded_d, vectors)
+        launch_search(
+            (-(-N // middle.rows), 1), x, None, scratch._replace(partial=None), indices, K, padded_k, plan,
+            middle, make_bound(plan, middle, D, bound_scale), listed_from=listed_from,
+        )  # fmt: skip
+    return SearchResult(plan, config, codes, open_rows, listed_from, splits, counters, counters[begin:])
+
+
+class Scratch(NamedTuple):
+    """Memory that a pass of the search reads and writes besides x and the indices."""
+
+    codes: Prepared
+    partial: Partial | None
+    bounds: Tensor  # [N] float32
+    open_rows: OpenRows
+    counters: Tensor
+
+
+def launch_search(
+    grid: tuple[int, int],
+    x: Tensor,
+    mask: Tensor | None,
+    scratch: Scratch,
+    indices: Tensor,
+    codebook_size: int,
+    codes_per_split: int,
+    plan: Plan,
+    config: Config,
+    bound: Bound,
+    *,
+    measure_range: bool = False,
+    listed_from: int = 0,
+) -> None:
+    """One pass: over all rows, or over the open ones where there are at least ``listed_from``."""
+    B, M, D = x.shape
+    codes = scratch.codes
+    padded_k, padded_d = codes.high.shape
+    programs = codes.extremes.shape[0]
     options: dict[str, Any] = {"maxnreg": config.registers} if config.registers else {}
-    search_kernel[(row_tiles, splits)](
+    search_kernel[grid](
         common.make_view(x),
         mask,
-        codes,
-        partial,
-        empty(N, torch.float32),
-        open_rows,
-        counters,
+        *scratch,
         indices,
-        N,
+        B * M,
         M,
-        K,
+        codebook_size,
         padded_k,
         programs,
-        tiles_per_split * config.codes,
+        codes_per_split,
         -(config.codes // 4),
         D=D,
-        PADDED_D=codes.high.shape[1],
-        plan=first,
+        PADDED_D=padded_d,
+        plan=plan,
         config=config,
-        bound=make_bound(first, config, D, bound_scale),
+        bound=bound,
         MEASURE_RANGE=measure_range,
         INTERPRETED=common.interpreted(),
         PADDED_PROGRAMS=triton.next_power_of_2(programs),
         WIDE=codes.high.numel() >= WIDE_CODEBOOK,
+        LISTED_FROM=listed_from,
         num_warps=config.warps,
         num_stages=config.stages,
         enable_fp_fusion=False,
         **options,
     )
-    return SearchResult(plan, config, codes, open_rows, splits, counters, counters[begin:])
+
+
+def middle_from(rows: int, plan: Plan, first: Plan, codebook: Tensor) -> int:
+    """Open rows from which on a middle pass takes them; 0 where there is none.
+
+    The last pass divides the codes of few rows among its programs, and needs no help with them; of a
+    small codebook the launch would cost what it saves.
+    """
+    least = MIDDLE_ROWS * resolve_programs(codebook.device)
+    return 0 if first == plan or rows < least or not is_large(codebook) else least
 
 
 def resolve_programs(device: torch.device) -> int:
@@ -191,6 +252,7 @@ def resolve(
         ),
         result.counters,
         indices,
+        x.shape[0] * M,
         M,
         K,
         result.codes.high.shape[0],
@@ -203,6 +265,7 @@ def resolve(
         bound=make_bound(result.plan, config, D, bound_scale),
         INTERPRETED=common.interpreted(),
         PADDED_PROGRAMS=triton.next_power_of_2(lines),
+        LISTED_FROM=result.listed_from,
         num_warps=config.warps,
         num_stages=config.stages,
         enable_fp_fusion=False,

@@ -96,6 +96,12 @@ def make_config(architecture: int, plan: Plan, dim: int, vectors: bool = True) -
     return config
 
 
+def middle_config(architecture: int, plan: Plan, dim: int, padded_dim: int, vectors: bool = True) -> Config:
+    """Tiles of the middle pass: those of a search with all products, in chunks that the prepared codes have."""
+    config = make_config(architecture, plan, dim, vectors)
+    return config if padded_dim % config.depth == 0 else config._replace(depth=SHORTEST)
+
+
 def resolve_config(config: Config, dim: int, vectors: bool = True) -> Config:
     """Tiles of the second pass, for codes that were padded for the search's configuration.
 

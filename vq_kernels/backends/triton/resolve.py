@@ -1,7 +1,8 @@
-"""Second pass of the exact search: the rows that the first pass left open.
+"""Last pass of the exact search: the rows that the passes before left open.
 
-The first pass takes one product of 16-bit parts and leaves a few rows in a hundred open. Here they
-are scored with all products, in tiles of 64 rows from the list; what that leaves open as well has
+The first pass takes one product of 16-bit parts and leaves a few rows in a hundred open; where they are
+many and the codebook is large, a middle pass scores them with all products and leaves one in a thousand.
+Here rows are scored with all products, in tiles of 64 from the list; what that leaves open as well has
 its candidates scored in float64, with an error-free summation in the order that ``base.py`` defines.
 A row with more than 4 candidates (no finite bound, or codes that differ in their last bits) is scored
 against all codes.
@@ -20,7 +21,7 @@ import triton
 import triton.language as tl
 
 from . import common, rows
-from .common import OPEN_SLOT
+from .common import OPEN_SLOT, STILL_OPEN_SLOT
 from .product import all_parts, product
 from .search import bound_of_rows, certify, load_shared, scan
 
@@ -181,16 +182,24 @@ def resolve_piece(
 
 @triton.jit(do_not_specialize=["column_mask"])
 def resolve_kernel(
-    x, codebook, codes, open_rows, pieces, counters, indices, M, K, padded_k, programs, column_mask,
+    x, codebook, codes, open_rows, pieces, counters, indices, N, M, K, padded_k, programs, column_mask,
     D: tl.constexpr, PADDED_D: tl.constexpr, plan: tl.constexpr, config: tl.constexpr, bound: tl.constexpr,
-    INTERPRETED: tl.constexpr, PADDED_PROGRAMS: tl.constexpr,
+    INTERPRETED: tl.constexpr, PADDED_PROGRAMS: tl.constexpr, LISTED_FROM: tl.constexpr,
 ):  # fmt: skip
-    """Write the indices of all open rows; ``programs`` is the number of lines of the table of extremes."""
+    """Write the indices of all open rows; ``programs`` is the number of lines of the table of extremes.
+
+    LISTED_FROM: of so many or more open rows a middle pass has left its own list; 0 if there is none.
+    """
     BLOCK_ROWS: tl.constexpr = config.rows
     BLOCK_CODES: tl.constexpr = config.codes
     pid = tl.program_id(0)
     local = tl.arange(0, BLOCK_ROWS)
     count = tl.load(counters + OPEN_SLOT).to(tl.int32)
+    begin_of_list = tl.zeros((), tl.int64)
+    if LISTED_FROM > 0:
+        is_listed = count >= LISTED_FROM
+        begin_of_list += tl.where(is_listed, N, 0)
+        count = tl.where(is_listed, tl.load(counters + STILL_OPEN_SLOT).to(tl.int32), count)
     tiles = tl.cdiv(count, BLOCK_ROWS)
     share = tl.num_programs(0) // tl.maximum(tiles, 1)
     number_of_pieces = tl.maximum(tl.minimum(share, padded_k // (LEAST_TILES * BLOCK_CODES)), 1)
@@ -199,8 +208,9 @@ def resolve_kernel(
         block = unit // number_of_pieces
         piece = unit - block * number_of_pieces
         entry = block * BLOCK_ROWS + local
-        row = tl.load(open_rows.rows + entry, mask=entry < count, other=0)
-        ceiling = tl.load(open_rows.ceiling + entry, mask=entry < count, other=0.0)
+        listed = begin_of_list + entry
+        row = tl.load(open_rows.rows + listed, mask=entry < count, other=0)
+        ceiling = tl.load(open_rows.ceiling + listed, mask=entry < count, other=0.0)
         value, rest, index = resolve_piece(
             tile=common.row_tile(view=x, row=row, valid=entry < count, M=M),
             ceiling=ceiling,

@@ -15,6 +15,9 @@ i and the last bit alone stays inside threads, and lanes are merged once, after 
 With few rows several programs share the codes of a tile of rows; the last of them to arrive merges
 their results in the order of the codes.
 
+The same kernel is the middle pass of a cascade (``nearest.py``): with all products, over the rows that
+a first one left open, whose number only the device knows.
+
 Memory traffic: x once, the parts of the codebook once a tile of rows (from the L2 cache).
 """
 
@@ -26,7 +29,7 @@ import triton
 import triton.language as tl
 
 from . import common, rows
-from .common import AMBIGUOUS, MASKED, OPEN_SLOT, RANGE_SLOT
+from .common import AMBIGUOUS, MASKED, OPEN_SLOT, RANGE_SLOT, STILL_OPEN_SLOT
 from .product import all_parts, product
 
 
@@ -40,7 +43,10 @@ class Partial(NamedTuple):
 
 
 class OpenRows(NamedTuple):
-    """The rows that a search leaves open, in any order; their number is a counter."""
+    """The rows that a search leaves open, in any order; their number is a counter.
+
+    With a middle pass both are twice as long, and its list begins at N.
+    """
 
     rows: Any  # [N] int32
     ceiling: Any  # [N] float32: the exact score of the row's nearest code is not above it
@@ -166,10 +172,10 @@ def certify(value, second_best, row_bound, DELTA: tl.constexpr):
 
 @triton.jit
 def decide(
-    row, valid, row_in_range, value, code, second_best, bounds, open_rows, counters, indices,
+    row, valid, row_in_range, value, code, second_best, bounds, open_rows, begin, counter, indices,
     EXACT: tl.constexpr, DELTA: tl.constexpr,
 ):  # fmt: skip
-    """Store the index of every row, and list those whose index is not certain."""
+    """Store the index of every row, and list those whose index is not certain from ``begin`` on."""
     row_bound = tl.load(bounds + row, mask=row_in_range, other=0.0)
     finite = (row_bound < 0) == 0
     index = tl.where(finite, code, 0)
@@ -179,7 +185,7 @@ def decide(
         index = tl.where(is_open, AMBIGUOUS, index)
         count = tl.sum(is_open.to(tl.int32))
         if count > 0:
-            slot = tl.atomic_add(counters + OPEN_SLOT, count.to(tl.int64), sem="relaxed")
+            slot = begin + tl.atomic_add(counter, count.to(tl.int64), sem="relaxed")
             slot = slot + tl.cumsum(is_open.to(tl.int32), 0) - 1
             tl.store(open_rows.rows + slot, row, mask=is_open)
             tl.store(open_rows.ceiling + slot, upper + 1.001 * row_bound, mask=is_open)
@@ -192,12 +198,25 @@ def search_kernel(
     codes_per_split, column_mask,
     D: tl.constexpr, PADDED_D: tl.constexpr, plan: tl.constexpr, config: tl.constexpr, bound: tl.constexpr,
     MEASURE_RANGE: tl.constexpr, INTERPRETED: tl.constexpr, PADDED_PROGRAMS: tl.constexpr,
-    WIDE: tl.constexpr,
+    WIDE: tl.constexpr, LISTED_FROM: tl.constexpr,
 ):  # fmt: skip
-    """``bounds`` is scratch ``[N]`` float32; ``partial`` is there where the codes are divided."""
+    """``bounds`` is scratch ``[N]`` float32; ``partial`` is there where the codes are divided.
+
+    LISTED_FROM: search the open rows instead, if there are at least so many; 0 searches all rows.
+    """
     BLOCK_ROWS: tl.constexpr = config.rows
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     row_in_range = row < N
+    begin_of_list = 0
+    counter = counters + OPEN_SLOT
+    if LISTED_FROM > 0:
+        count = tl.load(counter).to(tl.int32)
+        if (count < LISTED_FROM) | (tl.program_id(0) * BLOCK_ROWS >= count):
+            return
+        row_in_range = row < count
+        row = tl.load(open_rows.rows + row, mask=row_in_range, other=0)
+        begin_of_list = N
+        counter = counters + STILL_OPEN_SLOT
     valid = row_in_range
     if mask is not None:
         valid = tl.load(mask + row, mask=row_in_range, other=0) != 0
@@ -236,8 +255,8 @@ def search_kernel(
     if partial is None:
         decide(
             row=row, valid=valid, row_in_range=row_in_range, value=value, code=code,
-            second_best=second_best, bounds=bounds, open_rows=open_rows, counters=counters,
-            indices=indices, EXACT=plan.exact, DELTA=bound.delta,
+            second_best=second_best, bounds=bounds, open_rows=open_rows, begin=begin_of_list,
+            counter=counter, indices=indices, EXACT=plan.exact, DELTA=bound.delta,
         )  # fmt: skip
     else:
         at = tl.program_id(1).to(tl.int64) * N + row
@@ -262,6 +281,6 @@ def search_kernel(
                 )
             decide(
                 row=row, valid=valid, row_in_range=row_in_range, value=value, code=code,
-                second_best=second_best, bounds=bounds, open_rows=open_rows, counters=counters,
-                indices=indices, EXACT=plan.exact, DELTA=bound.delta,
+                second_best=second_best, bounds=bounds, open_rows=open_rows, begin=begin_of_list,
+                counter=counter, indices=indices, EXACT=plan.exact, DELTA=bound.delta,
             )  # fmt: skip
