@@ -153,7 +153,9 @@ class GpuBench:
         self.comparisons.append(compare_search(case, self.options("search", case), first))
         if first == "exact" and machine.backend_works("triton"):
             share = open_rows.share(case, self.device)
-            self.parts["open_rows"].append({"n": case.n, "d": case.d, "k": case.k, "data": case.data, **share})
+            self.parts["open_rows"].append(
+                {"n": case.n, "d": case.d, "k": case.k, "data": case.data, **share}
+            )
 
     def part_equal_codes(self) -> None:
         self.guarded("equal codes", self._equal_codes)

@@ -19,7 +19,7 @@ from ..compare import PRECISION_UNITS
 from .target import Target
 
 DIMS = (64, 128, 8, 256, 100, 1, 200, 512)  # the most used first; 1, 100 and 200 have odd row strides
-SIZES = ((63, 129), (1134, 777), (20_011, 1000))  # N, K: the same kernels; N = K = 1 compiles its own
+SIZES = ((63, 129), (1134, 777), (40_011, 1000))  # N, K: the last fills the GPU; N = K = 1 compiles its own
 TINY_SIZES = ((19, 37),)
 _F32, _BF16, _F16 = torch.float32, torch.bfloat16, torch.float16
 LAYOUTS = ("last", "first", "odd slice")

@@ -101,6 +101,37 @@ void vector_quantize_backward(const std::optional<py::tuple>& grad_quantized, ui
         "vector_quantize_backward");
 }
 
+void hopper_search(const py::tuple& x, const py::tuple& codes, const py::tuple& options, const py::tuple& bound,
+                   const py::tuple& outputs, int device, uintptr_t stream) {
+  const VqRows rows = rows_from(x);
+  const auto address = [](const py::tuple& from, size_t i) { return from[i].cast<uintptr_t>(); };
+  VqHopperSearch s = {};
+  s.tiles = pointer<const void>(address(codes, 0));
+  s.bias = pointer<const float>(address(codes, 1));
+  s.centre = pointer<const float>(address(codes, 2));
+  s.extremes = pointer<const float>(address(codes, 3));
+  s.lines = codes[4].cast<int64_t>();
+  s.codes = codes[5].cast<int64_t>();
+  s.padded_codes = codes[6].cast<int64_t>();
+  s.depth = codes[7].cast<int64_t>();
+  s.split = options[0].cast<bool>();
+  s.centred = options[1].cast<bool>();
+  s.metric = options[2].cast<bool>() ? VQ_L2 : VQ_COSINE;
+  s.exact = options[3].cast<bool>();
+  s.accumulation = bound[0].cast<double>();
+  s.contract = bound[1].cast<double>();
+  s.packing = bound[2].cast<double>();
+  s.slack = bound[3].cast<double>();
+  s.bound_scale = bound[4].cast<double>();
+  s.mask = pointer<const uint8_t>(address(outputs, 0));
+  s.open_count = pointer<int64_t>(address(outputs, 1));
+  s.range = pointer<int64_t>(address(outputs, 2));
+  s.indices = pointer<int64_t>(address(outputs, 3));
+  s.open_rows = pointer<int32_t>(address(outputs, 4));
+  s.ceiling = pointer<float>(address(outputs, 5));
+  check(vq_cuda_hopper_search(&rows, &s, stream_from(device, stream)), "hopper_search");
+}
+
 py::tuple capability(int device) {
   int major = 0, minor = 0;
   check(vq_cuda_device_capability(device, &major, &minor), "capability");
@@ -120,5 +151,6 @@ void bind_cuda(py::module_& m) {
   cuda.def("ema_workspace", &vq_cuda_ema_workspace);
   cuda.def("ema_update", &ema_update);
   cuda.def("vector_quantize_backward", &vector_quantize_backward);
+  cuda.def("hopper_search", &hopper_search);
   cuda.def("capability", &capability);
 }

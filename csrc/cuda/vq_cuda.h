@@ -48,6 +48,25 @@ int vq_cuda_vector_quantize_backward(const VqRows* grad_quantized, const float* 
                                      const int64_t* valid_rows, float scale, int gradient,
                                      const VqRows* grad_x, VqCudaStream stream);
 
+// First pass of the Triton backend's search, on compute capability 9.0 (vq_kernels/backends/triton/hopper.py), over
+// a codebook that the backend has prepared.
+typedef struct VqHopperSearch {
+  const void* tiles;  // [padded_codes / 128] tiles in the matrix unit's order, 16 bits, negated
+  const float* bias;  // [padded_codes]
+  const float* centre;  // [dim]
+  const float* extremes;  // [lines, 8]
+  int64_t lines, codes, padded_codes, depth;
+  int32_t split, centred, metric, exact;
+  double accumulation, contract, packing, slack, bound_scale;
+  const uint8_t* mask;  // [rows] or null
+  int64_t* open_count;  // added to
+  int64_t* range;  // raised to the bits of the largest finite |x|; or null
+  int64_t* indices;  // [rows]; -1 where masked, -2 where open
+  int32_t* open_rows;  // [rows], null unless exact
+  float* ceiling;  // [rows], null unless exact
+} VqHopperSearch;
+int vq_cuda_hopper_search(const VqRows* x, const VqHopperSearch* search, VqCudaStream stream);
+
 int vq_cuda_device_capability(int device, int* major, int* minor);
 const char* vq_cuda_error_name(int error);
 const char* vq_cuda_error_text(int error);

@@ -81,7 +81,7 @@ def _empty_codebook(depth: int) -> Any:
     from vq_kernels.backends.triton.codes import Prepared
 
     parts = torch.empty(256, depth, dtype=torch.float16)
-    return Prepared(parts, parts, *(torch.empty(256, 8) for _ in range(3)), *(torch.empty(0),) * 2)
+    return Prepared(parts, parts, parts, *(torch.empty(256, 8) for _ in range(3)), *(torch.empty(0),) * 2)
 
 
 def test_programs_end_at_about_one_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,7 @@ struct Context {
 
 // --- blocks ------------------------------------------------------------------------------------------------
 
-enum class State { kReady, kBlockBarrier, kGridBarrier, kWarp, kDone };
+enum class State { kReady, kBlockBarrier, kGroupBarrier, kGridBarrier, kWarp, kDone };
 
 struct Copy {
   void* to;
@@ -245,6 +245,26 @@ void block_barrier() {
     if (f.state == State::kBlockBarrier) f.state = State::kReady;
   }
   suspend(State::kReady);  // the last to arrive gets no head start
+}
+
+void group_barrier(unsigned threads) {
+  Fiber& me = *machine.current;
+  Block& b = *me.block;
+  const unsigned first = me.number / threads * threads;
+  unsigned waiting = 0;
+  for (unsigned i = first; i < first + threads; ++i) waiting += b.fibers[i].state == State::kGroupBarrier;
+  if (waiting + 1 < threads) {
+    suspend(State::kGroupBarrier);
+    return;
+  }
+  for (unsigned i = first; i < first + threads; ++i) {
+    if (b.fibers[i].state == State::kGroupBarrier) b.fibers[i].state = State::kReady;
+  }
+  suspend(State::kReady);
+}
+
+void yield() {
+  suspend(State::kReady);
 }
 
 void grid_barrier() {

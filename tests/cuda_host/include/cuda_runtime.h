@@ -29,6 +29,19 @@ struct dim3 {
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 
+struct float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
+  return uint4{x, y, z, w};
+}
+
 namespace cuda_host {
 
 struct Position {
@@ -43,6 +56,8 @@ constexpr int kExchangeBytes = 64;
 using Exchange = unsigned char[kWarpSize][kExchangeBytes];
 const Exchange& exchange(unsigned mask, const void* mine, size_t bytes, const char* what);
 void block_barrier();
+void group_barrier(unsigned threads);  // of the running thread's group of so many
+void yield();  // lets the others go on
 void grid_barrier();
 unsigned char* dynamic_shared();
 unsigned lane();

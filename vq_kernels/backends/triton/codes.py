@@ -24,6 +24,7 @@ class Prepared(NamedTuple):
 
     high: Tensor  # [K', D'] float16 or the codes' dtype
     low: Tensor  # [K', D'], or high where there is one part
+    tiles: Tensor  # high as hopper_search.cu copies it, 128 codes together; or high itself
     bias: Tensor  # [K'] float32
     center: Tensor  # [D'] float32
     extremes: Tensor  # [P, 8] float32

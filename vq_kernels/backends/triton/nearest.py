@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from . import common
+from . import common, hopper
 from .codes import Prepared
 from .common import HEADER, OPEN_SLOT
 from .duplicates import is_large
@@ -100,7 +100,8 @@ def search(
     vectors = common.loads_vectors(x)
     config = make_config(common.architecture(device), first, D, vectors)
     padded_k = padded_codes(K)
-    splits = count_splits(N, padded_k, config, device)
+    tiled_depth = hopper.depth_for(x, first)
+    splits = 1 if tiled_depth else count_splits(N, padded_k, config, device)
     divided = splits > 1
     row_tiles = -(-N // config.rows)
     # One memory to zero: header, tickets of the second pass, tickets of the row tiles, accumulators.
@@ -109,11 +110,12 @@ def search(
     counters = torch.empty(begin + accumulators, dtype=torch.int64, device=device)
     codes = prepare(
         codebook,
-        padded_depth(config, D),
+        tiled_depth or padded_depth(config, D),
         plan,
         counters=counters,
         counts=counters if counts is None else counts,
         codebook_copy=codebook_copy,
+        tiled=tiled_depth > 0,
     )
 
     def empty(count: int, dtype: torch.dtype) -> Tensor:
@@ -134,10 +136,16 @@ def search(
     open_rows = OpenRows(empty(listed, torch.int32), empty(listed, torch.float32))
     tiles_per_split = -(-padded_k // (config.codes * splits))
     scratch = Scratch(codes, partial, empty(N, torch.float32), open_rows, counters)
-    launch_search(
-        (row_tiles, splits), x, mask, scratch, indices, K, tiles_per_split * config.codes, first, config,
-        make_bound(first, config, D, bound_scale), measure_range=measure_range,
-    )  # fmt: skip
+    if tiled_depth:
+        bound = make_bound(first, config._replace(resident=True), tiled_depth, bound_scale)
+        hopper.search(
+            x, mask, codes, K, first, bound, open_rows, counters, indices, measure_range=measure_range
+        )
+    else:
+        launch_search(
+            (row_tiles, splits), x, mask, scratch, indices, K, tiles_per_split * config.codes, first, config,
+            make_bound(first, config, D, bound_scale), measure_range=measure_range,
+        )  # fmt: skip
     if listed_from:
         padded_d = codes.high.shape[1]
         middle = middle_config(common.architecture(device), plan, D, padded_d, vectors)

@@ -53,10 +53,23 @@ MOST_CODES = 64  # of a program: it divides SLOT, and more would spill
 
 
 @triton.jit
+def in_tiles(code, d, PADDED_D: tl.constexpr):
+    """Offsets of codes and dimensions in tiles of 128 codes, ``[codes, d]``.
+
+    The matrix unit reads core matrices of 8 codes by 8 numbers: two of them for 16 dimensions, 16 such pairs
+    for the codes of a tile, one after the other.
+    """
+    tile = (code // 128).to(tl.int64) * (128 * PADDED_D)
+    row = (code % 128) // 8 * 128 + code % 8 * 8
+    column = d // 16 * (128 * 16) + (d // 8) % 2 * 64 + d % 8
+    return (tile + row)[:, None] + column[None, :]
+
+
+@triton.jit
 def prepare_kernel(
     codebook, codes, codebook_copy, tables, counters, counters_size, counts, counts_size, K,
     D: tl.constexpr, PADDED_D: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_CODES: tl.constexpr,
-    SAMPLE: tl.constexpr, plan: tl.constexpr,
+    SAMPLE: tl.constexpr, plan: tl.constexpr, TILED: tl.constexpr,
 ):  # fmt: skip
     """Fill ``codes`` (:class:`Prepared`) and, where there are any, copy and hashes; zero the counters."""
     SPLIT: tl.constexpr = plan.split
@@ -144,6 +157,8 @@ def prepare_kernel(
             high_part = v.to(tl.float32).to(tl.float16)
             rest = v - high_part.to(tl.float64)
             tl.store(codes.high + stored, -high_part)
+            if TILED:
+                tl.store(codes.tiles + in_tiles(code=code, d=d, PADDED_D=PADDED_D), -high_part)
             if PARTS == 2:
                 low_part = rest.to(tl.float32).to(tl.float16)
                 tl.store(codes.low + stored, -low_part)
@@ -151,7 +166,10 @@ def prepare_kernel(
                 low_square += tl.sum(low_part.to(tl.float64) * low_part.to(tl.float64), 1)
             residual += tl.sum(rest * rest, 1)
         else:
-            tl.store(codes.high + stored, (-e.to(tl.float32)).to(codes.high.dtype.element_ty))
+            own = (-e.to(tl.float32)).to(codes.high.dtype.element_ty)
+            tl.store(codes.high + stored, own)
+            if TILED:
+                tl.store(codes.tiles + in_tiles(code=code, d=d, PADDED_D=PADDED_D), own)
 
     positive = tl.where(norm > 0, norm, 1.0)
     up = 1.0 + 2.0**-20  # a float32 rounding of a float64 result, with room
@@ -190,10 +208,11 @@ def prepare(
     counters: Tensor,
     counts: Tensor,
     codebook_copy: Tensor | None = None,
+    tiled: bool = False,
 ) -> Prepared:
     """Launch on the current stream. ``counters`` and ``counts`` (int64, any size) are filled with zero.
 
-    ``codebook_copy`` (the codebook's shape and dtype) receives a copy of it.
+    ``codebook_copy`` (the codebook's shape and dtype) receives a copy of it. ``tiled``: for ``hopper.py`` too.
     """
     K, D = codebook.shape
     padded_k = padded_codes(K)
@@ -209,6 +228,7 @@ def prepare(
     prepared = Prepared(
         high,
         low,
+        torch.empty_like(high) if tiled else high,
         empty(padded_k, dtype=torch.float32),
         empty(padded_d, dtype=torch.float32),
         empty((programs, COLUMNS.value), dtype=torch.float32),
@@ -231,6 +251,7 @@ def prepare(
         BLOCK_CODES=block_codes,
         SAMPLE=SAMPLE,
         plan=plan,
+        TILED=tiled,
         num_warps=4,
         enable_fp_fusion=False,
     )
