@@ -45,6 +45,7 @@ from .duplicates import (
     hash_codes,
     make_tables,
 )
+from .launch import Kernel
 from .plan import Plan
 
 SAMPLE = 64
@@ -52,6 +53,7 @@ SLOT = 128  # codes are padded to a multiple of this, the largest tile of the se
 MOST_CODES = 64  # of a program: it divides SLOT, and more would spill
 
 
+@Kernel
 @triton.jit
 def prepare_kernel(
     codebook, codes, codebook_copy, tables, counters, counters_size, counts, counts_size, K,
@@ -198,12 +200,12 @@ def prepare(
     K, D = codebook.shape
     padded_k = padded_codes(K)
     wanted = -(-padded_k // (2 * common.multiprocessors(codebook.device)))
-    block_codes = min(MOST_CODES, max(16, triton.next_power_of_2(wanted)))
+    block_codes = min(MOST_CODES, max(16, common.next_power_of_2(wanted)))
     programs = padded_k // block_codes
     empty = codebook.new_empty
     dtype = torch.float16 if plan.split else codebook.dtype
-    high = empty((padded_k, padded_d), dtype=dtype)
-    low = empty((padded_k, padded_d), dtype=dtype) if plan.code_parts == 2 else high
+    high = empty(padded_k, padded_d, dtype=dtype)
+    low = empty(padded_k, padded_d, dtype=dtype) if plan.code_parts == 2 else high
     squared = K if plan.exact else 0
     tables = make_tables(codebook)
     prepared = Prepared(
@@ -211,7 +213,7 @@ def prepare(
         low,
         empty(padded_k, dtype=torch.float32),
         empty(padded_d, dtype=torch.float32),
-        empty((programs, COLUMNS.value), dtype=torch.float32),
+        empty(programs, COLUMNS.value, dtype=torch.float32),
         empty(squared, dtype=torch.float64),
         empty(squared, dtype=torch.float64),
     )

@@ -1,0 +1,339 @@
+"""Launches as Triton makes them and as ``launch.py`` does, where no GPU need be; results as JSON.
+
+Nothing is compiled: what stands for a compiled kernel notes what it is started with, tuples taken apart and
+constants dropped by the kernel's signature as Triton's own launchers do it. The script runs in a process
+without the interpreter (``test_triton_direct.py``).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+import triton
+import triton.language as tl
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction, compute_cache_key
+
+import vq_kernels as vq
+from vq_kernels.backends.triton import TritonBackend, common, launch
+from vq_kernels.backends.triton.common import View
+
+Results = dict[str, Any]
+
+
+class Driver:
+    """Stands for the driver of a GPU that is not there, and for its current device and stream."""
+
+    def __init__(self) -> None:
+        self.device, self.stream = 0, 7
+
+    def get_current_device(self) -> int:
+        return self.device
+
+    def get_current_stream(self, device: int) -> int:
+        return self.stream + device
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+
+class Start(NamedTuple):
+    """One start of a kernel."""
+
+    kernel: str
+    direct: bool
+    grid: tuple[int, ...]
+    stream: int
+    function: str
+    hooks: tuple[Any, ...]
+    arguments: tuple[Any, ...]
+
+
+class Recorder:
+    """Inside, kernels are not compiled, and their starts are listed."""
+
+    def __init__(self) -> None:
+        self.starts: list[Start] = []
+        self.compiled = 0
+        self.runs = 0  # of Triton's own launch
+        self._is_running = False
+        self._patches = ExitStack()
+
+    def __enter__(self) -> Recorder:
+        run = JITFunction.run
+
+        def counted(jit: Any, *args: Any, **options: Any) -> Any:
+            self.runs += 1
+            self._is_running = True
+            try:
+                return run(jit, *args, **options)
+            finally:
+                self._is_running = False
+
+        def stand_in(jit: Any, key: Any, signature: dict[str, Any], device: Any, *_: Any) -> CompiledKernel:
+            self.compiled += 1
+            kernel = CompiledKernel.__new__(CompiledKernel)
+            kernel.function, kernel.packed_metadata = f"{jit.__name__} {self.compiled}", (4, 1, 0)
+            kernel._run = self._starter(jit.__name__, list(signature.values()))
+            jit.device_caches[device][0][key] = kernel
+            return kernel
+
+        driver.set_active(Driver())
+        for owner, name, value in (
+            (JITFunction, "run", counted),
+            (JITFunction, "_do_compile", stand_in),
+            (CompiledKernel, "__del__", lambda kernel: None),
+            (CompiledKernel, "launch_metadata", lambda kernel, *_: None),
+            (common, "architecture", lambda device: 90),
+            (common, "multiprocessors", lambda device: 132),
+            (TritonBackend, "unavailable_reason", lambda backend: None),
+            (TritonBackend, "unsupported_reason", lambda backend, *_: None),
+        ):
+            self._patches.enter_context(mock.patch.object(owner, name, value, create=name == "__del__"))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._patches.close()
+
+    def _starter(self, name: str, signature: list[Any]) -> Callable[..., None]:
+        def start(x: int, y: int, z: int, stream: int, function: str, _: Any, *rest: Any) -> None:
+            hooks, args = rest[:3], rest[3:]
+            flat: list[Any] = []
+            _flatten(signature, args, flat)
+            # An empty chain of hooks does as much as None.
+            hooks = tuple(hook for hook in hooks if getattr(hook, "calls", hook))
+            started = (name, not self._is_running, (x, y, z), stream, function, hooks, tuple(flat))
+            self.starts.append(Start(*started))
+
+        return start
+
+
+def _flatten(signature: Any, args: Any, flat: list[Any]) -> None:
+    """Arguments as a launcher of Triton reads them: the tuples of the signature, without constants."""
+    assert len(signature) == len(args), (signature, args)
+    for kind, value in zip(signature, args, strict=True):
+        if isinstance(kind, tuple):
+            assert isinstance(value, tuple)
+            _flatten(kind, value, flat)
+        elif kind != "constexpr":
+            flat.append(value.data_ptr() if isinstance(value, torch.Tensor) else value)
+
+
+# --- keys -------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def some_kernel(a, b, n, D: tl.constexpr, plan: tl.constexpr):
+    pass
+
+
+class Plan(NamedTuple):
+    exact: bool
+    parts: int
+
+
+def arguments() -> list[Any]:
+    """Tensors, numbers and tuples in all ways that could make a difference."""
+    memory = torch.zeros(64, dtype=torch.float64)
+    tensors = [
+        memory.view(dtype)[start:]
+        for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.int64, torch.bool)
+        for start in (0, 1, 16)
+    ]
+    tensors += [torch.empty(0), torch.nn.Parameter(torch.zeros(8)), torch.zeros(4, 4).t()]
+    edges = (0, 1, 16, 2**31, -(2**31), 2**32, 2**62, 2**63 - 16, -(2**63) + 16)
+    numbers = [edge + step for edge in edges for step in (-16, -1, 0, 1, 15)]
+    floats = [0.0, 1.0, 0.5, 16.0]
+    views = [
+        View(x, stride_b, stride_m, stride_d)
+        for x in (tensors[0], tensors[1], tensors[3])
+        for stride_b in (None, 64, 65, 2**31)
+        for stride_m in (tl.constexpr(1), tl.constexpr(16), tl.constexpr(24), 1, 16, 24)
+        for stride_d in (1, 7)
+    ]
+    return [*tensors, *numbers, *floats, None, *views]
+
+
+def calls() -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Calls of ``some_kernel``: run-time arguments; constants and options."""
+    x = torch.zeros(16)
+    usual = {"D": 8, "plan": Plan(True, 1), "num_warps": 4}
+    listed = [((value, x, 5), usual) for value in arguments()]
+    listed += [((x, value, 5), usual) for value in arguments()[::3]]
+    for d, plan, warps, n in itertools.product((8, 16), (Plan(True, 1), Plan(True, 2)), (4, 8), (1, 16, 17)):
+        listed.append(((x, None, n), {"D": d, "plan": plan, "num_warps": warps}))
+    listed += [((x, x, 5), usual | {"maxnreg": 128}), ((x, x, 5), usual | {"num_stages": 4})]
+    return listed
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_described, value))})"
+    if isinstance(value, torch.Tensor):
+        return f"{type(value).__name__} of {value.dtype} at {value.data_ptr() % 16}"
+    return repr(value)
+
+
+def keys() -> Results:
+    """Pairs of calls that only one of Triton and ``launch.py`` tells apart."""
+    driver.set_active(Driver())
+    *_, binder = some_kernel.create_binder()
+    known: dict[Any, Any] = {}
+    of_ours: dict[Any, Any] = {}
+    of_triton: dict[Any, Any] = {}
+    told_apart_by: dict[str, list[str]] = {"triton": [], "launch": []}
+    for args, constants in calls():
+        ours = launch.launch_key(0, constants)
+        launch.specialise(args, ours)
+        _, specialization, options = binder(*args, **constants)
+        theirs = compute_cache_key(known, specialization, options)
+        described = f"{_described(args)} {constants}"
+        if of_ours.setdefault(tuple(ours), theirs) != theirs:
+            told_apart_by["triton"].append(described)
+        if of_triton.setdefault(theirs, ours) != ours:
+            told_apart_by["launch"].append(described)
+    unknown = []
+    for value in (True, 2**63, -(2**63) - 1, "text", (1, 2), [1], torch.float32):
+        try:
+            launch.specialise((value,), [])
+        except launch.UnknownKindError:
+            unknown.append(str(value))
+    return {"calls": len(calls()), "keys": len(of_ours), "told_apart_by": told_apart_by, "unknown": unknown}
+
+
+# --- launches ---------------------------------------------------------------------------------------
+
+
+def operations() -> dict[str, Callable[[], object]]:
+    """Calls that between them launch every kernel."""
+    x, codebook = torch.randn(3, 50, 8), torch.randn(33, 8)
+    many, large = torch.randn(5000, 8), torch.randn(9000, 8)
+    maps, mask = torch.randn(2, 8, 7, 7).requires_grad_(), torch.ones(2, 7, 7, dtype=torch.bool)
+    indices = torch.zeros(3, 50, dtype=torch.int64)
+    layer = vq.FusedVectorQuantizer(8, 33, backend="triton")
+    rows = x.clone().requires_grad_()
+
+    def step() -> None:
+        quantized, _, loss = layer(rows)
+        torch.autograd.backward([quantized, loss], [torch.ones_like(quantized), torch.ones(())])
+
+    def masked() -> None:
+        got = vq.vector_quantize(
+            maps, codebook, mask=mask, channel_dim=1, gradient="rotation_trick", backend="triton"
+        )
+        got.quantized.sum().backward()
+
+    def average(codes: torch.Tensor) -> None:
+        k = len(codes)
+        counts, sums, size = torch.ones(k, dtype=torch.int64), torch.ones_like(codes), torch.ones(k)
+        vq.ema_update_(
+            codes.clone(), size, codes.clone(), counts, sums, decay=0.9, eps=1e-5, backend="triton"
+        )
+
+    return {
+        "nearest": lambda: vq.nearest_code(x, codebook, backend="triton"),
+        "nearest_large": lambda: vq.nearest_code(x, large, backend="triton"),
+        "nearest_many": lambda: vq.nearest_code(many, codebook, precision="fast", backend="triton"),
+        "nearest_half": lambda: vq.nearest_code(x.half(), codebook.half(), metric="cosine", backend="triton"),
+        "step": step,
+        "masked": masked,
+        "statistics": lambda: vq.code_statistics(x, indices, 33, backend="triton"),
+        "gather": lambda: vq.gather_codes(codebook, indices, backend="triton"),
+        "ema": lambda: average(codebook),
+        "ema_large": lambda: average(large),
+    }
+
+
+def launches(recorder: Recorder) -> Results:
+    """By kernel, how often it was started directly and as Triton starts it; names of those that were not."""
+    direct: dict[str, int] = {}
+    different: list[str] = []
+    launch_kernel = launch.Kernel._launch
+
+    def both(kernel: Any, grid: Any, *args: Any, **constants: Any) -> None:
+        kernel.jit[grid](*args, **constants)
+        launch_kernel(kernel, grid, *args, **constants)
+        ordinary, ours = recorder.starts[-2:]
+        name = ours.kernel
+        direct[name] = direct.get(name, 0) + ours.direct
+        if ordinary._replace(direct=ours.direct) != ours:
+            different.append(name)
+
+    for call in operations().values():
+        call()
+    with mock.patch.object(launch.Kernel, "_launch", both):
+        for call in operations().values():
+            call()
+    return {"direct": direct, "different": different}
+
+
+def host_work(recorder: Recorder) -> Results:
+    """Of operations that were called before: functions that Python calls, and launches that Triton makes."""
+    counted = {}
+    for name, call in operations().items():
+        call()
+        runs = recorder.runs
+        counted[name] = {"calls": function_calls(call), "runs": recorder.runs - runs}
+    return counted
+
+
+def function_calls(work: Callable[[], object]) -> int:
+    """Python functions that are called in this thread."""
+    count = 0
+
+    def counting(frame: Any, event: str, _: Any) -> None:
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(counting)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def watched(recorder: Recorder) -> Results:
+    """How one launch is made again and again, while something asks to see it, and on other streams."""
+    seen: dict[str, list[Any]] = {}
+    work = operations()["gather"]
+
+    def note(name: str) -> None:
+        work()
+        start = recorder.starts[-1]
+        seen[name] = [start.direct, start.stream, len(start.hooks)]
+
+    note("as_before")
+    hook = knobs.runtime.launch_enter_hook
+    with mock.patch.object(knobs.runtime, "launch_enter_hook", print):
+        note("hook")
+    hook.add(print)
+    note("chain")
+    hook.remove(print)
+    with mock.patch.object(knobs.runtime, "debug", True):
+        note("debug")
+    note("after")
+    driver.active.stream = 70
+    note("other_stream")
+    driver.active.device = 3
+    note("other_device")
+    note("other_device_again")
+    return seen
+
+
+if __name__ == "__main__":
+    report: Results = {"version": triton.__version__, "keys": keys()}
+    with Recorder() as recording:
+        for part in (launches, host_work, watched):
+            report[part.__name__] = part(recording)
+    json.dump(report, sys.stdout)
