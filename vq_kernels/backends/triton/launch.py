@@ -80,7 +80,7 @@ def specialise(args: tuple[Any, ...], key: list[Any]) -> list[Any]:
 
 def launch_key(device: int, constants: dict[str, Any]) -> list[Any]:
     """The beginning of a key: the device, and compile-time parameters and options with their names."""
-    return [device, *constants, *constants.values()]
+    return [device, len(constants), *constants, *constants.values()]
 
 
 def _is_set(hook: Any) -> bool:
