@@ -12,33 +12,16 @@ import importlib.metadata
 import json
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("triton")
 
+from triton_versions import OLDEST, output_of
+
 # One worker compiles while the others go on; a version takes minutes of a core.
 pytestmark = [pytest.mark.xdist_group("triton_compile"), pytest.mark.timeout(1200)]
-
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-OLDEST = "3.6.0"
-
-
-def unpacked(version: str) -> Path:
-    """A folder that holds this version of Triton, filled by pip when it is not there yet."""
-    folder = ROOT / "build" / f"triton-{version}"
-    if not (folder / "triton" / "__init__.py").exists():
-        folder.parent.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
-        done = subprocess.run([*command, f"triton=={version}"], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"triton {version} cannot be installed: {done.stderr.strip().splitlines()[-1]}")
-    return folder
 
 
 @pytest.fixture(scope="module", params=["installed", OLDEST])
@@ -50,20 +33,8 @@ def targets(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     with open(shared / f"triton_targets-{version}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not report.exists():
-            environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-            paths = [str(ROOT), environment.get("PYTHONPATH", "")]
-            if version != "installed":
-                paths.insert(0, str(unpacked(version)))
-            environment["PYTHONPATH"] = os.pathsep.join(paths)
-            command = [sys.executable, str(HERE / "triton_targets.py")]
-            done = subprocess.run(
-                command if version == "installed" else [*command, "--short"],
-                env=environment,
-                capture_output=True,
-                text=True,
-            )
-            assert done.returncode == 0, done.stderr[-4000:]
-            report.write_text(done.stdout)
+            short = () if version == "installed" else ("--short",)
+            report.write_text(output_of("triton_targets.py", version, *short))
         found: dict[str, Any] = json.loads(report.read_text())
     expected = importlib.metadata.version("triton") if version == "installed" else version
     assert found["version"] == expected

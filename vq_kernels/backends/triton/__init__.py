@@ -41,6 +41,11 @@ def _import_problem() -> str | None:
     return None
 
 
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
 class TritonBackend:
     """``base.Backend`` on Triton kernels, one operation a module."""
 
@@ -68,7 +73,7 @@ class TritonBackend:
                 return "x is on the CPU, which needs TRITON_INTERPRET=1"
         elif x.device.type != "cuda":
             return f"x is on {x.device}; accepted: CUDA devices"
-        elif torch.cuda.get_device_capability(x.device) < (8, 0):
+        elif _capability(x.device) < (8, 0):
             return "the GPU's compute capability is below 8.0"
         if x.ndim == 3 and x.shape[0] * x.shape[1] > _MAX_ROWS:
             return f"x has {x.shape[0] * x.shape[1]} rows; accepted: at most {_MAX_ROWS}"

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import common
+from .launch import Kernel
 
 
 @triton.jit
@@ -21,6 +22,7 @@ def quotients(rows, norms):
     return tl.div_rn(rows, tl.broadcast_to(norms[:, None], rows.shape))
 
 
+@Kernel
 @triton.jit
 def backward_kernel(
     grad, grad_loss, x, codebook, indices, valid_rows, out, scale, N, M,

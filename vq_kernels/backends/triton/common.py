@@ -59,6 +59,15 @@ def architecture(device: torch.device) -> int:
     return 10 * major + minor
 
 
+def next_power_of_2(n: int) -> int:
+    """The smallest power of two that is at least n >= 1; Triton's own function takes a microsecond."""
+    return 1 << (n - 1).bit_length()
+
+
+# Made anew they take as long as the allocation of a tensor.
+_constant = functools.lru_cache(tl.constexpr)
+
+
 class View(NamedTuple):
     """A ``[B, M, D]`` tensor with any strides; its row number ``b * M + m`` is what kernels count by."""
 
@@ -78,7 +87,7 @@ def make_view(x: Tensor) -> View:
     B, M, D = x.shape
     stride_b, stride_m, stride_d = x.stride()
     if stride_d == 1 and stride_m == D:
-        stride_m = tl.constexpr(D)
+        stride_m = _constant(D)
     return View(x, None if B == 1 or stride_b == M * x.stride(1) else stride_b, stride_m, stride_d)
 
 
@@ -248,5 +257,5 @@ def accumulate(high, low, term):
 
 def streaming_tile(dim: int) -> tuple[int, int]:
     """(BLOCK_DIM, BLOCK_ROWS) of the kernels that stream over rows: about 2048 elements a program."""
-    chunk = min(triton.next_power_of_2(dim), 128)
+    chunk = min(next_power_of_2(dim), 128)
     return chunk, max(16, min(128, 2048 // chunk))

@@ -22,6 +22,7 @@ from torch import Tensor
 from . import common
 from .codes import Prepared, reduce_extremes
 from .common import EXCLUDE_TICKET, EXCLUDED
+from .launch import Kernel
 
 # Elements of the codebook up to which every program hashes all of it.
 SMALL = 1 << 15
@@ -54,7 +55,7 @@ def make_tables(codebook: Tensor) -> HashTables | None:
     K, _ = codebook.shape
     if not is_large(codebook):
         return None
-    size = triton.next_power_of_2(SPARSITY * K)
+    size = common.next_power_of_2(SPARSITY * K)
     device = codebook.device
     hashes = torch.empty(K, dtype=torch.int64, device=device)
     return HashTables(hashes, torch.empty(2 * size, dtype=torch.int32, device=device), size)
@@ -129,6 +130,7 @@ def first_of_equal_hash(tables, code, K):
     return tl.where(same_b & valid, tl.minimum(first, first_b), first)
 
 
+@Kernel
 @triton.jit
 def exclude_kernel(
     codebook, codes, reduced, tables, counters, K, programs,
@@ -164,7 +166,7 @@ def exclude_kernel(
 def exclude_duplicates(codebook: Tensor, codes: Prepared, tables: HashTables, counters: Tensor) -> Prepared:
     """Launch on the current stream; the prepared codes, of whose extremes one line is left."""
     K, D = codebook.shape
-    reduced = codes.extremes.new_empty((1, codes.extremes.shape[1]))
+    reduced = codes.extremes.new_empty(1, codes.extremes.shape[1])
     block = 1024
     exclude_kernel[(min(common.multiprocessors(codebook.device), -(-K // block)),)](
         codebook,
@@ -175,7 +177,7 @@ def exclude_duplicates(codebook: Tensor, codes: Prepared, tables: HashTables, co
         K,
         codes.extremes.shape[0],
         D=D,
-        BLOCK_DIM=min(64, max(16, triton.next_power_of_2(D))),
+        BLOCK_DIM=min(64, max(16, common.next_power_of_2(D))),
         BLOCK=block,
         COMPARED=64,
         num_warps=8,

@@ -12,6 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .common import next_power_of_2
+from .launch import Kernel
+
 # Elements of the codebook up to which one program does everything (a few iterations of its loop).
 ONE_PROGRAM = 1 << 15
 _TILE = 8192
@@ -48,6 +51,7 @@ def new_total(cluster_size, counts, weight, K, BLOCK: tl.constexpr, STORE: tl.co
     return tl.sum(total), tl.sum(counted)
 
 
+@Kernel
 @triton.jit
 def sizes_kernel(cluster_size, counts, totals, weight, K, BLOCK: tl.constexpr):
     total, counted = new_total(
@@ -57,6 +61,7 @@ def sizes_kernel(cluster_size, counts, totals, weight, K, BLOCK: tl.constexpr):
     tl.store(totals + 1, counted)
 
 
+@Kernel
 @triton.jit
 def ema_kernel(
     codebook, cluster_size, embed_avg, counts, sums, totals, weight, eps, K,
@@ -117,7 +122,7 @@ def ema_update_(
     if K == 0 or D == 0:
         return
     alone = K * D <= ONE_PROGRAM
-    padded_d = triton.next_power_of_2(D)
+    padded_d = next_power_of_2(D)
     codes = max(1, _TILE // padded_d)
     totals = torch.empty(0 if alone else 2, dtype=torch.float32, device=codebook.device)
     weight = 1.0 - decay

@@ -7,8 +7,10 @@ import triton.language as tl
 from torch import Tensor
 
 from . import common
+from .launch import Kernel
 
 
+@Kernel
 @triton.jit
 def gather_kernel(
     codebook, indices, out, N, M,

@@ -58,7 +58,8 @@ def depth_for(x: Tensor, plan: Plan) -> int:
     B, M, D = x.shape
     if plan.products > 1 or not plan.pack or not LEAST_DIM <= D <= DEPTHS[-1]:
         return 0
-    if not works_on(x.device) or B * M < least_rows(x.device):
+    rows = B * M
+    if not works_on(x.device) or rows < least_rows(x.device):
         return 0
     return next(depth for depth in DEPTHS if depth >= D)
 

@@ -6,10 +6,10 @@ results from more than one product, a middle pass of the search over the rows th
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from . import common, hopper
@@ -62,9 +62,11 @@ def count_splits(rows: int, padded_k: int, config: Config, device: torch.device)
     ceil(S T / 2 P) waves, each over one S-th of the tiles of codes.
     """
     tiles = -(-rows // config.rows)
-    code_tiles = -(-padded_k // config.codes)
-    places = 2 * common.multiprocessors(device)
+    return _splits(tiles, -(-padded_k // config.codes), 2 * common.multiprocessors(device))
 
+
+@functools.lru_cache(1024)
+def _splits(tiles: int, code_tiles: int, places: int) -> int:
     def steps(splits: int) -> int:
         return -(-splits * tiles // places) * (-(-code_tiles // splits) + OVERHEAD)
 
@@ -206,7 +208,7 @@ def launch_search(
         bound=bound,
         MEASURE_RANGE=measure_range,
         INTERPRETED=common.interpreted(),
-        PADDED_PROGRAMS=triton.next_power_of_2(programs),
+        PADDED_PROGRAMS=common.next_power_of_2(programs),
         WIDE=codes.high.numel() >= WIDE_CODEBOOK,
         LISTED_FROM=listed_from,
         num_warps=config.warps,
@@ -272,7 +274,7 @@ def resolve(
         config=config,
         bound=make_bound(result.plan, config, D, bound_scale),
         INTERPRETED=common.interpreted(),
-        PADDED_PROGRAMS=triton.next_power_of_2(lines),
+        PADDED_PROGRAMS=common.next_power_of_2(lines),
         LISTED_FROM=result.listed_from,
         num_warps=config.warps,
         num_stages=config.stages,
@@ -286,7 +288,7 @@ def nearest_code(
     """``base.Backend.nearest_code``; ``bound_scale`` is for the tests that show that the bound is needed."""
     B, M, _ = x.shape
     N, K = B * M, codebook.shape[0]
-    indices = torch.empty((B, M), dtype=torch.int64, device=x.device)
+    indices = torch.empty(B, M, dtype=torch.int64, device=x.device)
     if N == 0 or K == 0:
         return indices.fill_(0)
     result = search(x, codebook, None, metric, precision, indices=indices, bound_scale=bound_scale)
@@ -298,6 +300,6 @@ def nearest_code(
 def open_share(x: Tensor, codebook: Tensor, metric: str = "l2") -> float:
     """Share of the rows that the first pass of an exact search leaves to the second; waits for the device."""
     B, M, _ = x.shape
-    indices = torch.empty((B, M), dtype=torch.int64, device=x.device)
+    indices = torch.empty(B, M, dtype=torch.int64, device=x.device)
     result = search(x, codebook, None, metric, "exact", indices=indices)
     return int(result.counters[int(OPEN_SLOT.value)]) / max(1, B * M)

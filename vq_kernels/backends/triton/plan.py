@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import torch
-import triton
 
 from . import certificate
+from .common import next_power_of_2
 from .tuned import TABLE
 
 
@@ -39,6 +40,7 @@ class Config(NamedTuple):
     resident: bool  # rows are read once and stay, else once for every tile of codes
 
 
+@functools.lru_cache(1024)
 def make_plan(x_dtype: torch.dtype, codebook_dtype: torch.dtype, metric: str, precision: str) -> Plan:
     """Products of a score: x's 16-bit values are exact in one float16 part, float32 values need two.
 
@@ -69,6 +71,7 @@ SHORTEST = 16
 CASCADE_FROM = 32
 
 
+@functools.lru_cache(1024)
 def first_pass(plan: Plan, dim: int) -> Plan:
     """The plan of the search itself; ``plan`` is then that of the rows which the search leaves open."""
     if plan.exact and plan.products > 1 and dim >= CASCADE_FROM:
@@ -83,10 +86,20 @@ def make_config(architecture: int, plan: Plan, dim: int, vectors: bool = True) -
     A depth of 0 means all of D at once. Without ``vectors`` (``common.loads_vectors``) a thread holds an
     address for every number that it loads, of which short chunks need fewer.
     """
-    known = max((a for a in TABLE if a <= architecture), default=min(TABLE))
-    values = next(values for largest, values in TABLE[known][plan.products] if dim <= largest)
+    # The table is looked at anew every time: the tuner writes into it.
+    rules = TABLE[_newest(architecture, tuple(TABLE))][plan.products]
+    return _fit(next(values for largest, values in rules if dim <= largest), plan, dim, vectors)
+
+
+@functools.lru_cache(1024)
+def _newest(architecture: int, known: tuple[int, ...]) -> int:
+    return max((a for a in known if a <= architecture), default=min(known))
+
+
+@functools.lru_cache(1024)
+def _fit(values: tuple[Any, ...], plan: Plan, dim: int, vectors: bool) -> Config:
     config = Config(*values)
-    whole = max(16, triton.next_power_of_2(dim))
+    whole = max(16, next_power_of_2(dim))
     config = config._replace(depth=whole if config.depth == 0 else min(config.depth, whole))
     if not vectors:
         return config._replace(depth=SHORTEST, registers=None)
@@ -96,12 +109,14 @@ def make_config(architecture: int, plan: Plan, dim: int, vectors: bool = True) -
     return config
 
 
+@functools.lru_cache(1024)
 def middle_config(architecture: int, plan: Plan, dim: int, padded_dim: int, vectors: bool = True) -> Config:
-    """Tiles of the middle pass: those of a search with all products, in chunks that the prepared codes have."""
+    """Tiles of the middle pass: a search with all products, in chunks that the prepared codes have."""
     config = make_config(architecture, plan, dim, vectors)
     return config if padded_dim % config.depth == 0 else config._replace(depth=SHORTEST)
 
 
+@functools.lru_cache(1024)
 def resolve_config(config: Config, dim: int, vectors: bool = True) -> Config:
     """Tiles of the second pass, for codes that were padded for the search's configuration.
 
@@ -134,6 +149,7 @@ class Bound(NamedTuple):
     scale: float  # 1, or less in the tests that show that the bound is needed
 
 
+@functools.lru_cache(1024)
 def make_bound(plan: Plan, config: Config, dim: int, scale: float = 1.0) -> Bound:
     if config.resident:
         # Products with second parts are accumulated first, before the others make the sum large.

@@ -45,6 +45,7 @@ from .duplicates import (
     hash_codes,
     make_tables,
 )
+from .launch import Kernel
 from .plan import Plan
 
 SAMPLE = 64
@@ -65,6 +66,7 @@ def in_tiles(code, d, PADDED_D: tl.constexpr):
     return (tile + row)[:, None] + column[None, :]
 
 
+@Kernel
 @triton.jit
 def prepare_kernel(
     codebook, codes, codebook_copy, tables, counters, counters_size, counts, counts_size, K,
@@ -212,17 +214,18 @@ def prepare(
 ) -> Prepared:
     """Launch on the current stream. ``counters`` and ``counts`` (int64, any size) are filled with zero.
 
-    ``codebook_copy`` (the codebook's shape and dtype) receives a copy of it. ``tiled``: for ``hopper.py`` too.
+    ``codebook_copy`` (the codebook's shape and dtype) receives a copy of it.
+    ``tiled``: in the order of ``hopper.py`` too.
     """
     K, D = codebook.shape
     padded_k = padded_codes(K)
     wanted = -(-padded_k // (2 * common.multiprocessors(codebook.device)))
-    block_codes = min(MOST_CODES, max(16, triton.next_power_of_2(wanted)))
+    block_codes = min(MOST_CODES, max(16, common.next_power_of_2(wanted)))
     programs = padded_k // block_codes
     empty = codebook.new_empty
     dtype = torch.float16 if plan.split else codebook.dtype
-    high = empty((padded_k, padded_d), dtype=dtype)
-    low = empty((padded_k, padded_d), dtype=dtype) if plan.code_parts == 2 else high
+    high = empty(padded_k, padded_d, dtype=dtype)
+    low = empty(padded_k, padded_d, dtype=dtype) if plan.code_parts == 2 else high
     squared = K if plan.exact else 0
     tables = make_tables(codebook)
     prepared = Prepared(
@@ -231,7 +234,7 @@ def prepare(
         torch.empty_like(high) if tiled else high,
         empty(padded_k, dtype=torch.float32),
         empty(padded_d, dtype=torch.float32),
-        empty((programs, COLUMNS.value), dtype=torch.float32),
+        empty(programs, COLUMNS.value, dtype=torch.float32),
         empty(squared, dtype=torch.float64),
         empty(squared, dtype=torch.float64),
     )

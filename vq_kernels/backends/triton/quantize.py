@@ -22,6 +22,7 @@ from torch import Tensor
 from ..base import QuantizeOptions, QuantizeResult
 from . import common
 from .common import VALID_SLOT, WRITE_TICKET
+from .launch import Kernel
 from .nearest import resolve, search
 from .statistics import (
     accumulators,
@@ -75,6 +76,7 @@ def write_rows(
     return tl.sum(squared.to(tl.float64))
 
 
+@Kernel
 @triton.jit
 def write_kernel(
     x, indices, codebook, out, outputs, counters, accumulators, loss_weight, row_bits, N, M, K,

@@ -22,6 +22,7 @@ import triton.language as tl
 
 from . import common, rows
 from .common import OPEN_SLOT, STILL_OPEN_SLOT
+from .launch import Kernel
 from .product import all_parts, product
 from .search import bound_of_rows, certify, load_shared, scan
 
@@ -180,6 +181,7 @@ def resolve_piece(
     return value, rest, tl.where(value < float("inf"), index, 0)
 
 
+@Kernel
 @triton.jit(do_not_specialize=["column_mask"])
 def resolve_kernel(
     x, codebook, codes, open_rows, pieces, counters, indices, N, M, K, padded_k, programs, column_mask,

@@ -30,6 +30,7 @@ import triton.language as tl
 
 from . import common, rows
 from .common import AMBIGUOUS, MASKED, OPEN_SLOT, RANGE_SLOT, STILL_OPEN_SLOT
+from .launch import Kernel
 from .product import all_parts, product
 
 
@@ -192,6 +193,7 @@ def decide(
     tl.store(indices + row, tl.where(valid, index, MASKED), mask=row_in_range)
 
 
+@Kernel
 @triton.jit(do_not_specialize=["column_mask"])
 def search_kernel(
     x, mask, codes, partial, bounds, open_rows, counters, indices, N, M, K, padded_k, programs,

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from . import common
 from .common import FLOAT32_MAX, HEADER, RANGE_SLOT
+from .launch import Kernel
 
 
 def copies(codebook_size: int, dim: int) -> int:
@@ -72,6 +73,7 @@ def add_rows(sums, counts, exponent, code, valid, v, d, FIRST: tl.constexpr, D: 
     tl.atomic_add(at, units, mask=valid[:, None] & (d < D)[None, :], sem="relaxed")
 
 
+@Kernel
 @triton.jit
 def range_kernel(
     x, indices, counts, accumulators, partial, accumulators_size, N, M, K,
@@ -92,6 +94,7 @@ def range_kernel(
     tl.store(partial + tl.program_id(0), largest)
 
 
+@Kernel
 @triton.jit
 def accumulate_kernel(
     x, indices, counts, counters, accumulators, partial, partials, row_bits, N, M, K,
@@ -134,6 +137,7 @@ def to_float_sums(accumulators, sums, exponent, size, start, COPIES: tl.constexp
     tl.store(sums + i, value.to(tl.float32), mask=in_bounds)
 
 
+@Kernel
 @triton.jit
 def float_sums_kernel(
     counters, accumulators, sums, row_bits, size, COPIES: tl.constexpr, BLOCK: tl.constexpr
@@ -217,7 +221,7 @@ def code_statistics(
         D=D,
         BLOCK_DIM=block_dim,
         BLOCK_ROWS=block_rows,
-        PADDED_PROGRAMS=triton.next_power_of_2(programs),
+        PADDED_PROGRAMS=common.next_power_of_2(programs),
         COPIES=copies(K, D),
         SKIP=skip_nonfinite,
         num_warps=4,
