@@ -40,7 +40,7 @@ typedef struct VqSearchOptions {
 } VqSearchOptions;
 
 // What kernels read of Python's QuantizeOptions beside the search's: type and name of each attribute.
-#define VQ_QUANTIZE_OPTIONS(FIELD) FIELD(float, loss_weight)
+#define VQ_QUANTIZE_OPTIONS(FIELD) FIELD(float, loss_weight) FIELD(int32_t, sum_differences)
 
 typedef struct VqQuantizeOptions {
   VqSearchOptions search;
@@ -55,7 +55,7 @@ typedef struct VqQuantizeResult {
   float* loss;  // []; loss_weight times the mean over unmasked rows and dim of (quantized - x)^2
   int64_t* valid_rows;  // []; unmasked rows
   int64_t* counts;  // [count], or null: no statistics
-  float* sums;  // [count, dim], null where counts is
+  float* sums;  // [count, dim], null where counts is; of x - e with sum_differences
   void* codebook_copy;  // [count, dim] of the codebook's dtype, or null
 } VqQuantizeResult;
 

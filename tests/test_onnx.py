@@ -74,7 +74,9 @@ class Operations(torch.nn.Module):
         codes = vq_kernels.gather_codes(codebook, nearest)
         counts, sums = vq_kernels.code_statistics(x, nearest, codebook.shape[0])
         fused = vq_kernels.vector_quantize(x, codebook, mask=mask, commitment_weight=0.25)
-        return nearest, fast, codes, counts, sums, *fused
+        options = ("l2", "exact", -1, True, False, None, "straight_through", 0.25, 0.5, True)
+        differences = torch.ops.vq_kernels.vector_quantize(x, codebook, mask, *options)[5]
+        return nearest, fast, codes, counts, sums, differences, *fused
 
 
 def test_operators_and_their_edge_cases(tmp_path: Path) -> None:

@@ -254,7 +254,11 @@ def vector_quantize(
         gradient,
         float(commitment_weight),
         float(codebook_weight),
+        sum_differences=differentiable and codebook_weight != 0,
     )
     function = quantize.differentiable_vector_quantize if differentiable else quantize.vector_quantize
     result = function(x, codebook, mask, options)
-    return VectorQuantized(result.quantized, result.indices, result.loss, result.counts, result.sums)
+    sums = result.sums
+    if options.sum_differences:
+        sums = quantize.sums_of_rows(sums, result.counts, codebook)
+    return VectorQuantized(result.quantized, result.indices, result.loss, result.counts, sums)

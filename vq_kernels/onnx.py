@@ -118,22 +118,28 @@ def _code_statistics(
     skip_nonfinite: bool,
     backend: str | None = None,
 ) -> tuple[Any, Any]:
-    op = _opset()
     rows = _rows(x, channel_dim)
+    return _statistics(rows, rows, indices, codebook_size, x.shape[channel_dim], skip_nonfinite)
+
+
+def _statistics(
+    rows: Any, summed: Any, indices: Any, codebook_size: int, dim: int, skip_nonfinite: bool
+) -> tuple[Any, Any]:
+    """Counts of the rows of each code, and sums of what is to be summed of them, both ``[..., D]``."""
+    op = _opset()
     counted = op.GreaterOrEqual(indices, _ints(0))  # [...]
     if skip_nonfinite:
         finite = _is_finite(rows)
         counted = op.And(counted, op.Squeeze(finite, _ints(-1)))
-        rows = op.Where(finite, rows, op.CastLike(op.Constant(value_float=0.0), rows))
+        summed = op.Where(finite, summed, op.CastLike(op.Constant(value_float=0.0), summed))
     # Rows left out go to one slot past the codes, which is cut off at the end.
     slots = op.Reshape(op.Where(counted, indices, _ints(codebook_size)), _ints(-1, 1))  # [N, 1]
-    dim = x.shape[channel_dim]
     ones = op.ConstantOfShape(op.Shape(op.Squeeze(slots, _ints(1))))  # [N] of 0.0
     ones = op.Cast(op.Add(ones, op.Constant(value_float=1.0)), to=_INT64)
     counts = op.Expand(_ints(0), _ints(codebook_size + 1))
     counts = op.ScatterND(counts, slots, ones, reduction="add")
-    sums = op.CastLike(op.Expand(op.Constant(value_float=0.0), _ints(codebook_size + 1, dim)), rows)
-    sums = op.ScatterND(sums, slots, op.Reshape(rows, _ints(-1, dim)), reduction="add")
+    sums = op.CastLike(op.Expand(op.Constant(value_float=0.0), _ints(codebook_size + 1, dim)), summed)
+    sums = op.ScatterND(sums, slots, op.Reshape(summed, _ints(-1, dim)), reduction="add")
     first, last, axis = _ints(0), _ints(codebook_size), _ints(0)
     return op.Slice(counts, first, last, axis), op.Slice(sums, first, last, axis)
 
@@ -143,9 +149,9 @@ def _vector_quantize(x: Any, codebook: Any, mask: Any = None, *values: Any) -> t
     options = QuantizeOptions(*values)
     rows = _rows(x, options.channel_dim)
     indices = _search(rows, codebook, options.metric, options.precision)
-    codes = op.CastLike(op.Gather(codebook, indices, axis=0), rows)  # [..., D]
+    nearest = op.CastLike(op.Gather(codebook, indices, axis=0), rows)  # [..., D]
     zero = op.CastLike(op.Constant(value_float=0.0), rows)
-    codes = op.Where(_is_finite(rows), codes, op.CastLike(op.Constant(value_float=float("nan")), rows))
+    codes = op.Where(_is_finite(rows), nearest, op.CastLike(op.Constant(value_float=float("nan")), rows))
     error = op.Sub(codes, rows)
     squared = op.Mul(error, error)
     valid_rows = op.Size(indices)
@@ -161,7 +167,11 @@ def _vector_quantize(x: Any, codebook: Any, mask: Any = None, *values: Any) -> t
     loss = op.Mul(loss, op.CastLike(weight, loss))
     quantized = op.CastLike(_channel_at(codes, options.channel_dim, len(x.shape)), x)
     if options.statistics:
-        counts, sums = _code_statistics(x, indices, size, options.channel_dim, True)
+        summed = rows
+        if options.sum_differences:
+            nonfinite = op.Or(op.IsNaN(nearest), op.IsInf(nearest))
+            summed = op.Sub(rows, op.Where(nonfinite, zero, nearest))
+        counts, sums = _statistics(rows, summed, indices, size, dim, True)
     else:
         counts = op.Expand(_ints(0), _ints(0))
         sums = op.Expand(zero, _ints(0, dim))

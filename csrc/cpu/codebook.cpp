@@ -86,7 +86,7 @@ bool Codebook::find_centre(const Kernels* kernels, int threads) {
   parallel_for(threads, tasks, [&](int64_t t) {
     const int64_t first = t * kTaskCodes, n = count - first < kTaskCodes ? count - first : kTaskCodes;
     for (int64_t i = t * dim; i < (t + 1) * dim; ++i) sums[i] = 0.0;
-    kernels->add_rows(codes + first * dim, dim, task_of + first, int(n), dim, 0, tasks, sums);
+    kernels->add_rows(codes + first * dim, dim, nullptr, task_of + first, int(n), dim, 0, tasks, sums);
   });
   for (int64_t t = 1; t < tasks; ++t)
     for (int64_t i = 0; i < dim; ++i) sums[i] += sums[t * dim + i];

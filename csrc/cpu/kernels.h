@@ -69,9 +69,10 @@ struct Kernels {
   // out rows = codes[index]; returns the sum of (code - x)^2. Leading dimensions in floats.
   double (*quantize_rows)(const float* x, int64_t ldx, const float* codes, const int64_t* index, int n,
                           int64_t dim, float* out, int64_t ldo);
-  // sums [codes][dim] += rows, in order, for rows with low <= index < high.
-  void (*add_rows)(const float* x, int64_t ldx, const int64_t* index, int n, int64_t dim, int64_t low,
-                   int64_t high, double* sums);
+  // sums [codes][dim] += rows, in order, for rows with low <= index < high; codes [codes][dim] not null:
+  // += row - code.
+  void (*add_rows)(const float* x, int64_t ldx, const float* codes, const int64_t* index, int n, int64_t dim,
+                   int64_t low, int64_t high, double* sums);
   // grad null: zero; loss_grad null: none.
   void (*backward_rows)(const float* grad, int64_t ldg, const float* loss_grad, const float* x, int64_t ldx,
                         const float* codes, const int64_t* index, int n, int64_t dim, int gradient,

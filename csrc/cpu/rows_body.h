@@ -173,12 +173,19 @@ double quantize_rows(const float* x, int64_t ldx, const float* codes, const int6
   return total;
 }
 
-void add_rows(const float* x, int64_t ldx, const int64_t* index, int n, int64_t dim, int64_t low, int64_t high,
-              double* sums) {
+void add_rows(const float* x, int64_t ldx, const float* codes, const int64_t* index, int n, int64_t dim,
+              int64_t low, int64_t high, double* sums) {
   for (int i = 0; i < n; ++i, x += ldx) {
     if (index[i] < low || index[i] >= high) continue;
     double* sum = sums + index[i] * dim;
     int64_t d = 0;
+    if (codes) {
+      // In float32: the rounding is relative to the difference, not to what is subtracted.
+      const float* e = codes + index[i] * dim;
+      for (; d + V::W <= dim; d += V::W) V::add_to(sum + d, V::sub(V::load(x + d), V::load(e + d)));
+      for (; d < dim; ++d) sum[d] += double(x[d] - e[d]);
+      continue;
+    }
     for (; d + V::W <= dim; d += V::W) V::add_to(sum + d, V::load(x + d));
     for (; d < dim; ++d) sum[d] += double(x[d]);
   }

@@ -38,23 +38,23 @@ bool keep_finite(const Kernels* kernels, const VqRows* x, const int64_t* indices
 
 }  // namespace
 
-int count_and_sum(const Kernels* kernels, const VqRows* x, const int64_t* slots, int64_t codes, int threads,
-                  int64_t* counts, float* sums) {
+int count_and_sum(const Kernels* kernels, const VqRows* x, const int64_t* slots, const float* codes,
+                  int64_t count, int threads, int64_t* counts, float* sums) {
   const int64_t rows = row_count(x), dim = x->dim, chunks = divide_up(rows, kStreamRows);
-  memset(counts, 0, size_t(codes) * sizeof *counts);
+  memset(counts, 0, size_t(count) * sizeof *counts);
   for (int64_t r = 0; r < rows; ++r)
     if (slots[r] >= 0) ++counts[slots[r]];
   Buffer<double> totals;
-  if (!totals.resize(codes * dim)) return VQ_OUT_OF_MEMORY;
+  if (!totals.resize(count * dim)) return VQ_OUT_OF_MEMORY;
   const int team = threads_for(threads, rows * dim);
   bool ok = true;
   // Shares of the codes that hold about as many rows each.
   Buffer<int64_t> starts;
   if (!starts.resize(team + 1)) return VQ_OUT_OF_MEMORY;
   int64_t seen = 0, code = 0, kept = 0;
-  for (int64_t j = 0; j < codes; ++j) kept += counts[j];
+  for (int64_t j = 0; j < count; ++j) kept += counts[j];
   for (int share = 0; share <= team; ++share) {
-    while (code < codes && (share == team || seen * team < kept * share)) seen += counts[code++];
+    while (code < count && (share == team || seen * team < kept * share)) seen += counts[code++];
     starts[share] = share == 0 ? 0 : code;
   }
 #pragma omp parallel for schedule(static) num_threads(team) if (team > 1) reduction(&& : ok)
@@ -69,7 +69,7 @@ int count_and_sum(const Kernels* kernels, const VqRows* x, const int64_t* slots,
       const int n = stream_rows(first, rows);
       int64_t pitch;
       const float* p = stream.read(first, n, &pitch);
-      kernels->add_rows(p, pitch, slots + first, n, dim, low, high, totals);
+      kernels->add_rows(p, pitch, codes, slots + first, n, dim, low, high, totals);
     }
     for (int64_t i = low * dim; i < high * dim; ++i) sums[i] = float(totals[i]);
   }
@@ -82,9 +82,9 @@ extern "C" int vq_cpu_code_statistics(const VqRows* x, const int64_t* indices, i
                                       int skip_nonfinite, int threads, int64_t* counts, float* sums) {
   using namespace vq_cpu;
   const Kernels* kernels = kernels_in_use();
-  if (!skip_nonfinite) return count_and_sum(kernels, x, indices, codes, threads, counts, sums);
+  if (!skip_nonfinite) return count_and_sum(kernels, x, indices, nullptr, codes, threads, counts, sums);
   Buffer<int64_t> slots;
   if (!slots.resize(row_count(x)) || !keep_finite(kernels, x, indices, threads, slots))
     return VQ_OUT_OF_MEMORY;
-  return count_and_sum(kernels, x, slots, codes, threads, counts, sums);
+  return count_and_sum(kernels, x, slots, nullptr, codes, threads, counts, sums);
 }

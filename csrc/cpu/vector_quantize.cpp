@@ -54,6 +54,17 @@ double quantize_chunk(const Step& step, RowStream& from, RowStream& to, int64_t 
   return error;
 }
 
+// The codes with 0 for entries that are not finite. Only the first code can be taken and hold any, where
+// there is no finite one. Null if there is no memory.
+const float* finite_codes(const float* codes, int64_t count, int64_t dim, Buffer<float>& storage) {
+  bool finite = true;
+  for (int64_t d = 0; d < dim; ++d) finite = finite && fabsf(codes[d]) < INFINITY;
+  if (finite) return codes;
+  if (!storage.resize(count * dim)) return nullptr;
+  for (int64_t i = 0; i < count * dim; ++i) storage[i] = fabsf(codes[i]) < INFINITY ? codes[i] : 0.0f;
+  return storage;
+}
+
 bool quantize_few_rows(const Step& step, int64_t count, const VqSearchOptions& options, int threads,
                        double* error) {
   const int rows = int(row_count(step.x));
@@ -137,5 +148,12 @@ extern "C" int vq_cpu_vector_quantize(const VqRows* x, const VqCodes* codebook, 
   *result->loss = options->loss_weight * mean;
   *result->valid_rows = valid;
   if (!statistics) return VQ_OK;
-  return count_and_sum(kernels, x, slots, codebook->count, threads, result->counts, result->sums);
+  const float* codes = nullptr;
+  Buffer<float> converted, cleaned;
+  if (options->sum_differences) {
+    codes = codes_as_float(codebook, kernels, threads, converted);
+    if (codes) codes = finite_codes(codes, codebook->count, codebook->dim, cleaned);
+    if (!codes) return VQ_OUT_OF_MEMORY;
+  }
+  return count_and_sum(kernels, x, slots, codes, codebook->count, threads, result->counts, result->sums);
 }

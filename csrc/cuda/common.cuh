@@ -46,6 +46,11 @@ __device__ inline bool is_finite(float v) {
   return (__float_as_uint(v) & 0x7fffffffu) < 0x7f800000u;
 }
 
+// x - e as statistics sum it: an entry of a code that is not finite counts as 0.
+__device__ inline float summed_difference(float x, float e) {
+  return is_finite(e) ? x - e : x;
+}
+
 struct Strides {
   int64_t batch, row, dim;
 };

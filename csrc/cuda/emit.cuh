@@ -17,6 +17,7 @@ __device__ void emit_elements(const SearchArgs& a, const int64_t (&numbers)[kEmi
                               const int (&codes)[kEmitRows], const int (&flags)[kEmitRows], int first,
                               int step, float (&squares)[kEmitRows], float (&largest)[kEmitRows]) {
   const int dim = a.dim;
+  const bool differences = a.statistics.codes != nullptr;
   const int64_t x_step = a.x_map.strides.dim, out_step = a.quantized_map.strides.dim;
   const X* x[kEmitRows];
   const E* code[kEmitRows];
@@ -42,7 +43,7 @@ __device__ void emit_elements(const SearchArgs& a, const int64_t (&numbers)[kEmi
       if (flags[i] & kNonfinite) e[i] = __uint_as_float(0x7fc00000u);
       const float difference = e[i] - value[i];
       squares[i] = fmaf(difference, difference, squares[i]);
-      largest[i] = fmaxf(largest[i], fabsf(value[i]));
+      largest[i] = fmaxf(largest[i], fabsf(differences ? summed_difference(value[i], e[i]) : value[i]));
       out[i][d * out_step] = from_float<X>(flags[i] & kMasked ? 0.0f : e[i]);
     }
   }

@@ -137,6 +137,8 @@ cudaError_t search(const VqRows& x, const VqCodes& codebook, const uint8_t* mask
     a.valid_rows = result->valid_rows;
     a.statistics.counts = result->counts;
     a.statistics.sums = result->sums;
+    if (options.sum_differences) a.statistics.codes = codebook.data;
+    a.statistics.codes_are_float = a.codebook_is_float;
     w.prepare.codebook_copy = result->codebook_copy;
   }
   PrepareArgs& p = w.prepare;

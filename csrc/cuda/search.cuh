@@ -35,7 +35,10 @@ struct StatisticsArgs {
   int32_t* slots;  // [N] code of each row that counts, else -1
   int64_t* counts;  // [K]; null: no statistics
   float* sums;  // [K, D]
-  unsigned* largest;  // [K] bits of the largest finite |x| of the code's rows
+  // What rows are summed relative to, as x - e: the codes [K, D], those of the search; null: 0.
+  const void* codes;
+  bool codes_are_float;  // else x's dtype
+  unsigned* largest;  // [K] bits of the largest finite |x|, or |x - e|, of the code's rows
   unsigned* done;  // [K] rows added so far
   unsigned long long* accumulators;  // [K, D] int64 fixed point
 };

@@ -4,7 +4,7 @@
 // n rows of code k and largest magnitude below 2^e, elements are scaled by 2^(62 - ceil(log2 n) - e) and
 // rounded to integers whose sum cannot overflow. The error is at most n 2^-(62 - log2 n) of the code's
 // largest element, far below that of a float32 sum. The block that adds the last row of a code turns
-// its sums into float32.
+// its sums into float32. Where the differences of rows and codes are summed, n and e are theirs.
 //
 // Non-finite elements (if they are not skipped) are remembered as flag bits in the float sums, which
 // are zero until the code is complete.
@@ -68,6 +68,15 @@ struct SumShared {
   int complete[kSumRows];  // codes whose last row this block added, else -1
 };
 
+// An element of a row as it is summed; `at` is its place in the sums.
+template <typename X>
+__device__ float summed(const StatisticsArgs& s, float v, int64_t at) {
+  if (s.codes == nullptr) return v;
+  const float e = s.codes_are_float ? static_cast<const float*>(s.codes)[at]
+                                    : to_float(static_cast<const X*>(s.codes)[at]);
+  return summed_difference(v, e);
+}
+
 template <typename X>
 __global__ void __launch_bounds__(kSumThreads)
     sums_kernel(const X* x, const RowMap map, int64_t rows, int dim, bool lanes_over_rows,
@@ -90,8 +99,10 @@ __global__ void __launch_bounds__(kSumThreads)
 #pragma unroll
         for (int i = 0; i < kSumBatch; ++i) {
           const int r = r0 + i * kSumWarps;
-          const bool present = shared->slot[r] >= 0;
-          value[i] = present ? to_float(x[shared->offset[r] + d * map.strides.dim]) : 0.0f;
+          const int64_t slot = shared->slot[r];
+          value[i] = slot >= 0
+                         ? summed<X>(s, to_float(x[shared->offset[r] + d * map.strides.dim]), slot * dim + d)
+                         : 0.0f;
         }
 #pragma unroll
         for (int i = 0; i < kSumBatch; ++i) {
@@ -113,9 +124,9 @@ __global__ void __launch_bounds__(kSumThreads)
       }
       __syncthreads();
       for (int r = warp; r < kSumRows; r += kSumWarps) {
-        const int64_t slot = shared->slot[r];
+        const int64_t slot = shared->slot[r], at = slot * dim + d0 + lane;
         if (slot >= 0 && d0 + lane < dim) {
-          add_element(s, slot * dim + d0 + lane, shared->tile[r][lane], shared->shift[r]);
+          add_element(s, at, summed<X>(s, shared->tile[r][lane], at), shared->shift[r]);
         }
       }
       __syncthreads();

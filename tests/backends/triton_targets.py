@@ -206,6 +206,19 @@ def statistics_case() -> Results:
     return {f"other-{name.removesuffix('_kernel')}": inspect(kernel) for name, kernel in compiled.items()}
 
 
+def differences_case() -> Results:
+    """The statistics of a learnable codebook, small and large."""
+    results: Results = {}
+    options = QuantizeOptions("l2", "exact", -1, True, False, None, codebook_weight=1.0, sum_differences=True)
+    for codes in (512, 8192):
+        x = rows_in("rows", ROWS, 64, "f32")
+        with compiled_for(cuda(90), 90, "write_kernel", "float_sums_kernel") as compiled:
+            quantize.vector_quantize(x, torch.empty(codes, 64), None, options, torch.empty_like(x), None)
+        for name, kernel in compiled.items():
+            results[f"differences-{codes}-{name.removesuffix('_kernel')}"] = inspect(kernel)
+    return results
+
+
 def amd_case() -> Results:
     indices = torch.empty(1, ROWS, dtype=torch.int64)
     with compiled_for(GPUTarget("hip", "gfx942", 64), 80, "search_kernel") as compiled:
@@ -250,6 +263,7 @@ def main() -> None:
     for training in TRAINING if short else [*TRAINING, *MORE_TRAINING]:
         results |= training_case(*training)
     results |= statistics_case()
+    results |= differences_case()
     if not short:
         results |= amd_case()
     json.dump({"version": triton.__version__, "results": results}, sys.stdout)

@@ -50,6 +50,7 @@ def cases(backend: str, device: torch.device) -> dict[str, list[tuple[object, ..
             (x, codebook, mask, "l2", "exact", -1, False, True, backend),
             (first, codebook, None, "cosine", "exact", 1, True, True, backend),
             (x, codebook, mask, "l2", "exact", -1, True, False, backend, "rotation_trick", 0.25, 0.5),
+            (x, codebook, mask, "l2", "exact", -1, True, False, backend, "rotation_trick", 0.25, 0.5, True),
             (x.transpose(0, 1), codebook, None, "l2", "exact", -1, True, False, backend),
         ],
         "vector_quantize_backward": [

@@ -58,7 +58,7 @@ Operation = Literal[
 COMMON_OPTIONS = frozenset(
     {
         *("metric", "precision", "channel_dim", "statistics", "keep_codes", "backend"),
-        *("gradient", "commitment_weight", "codebook_weight"),
+        *("gradient", "commitment_weight", "codebook_weight", "sum_differences"),
     }
 )
 
@@ -141,6 +141,10 @@ class Backend(Protocol):
         result holds these two tensors. ``mask`` is ``[B, M]`` bool and contiguous, True where a row
         counts. A masked row gets index -1 and a zero row, and adds nothing to the loss or to the
         statistics. With no valid row the loss is 0.
+
+        With ``options.sum_differences`` the sums are those of x - e, formed row by row: where rows and
+        codes share a large offset, ``sums - counts * e`` would be lost to rounding. An entry of e that is
+        not finite counts as 0.
         """
 
     def vector_quantize_backward(

@@ -16,7 +16,7 @@ from ..devices import current_device_of, is_host_readable
 from ..rows import common_rows, shape_without_channel, write_back
 from ..tensor_checks import check_index_range
 from .registry import check_memory, define, is_plain, is_traced, operator, options_schema
-from .second_order import gradient_for_x
+from .second_order import differences_by_codes, gradient_for_x
 from .statistics import compute_dtype
 
 
@@ -84,6 +84,12 @@ def vector_quantize(
     return QuantizeResult(*_dispatch(x, codebook, mask, *options))
 
 
+def sums_of_rows(differences: Tensor, counts: Tensor, codebook: Tensor) -> Tensor:
+    """The sums of x ``[K, D]`` for what ``sum_differences`` gives, the sums of x - e."""
+    codes = codebook.detach().to(differences.dtype).nan_to_num(0.0, 0.0, 0.0)
+    return torch.addcmul(differences, counts.unsqueeze(1).to(differences.dtype), codes)
+
+
 def _backward_fake(
     grad_quantized: Tensor | None,
     grad_loss: Tensor | None,
@@ -147,9 +153,10 @@ class VectorQuantize(torch.autograd.Function):
 
         loss        = (commitment_weight + codebook_weight) / (n D) * sum |e - x|^2
         d loss/dx   = 2 commitment_weight / (n D) * (x - e)
-        d loss/de_j = 2 codebook_weight / (n D) * (counts_j e_j - sums_j)
+        d loss/de_j = -2 codebook_weight / (n D) * sum (x - e_j)          over the rows of code j
 
-    The codebook's gradient needs nothing but the statistics, so it costs K x D, not N x D.
+    The codebook's gradient needs nothing but the statistics, so it costs K x D, not N x D. They are to be
+    those of ``sum_differences``: ``counts_j e_j - sum x`` cancels where rows and codes are far from 0.
     """
 
     generate_vmap_rule = True
@@ -169,7 +176,7 @@ class VectorQuantize(torch.autograd.Function):
     def backward(
         ctx: Any, grad_quantized: Tensor | None, _: None, grad_loss: Tensor | None, *unused: None
     ) -> tuple[Tensor | None, ...]:
-        x, codes, indices, valid_rows, counts, sums = ctx.saved_tensors
+        x, codes, indices, valid_rows, counts, differences = ctx.saved_tensors
         options: QuantizeOptions = ctx.options
         dim = codes.shape[1]
         grad_x = grad_codebook = None
@@ -184,8 +191,10 @@ class VectorQuantize(torch.autograd.Function):
                 how = (scale, options.gradient, options.channel_dim, options.backend)
                 grad_x = vector_quantize_backward(grad_quantized, commitment_grad, *saved, *how)
         if ctx.needs_input_grad[1] and grad_loss is not None and options.codebook_weight:
-            loss_grad = grad_loss * (2.0 * options.codebook_weight / dim) / valid_rows.clamp(min=1)
-            grad_codebook = (loss_grad * (counts[:, None] * codes - sums)).to(codes.dtype)
+            loss_grad = grad_loss * (-2.0 * options.codebook_weight / dim) / valid_rows.clamp(min=1)
+            if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                differences = differences_by_codes(differences, counts, codes)
+            grad_codebook = (loss_grad * differences).to(codes.dtype)
         return grad_x, grad_codebook, None, None
 
 

@@ -38,3 +38,9 @@ def gradient_for_x(
         total = total + grad_loss.to(compute) * scale / valid_rows.clamp(min=1) * (rows - nearest)
     total = torch.where((indices >= 0).unsqueeze(-1), total, 0.0)
     return total.movedim(-1, options.channel_dim).to(x.dtype)
+
+
+def differences_by_codes(differences: Tensor, counts: Tensor, codes: Tensor) -> Tensor:
+    """The sums of x - e ``[K, D]`` as what they are of the codes: ``-counts`` is their derivative."""
+    codes = codes.to(differences.dtype)
+    return differences - counts.unsqueeze(1) * (codes - codes.detach())

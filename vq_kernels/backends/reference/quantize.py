@@ -33,6 +33,7 @@ class QuantizeOptions(NamedTuple):
     gradient: str = "straight_through"  # or "rotation_trick"
     commitment_weight: float = 1.0
     codebook_weight: float = 0.0
+    sum_differences: bool = False  # whether sums are of x - e, what the codebook's gradient is made of
 
     @property
     def loss_weight(self) -> float:
@@ -53,7 +54,9 @@ class QuantizeResult(NamedTuple):
     loss: Tensor  # [] float32: loss_weight times the mean over unmasked rows and D of (e - x)^2
     valid_rows: Tensor  # [] int64, the number of unmasked rows
     counts: Tensor  # [K] int64: rows of each code; [0] without statistics
-    sums: Tensor  # [K, D] float32: sum of the rows of each code; [0, D] without statistics
+    # [K, D] float32: sum of the rows of each code, or of their differences x - e with ``sum_differences``;
+    # [0, D] without statistics
+    sums: Tensor
     codebook_copy: Tensor | None  # [K, D] of the codebook's dtype; None without keep_codes
 
 
@@ -69,8 +72,9 @@ def vector_quantize(
         codebook_copy.copy_(codebook)  # [K, D]
     compute = compute_dtype(x)
     indices = nearest_code(x, codebook, options.metric, options.precision)  # [B, M]
-    codes = codebook[indices].to(compute)  # [B, M, D]
-    codes = torch.where(x.isfinite().all(-1, keepdim=True), codes, torch.nan)  # [B, M, D]
+    nearest = codebook[indices].to(compute)  # [B, M, D]
+    finite = x.isfinite().all(-1)  # [B, M]
+    codes = torch.where(finite[..., None], nearest, torch.nan)  # [B, M, D]
     squared = (codes - x.to(compute)).double().square().sum(-1)  # [B, M]
     valid_rows = torch.tensor(indices.numel(), dtype=torch.int64, device=x.device)  # []
     if mask is not None:
@@ -81,7 +85,13 @@ def vector_quantize(
     quantized.copy_(codes)  # [B, M, D]
     mse = (squared.sum() / (valid_rows * x.shape[-1]).clamp(min=1)).to(compute)  # []
     if options.statistics:
-        counts, sums = code_statistics(x, indices, codebook.shape[0], skip_nonfinite=True)  # [K], [K, D]
+        summed = x  # [B, M, D]
+        if options.sum_differences:
+            # Row by row: where both are large and near, the difference of their sums is lost to rounding.
+            summed = x.double() - nearest.double().nan_to_num(0.0, 0.0, 0.0)
+        slots = torch.where(finite, indices, -1)  # [B, M]
+        counts, sums = code_statistics(summed, slots, codebook.shape[0], skip_nonfinite=False)  # [K], [K, D]
+        sums = sums.to(compute)
     else:
         counts, sums = indices.new_empty(0), x.new_empty((0, x.shape[-1]), dtype=compute)
     loss = mse * options.loss_weight  # []

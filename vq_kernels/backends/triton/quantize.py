@@ -28,10 +28,12 @@ from .statistics import (
     accumulators,
     add_rows,
     copies,
+    cut_off,
     float_sums,
     row_bits,
-    stored_unit_exponent,
+    stored_largest,
     to_float_sums,
+    unit_exponent,
 )
 
 # Elements of the sums up to which the last program of the writing pass converts them: about 20 us.
@@ -50,10 +52,12 @@ class Outputs(NamedTuple):
 
 @triton.jit
 def write_rows(
-    row, row_in_range, index, x, codebook, out, counts, accumulators, exponent, M,
+    row, row_in_range, index, x, codebook, out, counts, accumulators, largest, row_bits, M,
     D: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr, STATISTICS: tl.constexpr,
+    DIFFERENCES: tl.constexpr,
 ):  # fmt: skip
     """Code and statistics of rows whose index is known, -1 if masked; returns their squared error."""
+    exponent = unit_exponent(largest=largest, row_bits=row_bits)
     valid = index >= 0
     code = tl.where(valid, index, 0)
     tile = common.row_tile(view=x, row=row, valid=valid, M=M)
@@ -69,6 +73,8 @@ def write_rows(
         squared += tl.sum(difference * difference, 1)
         common.store_chunk(tile=out_tile, d=d, values=e, D=D)
         if STATISTICS:
+            if DIFFERENCES:
+                v -= cut_off(codes=e, largest=largest)
             add_rows(
                 sums=accumulators, counts=counts, exponent=exponent, code=code, valid=valid & finite,
                 v=v, d=d, FIRST=start == 0, D=D,
@@ -81,13 +87,14 @@ def write_rows(
 def write_kernel(
     x, indices, codebook, out, outputs, counters, accumulators, loss_weight, row_bits, N, M, K,
     D: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr, HAS_MASK: tl.constexpr,
-    STATISTICS: tl.constexpr, COPIES: tl.constexpr, CONVERT: tl.constexpr, BLOCK: tl.constexpr,
+    STATISTICS: tl.constexpr, DIFFERENCES: tl.constexpr, COPIES: tl.constexpr, CONVERT: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """CONVERT: the last program to arrive turns the sums into float32."""
+    """CONVERT: the last program to arrive turns the sums into float32. DIFFERENCES: they are of x - e."""
     pid = tl.program_id(0)
-    exponent = tl.zeros((), tl.int32)
+    largest = tl.zeros((), tl.float32)
     if STATISTICS:
-        exponent = stored_unit_exponent(counters=counters, row_bits=row_bits)
+        largest = stored_largest(counters=counters)
     own_copy = accumulators + (pid % COPIES).to(tl.int64) * K * D
     blocks = tl.cdiv(N, BLOCK_ROWS)
     for block in range(pid, blocks, tl.num_programs(0)):
@@ -97,8 +104,8 @@ def write_kernel(
             tl.atomic_add(counters + VALID_SLOT, tl.sum((index >= 0).to(tl.int64)), sem="relaxed")
         squared = write_rows(
             row=row, row_in_range=row < N, index=index, x=x, codebook=codebook, out=out,
-            counts=outputs.counts, accumulators=own_copy, exponent=exponent, M=M, D=D,
-            BLOCK_DIM=BLOCK_DIM, BLOCK_ROWS=BLOCK_ROWS, STATISTICS=STATISTICS,
+            counts=outputs.counts, accumulators=own_copy, largest=largest, row_bits=row_bits, M=M, D=D,
+            BLOCK_DIM=BLOCK_DIM, BLOCK_ROWS=BLOCK_ROWS, STATISTICS=STATISTICS, DIFFERENCES=DIFFERENCES,
         )  # fmt: skip
         tl.store(outputs.error + block, squared)
     tl.debug_barrier()
@@ -117,8 +124,9 @@ def write_kernel(
         if CONVERT:
             for start in range(0, K * D, BLOCK):
                 to_float_sums(
-                    accumulators=accumulators, sums=outputs.sums, exponent=exponent, size=K * D,
-                    start=start, COPIES=COPIES, BLOCK=BLOCK,
+                    accumulators=accumulators, sums=outputs.sums, codebook=codebook,
+                    counts=outputs.counts, largest=largest, row_bits=row_bits, size=K * D, start=start,
+                    D=D, COPIES=COPIES, BLOCK=BLOCK, DIFFERENCES=DIFFERENCES,
                 )  # fmt: skip
 
 
@@ -131,7 +139,7 @@ def vector_quantize(
     codebook_copy: Tensor | None,
 ) -> QuantizeResult:
     """``base.Backend.vector_quantize``."""
-    statistics = options.statistics
+    statistics, differences = options.statistics, options.statistics and options.sum_differences
     B, M, D = x.shape
     N, K = B * M, codebook.shape[0]
     device = x.device
@@ -183,7 +191,7 @@ def vector_quantize(
         result.counters,
         result.accumulators,
         options.loss_weight,
-        row_bits(N),
+        row_bits(N, differences),
         N,
         M,
         K,
@@ -192,6 +200,7 @@ def vector_quantize(
         BLOCK_ROWS=block_rows,
         HAS_MASK=mask is not None,
         STATISTICS=statistics,
+        DIFFERENCES=differences,
         COPIES=copies(K, D),
         CONVERT=convert,
         BLOCK=1024,
@@ -199,7 +208,8 @@ def vector_quantize(
         enable_fp_fusion=False,
     )
     if statistics and not convert:
-        float_sums(result.counters, result.accumulators, outputs.sums, N)
+        relative_to = (codebook, counts) if differences else (None, None)
+        float_sums(result.counters, result.accumulators, outputs.sums, N, *relative_to)
     return QuantizeResult(
         quantized, indices, outputs.loss, outputs.valid_rows, counts, outputs.sums, codebook_copy
     )

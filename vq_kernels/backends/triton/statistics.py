@@ -6,6 +6,10 @@ in fixed point, 64 bits wide: with A the largest |x| and n the number of rows, o
 unit of error: 2^-41 A at a million rows, less than float32 addition in any order would. Every row
 costs D atomics; they meet in the L2 cache.
 
+Differences x - e are summed as x - e', e' being the code cut off at A in magnitude, so that |x - e'| is
+at most 2 A whatever the codes are; n (e' - e) is added in the end. It has the sign of the sum: nothing
+cancels. Rows and codes near to each other lose nothing: the unit is finer than the spacing of x by 2^15.
+
 The rule over (N, K, D): the accumulators exist in ``copies(K, D)`` copies, more for small K D, so that
 programs that add to the same code at once rarely meet at the same address. Memory: 8 K D bytes a
 copy, at most 512 KiB beyond the first.
@@ -37,8 +41,9 @@ def accumulators(codebook_size: int, dim: int) -> int:
     return copies(codebook_size, dim) * codebook_size * dim
 
 
-def row_bits(rows: int) -> int:
-    return rows.bit_length()
+def row_bits(rows: int, differences: bool = False) -> int:
+    """Bits by which the sum of so many rows, or of their differences x - e', may outgrow the largest |x|."""
+    return rows.bit_length() + differences
 
 
 @triton.jit
@@ -48,10 +53,16 @@ def unit_exponent(largest, row_bits):
 
 
 @triton.jit
-def stored_unit_exponent(counters, row_bits):
-    """:func:`unit_exponent` of the largest |x| that an earlier kernel found."""
-    largest = tl.load(counters + RANGE_SLOT).to(tl.int32).to(tl.float32, bitcast=True)
-    return unit_exponent(largest=largest, row_bits=row_bits)
+def stored_largest(counters):
+    """The largest |x| that an earlier kernel found."""
+    return tl.load(counters + RANGE_SLOT).to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def cut_off(codes, largest):
+    """Codes whose entries are at most ``largest`` in magnitude; 0 for those that are not finite."""
+    inside = tl.minimum(tl.maximum(codes, -largest), largest)
+    return tl.where(tl.abs(codes) <= FLOAT32_MAX, inside, 0.0)
 
 
 @triton.jit
@@ -126,45 +137,70 @@ def accumulate_kernel(
 
 
 @triton.jit
-def to_float_sums(accumulators, sums, exponent, size, start, COPIES: tl.constexpr, BLOCK: tl.constexpr):
-    """A block of the fixed-point sums in float32."""
+def to_float_sums(
+    accumulators, sums, codebook, counts, largest, row_bits, size, start,
+    D: tl.constexpr, COPIES: tl.constexpr, BLOCK: tl.constexpr, DIFFERENCES: tl.constexpr,
+):  # fmt: skip
+    """A block of the fixed-point sums in float32. DIFFERENCES: those of x - e' become those of x - e."""
     i = start + tl.arange(0, BLOCK).to(tl.int64)
     in_bounds = i < size
     total = tl.zeros((BLOCK,), tl.int64)
     for copy in tl.static_range(COPIES):
         total += tl.load(accumulators + copy * size + i, mask=in_bounds, other=0, cache_modifier=".cg")
-    value = total.to(tl.float64) * power_of_two64(exponent)
+    value = total.to(tl.float64) * power_of_two64(unit_exponent(largest=largest, row_bits=row_bits))
+    if DIFFERENCES:
+        first_code = start // D
+        code = ((start - first_code * D).to(tl.int32) + tl.arange(0, BLOCK)) // D
+        count = tl.load(counts + first_code + code, mask=in_bounds, other=0, cache_modifier=".cg")
+        e = tl.load(codebook + i, mask=in_bounds, other=0.0).to(tl.float32)
+        beyond = cut_off(codes=e, largest=largest).to(tl.float64) - cut_off(codes=e, largest=FLOAT32_MAX).to(
+            tl.float64
+        )
+        value += count.to(tl.float64) * beyond
     tl.store(sums + i, value.to(tl.float32), mask=in_bounds)
 
 
 @Kernel
 @triton.jit
 def float_sums_kernel(
-    counters, accumulators, sums, row_bits, size, COPIES: tl.constexpr, BLOCK: tl.constexpr
-):
+    counters, accumulators, sums, codebook, counts, row_bits, size,
+    D: tl.constexpr, COPIES: tl.constexpr, BLOCK: tl.constexpr, DIFFERENCES: tl.constexpr,
+):  # fmt: skip
     to_float_sums(
-        accumulators=accumulators,
-        sums=sums,
-        exponent=stored_unit_exponent(counters=counters, row_bits=row_bits),
-        size=size,
-        start=tl.program_id(0).to(tl.int64) * BLOCK,
-        COPIES=COPIES,
-        BLOCK=BLOCK,
-    )
+        accumulators=accumulators, sums=sums, codebook=codebook, counts=counts,
+        largest=stored_largest(counters=counters), row_bits=row_bits, size=size,
+        start=tl.program_id(0).to(tl.int64) * BLOCK, D=D, COPIES=COPIES, BLOCK=BLOCK,
+        DIFFERENCES=DIFFERENCES,
+    )  # fmt: skip
 
 
-def float_sums(counters: Tensor, accumulators: Tensor, sums: Tensor, rows: int) -> None:
-    """Launch that turns the fixed-point sums of ``rows`` rows into float32."""
+def float_sums(
+    counters: Tensor,
+    accumulators: Tensor,
+    sums: Tensor,
+    rows: int,
+    codebook: Tensor | None = None,
+    counts: Tensor | None = None,
+) -> None:
+    """Launch that turns the fixed-point sums of ``rows`` rows into float32.
+
+    With the codebook and the rows of each code they are the sums of differences from its codes.
+    """
     K, D = sums.shape
     block = 1024
+    differences = codebook is not None
     float_sums_kernel[(-(-K * D // block),)](
         counters,
         accumulators,
         sums,
-        row_bits(rows),
+        codebook,
+        counts,
+        row_bits(rows, differences),
         K * D,
+        D=D,
         COPIES=copies(K, D),
         BLOCK=block,
+        DIFFERENCES=differences,
         num_warps=4,
         enable_fp_fusion=False,
     )
