@@ -36,6 +36,10 @@ from .statistics import (
     unit_exponent,
 )
 
+# Programs of the writing pass for each multiprocessor. With registers for six at a time, eight equal shares took
+# two rounds, the second with most of the GPU idle; of 32 the last round is a small part.
+WRITERS = 32
+
 # Elements of the sums up to which the last program of the writing pass converts them: about 20 us.
 CONVERTED_BY_ONE = 1 << 18
 
@@ -182,7 +186,7 @@ def vector_quantize(
         torch.empty(blocks, dtype=torch.float64, device=device),
     )
     convert = statistics and K * D <= CONVERTED_BY_ONE
-    write_kernel[(min(8 * common.multiprocessors(device), blocks),)](
+    write_kernel[(min(WRITERS * common.multiprocessors(device), blocks),)](
         common.make_view(x),
         indices,
         codebook,
