@@ -40,7 +40,10 @@ def count_launches(call: Call) -> int | None:
 
 
 def captured(call: Call) -> Call:
-    """The call as one CUDA graph: replaying it repeats the work on the same memory."""
+    """The call as one CUDA graph: replaying it repeats the work on the same memory.
+
+    Whoever replays it keeps the call as well, and with it the tensors that the graph reads.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -50,4 +53,8 @@ def captured(call: Call) -> Call:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()
-    return graph.replay
+
+    def replay(kept: Call = call) -> None:
+        graph.replay()
+
+    return replay

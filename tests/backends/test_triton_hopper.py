@@ -28,6 +28,7 @@ def on_host(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
     monkeypatch.setattr(hopper, "module", lambda: module.cuda)
     monkeypatch.setattr(hopper, "works_on", lambda device: True)
     monkeypatch.setattr(hopper, "least_rows", lambda device: 1)
+    monkeypatch.setattr(hopper, "least_codes", lambda dtype, dim: 1)
 
 
 def indices_of(x: Tensor, codebook: Tensor, **options: object) -> Tensor:
@@ -166,9 +167,9 @@ def test_others_take_what_it_does_not() -> None:
         (torch.randn(1, 9, 64), "high"),
     ):
         plan = nearest.first_pass(nearest.make_plan(F32, F32, "l2", precision), x.shape[-1])
-        assert hopper.depth_for(x, plan) == 0
+        assert hopper.depth_for(x, 4096, plan) == 0
     plan = nearest.first_pass(nearest.make_plan(F32, F32, "l2", "exact"), 64)
-    assert [hopper.depth_for(torch.randn(1, 9, d), plan) for d in (32, 64, 65, 129, 256)] == [
+    assert [hopper.depth_for(torch.randn(1, 9, d), 4096, plan) for d in (32, 64, 65, 129, 256)] == [
         64,
         64,
         128,

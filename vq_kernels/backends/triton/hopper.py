@@ -2,8 +2,9 @@
 
 Triton waits for every matrix product before it looks at the scores; the warpgroup's asynchronous product of
 this architecture lets one half of the rows be multiplied while the other is reduced. The kernel takes the
-place of ``search_kernel`` where a search begins with one product, has rows for every multiprocessor, and the
-native module was compiled for this GPU; what comes before and after it is the same, and so are the results.
+place of ``search_kernel`` where a search begins with one product, has rows for every multiprocessor and
+many codes, and the native module was compiled for this GPU; what comes before and after it is the same, and
+so are the results.
 """
 
 from __future__ import annotations
@@ -53,13 +54,26 @@ def works_on(device: torch.device) -> bool:
     return device.type == "cuda" and common.architecture(device) == 90 and module() is not None
 
 
-def depth_for(x: Tensor, plan: Plan) -> int:
+def least_codes(x_dtype: torch.dtype, dim: int) -> int:
+    """Codes from which on the kernel is the faster one.
+
+    A block reads its rows while nobody multiplies, which costs more than Triton's two smaller programs on a
+    multiprocessor; a tile of codes costs less. Measured at D = 64 with K of 512 and 8192: the lines cross at
+    1,300 to 1,700 codes for rows that have to be split, and at 6,000 for 16-bit rows with codes of their own
+    dtype, which Triton multiplies from shared memory too. See ``benchmarks/NOTES.md``.
+    """
+    return 6144 if x_dtype != torch.float32 and dim <= 64 else 2048
+
+
+def depth_for(x: Tensor, codebook_size: int, plan: Plan) -> int:
     """The depth that codes are tiled for; 0 where Triton's own kernel takes the search."""
     B, M, D = x.shape
     if plan.products > 1 or not plan.pack or not LEAST_DIM <= D <= DEPTHS[-1]:
         return 0
     rows = B * M
     if not works_on(x.device) or rows < least_rows(x.device):
+        return 0
+    if codebook_size < least_codes(x.dtype, D):
         return 0
     return next(depth for depth in DEPTHS if depth >= D)
 

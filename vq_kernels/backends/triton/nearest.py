@@ -102,7 +102,7 @@ def search(
     vectors = common.loads_vectors(x)
     config = make_config(common.architecture(device), first, D, vectors)
     padded_k = padded_codes(K)
-    tiled_depth = hopper.depth_for(x, first)
+    tiled_depth = hopper.depth_for(x, K, first)
     splits = 1 if tiled_depth else count_splits(N, padded_k, config, device)
     divided = splits > 1
     row_tiles = -(-N // config.rows)

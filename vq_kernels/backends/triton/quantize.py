@@ -36,8 +36,8 @@ from .statistics import (
     unit_exponent,
 )
 
-# Programs of the writing pass for each multiprocessor. With registers for six at a time, eight equal shares took
-# two rounds, the second with most of the GPU idle; of 32 the last round is a small part.
+# Programs of the writing pass for each multiprocessor. With registers for six at a time, eight equal shares
+# took two rounds, the second with most of the GPU idle; of 32 the last round is a small part.
 WRITERS = 32
 
 # Elements of the sums up to which the last program of the writing pass converts them: about 20 us.
