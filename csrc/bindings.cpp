@@ -160,8 +160,9 @@ void vector_quantize_backward(const std::optional<py::tuple>& grad_quantized, st
   const VqRows grad = grad_quantized ? rows_from(*grad_quantized) : VqRows();
   const VqCodes codes = codes_from(codebook);
   run([&] {
-    return vq_cpu_vector_quantize_backward(grad_quantized ? &grad : nullptr, loss_grad ? &*loss_grad : nullptr,
-                                           &rows, &codes, pointer<int64_t>(indices), gradient, threads, &out);
+    return vq_cpu_vector_quantize_backward(grad_quantized ? &grad : nullptr,
+                                           loss_grad ? &*loss_grad : nullptr, &rows, &codes,
+                                           pointer<int64_t>(indices), gradient, threads, &out);
   });
 }
 

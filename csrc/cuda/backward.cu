@@ -97,8 +97,8 @@ __device__ inline bool names_a_code(const BackwardArgs& a, int64_t index) {
   return static_cast<uint64_t>(index) < static_cast<uint64_t>(a.codes);
 }
 
-// The gradient of a row without a code: zero for -1, which the mask left out. Any other index was written since
-// the forward pass; NaN shows it.
+// The gradient of a row without a code: zero for -1, which the mask left out. Any other index was written
+// since the forward pass; NaN shows it.
 __device__ inline float gradient_without_code(int64_t index) {
   return index == -1 ? 0.0f : __uint_as_float(0x7fc00000u);
 }
