@@ -4,6 +4,7 @@
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <mutex>
@@ -22,8 +23,35 @@ void bind_cuda(py::module_& m);  // csrc/cuda
 
 namespace {
 
-void check(int status) {
+// kernel() while other threads of Python run.
+template <class Kernel>
+void run(Kernel kernel) {
+  int status;
+  {
+    const py::gil_scoped_release release;
+    status = kernel();
+  }
   if (status == VQ_OUT_OF_MEMORY) throw std::bad_alloc();
+  if (status == VQ_INTERRUPTED) throw py::error_already_set();
+}
+
+// Runs the handlers of signals that have arrived; whether one of them raised an exception, as that of Ctrl-C
+// does. Only Python's main thread runs handlers: others do not wait for the interpreter's lock to learn so.
+int handle_signals() {
+  static thread_local pid_t process_of_worker = 0;  // a thread that forks is the main one of the new process
+  if (process_of_worker == getpid()) return 0;
+  const py::gil_scoped_acquire acquire;
+  try {
+    const py::object main_thread = py::module_::import("threading").attr("main_thread")();
+    if (main_thread.attr("ident").cast<unsigned long>() != PyThread_get_thread_ident()) {
+      process_of_worker = getpid();
+      return 0;
+    }
+  } catch (py::error_already_set& error) {
+    error.restore();
+    return 1;
+  }
+  return PyErr_CheckSignals() != 0;
 }
 
 std::string usable_isas() {
@@ -80,35 +108,35 @@ void nearest_code(const py::tuple& x, const py::tuple& codebook, const py::tuple
   const VqRows rows = rows_from(x);
   const VqCodes codes = codes_from(codebook);
   const VqSearchOptions search = search_options_from(options);
-  const py::gil_scoped_release release;
-  check(vq_cpu_nearest_code(&rows, &codes, &search, threads, pointer<int64_t>(indices)));
+  run([&] { return vq_cpu_nearest_code(&rows, &codes, &search, threads, pointer<int64_t>(indices)); });
 }
 
 void gather_codes(const py::tuple& codebook, uintptr_t indices, const py::tuple& quantized, int threads) {
   follow_environment();
   const VqRows rows = rows_from(quantized);
   const VqCodes codes = codes_from(codebook);
-  const py::gil_scoped_release release;
-  check(vq_cpu_gather_codes(&codes, pointer<int64_t>(indices), &rows, threads));
+  run([&] { return vq_cpu_gather_codes(&codes, pointer<int64_t>(indices), &rows, threads); });
 }
 
 void code_statistics(const py::tuple& x, uintptr_t indices, int64_t codes, bool skip_nonfinite, int threads,
                      uintptr_t counts, uintptr_t sums) {
   follow_environment();
   const VqRows rows = rows_from(x);
-  const py::gil_scoped_release release;
-  check(vq_cpu_code_statistics(&rows, pointer<int64_t>(indices), codes, skip_nonfinite, threads,
-                               pointer<int64_t>(counts), pointer<float>(sums)));
+  run([&] {
+    return vq_cpu_code_statistics(&rows, pointer<int64_t>(indices), codes, skip_nonfinite, threads,
+                                  pointer<int64_t>(counts), pointer<float>(sums));
+  });
 }
 
 void ema_update(uintptr_t codebook, uintptr_t cluster_size, uintptr_t embed_avg, uintptr_t counts,
                 bool counts_are_float, uintptr_t sums, int64_t codes, int64_t dim, double one_minus_decay,
                 double eps, bool normalize, int threads) {
   follow_environment();
-  const py::gil_scoped_release release;
-  check(vq_cpu_ema_update(pointer<float>(codebook), pointer<float>(cluster_size), pointer<float>(embed_avg),
-                          pointer<void>(counts), counts_are_float, pointer<float>(sums), codes, dim,
-                          one_minus_decay, eps, normalize, threads));
+  run([&] {
+    return vq_cpu_ema_update(pointer<float>(codebook), pointer<float>(cluster_size),
+                             pointer<float>(embed_avg), pointer<void>(counts), counts_are_float,
+                             pointer<float>(sums), codes, dim, one_minus_decay, eps, normalize, threads);
+  });
 }
 
 // mask 0: none.
@@ -119,8 +147,9 @@ void vector_quantize(const py::tuple& x, const py::tuple& codebook, uintptr_t ma
   const VqCodes codes = codes_from(codebook);
   const VqQuantizeOptions quantize = quantize_options_from(options);
   const VqQuantizeResult outputs = quantize_result_from(result);
-  const py::gil_scoped_release release;
-  check(vq_cpu_vector_quantize(&rows, &codes, pointer<uint8_t>(mask), &quantize, threads, &outputs));
+  run([&] {
+    return vq_cpu_vector_quantize(&rows, &codes, pointer<uint8_t>(mask), &quantize, threads, &outputs);
+  });
 }
 
 void vector_quantize_backward(const std::optional<py::tuple>& grad_quantized, std::optional<float> loss_grad,
@@ -130,15 +159,18 @@ void vector_quantize_backward(const std::optional<py::tuple>& grad_quantized, st
   const VqRows rows = rows_from(x), out = rows_from(grad_x);
   const VqRows grad = grad_quantized ? rows_from(*grad_quantized) : VqRows();
   const VqCodes codes = codes_from(codebook);
-  const py::gil_scoped_release release;
-  check(vq_cpu_vector_quantize_backward(grad_quantized ? &grad : nullptr, loss_grad ? &*loss_grad : nullptr,
-                                        &rows, &codes, pointer<int64_t>(indices), gradient, threads, &out));
+  run([&] {
+    return vq_cpu_vector_quantize_backward(grad_quantized ? &grad : nullptr,
+                                           loss_grad ? &*loss_grad : nullptr, &rows, &codes,
+                                           pointer<int64_t>(indices), gradient, threads, &out);
+  });
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of vq_kernels";
+  vq_cpu_on_stop_requested(&handle_signals);
   m.def("cpu_features", &cpu_features,
         "Instruction sets: of the machine, compiled in, and the one used (VQ_ISA overrides).");
   m.def("nearest_code", &nearest_code);

@@ -13,35 +13,37 @@ constexpr int kTaskCodes = 64;
 }  // namespace
 
 const float* codes_as_float(const VqCodes* codes, const Kernels* kernels, int threads,
-                            Buffer<float>& storage) {
+                            Interruption* interruption, Buffer<float>& storage) {
   if (codes->dtype == VQ_FLOAT32) return static_cast<const float*>(codes->data);
   if (!storage.resize(codes->count * codes->dim)) return nullptr;
   const VqRows rows = {
       const_cast<void*>(codes->data), 1, codes->count, codes->dim, 0, codes->dim, 1, codes->dtype};
   const int64_t tasks = divide_up(codes->count, kTaskCodes);
-  parallel_for(threads_for(threads, codes->count * codes->dim), tasks, [&](int64_t t) {
+  const int team = threads_for(threads, codes->count * codes->dim);
+  const bool done = parallel_for(team, tasks, interruption, kTaskCodes * codes->dim, [&](int64_t t) {
     const int64_t first = t * kTaskCodes;
     const int64_t n = codes->count - first < kTaskCodes ? codes->count - first : kTaskCodes;
     kernels->load_rows(&rows, first, int(n), storage + first * codes->dim);
   });
-  return storage;
+  return done ? storage.get() : nullptr;
 }
 
 bool Codebook::prepare(const VqCodes* given, int metric, const Kernels* kernels, const MatrixKernels* matrix,
-                       int threads) {
+                       int threads, Interruption* interruption) {
   count = given->count;
   dim = given->dim;
   l2 = metric == VQ_L2;
-  codes = codes_as_float(given, kernels, threads, converted_);
+  codes = codes_as_float(given, kernels, threads, interruption, converted_);
   if (!codes || !usable.resize(count) || !centre.resize(dim) || !hashes_.resize(count)) return false;
   const int team = threads_for(threads, count * dim);
-  find_usable(kernels, team);
-  if (!drop_copies() || !find_centre(kernels, team)) return false;
-  return matrix ? pack_matrix(matrix, team) : pack(kernels, team);
+  if (!find_usable(kernels, team, interruption) || !drop_copies() ||
+      !find_centre(kernels, team, interruption))
+    return false;
+  return matrix ? pack_matrix(matrix, team, interruption) : pack(kernels, team, interruption);
 }
 
-void Codebook::find_usable(const Kernels* kernels, int threads) {
-  parallel_for(threads, divide_up(count, kTaskCodes), [&](int64_t t) {
+bool Codebook::find_usable(const Kernels* kernels, int threads, Interruption* interruption) {
+  return parallel_for(threads, divide_up(count, kTaskCodes), interruption, kTaskCodes * dim, [&](int64_t t) {
     const int64_t first = t * kTaskCodes, n = count - first < kTaskCodes ? count - first : kTaskCodes;
     kernels->inspect_codes(codes + first * dim, n, dim, usable + first, hashes_ + first);
   });
@@ -73,7 +75,7 @@ bool Codebook::drop_copies() {
 
 // The mean of the usable codes. Subtracting the same vector from rows and codes changes no argmin and
 // makes the products, and with them the bound, small where all values share a large offset.
-bool Codebook::find_centre(const Kernels* kernels, int threads) {
+bool Codebook::find_centre(const Kernels* kernels, int threads, Interruption* interruption) {
   const int64_t tasks = divide_up(count, kTaskCodes);
   Buffer<int64_t> task_of;  // -1 for codes left out
   Buffer<double> sums;      // [tasks][dim], added in order
@@ -83,11 +85,12 @@ bool Codebook::find_centre(const Kernels* kernels, int threads) {
     task_of[j] = usable[j] ? j / kTaskCodes : -1;
     usable_count += usable[j];
   }
-  parallel_for(threads, tasks, [&](int64_t t) {
+  const bool done = parallel_for(threads, tasks, interruption, kTaskCodes * dim, [&](int64_t t) {
     const int64_t first = t * kTaskCodes, n = count - first < kTaskCodes ? count - first : kTaskCodes;
     for (int64_t i = t * dim; i < (t + 1) * dim; ++i) sums[i] = 0.0;
     kernels->add_rows(codes + first * dim, dim, nullptr, task_of + first, int(n), dim, 0, tasks, sums);
   });
+  if (!done) return false;
   for (int64_t t = 1; t < tasks; ++t)
     for (int64_t i = 0; i < dim; ++i) sums[i] += sums[t * dim + i];
   double square = 0.0;
@@ -99,13 +102,14 @@ bool Codebook::find_centre(const Kernels* kernels, int threads) {
   return true;
 }
 
-bool Codebook::pack(const Kernels* kernels, int threads) {
+bool Codebook::pack(const Kernels* kernels, int threads, Interruption* interruption) {
   const int panel = kernels->panel;
   panel_count = divide_up(count, panel);
   if (!bias.resize(panel_count * panel) || !panels.resize(panel_count * panel * dim)) return false;
   double norm2 = 0.0;
   const int64_t task_codes = kTaskCodes / panel * panel;
-  parallel_for(threads, divide_up(panel_count * panel, task_codes), [&](int64_t t) {
+  const int64_t tasks = divide_up(panel_count * panel, task_codes);
+  const bool done = parallel_for(threads, tasks, interruption, task_codes * dim, [&](int64_t t) {
     double task_norm2 = 0.0;
     const int64_t last = (t + 1) * task_codes;
     for (int64_t j = t * task_codes; j < last && j < panel_count * panel; ++j) {
@@ -125,17 +129,18 @@ bool Codebook::pack(const Kernels* kernels, int threads) {
   });
   largest_norm = sqrt(norm2);
   largest_bias = l2 ? 0.5 * norm2 : 0.0;
-  return true;
+  return done;
 }
 
-bool Codebook::pack_matrix(const MatrixKernels* matrix, int threads) {
+bool Codebook::pack_matrix(const MatrixKernels* matrix, int threads, Interruption* interruption) {
   matrix_steps = divide_up(dim, kMatrixDepth);
   matrix_blocks = divide_up(count, kMatrixCodes);
   const int64_t size = matrix_steps * kMatrixDepth * kMatrixCodes;
   if (!matrix_codes.resize(matrix_blocks * size) || !matrix_bias.resize(matrix_blocks * kMatrixCodes))
     return false;
   constexpr int kTaskBlocks = 4;
-  parallel_for(threads, divide_up(matrix_blocks, kTaskBlocks), [&](int64_t t) {
+  const int64_t tasks = divide_up(matrix_blocks, kTaskBlocks);
+  return parallel_for(threads, tasks, interruption, kTaskBlocks * size, [&](int64_t t) {
     float norm2 = 0.0f, error2 = 0.0f, greatest = 0.0f;
     for (int64_t b = t * kTaskBlocks; b < matrix_blocks && b < (t + 1) * kTaskBlocks; ++b) {
       const int64_t first = b * kMatrixCodes;
@@ -150,13 +155,12 @@ bool Codebook::pack_matrix(const MatrixKernels* matrix, int threads) {
       if (!(greatest <= matrix_largest_bias)) matrix_largest_bias = greatest;
     }
   });
-  return true;
 }
 
 bool Codebook::ensure_panels(const Kernels* kernels) {
   bool ok = true;
 #pragma omp critical(vq_codebook_panels)
-  ok = panels.get() != nullptr || pack(kernels, 1);
+  ok = panels.get() != nullptr || pack(kernels, 1, nullptr);
   return ok;
 }
 

@@ -34,10 +34,10 @@ struct Codebook {
 
   const float* row_centre() const { return l2 ? centre.get() : nullptr; }
 
-  // False if there is no memory. With a matrix unit the panels are left out.
+  // False if there is no memory or it was interrupted. With a matrix unit the panels are left out.
   bool prepare(const VqCodes* given, int metric, const Kernels* kernels, const MatrixKernels* matrix,
-               int threads);
-  // Thread-safe.
+               int threads, Interruption* interruption);
+  // Thread-safe. False if there is no memory.
   bool ensure_panels(const Kernels* kernels);
   bool ensure_squares();
 
@@ -45,15 +45,16 @@ struct Codebook {
   Buffer<float> converted_;
   Buffer<uint64_t> hashes_;
 
-  void find_usable(const Kernels* kernels, int threads);
-  bool find_centre(const Kernels* kernels, int threads);
-  bool pack(const Kernels* kernels, int threads);
-  bool pack_matrix(const MatrixKernels* matrix, int threads);
+  bool find_usable(const Kernels* kernels, int threads, Interruption* interruption);
+  bool find_centre(const Kernels* kernels, int threads, Interruption* interruption);
+  bool pack(const Kernels* kernels, int threads, Interruption* interruption);
+  bool pack_matrix(const MatrixKernels* matrix, int threads, Interruption* interruption);
   bool drop_copies();
 };
 
-// The codes as float32 [count, dim]: themselves, or converted into `storage`; null if there is no memory.
+// The codes as float32 [count, dim]: themselves, or converted into `storage`; null if there is no memory or
+// it was interrupted.
 const float* codes_as_float(const VqCodes* codes, const Kernels* kernels, int threads,
-                            Buffer<float>& storage);
+                            Interruption* interruption, Buffer<float>& storage);
 
 }  // namespace vq_cpu

@@ -32,7 +32,8 @@ extern "C" int vq_cpu_ema_update(float* codebook, float* cluster_size, float* em
   const Kernels* kernels = kernels_in_use();
   const float sum = float(total), spread = float(total + double(codes) * eps), small = float(eps);
   constexpr int kTaskCodes = 64;
-  parallel_for(threads_for(threads, codes * dim), divide_up(codes, kTaskCodes), [&](int64_t t) {
+  // In place, so not to be interrupted.
+  parallel_for(threads_for(threads, codes * dim), divide_up(codes, kTaskCodes), nullptr, 0, [&](int64_t t) {
     const FlushSubnormals team_flush;
     for (int64_t j = t * kTaskCodes; j < codes && j < (t + 1) * kTaskCodes; ++j) {
       const float smoothed = (cluster_size[j] + small) / spread * sum;

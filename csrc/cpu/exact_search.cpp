@@ -58,6 +58,7 @@ bool ExactSearch::scan_queued_rows() {
   const int64_t dim = codebook.dim;
   for (int s = 0; s < scan_count_; s += kExactLanes) {
     const int n = scan_count_ - s < kExactLanes ? scan_count_ - s : kExactLanes;
+    if (search_->interruption->requested()) return false;
     for (int64_t i = 0; i < dim * kExactLanes; ++i) exact_rows_[i] = 0.0;
     for (int lane = 0; lane < n; ++lane) {
       search_->kernels->load_rows(search_->x, block_.first + scan_rows_[s + lane], 1, row_);

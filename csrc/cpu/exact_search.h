@@ -17,7 +17,7 @@ struct RowBlock {
 
 class ExactSearch {
  public:
-  // False if there is no memory; so does scan_queued_rows.
+  // False if there is no memory; so does scan_queued_rows, or if it was interrupted.
   bool open(Search* search);
   void start(const RowBlock& block);
   // The nearest of row i's candidates, which come in ascending order, so that a tie keeps the lowest.

@@ -56,11 +56,13 @@ double score_task(const FewRows& few, int64_t task, BestTwo* best) {
 }
 
 // The lowest of the codes that are nearest exactly, among those within `limit` of the best.
-int64_t choose_among_near(const FewRows& few, int r, const float* row, const BestTwo& lead, double limit) {
+int64_t choose_among_near(const FewRows& few, int r, const float* row, const BestTwo& lead, double limit,
+                          Interruption* interruption) {
   const float* nearest = few.codes + lead.index * few.dim;
   ExactScore best = exact_score(row, nearest, few.dim, few.l2);
   int64_t index = lead.index;
-  for (int64_t j = 0; j < few.count; ++j) {
+  Watch watch(interruption);
+  for (int64_t j = 0; j < few.count && !watch.stop(few.dim); ++j) {
     const float* code = few.codes + j * few.dim;
     double score;
     const double norm2 =
@@ -80,7 +82,7 @@ int64_t choose_among_near(const FewRows& few, int r, const float* row, const Bes
 }  // namespace
 
 bool search_few_rows(const VqRows* x, const float* codes, int64_t count, const VqSearchOptions& options,
-                     int threads, int64_t* index, uint8_t* nonfinite) {
+                     int threads, Interruption* interruption, int64_t* index, uint8_t* nonfinite) {
   const Certificate certificate(options.bound_scale);
   const DefaultRounding rounding;
   FewRows few;
@@ -103,8 +105,10 @@ bool search_few_rows(const VqRows* x, const float* codes, int64_t count, const V
     double* to = few.rows + r * few.pitch;
     for (int64_t d = 0; d < few.pitch; ++d) to[d] = d < few.dim ? double(row[r * few.dim + d]) : 0.0;
   }
-  parallel_for(threads_for(threads, count * few.dim * few.n), tasks,
-               [&](int64_t t) { norms[t] = score_task(few, t, best + t * few.n); });
+  const int team = threads_for(threads, count * few.dim * few.n);
+  if (!parallel_for(team, tasks, interruption, kTaskCodes * few.dim * few.n,
+                    [&](int64_t t) { norms[t] = score_task(few, t, best + t * few.n); }))
+    return false;
   double largest = 0.0;
   for (int64_t t = 0; t < tasks; ++t) largest = norms[t] > largest ? norms[t] : largest;
   for (int r = 0; r < few.n; ++r) {
@@ -117,9 +121,9 @@ bool search_few_rows(const VqRows* x, const float* codes, int64_t count, const V
     if (nonfinite[r] || !(lead.best < INFINITY)) continue;
     const double limit = 2.0 * certificate.float64(few.dim, sqrt(norm2), sqrt(largest));
     if (!(lead.second - lead.best > limit))
-      index[r] = choose_among_near(few, r, row + r * few.dim, lead, limit);
+      index[r] = choose_among_near(few, r, row + r * few.dim, lead, limit, interruption);
   }
-  return true;
+  return !interruption->happened();
 }
 
 }  // namespace vq_cpu

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cpu/certificate.h"
+#include "cpu/interruption.h"
 #include "cpu/vq_cpu.h"
 
 namespace vq_cpu {
@@ -18,8 +19,8 @@ inline bool rows_are_few(const VqRows* x, int precision) {
 }
 
 // All rows of x: index [rows], and nonfinite [rows], 1 where a row holds NaN or infinity (its index is 0).
-// codes [count, dim]. False if there is no memory.
+// codes [count, dim]. False if there is no memory or it was interrupted.
 bool search_few_rows(const VqRows* x, const float* codes, int64_t count, const VqSearchOptions& options,
-                     int threads, int64_t* index, uint8_t* nonfinite);
+                     int threads, Interruption* interruption, int64_t* index, uint8_t* nonfinite);
 
 }  // namespace vq_cpu

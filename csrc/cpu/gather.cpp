@@ -23,34 +23,38 @@ void copy_rows(const VqCodes* codes, const int64_t* indices, const VqRows* out, 
 extern "C" int vq_cpu_gather_codes(const VqCodes* codebook, const int64_t* indices,
                                    const VqRows* quantized, int threads) {
   using namespace vq_cpu;
+  Interruption interruption;
   const Kernels* kernels = kernels_in_use();
   const int64_t rows = row_count(quantized), chunks = divide_up(rows, kStreamRows);
   const int team = threads_for(threads, rows * quantized->dim);
+  const int64_t chunk_work = kStreamRows * quantized->dim;
   if (quantized->dtype == codebook->dtype && quantized->stride_dim == 1) {
-    parallel_for(team, chunks, [&](int64_t t) {
+    const bool done = parallel_for(team, chunks, &interruption, chunk_work, [&](int64_t t) {
       copy_rows(codebook, indices, quantized, t * kStreamRows, stream_rows(t * kStreamRows, rows));
     });
-    return VQ_OK;
+    return interruption.status(done);
   }
   Buffer<float> storage;
-  const float* e = codes_as_float(codebook, kernels, threads, storage);
+  const float* e = codes_as_float(codebook, kernels, threads, &interruption, storage);
   bool ok = e != nullptr;
-  if (!ok) return VQ_OUT_OF_MEMORY;
+  if (!ok) return interruption.status(false);
 #pragma omp parallel num_threads(team) if (team > 1) reduction(&& : ok)
   {
     const DefaultRounding rounding;
     RowStream stream;
     ok = stream.open(kernels, quantized);
+    Watch watch(&interruption);
 #pragma omp for schedule(dynamic)
     for (int64_t t = 0; t < chunks; ++t) {
       const int64_t first = t * kStreamRows;
       const int n = stream_rows(first, rows);
       int64_t pitch;
+      ok = ok && !watch.stop(chunk_work);
       float* to = ok ? stream.write(first, n, &pitch) : nullptr;
       for (int i = 0; ok && i < n; ++i)
         memcpy(to + i * pitch, e + indices[first + i] * quantized->dim, size_t(quantized->dim) * 4);
       if (ok) stream.done(first, n);
     }
   }
-  return ok ? VQ_OK : VQ_OUT_OF_MEMORY;
+  return interruption.status(ok);
 }

@@ -1,6 +1,7 @@
 // The table of kernels over V (one of simd_*.h, included before): each compiled instruction set's own.
 #pragma once
 
+#include "cpu/backward_body.h"
 #include "cpu/codes_body.h"
 #include "cpu/exact_body.h"
 #include "cpu/rows_body.h"

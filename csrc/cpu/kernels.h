@@ -73,10 +73,11 @@ struct Kernels {
   // += row - code.
   void (*add_rows)(const float* x, int64_t ldx, const float* codes, const int64_t* index, int n, int64_t dim,
                    int64_t low, int64_t high, double* sums);
-  // grad null: zero; loss_grad null: none.
+  // grad null: zero; loss_grad null: none. Rows with index -1 are 0, and those of another that names none of
+  // the codes [count] NaN.
   void (*backward_rows)(const float* grad, int64_t ldg, const float* loss_grad, const float* x, int64_t ldx,
-                        const float* codes, const int64_t* index, int n, int64_t dim, int gradient,
-                        float* out, int64_t ldo);
+                        const float* codes, int64_t count, const int64_t* index, int n, int64_t dim,
+                        int gradient, float* out, int64_t ldo);
   void (*ema_row)(float* code, float* average, const float* sum, int64_t dim, float one_minus_decay,
                   float size, int normalize);
 };

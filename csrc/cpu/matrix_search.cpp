@@ -27,6 +27,8 @@ bool MatrixSearch::open(Search* search, ExactSearch* exact, SweepSearch* sweep) 
 }
 
 bool MatrixSearch::run(const RowBlock& block) {
+  // Not between the blocks of codes: whoever is asked may use the tiles for a search of their own.
+  if (search_->interruption->requested()) return false;
   block_ = block;
   given_up_count_ = 0;
   exact_->start(block);

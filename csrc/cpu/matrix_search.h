@@ -13,7 +13,8 @@ namespace vq_cpu {
 
 class MatrixSearch {
  public:
-  // False if there is no memory; so does run. `sweep` takes the rows that this search gives up.
+  // False if there is no memory; so does run, or if it was interrupted. `sweep` takes the rows that this
+  // search gives up.
   bool open(Search* search, ExactSearch* exact, SweepSearch* sweep);
   bool run(const RowBlock& block);
 

@@ -4,17 +4,17 @@
 extern "C" int vq_cpu_nearest_code(const VqRows* x, const VqCodes* codebook, const VqSearchOptions* options,
                                    int threads, int64_t* indices) {
   using namespace vq_cpu;
+  Interruption interruption;
   if (rows_are_few(x, options->precision)) {
     Buffer<float> storage;
     uint8_t nonfinite[kFewRows];
-    const float* codes = codes_as_float(codebook, kernels_in_use(), threads, storage);
-    const bool done =
-        codes && search_few_rows(x, codes, codebook->count, *options, threads, indices, nonfinite);
-    return done ? VQ_OK : VQ_OUT_OF_MEMORY;
+    const float* codes = codes_as_float(codebook, kernels_in_use(), threads, &interruption, storage);
+    return interruption.status(codes && search_few_rows(x, codes, codebook->count, *options, threads,
+                                                        &interruption, indices, nonfinite));
   }
   const DefaultRounding rounding;
-  Search search(x, *options);
-  if (!search.prepare(codebook, options->metric, threads)) return VQ_OUT_OF_MEMORY;
+  Search search(x, *options, &interruption);
+  if (!search.prepare(codebook, options->metric, threads)) return interruption.status(false);
   const int team = threads_for(threads, search.rows() * codebook->count);
   bool ok = true;
 #pragma omp parallel num_threads(team) if (team > 1) reduction(&& : ok)
@@ -30,5 +30,5 @@ extern "C" int vq_cpu_nearest_code(const VqRows* x, const VqCodes* codebook, con
       ok = ok && block_search.run(RowBlock{first, n, indices + first, nonfinite});
     }
   }
-  return ok ? VQ_OK : VQ_OUT_OF_MEMORY;
+  return interruption.status(ok);
 }

@@ -173,90 +173,24 @@ double quantize_rows(const float* x, int64_t ldx, const float* codes, const int6
   return total;
 }
 
-void add_rows(const float* x, int64_t ldx, const float* codes, const int64_t* index, int n, int64_t dim,
-              int64_t low, int64_t high, double* sums) {
+// DIFFERENCES: what is added is row - code. In float32: its rounding is relative to the difference.
+template <bool DIFFERENCES>
+void add_rows_as(const float* x, int64_t ldx, const float* codes, const int64_t* index, int n, int64_t dim,
+                 int64_t low, int64_t high, double* sums) {
   for (int i = 0; i < n; ++i, x += ldx) {
     if (index[i] < low || index[i] >= high) continue;
     double* sum = sums + index[i] * dim;
+    const float* e = DIFFERENCES ? codes + index[i] * dim : nullptr;
     int64_t d = 0;
-    if (codes) {
-      // In float32: the rounding is relative to the difference, not to what is subtracted.
-      const float* e = codes + index[i] * dim;
-      for (; d + V::W <= dim; d += V::W) V::add_to(sum + d, V::sub(V::load(x + d), V::load(e + d)));
-      for (; d < dim; ++d) sum[d] += double(x[d] - e[d]);
-      continue;
-    }
-    for (; d + V::W <= dim; d += V::W) V::add_to(sum + d, V::load(x + d));
-    for (; d < dim; ++d) sum[d] += double(x[d]);
+    for (; d + V::W <= dim; d += V::W)
+      V::add_to(sum + d, DIFFERENCES ? V::sub(V::load(x + d), V::load(e + d)) : V::load(x + d));
+    for (; d < dim; ++d) sum[d] += double(DIFFERENCES ? x[d] - e[d] : x[d]);
   }
 }
 
-// The transpose of the rotation that takes u = x/|x| to q = e/|e|, scaled by |e|/|x|:
-// ratio * (g - 2 (g.w) w + 2 (g.q) u) with w = (u + q) / |u + q| (arXiv:2410.06424, section 4.2).
-struct Rotation {
-  V::F ratio, x_norm, e_norm, through_w, through_u;
-
-  Rotation(const float* g, const float* x, const float* e, int64_t dim) {
-    V::F xx = V::set(0.0f), ee = V::set(0.0f);
-    over_row(dim, [&](int64_t d, int w) {
-      const V::F a = get(x + d, w), b = get(e + d, w);
-      xx = V::fma(a, a, xx);
-      ee = V::fma(b, b, ee);
-    });
-    const float x_length = fmaxf(sqrtf(V::sum(xx)), 1e-6f), e_length = sqrtf(V::sum(ee));
-    x_norm = V::set(x_length);
-    e_norm = V::set(fmaxf(e_length, 1e-6f));
-    V::F ww = V::set(0.0f), gw = V::set(0.0f), gq = V::set(0.0f);
-    over_row(dim, [&](int64_t d, int w) {
-      const V::F q = V::div(get(e + d, w), e_norm);
-      const V::F sum = V::add(V::div(get(x + d, w), x_norm), q);
-      const V::F gradient = get(g + d, w);
-      ww = V::fma(sum, sum, ww);
-      gw = V::fma(gradient, sum, gw);
-      gq = V::fma(gradient, q, gq);
-    });
-    const float w_norm = fmaxf(sqrtf(V::sum(ww)), 1e-6f);
-    ratio = V::set(e_length / x_length);
-    through_w = V::set(-2.0f * V::sum(gw) / w_norm / w_norm);
-    through_u = V::set(2.0f * V::sum(gq));
-  }
-
-  V::F apply(V::F g, V::F x, V::F e) const {
-    // Divisions, not products with a reciprocal: opposite x and e must give u + q = 0 where they can.
-    const V::F u = V::div(x, x_norm);
-    const V::F sum = V::add(u, V::div(e, e_norm));
-    return V::mul(ratio, V::fma(through_u, u, V::fma(through_w, sum, g)));
-  }
-};
-
-void backward_rows(const float* grad, int64_t ldg, const float* loss_grad, const float* x, int64_t ldx,
-                   const float* codes, const int64_t* index, int n, int64_t dim, int gradient, float* out,
-                   int64_t ldo) {
-  const bool has_loss = loss_grad != nullptr;
-  const V::F strength = V::set(has_loss ? *loss_grad : 0.0f);
-  for (int i = 0; i < n; ++i, x += ldx, out += ldo) {
-    const float* g = grad ? grad + i * ldg : nullptr;
-    if (index[i] < 0) {
-      over_row(dim, [&](int64_t d, int w) { put(out + d, V::set(0.0f), w); });
-      continue;
-    }
-    const float* e = codes + index[i] * dim;
-    if (g && gradient == VQ_ROTATION_TRICK) {
-      const Rotation rotation(g, x, e, dim);
-      over_row(dim, [&](int64_t d, int w) {
-        const V::F a = get(x + d, w), b = get(e + d, w);
-        V::F v = rotation.apply(get(g + d, w), a, b);
-        if (has_loss) v = V::fma(strength, V::sub(a, b), v);
-        put(out + d, v, w);
-      });
-    } else {
-      over_row(dim, [&](int64_t d, int w) {
-        V::F v = g ? get(g + d, w) : V::set(0.0f);
-        if (has_loss) v = V::fma(strength, V::sub(get(x + d, w), get(e + d, w)), v);
-        put(out + d, v, w);
-      });
-    }
-  }
+void add_rows(const float* x, int64_t ldx, const float* codes, const int64_t* index, int n, int64_t dim,
+              int64_t low, int64_t high, double* sums) {
+  (codes ? add_rows_as<true> : add_rows_as<false>)(x, ldx, codes, index, n, dim, low, high, sums);
 }
 
 // a + weight (b - a), written as torch.lerp writes it.

@@ -10,12 +10,13 @@ constexpr int64_t kMatrixLeastDim = 16;
 
 }  // namespace
 
-Search::Search(const VqRows* x, const VqSearchOptions& options)
+Search::Search(const VqRows* x, const VqSearchOptions& options, Interruption* interruption)
     : kernels(kernels_in_use()),
       matrix(x->dim >= kMatrixLeastDim ? matrix_kernels_in_use() : nullptr),
       x(x),
       precision(options.precision),
-      certificate(options.bound_scale) {
+      certificate(options.bound_scale),
+      interruption(interruption) {
   int64_t most = kRowBytes / (4 * x->dim);
   if (most > kMostRows) most = kMostRows;
   const int64_t share = divide_up(rows(), 64);  // enough blocks for many threads
@@ -24,7 +25,7 @@ Search::Search(const VqRows* x, const VqSearchOptions& options)
 }
 
 bool Search::prepare(const VqCodes* codes, int metric, int threads) {
-  return codebook.prepare(codes, metric, kernels, matrix, threads);
+  return codebook.prepare(codes, metric, kernels, matrix, threads, interruption);
 }
 
 bool BlockSearch::open(Search* search) {

@@ -19,11 +19,12 @@ struct Search {
   const VqRows* x;
   int precision;
   Certificate certificate;
+  Interruption* interruption;
   int64_t block_rows;  // from the shapes alone
   Codebook codebook;
 
-  Search(const VqRows* x, const VqSearchOptions& options);
-  // False if there is no memory.
+  Search(const VqRows* x, const VqSearchOptions& options, Interruption* interruption);
+  // False if there is no memory or it was interrupted.
   bool prepare(const VqCodes* codes, int metric, int threads);
   int64_t rows() const { return x->batches * x->rows; }
   int64_t blocks() const { return divide_up(rows(), block_rows); }
@@ -33,7 +34,7 @@ struct Search {
 // One thread's search, a block at a time.
 class BlockSearch {
  public:
-  // False if there is no memory; so does run.
+  // False if there is no memory; so does run, or if it was interrupted.
   bool open(Search* search);
   bool run(const RowBlock& block) { return matrix_ ? matrix_search_.run(block) : sweep_.run(block); }
 

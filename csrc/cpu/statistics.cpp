@@ -12,7 +12,7 @@ namespace {
 
 // The slot of each row: its index, or -1 if it is left out.
 bool keep_finite(const Kernels* kernels, const VqRows* x, const int64_t* indices, int threads,
-                 int64_t* slots) {
+                 Interruption* interruption, int64_t* slots) {
   const int64_t rows = row_count(x), chunks = divide_up(rows, kStreamRows);
   const int team = threads_for(threads, rows * x->dim);
   bool ok = true;
@@ -20,11 +20,13 @@ bool keep_finite(const Kernels* kernels, const VqRows* x, const int64_t* indices
   {
     RowStream stream;
     ok = stream.open(kernels, x);
+    Watch watch(interruption);
 #pragma omp for schedule(dynamic)
     for (int64_t t = 0; t < chunks; ++t) {
       const int64_t first = t * kStreamRows;
       const int n = stream_rows(first, rows);
       int64_t pitch;
+      ok = ok && !watch.stop(kStreamRows * x->dim);
       const float* p = ok ? stream.read(first, n, &pitch) : nullptr;
       for (int i = 0; ok && i < n; ++i) {
         float zero = 0.0f;
@@ -38,19 +40,19 @@ bool keep_finite(const Kernels* kernels, const VqRows* x, const int64_t* indices
 
 }  // namespace
 
-int count_and_sum(const Kernels* kernels, const VqRows* x, const int64_t* slots, const float* codes,
-                  int64_t count, int threads, int64_t* counts, float* sums) {
+bool count_and_sum(const Kernels* kernels, const VqRows* x, const int64_t* slots, const float* codes,
+                   int64_t count, int threads, Interruption* interruption, int64_t* counts, float* sums) {
   const int64_t rows = row_count(x), dim = x->dim, chunks = divide_up(rows, kStreamRows);
   memset(counts, 0, size_t(count) * sizeof *counts);
   for (int64_t r = 0; r < rows; ++r)
-    if (slots[r] >= 0) ++counts[slots[r]];
+    if (slots[r] >= 0 && slots[r] < count) ++counts[slots[r]];
   Buffer<double> totals;
-  if (!totals.resize(count * dim)) return VQ_OUT_OF_MEMORY;
+  if (!totals.resize(count * dim)) return false;
   const int team = threads_for(threads, rows * dim);
   bool ok = true;
   // Shares of the codes that hold about as many rows each.
   Buffer<int64_t> starts;
-  if (!starts.resize(team + 1)) return VQ_OUT_OF_MEMORY;
+  if (!starts.resize(team + 1)) return false;
   int64_t seen = 0, code = 0, kept = 0;
   for (int64_t j = 0; j < count; ++j) kept += counts[j];
   for (int share = 0; share <= team; ++share) {
@@ -63,6 +65,7 @@ int count_and_sum(const Kernels* kernels, const VqRows* x, const int64_t* slots,
     const int64_t low = starts[share], high = starts[share + 1];
     RowStream stream;
     ok = stream.open(kernels, x);
+    Watch watch(interruption);
     memset(totals + low * dim, 0, size_t((high - low) * dim) * sizeof(double));
     for (int64_t t = 0; ok && t < chunks; ++t) {
       const int64_t first = t * kStreamRows;
@@ -70,10 +73,11 @@ int count_and_sum(const Kernels* kernels, const VqRows* x, const int64_t* slots,
       int64_t pitch;
       const float* p = stream.read(first, n, &pitch);
       kernels->add_rows(p, pitch, codes, slots + first, n, dim, low, high, totals);
+      ok = !watch.stop(kStreamRows * dim);
     }
     for (int64_t i = low * dim; i < high * dim; ++i) sums[i] = float(totals[i]);
   }
-  return ok ? VQ_OK : VQ_OUT_OF_MEMORY;
+  return ok;
 }
 
 }  // namespace vq_cpu
@@ -82,9 +86,11 @@ extern "C" int vq_cpu_code_statistics(const VqRows* x, const int64_t* indices, i
                                       int skip_nonfinite, int threads, int64_t* counts, float* sums) {
   using namespace vq_cpu;
   const Kernels* kernels = kernels_in_use();
-  if (!skip_nonfinite) return count_and_sum(kernels, x, indices, nullptr, codes, threads, counts, sums);
+  Interruption interruption;
   Buffer<int64_t> slots;
-  if (!slots.resize(row_count(x)) || !keep_finite(kernels, x, indices, threads, slots))
-    return VQ_OUT_OF_MEMORY;
-  return count_and_sum(kernels, x, slots, nullptr, codes, threads, counts, sums);
+  if (skip_nonfinite && (!slots.resize(row_count(x)) ||
+                         !keep_finite(kernels, x, indices, threads, &interruption, slots)))
+    return interruption.status(false);
+  return interruption.status(count_and_sum(kernels, x, skip_nonfinite ? slots : indices, nullptr, codes,
+                                           threads, &interruption, counts, sums));
 }

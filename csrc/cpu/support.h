@@ -5,6 +5,8 @@
 #include <stdint.h>
 #include <stdlib.h>
 
+#include "cpu/interruption.h"
+
 #if defined(__SSE__)
 #include <xmmintrin.h>
 #endif
@@ -58,16 +60,20 @@ inline int threads_for(int threads, int64_t work) {
   return int(threads < 1 ? 1 : useful < threads ? useful : threads);
 }
 
-// work(t) for every task, in any order, on up to `threads` threads.
+// work(t) for every task of about `task_work`, in any order, on up to `threads` threads. False if it was
+// interrupted; null: it cannot be.
 template <class Work>
-void parallel_for(int threads, int64_t tasks, Work work) {
+bool parallel_for(int threads, int64_t tasks, Interruption* interruption, int64_t task_work, Work work) {
   const int team = int(tasks < threads ? (tasks < 1 ? 1 : tasks) : threads);
 #pragma omp parallel num_threads(team) if (team > 1)
   {
     const DefaultRounding rounding;
+    Watch watch(interruption);
 #pragma omp for schedule(dynamic)
-    for (int64_t t = 0; t < tasks; ++t) work(t);
+    for (int64_t t = 0; t < tasks; ++t)
+      if (!watch.stop(task_work)) work(t);
   }
+  return !interruption || !interruption->happened();
 }
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }

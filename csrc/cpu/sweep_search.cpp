@@ -10,6 +10,12 @@ namespace {
 constexpr int64_t kCodeBytes = 512 << 10;  // packed codes of a block
 constexpr int kCandidates = 32;            // of a row, before all codes are scored
 
+// Panels of a block.
+int64_t code_block(const Kernels& kernels, int64_t dim) {
+  const int64_t panels = kCodeBytes / (4 * dim * kernels.panel);
+  return panels < 1 ? 1 : panels;
+}
+
 }  // namespace
 
 bool SweepSearch::open(Search* search, ExactSearch* exact) {
@@ -25,7 +31,7 @@ bool SweepSearch::open(Search* search, ExactSearch* exact) {
 }
 
 // packed [tiles][dim][tile] against all codes.
-void SweepSearch::sweep_codes(const float* packed, int rows, float* best, float* second,
+bool SweepSearch::sweep_codes(const float* packed, int rows, float* best, float* second,
                               int32_t* best_index) {
   const Kernels& kernels = *search_->kernels;
   const Codebook& codebook = search_->codebook;
@@ -34,9 +40,9 @@ void SweepSearch::sweep_codes(const float* packed, int rows, float* best, float*
     best[i] = second[i] = -INFINITY;
     best_index[i] = 0;
   }
-  int64_t block = kCodeBytes / (4 * dim * kernels.panel);
-  if (block < 1) block = 1;
+  const int64_t block = code_block(kernels, dim);
   for (int64_t panel = 0; panel < codebook.panel_count; panel += block) {
+    if (search_->interruption->requested()) return false;
     for (int64_t row = 0; row < rows; row += tile) {
       BestSweep sweep = {};
       sweep.x = packed + row * dim;
@@ -52,6 +58,7 @@ void SweepSearch::sweep_codes(const float* packed, int rows, float* best, float*
       kernels.sweep(&sweep);
     }
   }
+  return true;
 }
 
 // Takes what the sweep found for row i, or lists it as ambiguous or to be scanned.
@@ -80,11 +87,10 @@ bool SweepSearch::run(const RowBlock& block) {
     search_->kernels->pack_tile(search_->x, block.first + row, block.n - row < tile ? block.n - row : tile,
                                 search_->codebook.row_centre(), packed_ + row * search_->x->dim,
                                 norm2_ + row);
-  sweep_codes(packed_, block.n, best_, second_, best_index_);
+  if (!sweep_codes(packed_, block.n, best_, second_, best_index_)) return false;
   const Bound bound = search_->certificate.sweep(search_->codebook);
   for (int i = 0; i < block.n; ++i) certify(bound, i);
-  resolve_ambiguous_rows();
-  return exact_->scan_queued_rows();
+  return resolve_ambiguous_rows() && exact_->scan_queued_rows();
 }
 
 bool SweepSearch::run_rows(const RowBlock& block, const int* rows, int count, const float* norm2) {
@@ -96,7 +102,7 @@ bool SweepSearch::run_rows(const RowBlock& block, const int* rows, int count, co
   for (int first = 0; first < count; first += tile) {
     const int n = count - first < tile ? count - first : tile;
     gather_rows(rows + first, n);
-    sweep_codes(compact_, n, lane_best_, lane_second_, lane_best_index_);
+    if (!sweep_codes(compact_, n, lane_best_, lane_second_, lane_best_index_)) return false;
     for (int lane = 0; lane < n; ++lane) {
       const int i = rows[first + lane];
       norm2_[i] = norm2[i];
@@ -106,15 +112,16 @@ bool SweepSearch::run_rows(const RowBlock& block, const int* rows, int count, co
       certify(bound, i);
     }
   }
-  resolve_ambiguous_rows();
-  return exact_->scan_queued_rows();
+  return resolve_ambiguous_rows() && exact_->scan_queued_rows();
 }
 
-void SweepSearch::resolve_ambiguous_rows() {
+bool SweepSearch::resolve_ambiguous_rows() {
   const int tile = search_->tile();
-  for (int first = 0; first < ambiguous_count_; first += tile)
-    resolve_candidates(ambiguous_rows_ + first,
-                       ambiguous_count_ - first < tile ? ambiguous_count_ - first : tile);
+  bool ok = true;
+  for (int first = 0; ok && first < ambiguous_count_; first += tile)
+    ok = resolve_candidates(ambiguous_rows_ + first,
+                            ambiguous_count_ - first < tile ? ambiguous_count_ - first : tile);
+  return ok;
 }
 
 // n <= tile rows of the block into the compact tile.
@@ -128,7 +135,7 @@ void SweepSearch::gather_rows(const int* rows, int n) {
   }
 }
 
-void SweepSearch::resolve_candidates(const int* rows, int n) {
+bool SweepSearch::resolve_candidates(const int* rows, int n) {
   const Kernels& kernels = *search_->kernels;
   const Codebook& codebook = search_->codebook;
   const int tile = search_->tile();
@@ -144,22 +151,28 @@ void SweepSearch::resolve_candidates(const int* rows, int n) {
   }
   CandidateSweep sweep = {};
   sweep.x = compact_;
-  sweep.panels = codebook.panels;
-  sweep.bias = codebook.bias;
   sweep.dim = codebook.dim;
-  sweep.panel_count = codebook.panel_count;
   sweep.vectors = int(divide_up(n, kernels.lanes));
   sweep.threshold = threshold_;
   sweep.candidates = candidates_;
   sweep.counts = counts_;
   sweep.capacity = kCandidates;
-  kernels.collect(&sweep);
+  const int64_t block = code_block(kernels, codebook.dim);
+  for (int64_t panel = 0; panel < codebook.panel_count; panel += block) {
+    if (search_->interruption->requested()) return false;
+    sweep.panels = codebook.panels + panel * codebook.dim * kernels.panel;
+    sweep.bias = codebook.bias + panel * kernels.panel;
+    sweep.panel_count = codebook.panel_count - panel < block ? codebook.panel_count - panel : block;
+    sweep.first_code = int32_t(panel * kernels.panel);
+    kernels.collect(&sweep);
+  }
   for (int lane = 0; lane < n; ++lane) {
     if (counts_[lane] > kCandidates)
       exact_->queue_for_scan(rows[lane]);
     else
       exact_->choose_exactly(rows[lane], candidates_ + lane * kCandidates, counts_[lane]);
   }
+  return true;
 }
 
 }  // namespace vq_cpu

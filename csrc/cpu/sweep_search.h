@@ -14,7 +14,8 @@ namespace vq_cpu {
 
 class SweepSearch {
  public:
-  // False if there is no memory; so do the others. `exact` decides what float32 cannot.
+  // False if there is no memory; so do the others, or if they were interrupted. `exact` decides what float32
+  // cannot.
   bool open(Search* search, ExactSearch* exact);
   bool run(const RowBlock& block);
   // Rows [count] of a block that another search gave up, which has given the ExactSearch its start. norm2
@@ -22,11 +23,11 @@ class SweepSearch {
   bool run_rows(const RowBlock& block, const int* rows, int count, const float* norm2);
 
  private:
-  void sweep_codes(const float* packed, int rows, float* best, float* second, int32_t* best_index);
+  bool sweep_codes(const float* packed, int rows, float* best, float* second, int32_t* best_index);
   void certify(const Bound& bound, int i);
-  void resolve_ambiguous_rows();
+  bool resolve_ambiguous_rows();
   void gather_rows(const int* rows, int n);
-  void resolve_candidates(const int* rows, int n);
+  bool resolve_candidates(const int* rows, int n);
 
   Search* search_ = nullptr;
   ExactSearch* exact_ = nullptr;

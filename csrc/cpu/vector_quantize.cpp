@@ -17,6 +17,7 @@ struct Step {
   const uint8_t* mask;
   int64_t* indices;
   int64_t* slots;  // null without statistics
+  Interruption* interruption;
 };
 
 // Writes the quantized rows first .. first + n - 1, whose codes are in indices, and returns their
@@ -70,7 +71,8 @@ bool quantize_few_rows(const Step& step, int64_t count, const VqSearchOptions& o
   const int rows = int(row_count(step.x));
   uint8_t nonfinite[kFewRows];
   RowStream from, to;
-  if (!search_few_rows(step.x, step.codes, count, options, threads, step.indices, nonfinite) ||
+  if (!search_few_rows(step.x, step.codes, count, options, threads, step.interruption, step.indices,
+                       nonfinite) ||
       !from.open(step.kernels, step.x) || !to.open(step.kernels, step.quantized))
     return false;
   *error = rows ? quantize_chunk(step, from, to, 0, rows, nonfinite) : 0.0;
@@ -114,6 +116,7 @@ extern "C" int vq_cpu_vector_quantize(const VqRows* x, const VqCodes* codebook, 
                                       const VqQuantizeOptions* options, int threads,
                                       const VqQuantizeResult* result) {
   using namespace vq_cpu;
+  Interruption interruption;
   const Kernels* kernels = kernels_in_use();
   const DefaultRounding rounding;
   const int64_t rows = row_count(x);
@@ -125,18 +128,18 @@ extern "C" int vq_cpu_vector_quantize(const VqRows* x, const VqCodes* codebook, 
   Buffer<int64_t> slots;
   if (statistics && !slots.resize(rows)) return VQ_OUT_OF_MEMORY;
   Step step = {kernels, x, &result->quantized, nullptr, mask, result->indices,
-               statistics ? slots.get() : nullptr};
+               statistics ? slots.get() : nullptr, &interruption};
   double error = 0.0;
   if (rows_are_few(x, options->search.precision)) {
     Buffer<float> storage;
-    step.codes = codes_as_float(codebook, kernels, threads, storage);
+    step.codes = codes_as_float(codebook, kernels, threads, &interruption, storage);
     if (!step.codes || !quantize_few_rows(step, codebook->count, options->search, threads, &error))
-      return VQ_OUT_OF_MEMORY;
+      return interruption.status(false);
   } else {
-    Search search(x, options->search);
-    if (!search.prepare(codebook, options->search.metric, threads)) return VQ_OUT_OF_MEMORY;
+    Search search(x, options->search, &interruption);
+    if (!search.prepare(codebook, options->search.metric, threads)) return interruption.status(false);
     step.codes = search.codebook.codes;
-    if (!quantize_blocks(step, search, threads, &error)) return VQ_OUT_OF_MEMORY;
+    if (!quantize_blocks(step, search, threads, &error)) return interruption.status(false);
   }
   int64_t valid = rows;
   if (mask) {
@@ -151,9 +154,10 @@ extern "C" int vq_cpu_vector_quantize(const VqRows* x, const VqCodes* codebook, 
   const float* codes = nullptr;
   Buffer<float> converted, cleaned;
   if (options->sum_differences) {
-    codes = codes_as_float(codebook, kernels, threads, converted);
+    codes = codes_as_float(codebook, kernels, threads, &interruption, converted);
     if (codes) codes = finite_codes(codes, codebook->count, codebook->dim, cleaned);
-    if (!codes) return VQ_OUT_OF_MEMORY;
+    if (!codes) return interruption.status(false);
   }
-  return count_and_sum(kernels, x, slots, codes, codebook->count, threads, result->counts, result->sums);
+  return interruption.status(count_and_sum(kernels, x, slots, codes, codebook->count, threads, &interruption,
+                                           result->counts, result->sums));
 }

@@ -1,7 +1,8 @@
 // The CPU kernels behind plain C signatures: no torch, no Python, no C++ types.
 //
 // Every function checks nothing that Python has checked already (shapes, ranges, dtypes), never
-// throws, and returns VQ_OK or VQ_OUT_OF_MEMORY. Results do not depend on the number of threads.
+// throws, and returns a VqStatus; unless it is VQ_OK the results are to be dropped. They do not depend on
+// the number of threads.
 #pragma once
 
 #include "vq_types.h"
@@ -10,7 +11,12 @@
 extern "C" {
 #endif
 
-enum VqStatus { VQ_OK = 0, VQ_OUT_OF_MEMORY = 1 };
+enum VqStatus { VQ_OK = 0, VQ_OUT_OF_MEMORY = 1, VQ_INTERRUPTED = 2 };
+
+// What calls that take long ask several times a second, in the thread that made them: whether to end with
+// VQ_INTERRUPTED (not 0). To be set before any other call. vq_cpu_ema_update, which works in place, does
+// not ask.
+void vq_cpu_on_stop_requested(int (*requested)(void));
 
 // indices [batches, rows].
 int vq_cpu_nearest_code(const VqRows* x, const VqCodes* codebook, const VqSearchOptions* options, int threads,
@@ -20,8 +26,8 @@ int vq_cpu_nearest_code(const VqRows* x, const VqCodes* codebook, const VqSearch
 int vq_cpu_gather_codes(const VqCodes* codebook, const int64_t* indices, const VqRows* quantized,
                         int threads);
 
-// counts [codes], sums [codes, dim]; rows with a negative index, and with skip_nonfinite those that hold NaN
-// or infinity, are left out. Every sum runs over the rows in their order, in float64, rounded once.
+// counts [codes], sums [codes, dim]; rows whose index names no code, and with skip_nonfinite those that hold
+// NaN or infinity, are left out. Every sum runs over the rows in their order, in float64, rounded once.
 int vq_cpu_code_statistics(const VqRows* x, const int64_t* indices, int64_t codes, int skip_nonfinite,
                            int threads, int64_t* counts, float* sums);
 
@@ -35,7 +41,8 @@ int vq_cpu_vector_quantize(const VqRows* x, const VqCodes* codebook, const uint8
                            const VqQuantizeOptions* options, int threads, const VqQuantizeResult* result);
 
 // grad_x = estimator(grad_quantized) + loss_grad (x - code). grad_quantized null: zero; loss_grad, the
-// gradient of the loss times its scale over the valid rows, null: none.
+// gradient of the loss times its scale over the valid rows, null: none. Rows with index -1 are 0; those whose
+// index names no code, as something has written to it since, are NaN.
 int vq_cpu_vector_quantize_backward(const VqRows* grad_quantized, const float* loss_grad, const VqRows* x,
                                     const VqCodes* codebook, const int64_t* indices, int gradient,
                                     int threads, const VqRows* grad_x);

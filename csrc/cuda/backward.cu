@@ -21,6 +21,7 @@ struct BackwardArgs {
   const void* x;
   RowMap x_map;
   const void* codebook;
+  int64_t codes;
   bool codebook_is_float;
   const int64_t* indices;
   const int64_t* valid_rows;
@@ -92,19 +93,31 @@ __device__ Row<X, E> row_at(const BackwardArgs& a, int64_t n, int64_t index) {
                    a.out_map.strides.dim};
 }
 
-// kBatch rows at once, so that their loads are under way together; an index of -1 gives zeros.
+__device__ inline bool names_a_code(const BackwardArgs& a, int64_t index) {
+  return static_cast<uint64_t>(index) < static_cast<uint64_t>(a.codes);
+}
+
+// The gradient of a row without a code: zero for -1, which the mask left out. Any other index was written
+// since the forward pass; NaN shows it.
+__device__ inline float gradient_without_code(int64_t index) {
+  return index == -1 ? 0.0f : __uint_as_float(0x7fc00000u);
+}
+
+// kBatch rows at once, so that their loads are under way together.
 template <int LANES, typename X, typename E>
 __device__ void pass_through_rows(const BackwardArgs& a, int64_t first_row, int lane, float loss_grad) {
   constexpr int kStride = kBackwardThreads / LANES;  // from one of a thread's rows to the next
   for (int r = static_cast<int>(threadIdx.x) / LANES; r < a.block_rows; r += kBatch * kStride) {
     Row<X, E> row[kBatch];
     bool present[kBatch], counts[kBatch];
+    float otherwise[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const int64_t n = first_row + r + i * kStride;
       present[i] = r + i * kStride < a.block_rows && n < a.rows;
       const int64_t index = present[i] ? a.indices[n] : -1;
-      counts[i] = index >= 0;
+      counts[i] = names_a_code(a, index);
+      otherwise[i] = gradient_without_code(index);
       row[i] = row_at<X, E>(a, present[i] ? n : 0, counts[i] ? index : 0);
     }
     for (int d = lane; d < a.dim; d += LANES) {
@@ -117,7 +130,7 @@ __device__ void pass_through_rows(const BackwardArgs& a, int64_t first_row, int 
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         const float result = a.grad_loss != nullptr ? fmaf(loss_grad, difference[i], g[i]) : g[i];
-        if (present[i]) row[i].out[d * row[i].out_step] = from_float<X>(counts[i] ? result : 0.0f);
+        if (present[i]) row[i].out[d * row[i].out_step] = from_float<X>(counts[i] ? result : otherwise[i]);
       }
     }
   }
@@ -129,11 +142,13 @@ __device__ void rotate_rows(const BackwardArgs& a, int64_t first_row, int lane, 
     const int64_t n = first_row + r;
     if (n >= a.rows) break;
     const int64_t index = a.indices[n];
-    const Row<X, E> row = row_at<X, E>(a, n, index < 0 ? 0 : index);
-    if (index >= 0) {
+    const bool counts = names_a_code(a, index);
+    const Row<X, E> row = row_at<X, E>(a, n, counts ? index : 0);
+    if (counts) {
       rotate_row<LANES>(row, a.dim, lane, loss_grad);
     } else {
-      for (int d = lane; d < a.dim; d += LANES) row.out[d * row.out_step] = from_float<X>(0.0f);
+      const X value = from_float<X>(gradient_without_code(index));
+      for (int d = lane; d < a.dim; d += LANES) row.out[d * row.out_step] = value;
     }
   }
 }
@@ -194,6 +209,7 @@ extern "C" int vq_cuda_vector_quantize_backward(const VqRows* grad_quantized, co
   a.x = x->data;
   a.x_map = row_map(*x);
   a.codebook = codebook->data;
+  a.codes = codebook->count;
   a.codebook_is_float = codebook->dtype == VQ_FLOAT32;
   a.indices = indices;
   a.valid_rows = valid_rows;

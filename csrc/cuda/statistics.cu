@@ -164,7 +164,7 @@ __host__ __device__ constexpr int count_block_rows(bool lanes_over_rows) {
 template <typename X>
 __global__ void __launch_bounds__(kSumThreads)
     count_kernel(const X* x, const RowMap map, int64_t rows, int dim, bool lanes_over_rows,
-                 bool skip_nonfinite, const int64_t* indices, const StatisticsArgs s) {
+                 bool skip_nonfinite, const int64_t* indices, int64_t codes, const StatisticsArgs s) {
   const int tid = static_cast<int>(threadIdx.x);
   const int block_rows = count_block_rows(lanes_over_rows);
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * block_rows;
@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(kSumThreads)
   for (int r = lanes_over_rows ? tid : tid / kWarp; r < block_rows; r += step) {
     const int64_t n = first_row + r;
     if (n >= rows) break;
-    const int64_t index = indices[n];
+    const int64_t index = indices[n] < codes ? indices[n] : -1;
     float largest = 0.0f;
     int nonfinite = 0;
     if (index >= 0) {
@@ -249,7 +249,7 @@ int vq_cuda_code_statistics(const VqRows* x, const int64_t* indices, int64_t cod
     using X = decltype(type);
     return launch(count_kernel<X>, ceil_div(rows, count_block_rows(lanes_over_rows)), kSumThreads, 0, stream,
                   false, static_cast<const X*>(x->data), map, rows, static_cast<int>(x->dim), lanes_over_rows,
-                  skip_nonfinite != 0, indices, s);
+                  skip_nonfinite != 0, indices, codes, s);
   });
   if (error != cudaSuccess) return error;
   return launch_sums(x->data, x->dtype, map, rows, x->dim, lanes_over_rows, s, stream);

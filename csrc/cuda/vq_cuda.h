@@ -42,7 +42,7 @@ int vq_cuda_ema_update(float* codebook, float* cluster_size, float* embed_avg, c
                        int64_t workspace_bytes, VqCudaStream stream);
 
 // grad_x = estimator(grad_quantized) + grad_loss * scale / valid_rows * (x - code). grad_quantized and
-// grad_loss may be null: zero, none.
+// grad_loss may be null: zero, none. Rows with index -1 are 0; those whose index names no code are NaN.
 int vq_cuda_vector_quantize_backward(const VqRows* grad_quantized, const float* grad_loss, const VqRows* x,
                                      const VqCodes* codebook, const int64_t* indices,
                                      const int64_t* valid_rows, float scale, int gradient,

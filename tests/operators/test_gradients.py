@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 import vq_kernels as vq
+from vq_kernels.backends import QuantizeOptions, get_backend
+from vq_kernels.operators.second_order import gradient_for_x
 
 
 def fixed_indices_truth(
@@ -189,6 +191,52 @@ def test_an_operator_that_is_run_by_a_program_checks_the_indices_it_kept() -> No
     args = (torch.tensor([0, 1, 16, 2, -1]), torch.tensor(4), 0.1, "straight_through", -1, None)
     with pytest.raises(ValueError, match="indices holds 16; accepted: -1 to 15"):
         torch.ops.vq_kernels.vector_quantize_backward(x, one, x, codebook, *args)
+
+
+@pytest.mark.parametrize("gradient", ["straight_through", "rotation_trick"])
+@pytest.mark.parametrize("channels_first", [False, True], ids=["rows", "channel_first"])
+def test_an_index_that_names_no_code_gives_nan_and_reads_nothing(
+    gradient: str, channels_first: bool, backend: str, device: torch.device
+) -> None:
+    """Where the host cannot see that indices were written to since the forward pass, as on a GPU."""
+    x, g, codebook = torch.randn(2, 40, 5), torch.randn(2, 40, 5), torch.randn(6, 5)
+    if channels_first:
+        x, g = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (x, g))
+    indices = torch.randint(0, 6, (2, 40))
+    indices[0, 3:5] = -1
+    changed = indices.clone()
+    changed[1, :6] = torch.tensor([6, 1 << 40, -2, -(1 << 40), 9, 1 << 62])
+    kernels = get_backend(backend)
+    for grads in ((g, torch.tensor(0.7)), (None, torch.tensor(0.7)), (g, None)):
+        outs = []
+        for each in (indices, changed):
+            out = torch.empty_like(x).fill_(7.0)
+            args = (x, codebook, each, torch.tensor(78), 0.3)
+            tensors = [t.to(device) if isinstance(t, Tensor) else t for t in (*grads, *args)]
+            out = out.to(device)
+            kernels.vector_quantize_backward(*tensors, gradient, out)
+            outs.append(out.cpu())
+        want, got = outs
+        assert got[1, :6].isnan().all()
+        assert (got[0, 3:5] == 0).all()
+        assert want.isfinite().all()
+        want[1, :6] = torch.nan
+        assert torch.equal(got.nan_to_num(7.0), want.nan_to_num(7.0))
+        options = QuantizeOptions("l2", "exact", -1, True, False, None, gradient, 0.3 * 5 / 2)
+        second = gradient_for_x(*grads, x, codebook, changed, torch.tensor(78), options)
+        torch.testing.assert_close(second, want, equal_nan=True)
+
+
+def test_statistics_leave_out_rows_whose_index_names_no_code(backend: str, device: torch.device) -> None:
+    """The backward pass of gather_codes is made of them."""
+    x, indices = torch.randn(1, 80, 5, device=device), torch.randint(0, 6, (1, 80), device=device)
+    changed = indices.clone()
+    changed[0, :6] = torch.tensor([6, 1 << 40, -2, -(1 << 40), 9, 1 << 62])
+    for skip in (True, False):
+        got = get_backend(backend).code_statistics(x, changed, 6, skip)
+        want = get_backend(backend).code_statistics(x[:, 6:], indices[:, 6:].contiguous(), 6, skip)
+        assert torch.equal(got[0], want[0])
+        torch.testing.assert_close(got[1], want[1])
 
 
 @pytest.mark.parametrize("gradient", ["straight_through", "rotation_trick"])

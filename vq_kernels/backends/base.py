@@ -96,7 +96,8 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Counts ``[K]`` int64 and sums ``[K, D]`` float32 (float64 for float64 x) of the rows of each code.
 
-        Rows with index -1 are left out, and with ``skip_nonfinite`` those that hold NaN or infinity.
+        Rows with index -1, or another that names no code, are left out, and with ``skip_nonfinite`` those
+        that hold NaN or infinity.
         Bitwise reproducible: the order of summation depends on shapes alone, never on the number of
         threads or on timing.
         """
@@ -168,5 +169,7 @@ class Backend(Protocol):
         (arXiv:2410.06424, section 4.2) with u = x/|x|, q = e/|e|, w = (u+q)/|u+q| and all norms
         clamped from below at 1e-6 it is ``|e|/|x| * (g - 2 (g.w) w + 2 (g.q) u)``.
         ``grad_quantized`` has x's shape and any strides; either gradient may be None (zero).
+        ``indices`` may have been written to since the forward pass, unseen by the host: a row whose index
+        names no code (below -1, or past the last) becomes NaN, and no code is read for it.
         Arithmetic is float32 (float64 for float64 x), whatever the dtypes.
         """

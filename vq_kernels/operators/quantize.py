@@ -86,8 +86,7 @@ def vector_quantize(
 
 def sums_of_rows(differences: Tensor, counts: Tensor, codebook: Tensor) -> Tensor:
     """The sums of x ``[K, D]`` for what ``sum_differences`` gives, the sums of x - e."""
-    codes = codebook.detach().to(differences.dtype).nan_to_num(0.0, 0.0, 0.0)
-    return torch.addcmul(differences, counts.unsqueeze(1).to(differences.dtype), codes)
+    return torch.addcmul(differences, counts.unsqueeze(1), codebook.detach().nan_to_num(0.0, 0.0, 0.0))
 
 
 def _backward_fake(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..backends import QuantizeOptions
-from ..backends.reference.quantize import rotate_back
+from ..backends.reference.quantize import only_of_codes, rotate_back
 from .statistics import compute_dtype
 
 
@@ -27,7 +27,7 @@ def gradient_for_x(
     """What ``vector_quantize_backward`` computes, of x's shape and dtype."""
     compute = compute_dtype(x)
     rows = x.movedim(options.channel_dim, -1).to(compute)  # [..., D]
-    nearest = codes.detach()[indices.clamp(min=0)].to(compute)  # [..., D]
+    nearest = codes.detach()[indices.clamp(0, codes.shape[0] - 1)].to(compute)  # [..., D]
     total = torch.zeros_like(rows)  # [..., D]
     if grad_quantized is not None:
         total = grad_quantized.movedim(options.channel_dim, -1).to(compute)
@@ -36,7 +36,7 @@ def gradient_for_x(
     if grad_loss is not None:
         scale = 2.0 * options.commitment_weight / codes.shape[1]
         total = total + grad_loss.to(compute) * scale / valid_rows.clamp(min=1) * (rows - nearest)
-    total = torch.where((indices >= 0).unsqueeze(-1), total, 0.0)
+    total = only_of_codes(total, indices, codes.shape[0])
     return total.movedim(-1, options.channel_dim).to(x.dtype)
 
 

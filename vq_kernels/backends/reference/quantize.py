@@ -111,7 +111,7 @@ def vector_quantize_backward(
 ) -> None:
     compute = compute_dtype(x)
     x = x.to(compute)  # [B, M, D]
-    codes = codebook[indices.clamp(min=0)].to(compute)  # [B, M, D]
+    codes = codebook[indices.clamp(0, codebook.shape[0] - 1)].to(compute)  # [B, M, D]
     result = torch.zeros_like(x)  # [B, M, D]
     if grad_quantized is not None:
         g = grad_quantized.to(compute)  # [B, M, D]
@@ -119,7 +119,14 @@ def vector_quantize_backward(
     if grad_loss is not None:
         loss_grad = grad_loss.to(compute) * scale / valid_rows.clamp(min=1)  # []
         result = result + loss_grad * (x - codes)  # [B, M, D]
-    out.copy_(torch.where((indices >= 0)[..., None], result, 0.0))
+    out.copy_(only_of_codes(result, indices, codebook.shape[0]))
+
+
+def only_of_codes(gradient: Tensor, indices: Tensor, codebook_size: int) -> Tensor:
+    """0 in rows with index -1, NaN in those whose index names no code: it was written since."""
+    names_a_code = (indices >= 0) & (indices < codebook_size)  # [B, M]
+    otherwise = torch.where(indices == -1, 0.0, torch.nan).to(gradient.dtype)  # [B, M]
+    return torch.where(names_a_code[..., None], gradient, otherwise[..., None])  # [B, M, D]
 
 
 def rotate_back(g: Tensor, x: Tensor, codes: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ def code_statistics(
 ) -> tuple[Tensor, Tensor]:
     rows = x.reshape(-1, x.shape[-1]).to(compute_dtype(x))  # [N, D]
     slots = indices.reshape(-1)  # [N]
-    keep = slots >= 0  # [N]
+    keep = (slots >= 0) & (slots < codebook_size)  # [N]
     if skip_nonfinite:
         keep = keep & rows.isfinite().all(1)  # [N]
     # Rows left out go to one slot past the codes, which is dropped at the end.

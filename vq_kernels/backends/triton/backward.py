@@ -25,14 +25,14 @@ def quotients(rows, norms):
 @Kernel
 @triton.jit
 def backward_kernel(
-    grad, grad_loss, x, codebook, indices, valid_rows, out, scale, N, M,
+    grad, grad_loss, x, codebook, indices, valid_rows, out, scale, N, M, K,
     D: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     HAS_GRAD: tl.constexpr, ROTATE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     row_in_range = row < N
     index = tl.load(indices + row, mask=row_in_range, other=-1)
-    valid = index >= 0
+    valid = (index >= 0) & (index < K)
     x_tile = common.row_tile(view=x, row=row, valid=valid, M=M)
     out_tile = common.row_tile(view=out, row=row, valid=row_in_range, M=M)
     if HAS_GRAD:
@@ -83,7 +83,8 @@ def backward_kernel(
                 result = length[:, None] * (result - 2 * g_w[:, None] * w + 2 * g_q[:, None] * u)
         if grad_loss is not None:
             result += loss_grad * (v - e)
-        result = tl.where(valid[:, None], result, 0.0)
+        # Zero where the mask left a row out; NaN where something has written to its index since.
+        result = tl.where(valid[:, None], result, tl.where(index == -1, 0.0, float("nan"))[:, None])
         common.store_chunk(tile=out_tile, d=d, values=result, D=D)
 
 
@@ -114,6 +115,7 @@ def vector_quantize_backward(
         scale,
         B * M,
         M,
+        codebook.shape[0],
         D=D,
         BLOCK_DIM=block_dim,
         BLOCK_ROWS=block_rows,

@@ -96,7 +96,8 @@ def range_kernel(
     largest = tl.zeros((), tl.float32)
     for block in range(tl.program_id(0), tl.cdiv(N, BLOCK_ROWS), tl.num_programs(0)):
         row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-        valid = tl.load(indices + row, mask=row < N, other=-1) >= 0
+        code = tl.load(indices + row, mask=row < N, other=-1)
+        valid = (code >= 0) & (code < K)
         tile = common.row_tile(view=x, row=row, valid=valid, M=M)
         for start in tl.static_range(0, D, BLOCK_DIM):
             v = common.load_chunk(tile=tile, d=start + tl.arange(0, BLOCK_DIM), D=D)
@@ -123,7 +124,7 @@ def accumulate_kernel(
     for block in range(pid, tl.cdiv(N, BLOCK_ROWS), tl.num_programs(0)):
         row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         code = tl.load(indices + row, mask=row < N, other=-1)
-        tile = common.row_tile(view=x, row=row, valid=code >= 0, M=M)
+        tile = common.row_tile(view=x, row=row, valid=(code >= 0) & (code < K), M=M)
         valid = tile.valid
         if SKIP:
             valid = valid & common.row_is_finite(tile=tile, D=D, BLOCK_DIM=BLOCK_DIM, BLOCK_ROWS=BLOCK_ROWS)
