@@ -222,3 +222,66 @@ def test_arguments_by_position_mean_what_they_mean_there() -> None:
 
 def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, np.integer) else value
+
+
+LEARNABLE = {name: case for name, case in CASES.items() if case[2].get("learnable_codebook")} | {
+    "learnable_shared_heads": (
+        12,
+        (3, 41, 12),
+        {"learnable_codebook": True, "ema_update": False, "heads": 3, "codebook_dim": 4},
+    ),
+    "learnable_separate_heads_image": (
+        12,
+        (3, 12, 7, 5),
+        {
+            "learnable_codebook": True,
+            "ema_update": False,
+            "heads": 3,
+            "codebook_dim": 4,
+            "separate_codebook_per_head": True,
+            "accept_image_fmap": True,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "masked"),
+    [*((case, False) for case in LEARNABLE), ("learnable", True), ("learnable_straight_through", True)],
+)
+def test_the_decoder_trains_learnable_codes_of_a_frozen_encoder_as_there(case: str, masked: bool) -> None:
+    """Where x needs no gradient, that of the output goes to the codes; and to ``project_in``, unlike there."""
+    dim, shape, options = LEARNABLE[case]
+    peer, ours = pair(dim, options)
+    call = {"mask": torch.rand(shape[:2]) < 0.6} if masked else {}
+    x, weight = torch.randn(shape), torch.randn(shape)
+    for layer in (peer, ours):
+        quantized, _, loss = layer(x, **call)
+        ((quantized * weight).sum() + loss).backward()
+    for (key, p), q in zip(peer.named_parameters(), ours.parameters(), strict=True):
+        if not key.startswith("project_in"):
+            close(q.grad, p.grad, key)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_cosine_sim": True}, {"codebook_dim": 3}], ids=str)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_codes_of_a_frozen_encoder_that_revive_are_trained_too(
+    options: dict[str, Any], compiled: bool
+) -> None:
+    torch._dynamo.reset()
+    grads = []
+    for threshold in (0.0, 2.0):
+        torch.manual_seed(3)
+        layer = FusedVectorQuantizer(
+            8, 16, learnable_codebook=True, threshold_ema_dead_code=threshold, **options
+        )
+        call = torch.compile(layer, backend="aot_eager", fullgraph=True) if compiled else layer
+        x = torch.randn(40, 8)
+        x[3] = torch.nan
+        quantized = call(x).quantized
+        assert quantized[3].isnan().all()
+        quantized.nan_to_num().square().sum().backward()
+        grads.append(layer._codebook.embed.grad)
+        assert grads[-1].isfinite().all()
+        assert grads[-1].abs().sum() > 0
+    torch.testing.assert_close(grads[1], grads[0])

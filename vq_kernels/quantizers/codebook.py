@@ -14,8 +14,10 @@ from ..clustering.draw import DrawnRows, draw_rows
 from ..clustering.engine import kmeans
 from ..distributed import is_synchronized, reduce_statistics
 from ..functional import ema_update_
+from ..operators.first_run import first_run
 from .codebook_state import CodebookState, opaque_copy
 from .heads import Rows
+from .recomputation import FirstRuns, repeat_draws
 
 
 class Codebook(CodebookState):
@@ -65,6 +67,7 @@ class Codebook(CodebookState):
         self.threshold_ema_dead_code = threshold_ema_dead_code
         self.precision = precision
         self.backend = backend
+        self.first_runs = FirstRuns()
         if manual_ema_update:
             shape = (num_codebooks, codebook_size)
             for name, (size, dtype) in {
@@ -91,19 +94,46 @@ class Codebook(CodebookState):
         """Whether a training batch changes ``embed`` in place while its graph may still be needed."""
         return self.needs_statistics and not self.manual_ema_update
 
-    def prepare_(self, rows: Rows, sync_codebook: bool | None) -> bool:
-        """What a batch that is learnt from asks for before its search; whether the ranks share statistics.
+    def repeat_(self, learns: bool) -> Tensor | None:
+        """The codes ``[H, K, D]`` of the run that a call of a backward pass repeats.
 
-        The codes of rank 0, once, and k-means where there are no codes yet.
+        None where a run changes nothing here: the codes are today's.
+
+        Raises:
+            RuntimeError: a batch would be learnt from, and whether for the first or for the second time is
+                not known.
         """
-        if not (self.needs_statistics or self.needs_init):
-            return False
-        self.check_writable()
-        synchronized = is_synchronized(sync_codebook, self.group)
-        if synchronized:
-            self.broadcast_from_rank0_()
-        if self.needs_init:
-            self.initialize_(rows, synchronized)
+        run = self.first_runs.find()
+        if run is not None:
+            repeat_draws(run)
+            return run.embed
+        if learns and (self.needs_statistics or self.needs_init):
+            raise RuntimeError(
+                "a codebook that learns from its batches is called by a backward pass, and its first run "
+                "with this batch is not known; accepted: what torch.utils.checkpoint runs again (without "
+                "other hooks for saved tensors inside), or freeze_codebook=True"
+            )
+        return None
+
+    def prepare_(self, rows: Rows, learns: bool, sync_codebook: bool | None) -> bool:
+        """What the first run with a batch asks for before its search; whether the ranks share statistics.
+
+        The codes of rank 0, once, and k-means where there are no codes yet; a copy of the codes where the
+        batch may be run again.
+        """
+        synchronized, draws = False, 0
+        if learns and (self.needs_statistics or self.needs_init):
+            self.check_writable()
+            synchronized = is_synchronized(sync_codebook, self.group)
+            if synchronized:
+                self.broadcast_from_rank0_()
+            if self.needs_init:
+                self.initialize_(rows, synchronized)
+                draws += len(rows.views)
+            if self.revives:
+                draws += len(rows.views)
+        if (self.needs_statistics or draws) and not torch.compiler.is_compiling():
+            self.first_runs.note(self.embed, draws)
         return synchronized
 
     @torch.no_grad()
@@ -144,6 +174,8 @@ class Codebook(CodebookState):
     @torch.no_grad()
     def update_(self, counts: Tensor, sums: Tensor, rows: Rows, synchronized: bool) -> Tensor:
         """Take in a batch's counts ``[H, K]`` and sums ``[H, K, D]``; returns the counts of all ranks."""
+        if torch.compiler.is_compiling():
+            counts = first_run(counts)
         drawn = self._draw(rows, synchronized) if self.revives else None
         if self.manual_ema_update:
             self.accumulate_(counts, sums, drawn)

@@ -97,24 +97,25 @@ class CodebookState(nn.Module):
                     "write to it: a plain tensor (a learnable_codebook without them may be parametrized)"
                 )
 
-    def codes(self, private: bool = False) -> Tensor:
+    def codes(self, private: bool = False, embed: Tensor | None = None) -> Tensor:
         """``[H, K, D]`` as they are used: codes on the sphere have unit length, whoever wrote to them.
 
         Learnable ones leave the sphere at every step of the optimizer; others where somebody copied weights
         into ``embed.data``, of which nothing tells.
 
         ``private``: nothing that autograd keeps of it is the codebook itself, which may then be written to.
+        ``embed``: the values to use instead of today's, whose gradient they get.
         """
-        codes = self.embed
+        codes = self.embed if embed is None else _ValuesOf.apply(self.embed, embed)
         if self.learnable and self.unit_length:
-            codes = F.normalize(self._copy_of_codes() if private else self.embed, dim=-1, eps=1e-6)
+            codes = F.normalize(self._copy_of_codes() if private else codes, dim=-1, eps=1e-6)
         elif self.unit_length:
             codes = _to_unit_length(codes, may_ask=not self.training)
         return codes
 
-    def codes_to_search(self, private: bool = False) -> Tensor:
+    def codes_to_search(self, private: bool = False, embed: Tensor | None = None) -> Tensor:
         """:meth:`codes` with NaN for those that must not be chosen: a code that is not a number never is."""
-        codes = self.codes(private)
+        codes = self.codes(private, embed)
         if self.has_zero_codes:
             codes = torch.where((codes == 0).all(-1, keepdim=True), torch.nan, codes)
         return codes
@@ -224,6 +225,18 @@ class CodebookState(nn.Module):
             )
         if not self.learnable:
             self.write_codes_(_to_unit_length(self.embed, may_ask=True))
+
+
+class _ValuesOf(torch.autograd.Function):
+    """Other values for a parameter, which gets their gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, values: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
 
 
 _LENGTH_TOLERANCE = 1e-4  # of a unit length in float32, after any number of EMA steps
