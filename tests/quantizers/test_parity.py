@@ -250,7 +250,7 @@ LEARNABLE = {name: case for name, case in CASES.items() if case[2].get("learnabl
     [*((case, False) for case in LEARNABLE), ("learnable", True), ("learnable_straight_through", True)],
 )
 def test_the_decoder_trains_learnable_codes_of_a_frozen_encoder_as_there(case: str, masked: bool) -> None:
-    """Where x needs no gradient, that of the output goes to the codes; and to ``project_in``, unlike there."""
+    """If x needs no gradient, that of the output goes to the codes; to ``project_in`` too, unlike there."""
     dim, shape, options = LEARNABLE[case]
     peer, ours = pair(dim, options)
     call = {"mask": torch.rand(shape[:2]) < 0.6} if masked else {}

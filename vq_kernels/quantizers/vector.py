@@ -19,8 +19,8 @@ from .settings import UNSUPPORTED_CALL_OPTIONS, UNSUPPORTED_OPTIONS, check_setti
 class FusedVectorQuantizer(Quantizer):
     """Vector quantisation (arXiv:1711.00937) as one layer: ``quantized, indices, loss = layer(x)``.
 
-    Takes the place of vector-quantize-pytorch's ``VectorQuantize``: same names, defaults, results
-    and checkpoints. The one difference: in eval mode the loss is the true loss, not 0.
+    Takes the place of vector-quantize-pytorch's ``VectorQuantize``: same names, defaults, results and
+    checkpoints, except for what docs/differences.md lists (in eval mode the loss is the true loss, not 0).
 
     x is ``[..., dim]``, or channel-first ``[B, dim, *S]`` of one to three spatial dimensions. With
     ``heads=h`` its channels are cut into h parts, each quantised by itself. For example,
