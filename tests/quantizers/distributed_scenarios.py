@@ -88,6 +88,17 @@ def train_under_ddp(rank: int) -> dict[str, Tensor]:
     return model.state_dict()
 
 
+def accumulate_under_ddp(rank: int) -> dict[str, Tensor]:
+    """Every pass synchronises the buffers of the model, which the waiting statistics must not be."""
+    torch.manual_seed(50)
+    layer = FusedVectorQuantizer(DIM, CODES, manual_ema_update=True)
+    model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(DIM, DIM), layer))
+    for rows in ((12, 30), (5, 1), (0, 7)):
+        model(torch.randn(rows[rank], DIM)).loss.backward()
+    layer.update_ema()
+    return {"last_counts": layer.last_counts, "_codebook.embed": layer.codebook}
+
+
 def main(rank: int, world: int, folder: Path) -> None:
     layers = {name: build(name, seed=rank) for name in SCENARIOS}  # before there is a process group
     apart = FusedVectorQuantizer(DIM, CODES, sync_codebook=False)
@@ -100,6 +111,7 @@ def main(rank: int, world: int, folder: Path) -> None:
     )
     outcome = {name: train(name, layer, rank) for name, layer in layers.items()}
     outcome["ddp"] = train_under_ddp(rank)
+    outcome["ddp_accumulated"] = accumulate_under_ddp(rank)
     divided = divide(build("learnable", seed=rank))
     trained = train("learnable", divided, rank)
     outcome["fully_shard"] = {key: value.clone() for key, value in trained.items()}

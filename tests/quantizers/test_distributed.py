@@ -69,3 +69,11 @@ def test_forced_synchronisation_without_a_process_group_says_so() -> None:
         layer(torch.randn(3, 4))
     assert torch.equal(layer.codebook, before)
     layer.eval()(torch.randn(3, 4))
+
+
+def test_waiting_statistics_are_each_ranks_own_under_ddp(ranks: list[Outcome]) -> None:
+    for rank in ranks:
+        assert rank["ddp_accumulated"]["last_counts"].sum() == 12 + 30 + 5 + 1 + 0 + 7
+        assert torch.equal(
+            rank["ddp_accumulated"]["_codebook.embed"], ranks[0]["ddp_accumulated"]["_codebook.embed"]
+        )

@@ -175,10 +175,25 @@ def test_one_seed_gives_the_parameters_of_the_peer_and_checkpoints_go_both_ways(
     assert list(ours.state_dict()) == list(peer.state_dict())
     for key, value in peer.state_dict().items():
         assert torch.equal(ours.state_dict()[key], value), key
-        assert ours.state_dict()[key].dtype == value.dtype, key
+        # The flag is a number here, so that averages of models can take it in.
+        assert ours.state_dict()[key].dtype == torch.float32, key
     ours(torch.randn(4, 9, 12))
-    peer.load_state_dict(ours.state_dict())
-    assert torch.equal(peer._codebook.embed, ours._codebook.embed)
+    for assign in (False, True):
+        peer.load_state_dict(ours.state_dict(), assign=assign)
+        assert torch.equal(peer._codebook.embed, ours._codebook.embed)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_whether_there_are_codes_goes_both_ways(assign: bool) -> None:
+    for is_initted in (False, True):
+        peer, ours = (kind(12, CODES, kmeans_init=True) for kind in (VectorQuantize, FusedVectorQuantizer))
+        peer._codebook.initted.fill_(is_initted)
+        ours.load_state_dict(peer.state_dict(), assign=assign)
+        assert ours._codebook.needs_init != is_initted
+        peer._codebook.initted.fill_(not is_initted)
+        peer.load_state_dict(ours.state_dict(), assign=assign)
+        assert bool(peer._codebook.initted) == is_initted
+        peer(torch.randn(64, 12))
 
 
 LOOKUPS = {

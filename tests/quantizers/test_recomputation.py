@@ -113,6 +113,9 @@ def train(how: dict[str, Any] | None, options: dict[str, Any], **model: Any) -> 
         seen |= {f"{step} {name}": b.clone() for name, b in net.named_buffers()}
         for number, layer in enumerate(net.quantizers()):
             seen[f"{step} counts {number}"] = layer.last_counts.clone()
+            if options.get("manual_ema_update"):
+                for name in ("counts", "sums", "rows", "usable", "total"):
+                    seen[f"{step} {name} {number}"] = getattr(layer._codebook, f"pending_{name}").clone()
             layer.update_codebooks()
         seen |= {f"{step} {name} after": b.clone() for name, b in net.named_buffers()}
     seen |= {f"{name}.grad": p.grad for name, p in net.named_parameters() if p.grad is not None}

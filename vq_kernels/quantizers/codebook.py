@@ -6,12 +6,16 @@ the same from summed statistics and shared random numbers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..clustering.draw import DrawnRows, draw_rows
 from ..clustering.engine import kmeans
+from ..devices import moved_or_zero
 from ..distributed import is_synchronized, reduce_statistics
 from ..functional import ema_update_
 from ..operators.first_run import first_run
@@ -23,15 +27,17 @@ from .recomputation import FirstRuns, repeat_draws
 class Codebook(CodebookState):
     """Codebooks ``[H, K, D]`` and their learning; see :class:`FusedVectorQuantizer` for the arguments.
 
-    With ``manual_ema_update`` buffers that are not part of checkpoints hold the pending statistics
-    and, for revival, a uniform sample of the rows since the last :meth:`apply_pending_`.
+    With ``manual_ema_update`` the pending statistics and, for revival, a uniform sample of the rows since
+    the last :meth:`apply_pending_` wait in tensors that are no buffers: they are this rank's alone, which
+    DistributedDataParallel would overwrite, and nothing that averages of models could take in.
     """
 
-    pending_counts: Tensor
-    pending_sums: Tensor
-    pending_rows: Tensor
-    pending_usable: Tensor
-    pending_total: Tensor
+    pending_counts: Tensor  # [H, K] int64
+    pending_sums: Tensor  # [H, K, D] float32
+    pending_rows: Tensor  # [H, K, D] float32
+    pending_usable: Tensor  # [H, K] bool
+    pending_total: Tensor  # [] int64
+    _pending = ("pending_counts", "pending_sums", "pending_rows", "pending_usable", "pending_total")
 
     def __init__(
         self,
@@ -69,16 +75,26 @@ class Codebook(CodebookState):
         self.backend = backend
         self.first_runs = FirstRuns()
         if manual_ema_update:
-            shape = (num_codebooks, codebook_size)
-            for name, (size, dtype) in {
-                "pending_counts": (shape, torch.int64),
-                "pending_sums": ((*shape, dim), torch.float32),
-                "pending_rows": ((*shape, dim), torch.float32),
-                "pending_usable": (shape, torch.bool),
-                "pending_total": ((), torch.int64),
-            }.items():
-                buffer = torch.zeros(size, dtype=dtype, device=self.embed.device)
-                self.register_buffer(name, buffer, persistent=False)
+            self.pending_counts = torch.zeros_like(self.cluster_size, dtype=torch.int64)
+            self.pending_sums = torch.zeros_like(self.embed_avg)
+            self.pending_rows = torch.zeros_like(self.embed_avg)
+            self.pending_usable = torch.zeros_like(self.cluster_size, dtype=torch.bool)
+            self.pending_total = self.pending_counts.new_zeros(())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self._bring_pending()
+        return self
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._bring_pending()  # a state that is assigned takes the layer to its device
+
+    def _bring_pending(self) -> None:
+        """To where the codes are; ``to_empty`` must not make garbage of them, which nothing would load."""
+        if self.manual_ema_update:
+            for name in self._pending:
+                setattr(self, name, moved_or_zero(getattr(self, name), self.embed.device))
 
     @property
     def revives(self) -> bool:
@@ -162,7 +178,7 @@ class Codebook(CodebookState):
         sizes = torch.stack([c.counts for c in clusters]).clamp(min=1)  # [H, K]
         has_rows = torch.stack([c.total for c in clusters]).amin() > 0  # []
         # A compiled graph may run once more than k-means should; what was initialised stays.
-        has_rows = has_rows & ~self.initted  # []
+        has_rows = has_rows & (self.initted == 0)  # []
         self.write_codes_(torch.where(has_rows, means, self.embed))
         self.cluster_size.copy_(torch.where(has_rows, sizes, self.cluster_size))
         self.embed_avg.copy_(torch.where(has_rows, means * sizes[..., None], self.embed_avg))

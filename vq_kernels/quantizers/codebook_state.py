@@ -20,8 +20,9 @@ from .sharded import is_sharded, write_part
 class CodebookState(nn.Module):
     """``num_codebooks`` codebooks of K codes of D numbers, float32 whatever the module is cast to.
 
-    Buffers: ``initted`` [] bool, ``cluster_size`` [H, K], ``embed_avg`` [H, K, D]; ``embed`` [H, K, D] is
-    a buffer, or a Parameter if ``learnable``.
+    Buffers: ``initted`` [], ``cluster_size`` [H, K], ``embed_avg`` [H, K, D]; ``embed`` [H, K, D] is a
+    buffer, or a Parameter if ``learnable``. ``initted`` is 0 until there are codes. It is a number, so that
+    averages of models can take it in; a bool in the states of vector-quantize-pytorch, and loaded from one.
     """
 
     initted: Tensor
@@ -56,7 +57,8 @@ class CodebookState(nn.Module):
             nn.init.kaiming_uniform_(embed)
             if unit_length:
                 embed = F.normalize(embed, dim=-1, eps=1e-6)
-        self.register_buffer("initted", torch.tensor(not kmeans_init, dtype=torch.bool, device=device))
+        initted = torch.full((), float(not kmeans_init), dtype=torch.float32, device=device)
+        self.register_buffer("initted", initted)
         self._remember_initted(not kmeans_init)
         self.register_buffer("cluster_size", torch.ones(shape, dtype=torch.float32, device=device))
         self.register_buffer("embed_avg", embed.clone())
@@ -165,7 +167,7 @@ class CodebookState(nn.Module):
         self.write_codes_(codes)
         self.embed_avg.copy_(codes)
         self.cluster_size.fill_(1.0)
-        self.initted.fill_(True)
+        self.initted.fill_(1.0)
         self._remember_initted(True)
 
     @torch.no_grad()
@@ -177,9 +179,7 @@ class CodebookState(nn.Module):
         """
         if self._follows_rank0 or torch.compiler.is_compiling():
             return
-        initted = self.initted.float()
-        broadcast_from_first([initted, self.cluster_size, self.embed_avg, self.embed], self.group)
-        self.initted.copy_(initted > 0)
+        broadcast_from_first([self.initted, self.cluster_size, self.embed_avg, self.embed], self.group)
         self._follows_rank0 = True
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -215,7 +215,7 @@ class CodebookState(nn.Module):
     def _bring_loaded_codes_to_unit_length_(self) -> None:
         """Codes stored at another length, as some models do, are scaled; those of length 0 cannot be."""
         length = self.embed.norm(dim=-1, keepdim=True)  # [H, K, 1]
-        is_zero = (length == 0) & self.initted
+        is_zero = (length == 0) & (self.initted != 0)
         self.has_zero_codes = bool(is_zero.any())
         if self.has_zero_codes:
             warnings.warn(
