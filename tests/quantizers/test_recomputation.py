@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch._functorch.config
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 import vq_kernels
 from vq_kernels.quantizers import FusedVectorQuantizer
@@ -42,7 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 HOW: dict[str, dict[str, Any]] = {
     "non_reentrant": {"use_reentrant": False},
     "reentrant": {"use_reentrant": True},
-    "non_reentrant_to_the_end": {"use_reentrant": False, "early_stop": False},
+    "non_reentrant_to_the_end": {"use_reentrant": False, "stop_early": False},
 }
 
 
@@ -68,7 +68,11 @@ class Model(nn.Module):
         return z, a.loss + b.loss + c.loss, torch.stack((a.indices, b.indices, c.indices))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.body(x) if self.how is None else checkpoint(self.body, x, **self.how)
+        if self.how is None:
+            return self.body(x)
+        how = {name: value for name, value in self.how.items() if name != "stop_early"}
+        with set_checkpoint_early_stop(self.how.get("stop_early", True)):
+            return checkpoint(self.body, x, **how)
 
     def quantizers(self) -> Iterator[FusedVectorQuantizer]:
         yield from (self.first, self.second)
@@ -237,82 +241,3 @@ def test_the_function_whose_codes_are_kept_is_not_run_again() -> None:
     y = checkpoint(quantize, x, True, use_reentrant=False)
     with pytest.raises(RuntimeError, match=r"read again in a backward pass.*accepted"):
         y.sum().backward()
-
-
-# --- compiled ---------------------------------------------------------------------------------------
-
-
-def compiled_step(call: Callable[[Tensor], Any], x: Tensor) -> None:
-    out = call(x)
-    (out[0].square().sum() + out[2]).backward()
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("options", [{}, {"manual_ema_update": True}], ids=["ema", "manual"])
-def test_a_compiled_layer_in_a_checkpoint_is_refused(options: dict[str, Any], reentrant: bool) -> None:
-    torch._dynamo.reset()
-    layer = FusedVectorQuantizer(8, 16, **options)
-    compiled = torch.compile(lambda t: layer(t.tanh()), backend="aot_eager")
-    x = torch.randn(40, 8, requires_grad=True)
-
-    def region(t: Tensor) -> tuple[Tensor, ...]:
-        out = compiled(t)
-        return out.quantized.tanh(), out.indices, out.loss
-
-    with pytest.raises(RuntimeError, match=r"in a backward pass.*accepted"):
-        compiled_step(lambda t: checkpoint(region, t, use_reentrant=reentrant), x)
-    # The remedies: the layer left out of the graph, or the checkpoint taken into it.
-    layer.forward = torch.compiler.disable(layer.forward)
-    compiled_step(lambda t: checkpoint(region, t, use_reentrant=reentrant), x)
-
-
-def test_a_compiled_whole_that_holds_the_checkpoint_trains_as_the_eager_one() -> None:
-    torch._dynamo.reset()
-    outcomes = []
-    for compile_it in (False, True):
-        torch.manual_seed(5)
-        layer, linear = FusedVectorQuantizer(8, 16), nn.Linear(8, 8)
-
-        def whole(t: Tensor, layer: FusedVectorQuantizer = layer, linear: nn.Linear = linear) -> Any:
-            return checkpoint(lambda u: layer(linear(u).tanh()), t, use_reentrant=False)
-
-        call = torch.compile(whole, backend="aot_eager") if compile_it else whole
-        x = torch.randn(40, 8, requires_grad=True)
-        for _ in range(2):
-            compiled_step(call, x)
-        outcomes.append([x.grad, linear.weight.grad, *layer.state_dict().values()])
-    for expected, actual in zip(*outcomes, strict=True):
-        assert torch.equal(actual, expected)
-
-
-@pytest.mark.parametrize("manual", [False, True], ids=["ema", "manual"])
-@pytest.mark.parametrize("by", ["side_effects_skipped", "memory_budget"])
-def test_a_compiler_that_computes_again_is_refused_where_codes_change(by: str, manual: bool) -> None:
-    torch._dynamo.reset()
-    torch.manual_seed(5)
-    layer = FusedVectorQuantizer(8, 16, manual_ema_update=manual)
-    x = torch.randn(40, 8)
-    expected, actual = x.clone().requires_grad_(), x.clone().requires_grad_()
-    compiled_step(copy.deepcopy(layer), expected)
-
-    def step() -> None:
-        if by == "memory_budget":
-            with torch._functorch.config.patch(activation_memory_budget=0.0):
-                compiled_step(torch.compile(lambda t: layer(t.tanh()), backend="inductor"), actual)
-        else:
-            with torch._dynamo.config.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=True):
-                whole = torch.compile(
-                    lambda t: checkpoint(lambda u: layer(u), t, use_reentrant=False),
-                    backend="aot_eager",
-                    fullgraph=True,
-                )
-                compiled_step(whole, actual)
-
-    if manual:
-        step()
-        assert int(layer._codebook.pending_counts.sum()) == 40
-        if by == "side_effects_skipped":
-            assert torch.equal(actual.grad, expected.grad)
-    else:
-        with pytest.raises(RuntimeError, match=r"read again in a backward pass.*manual_ema_update=True"):
-            step()
