@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from distributed_scenarios import SCENARIOS, build, train
+from distributed_scenarios import RESUMED, SCENARIOS, build, train
 from ranks_support import run_ranks
 from torch import Tensor
 
@@ -47,6 +47,13 @@ def test_two_ranks_equal_one_process_on_the_joined_batches(name: str, ranks: lis
         if key == "last_counts" and SCENARIOS[name][0].get("manual_ema_update"):
             continue
         torch.testing.assert_close(ranks[0][name][key], value, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_codes_that_rank_0_alone_has_loaded_are_those_of_all(name: str, ranks: list[Outcome]) -> None:
+    for rank in ranks:
+        codes = rank["resumed"]
+        torch.testing.assert_close(codes[name], codes[f"{name} saved"], rtol=1e-3, atol=1e-3)
 
 
 def test_divided_codes_keep_what_forward_writes(ranks: list[Outcome]) -> None:

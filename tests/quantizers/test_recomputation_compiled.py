@@ -93,3 +93,9 @@ def test_a_compiler_that_computes_again_is_refused_where_codes_change(by: str, m
     else:
         with pytest.raises(RuntimeError, match=r"read again in a backward pass.*manual_ema_update=True"):
             step()
+
+
+def test_the_operator_that_asks_is_one_that_compilers_understand() -> None:
+    counts = torch.randint(9, (2, 16))
+    torch.library.opcheck(torch.ops.vq_kernels.first_run.default, (counts,))
+    assert torch.equal(torch.ops.vq_kernels.first_run(counts), counts)

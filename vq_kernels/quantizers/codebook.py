@@ -138,7 +138,8 @@ class Codebook(CodebookState):
         batch may be run again.
         """
         synchronized, draws = False, 0
-        if learns and (self.needs_statistics or self.needs_init):
+        # Ranks must decide alike: one of them may have its codes, and the others wait for its broadcast.
+        if learns and (self.needs_statistics or self.kmeans_init or self.needs_init):
             self.check_writable()
             synchronized = is_synchronized(sync_codebook, self.group)
             if synchronized:

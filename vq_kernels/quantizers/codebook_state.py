@@ -46,6 +46,7 @@ class CodebookState(nn.Module):
         super().__init__()
         self.learnable = learnable
         self.unit_length = unit_length
+        self.kmeans_init = kmeans_init
         self.group = WORLD  # the ranks that share the codebook
         self._follows_rank0 = False
         # Whether codes of length 0 were loaded, which cosine similarity must not take.
