@@ -50,6 +50,11 @@ def is_capturing(t: Tensor) -> bool:
     return runtime is not None and bool(runtime.is_current_stream_capturing())
 
 
+def moved_or_zero(t: Tensor, device: torch.device) -> Tensor:
+    """``t`` on ``device``, with zeros if it comes from the meta device and so has no values."""
+    return torch.zeros_like(t, device=device) if t.is_meta else t.to(device)
+
+
 def is_host_readable(t: Tensor) -> bool:
     """Whether the host may read values without waiting for a device: on the CPU alone."""
     return t.device.type == "cpu"

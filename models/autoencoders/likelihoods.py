@@ -55,7 +55,7 @@ class Gaussian(nn.Module):
 
     parameters_per_channel = 1
     log_variance: Tensor  # [C]
-    calibrated: Tensor  # [] bool, only with a fixed variance
+    calibrated: Tensor  # [] 0 or 1 (a number, for averages of models), only with a fixed variance
 
     def __init__(self, channels: int, variance: float, learnt: bool) -> None:
         super().__init__()
@@ -66,14 +66,14 @@ class Gaussian(nn.Module):
             self.log_variance = nn.Parameter(start)
         else:
             self.register_buffer("log_variance", start)
-            self.register_buffer("calibrated", torch.tensor(False))
+            self.register_buffer("calibrated", torch.zeros(()))
         self.learnt, self.variance = learnt, variance
 
     def calibrate(self, squared_error: Tensor) -> None:
         """Set a fixed variance to the mean squared error of each channel, ``[C]``, on held-out data."""
         if not self.learnt:
             self.log_variance.copy_(squared_error.clamp(min=1e-10).log())
-            self.calibrated.fill_(True)
+            self.calibrated.fill_(1.0)
 
     def loss(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Mean over elements: ``[]``."""

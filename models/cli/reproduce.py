@@ -34,8 +34,9 @@ def add_parser(commands: Any) -> None:
             "--scale", choices=SCALES, default="small", help="small: minutes on two cores (small)"
         )
         study.add_argument("--runs", default="runs", help="folder of all runs (runs)")
+        study.add_argument("--seed", type=int, default=0, help="of every model, prior and sample (0)")
         if "seeds" in listed.options:
-            study.add_argument("--seeds", type=int, help="runs to average over")
+            study.add_argument("--seeds", type=int, help="runs to average over, from --seed on")
         if "batch_size" in listed.options:
             study.add_argument(
                 "--batch-size", type=int, help="of every model and prior, instead of the scale's"
@@ -55,6 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
         data=arguments.data,
         scale=arguments.scale,
         runs=arguments.runs,
+        seed=arguments.seed,
         seeds=getattr(arguments, "seeds", None),
         batch_size=getattr(arguments, "batch_size", None),
         limit=arguments.limit,

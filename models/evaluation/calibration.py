@@ -55,4 +55,4 @@ def calibrated(model: Autoencoder, split: ImageSplit, batch_size: int) -> Iterat
         yield
     finally:
         likelihood.log_variance.copy_(before)
-        likelihood.calibrated.fill_(False)
+        likelihood.calibrated.fill_(0.0)

@@ -43,13 +43,15 @@ Row = Mapping[str, str | float | int]
 class StudyOptions:
     """What `reproduce` takes; ``None`` means: as the scale has it.
 
-    seeds: runs to average over, at least 1. batch_size: of every model and prior. Each of the two only for
-    a study whose ``OPTIONS`` name it.
+    seed: of every model, prior and sample; with ``seeds`` the first of them. seeds: runs to average over, at
+    least 1. batch_size: of every model and prior. Each of the last two only for a study whose ``OPTIONS``
+    name it.
     """
 
     data: str | None = None
     scale: str = "small"
     runs: str = "runs"
+    seed: int = 0
     seeds: int | None = None
     limit: int | None = None
     size: str | None = None
@@ -73,6 +75,8 @@ class TrainedRun:
 class Runner:
     """Trains what a study asks for under ``RUNS/reproduce-STUDY-SCALE`` and writes its tables there.
 
+    A seed other than 0 has a folder of its own, ``reproduce-STUDY-SCALE-seedN``.
+
     A run that is already there with the same settings is loaded, and one that was interrupted goes on from
     its last checkpoint, so that a study goes on where it stopped.
     """
@@ -91,10 +95,11 @@ class Runner:
         _check_options(study, options, extra_options)
         check_choice(tuple(settings), scale=options.scale)
         self.options = options
-        self.folder = Path(options.runs) / f"reproduce-{study}-{options.scale}"
+        own_folder = f"-seed{options.seed}" if options.seed else ""
+        self.folder = Path(options.runs) / f"reproduce-{study}-{options.scale}{own_folder}"
         overrides = {name: getattr(options, name) for name in _MODEL_SETTINGS}
         model_settings = {name: value for name, value in overrides.items() if value is not None}
-        loop = {name: getattr(options, name) for name in ("accelerator", "precision", "progress")}
+        loop = {name: getattr(options, name) for name in ("accelerator", "precision", "progress", "seed")}
         self.shared: dict[str, Any] = {"runs": str(self.folder)} | loop
         self.settings = {**settings[options.scale], **self.shared, **model_settings}
         self.config = TrainConfig(**self.settings)
@@ -185,7 +190,7 @@ class Runner:
         from models.codes.sample import decode, sample_codes
 
         labels = torch.arange(max(1, len(self.data.class_names))).repeat_interleave(per_class)
-        generator = torch.Generator(self.device).manual_seed(0)
+        generator = torch.Generator(self.device).manual_seed(self.options.seed)
         shapes = store.description.shapes
         total = len(labels) * sum(math.prod(shape) for shape in shapes)
         with progress_bar(total, "sample", "code", enabled=self.options.progress) as bar:

@@ -42,6 +42,12 @@ SCENARIOS: dict[str, tuple[dict[str, Any], list[tuple[int, int]], bool]] = {
     "forced": ({"sync_codebook": True}, UNEVEN, False),
 }
 
+RESUMED: dict[str, dict[str, Any]] = {
+    "ema": {},
+    "static": {"ema_update": False},
+    "learnable": {"learnable_codebook": True},
+}
+
 
 def build(name: str, seed: int) -> FusedVectorQuantizer:
     torch.manual_seed(seed)
@@ -88,6 +94,34 @@ def train_under_ddp(rank: int) -> dict[str, Tensor]:
     return model.state_dict()
 
 
+def accumulate_under_ddp(rank: int) -> dict[str, Tensor]:
+    """Every pass synchronises the buffers of the model, which the waiting statistics must not be."""
+    torch.manual_seed(50)
+    layer = FusedVectorQuantizer(DIM, CODES, manual_ema_update=True)
+    model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(DIM, DIM), layer))
+    for rows in ((12, 30), (5, 1), (0, 7)):
+        model(torch.randn(rows[rank], DIM)).loss.backward()
+    layer.update_ema()
+    return {"last_counts": layer.last_counts, "_codebook.embed": layer.codebook}
+
+
+def resume_rank0(rank: int) -> dict[str, Tensor]:
+    """Only rank 0 has loaded a state; the others were to start from k-means."""
+    codes = {}
+    for name in RESUMED:
+        torch.manual_seed(50)
+        options = {"kmeans_init": True, **RESUMED[name]}
+        layer = FusedVectorQuantizer(DIM, CODES, sync_codebook=False, **options)
+        layer(torch.randn(80, DIM))
+        codes[f"{name} saved"] = layer.codebook.detach().clone()
+        resumed = FusedVectorQuantizer(DIM, CODES, decay=1.0, **options)
+        if rank == 0:
+            resumed.load_state_dict(layer.state_dict())
+        resumed(torch.randn(30, DIM))
+        codes[name] = resumed.codebook.detach().clone()
+    return codes
+
+
 def main(rank: int, world: int, folder: Path) -> None:
     layers = {name: build(name, seed=rank) for name in SCENARIOS}  # before there is a process group
     apart = FusedVectorQuantizer(DIM, CODES, sync_codebook=False)
@@ -100,6 +134,8 @@ def main(rank: int, world: int, folder: Path) -> None:
     )
     outcome = {name: train(name, layer, rank) for name, layer in layers.items()}
     outcome["ddp"] = train_under_ddp(rank)
+    outcome["resumed"] = resume_rank0(rank)
+    outcome["ddp_accumulated"] = accumulate_under_ddp(rank)
     divided = divide(build("learnable", seed=rank))
     trained = train("learnable", divided, rank)
     outcome["fully_shard"] = {key: value.clone() for key, value in trained.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from distributed_scenarios import SCENARIOS, build, train
+from distributed_scenarios import RESUMED, SCENARIOS, build, train
 from ranks_support import run_ranks
 from torch import Tensor
 
@@ -49,6 +49,13 @@ def test_two_ranks_equal_one_process_on_the_joined_batches(name: str, ranks: lis
         torch.testing.assert_close(ranks[0][name][key], value, msg=lambda m, k=key: f"{k}: {m}")
 
 
+@pytest.mark.parametrize("name", RESUMED)
+def test_codes_that_rank_0_alone_has_loaded_are_those_of_all(name: str, ranks: list[Outcome]) -> None:
+    for rank in ranks:
+        codes = rank["resumed"]
+        torch.testing.assert_close(codes[name], codes[f"{name} saved"], rtol=1e-3, atol=1e-3)
+
+
 def test_divided_codes_keep_what_forward_writes(ranks: list[Outcome]) -> None:
     """k-means and revival reach the parts that fully_shard keeps, and so does an assignment."""
     for rank in ranks:
@@ -69,3 +76,11 @@ def test_forced_synchronisation_without_a_process_group_says_so() -> None:
         layer(torch.randn(3, 4))
     assert torch.equal(layer.codebook, before)
     layer.eval()(torch.randn(3, 4))
+
+
+def test_waiting_statistics_are_each_ranks_own_under_ddp(ranks: list[Outcome]) -> None:
+    for rank in ranks:
+        assert rank["ddp_accumulated"]["last_counts"].sum() == 12 + 30 + 5 + 1 + 0 + 7
+        assert torch.equal(
+            rank["ddp_accumulated"]["_codebook.embed"], ranks[0]["ddp_accumulated"]["_codebook.embed"]
+        )

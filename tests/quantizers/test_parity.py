@@ -175,10 +175,25 @@ def test_one_seed_gives_the_parameters_of_the_peer_and_checkpoints_go_both_ways(
     assert list(ours.state_dict()) == list(peer.state_dict())
     for key, value in peer.state_dict().items():
         assert torch.equal(ours.state_dict()[key], value), key
-        assert ours.state_dict()[key].dtype == value.dtype, key
+        # The flag is a number here, so that averages of models can take it in.
+        assert ours.state_dict()[key].dtype == torch.float32, key
     ours(torch.randn(4, 9, 12))
-    peer.load_state_dict(ours.state_dict())
-    assert torch.equal(peer._codebook.embed, ours._codebook.embed)
+    for assign in (False, True):
+        peer.load_state_dict(ours.state_dict(), assign=assign)
+        assert torch.equal(peer._codebook.embed, ours._codebook.embed)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_whether_there_are_codes_goes_both_ways(assign: bool) -> None:
+    for is_initted in (False, True):
+        peer, ours = (kind(12, CODES, kmeans_init=True) for kind in (VectorQuantize, FusedVectorQuantizer))
+        peer._codebook.initted.fill_(is_initted)
+        ours.load_state_dict(peer.state_dict(), assign=assign)
+        assert ours._codebook.needs_init != is_initted
+        peer._codebook.initted.fill_(not is_initted)
+        peer.load_state_dict(ours.state_dict(), assign=assign)
+        assert bool(peer._codebook.initted) == is_initted
+        peer(torch.randn(64, 12))
 
 
 LOOKUPS = {
@@ -222,3 +237,66 @@ def test_arguments_by_position_mean_what_they_mean_there() -> None:
 
 def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, np.integer) else value
+
+
+LEARNABLE = {name: case for name, case in CASES.items() if case[2].get("learnable_codebook")} | {
+    "learnable_shared_heads": (
+        12,
+        (3, 41, 12),
+        {"learnable_codebook": True, "ema_update": False, "heads": 3, "codebook_dim": 4},
+    ),
+    "learnable_separate_heads_image": (
+        12,
+        (3, 12, 7, 5),
+        {
+            "learnable_codebook": True,
+            "ema_update": False,
+            "heads": 3,
+            "codebook_dim": 4,
+            "separate_codebook_per_head": True,
+            "accept_image_fmap": True,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "masked"),
+    [*((case, False) for case in LEARNABLE), ("learnable", True), ("learnable_straight_through", True)],
+)
+def test_the_decoder_trains_learnable_codes_of_a_frozen_encoder_as_there(case: str, masked: bool) -> None:
+    """If x needs no gradient, that of the output goes to the codes; to ``project_in`` too, unlike there."""
+    dim, shape, options = LEARNABLE[case]
+    peer, ours = pair(dim, options)
+    call = {"mask": torch.rand(shape[:2]) < 0.6} if masked else {}
+    x, weight = torch.randn(shape), torch.randn(shape)
+    for layer in (peer, ours):
+        quantized, _, loss = layer(x, **call)
+        ((quantized * weight).sum() + loss).backward()
+    for (key, p), q in zip(peer.named_parameters(), ours.parameters(), strict=True):
+        if not key.startswith("project_in"):
+            close(q.grad, p.grad, key)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_cosine_sim": True}, {"codebook_dim": 3}], ids=str)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_codes_of_a_frozen_encoder_that_revive_are_trained_too(
+    options: dict[str, Any], compiled: bool
+) -> None:
+    torch._dynamo.reset()
+    grads = []
+    for threshold in (0.0, 2.0):
+        torch.manual_seed(3)
+        layer = FusedVectorQuantizer(
+            8, 16, learnable_codebook=True, threshold_ema_dead_code=threshold, **options
+        )
+        call = torch.compile(layer, backend="aot_eager", fullgraph=True) if compiled else layer
+        x = torch.randn(40, 8)
+        x[3] = torch.nan
+        quantized = call(x).quantized
+        assert quantized[3].isnan().all()
+        quantized.nan_to_num().square().sum().backward()
+        grads.append(layer._codebook.embed.grad)
+        assert grads[-1].isfinite().all()
+        assert grads[-1].abs().sum() > 0
+    torch.testing.assert_close(grads[1], grads[0])

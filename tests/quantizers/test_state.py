@@ -157,7 +157,7 @@ STATES = {
     "bfloat16": as_dtype(torch.bfloat16),
     "float64": as_dtype(torch.float64),
     "transposed": lambda t: t.mT.contiguous().mT if t.ndim > 1 else t,
-    "initted_of_early_releases": lambda t: torch.tensor([1.0]) if t.dtype == torch.bool else t,
+    "initted_of_early_releases": lambda t: torch.tensor([1.0]) if t.ndim == 0 else t,
 }
 
 

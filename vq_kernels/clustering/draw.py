@@ -44,12 +44,12 @@ def draw_rows(
     # [] int64
     count = mask.sum() if mask is not None else torch.full((), rows_here, dtype=torch.int64, device=x.device)
     if synchronized:
-        counts, uniforms = share_randomness(count, 2 * number + 2, group)  # [world], [2 n + 2]
+        counts, uniforms = share_randomness(count, _uniforms(number), group)  # [world], [2 n + 2]
         ends = counts.cumsum(0)  # [world]
         total = ends[-1]
         offset = ends[group.rank] - count
     else:
-        uniforms = torch.rand(2 * number + 2, dtype=torch.float64, device=x.device)
+        uniforms = torch.rand(_uniforms(number), dtype=torch.float64, device=x.device)
         total, offset = count, torch.zeros_like(count)
     # Each caller's place gets another stratum each time: the rows of a batch are often in order.
     place = torch.arange(number, dtype=torch.int64, device=x.device)  # [n]
@@ -77,6 +77,16 @@ def draw_rows(
         both = sum_over_ranks(torch.cat((rows, usable[:, None].float()), 1), group)  # [n, D + 1]
         rows, usable = both[:, :-1], both[:, -1] > 0
     return DrawnRows(rows, usable, total, uniforms[number : 2 * number])
+
+
+def skip_draws(number: int, device: torch.device) -> None:
+    """Take from the generator what :func:`draw_rows` of ``number`` rows takes, and nothing else."""
+    torch.rand(_uniforms(number), dtype=torch.float64, device=device)
+
+
+def _uniforms(number: int) -> int:
+    """A place in its stratum and one for the caller for each row; which stratum is whose, and the turn."""
+    return 2 * number + 2
 
 
 def take_rows(x: Tensor, rows: Tensor, channel_dim: int) -> Tensor:

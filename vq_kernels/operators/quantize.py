@@ -15,6 +15,7 @@ from ..backends import Backend, QuantizeOptions, QuantizeResult, choose, request
 from ..devices import current_device_of, is_host_readable
 from ..rows import common_rows, shape_without_channel, write_back
 from ..tensor_checks import check_index_range
+from .first_run import refuse_second_run
 from .registry import check_memory, define, is_plain, is_traced, operator, options_schema
 from .second_order import differences_by_codes, gradient_for_x
 from .statistics import compute_dtype
@@ -25,6 +26,8 @@ def _run(
 ) -> QuantizeResult:
     """A backend on canonical rows; results in the caller's shape."""
     check_memory(x, codebook, mask)
+    if options.keep_codes:
+        refuse_second_run()
     channel_dim = options.channel_dim
     quantized = torch.empty_like(x)
     rows, quantized_rows = common_rows(channel_dim, x, quantized)

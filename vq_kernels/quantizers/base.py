@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from ..devices import moved_or_zero
 from ..exportable import exportable
 from . import metrics
 from .checkpoints import find_problems
@@ -105,8 +106,9 @@ class Quantizer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
-        if self.last_counts is not None:
-            self.last_counts = fn(self.last_counts)
+        if self.last_counts is not None:  # not through fn: to_empty would make garbage of them
+            device = fn(self.last_counts.new_empty(0)).device
+            self.last_counts = moved_or_zero(self.last_counts, device)
         self.codes_dtype = fn(torch.empty(0, dtype=self.codes_dtype, device="cpu")).dtype
         return self
 
@@ -121,9 +123,15 @@ class Quantizer(nn.Module):
         self._refuse_misfits(state_dict, "", complete=strict)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
         self._refuse_misfits(state_dict, prefix, complete=False)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        if local_metadata.get("assign_to_params_buffers", False) and self.last_counts is not None:
+            # The state's tensors become the layer's own, and take it from the meta device to theirs.
+            device = next((t.device for k, t in state_dict.items() if k.startswith(prefix)), None)
+            self.last_counts = moved_or_zero(self.last_counts, device or self.last_counts.device)
 
     def _refuse_misfits(self, state_dict: Mapping[str, Any], prefix: str, *, complete: bool) -> None:
         problems = find_problems(self.state_dict(keep_vars=True), state_dict, prefix, complete=complete)

@@ -34,7 +34,7 @@ def find_problems(
             )
         elif value.shape != target.shape and not (target.ndim == 0 and value.shape == (1,)):
             problems.append(f"{key} has shape {tuple(value.shape)}; accepted: {tuple(target.shape)}")
-        elif target.is_floating_point() and not value.is_floating_point():
+        elif target.is_floating_point() and not value.is_floating_point() and not _is_flag(value):
             problems.append(f"{key} has dtype {value.dtype}; accepted: a floating-point dtype")
         elif value.is_floating_point() and value.device.type != "meta" and not bool(value.isfinite().all()):
             bad = int((~value.isfinite()).sum())
@@ -46,6 +46,10 @@ def find_problems(
             if key.startswith(prefix) and key.removeprefix(prefix) not in expected:
                 problems.append(f"{key} is unexpected; accepted: {', '.join(expected)}")
     return problems
+
+
+def _is_flag(value: Tensor) -> bool:
+    return value.dtype == torch.bool and value.numel() == 1
 
 
 def convert_state_dict(

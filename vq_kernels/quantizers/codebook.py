@@ -6,30 +6,38 @@ the same from summed statistics and shared random numbers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..clustering.draw import DrawnRows, draw_rows
 from ..clustering.engine import kmeans
+from ..devices import moved_or_zero
 from ..distributed import is_synchronized, reduce_statistics
 from ..functional import ema_update_
+from ..operators.first_run import first_run
 from .codebook_state import CodebookState, opaque_copy
 from .heads import Rows
+from .recomputation import FirstRuns, repeat_draws
 
 
 class Codebook(CodebookState):
     """Codebooks ``[H, K, D]`` and their learning; see :class:`FusedVectorQuantizer` for the arguments.
 
-    With ``manual_ema_update`` buffers that are not part of checkpoints hold the pending statistics
-    and, for revival, a uniform sample of the rows since the last :meth:`apply_pending_`.
+    With ``manual_ema_update`` the pending statistics and, for revival, a uniform sample of the rows since
+    the last :meth:`apply_pending_` wait in tensors that are no buffers: they are this rank's alone, which
+    DistributedDataParallel would overwrite, and nothing that averages of models could take in.
     """
 
-    pending_counts: Tensor
-    pending_sums: Tensor
-    pending_rows: Tensor
-    pending_usable: Tensor
-    pending_total: Tensor
+    pending_counts: Tensor  # [H, K] int64
+    pending_sums: Tensor  # [H, K, D] float32
+    pending_rows: Tensor  # [H, K, D] float32
+    pending_usable: Tensor  # [H, K] bool
+    pending_total: Tensor  # [] int64
+    _pending = ("pending_counts", "pending_sums", "pending_rows", "pending_usable", "pending_total")
 
     def __init__(
         self,
@@ -65,17 +73,28 @@ class Codebook(CodebookState):
         self.threshold_ema_dead_code = threshold_ema_dead_code
         self.precision = precision
         self.backend = backend
+        self.first_runs = FirstRuns()
         if manual_ema_update:
-            shape = (num_codebooks, codebook_size)
-            for name, (size, dtype) in {
-                "pending_counts": (shape, torch.int64),
-                "pending_sums": ((*shape, dim), torch.float32),
-                "pending_rows": ((*shape, dim), torch.float32),
-                "pending_usable": (shape, torch.bool),
-                "pending_total": ((), torch.int64),
-            }.items():
-                buffer = torch.zeros(size, dtype=dtype, device=self.embed.device)
-                self.register_buffer(name, buffer, persistent=False)
+            self.pending_counts = torch.zeros_like(self.cluster_size, dtype=torch.int64)
+            self.pending_sums = torch.zeros_like(self.embed_avg)
+            self.pending_rows = torch.zeros_like(self.embed_avg)
+            self.pending_usable = torch.zeros_like(self.cluster_size, dtype=torch.bool)
+            self.pending_total = self.pending_counts.new_zeros(())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self._bring_pending()
+        return self
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._bring_pending()  # a state that is assigned takes the layer to its device
+
+    def _bring_pending(self) -> None:
+        """To where the codes are; ``to_empty`` must not make garbage of them, which nothing would load."""
+        if self.manual_ema_update:
+            for name in self._pending:
+                setattr(self, name, moved_or_zero(getattr(self, name), self.embed.device))
 
     @property
     def revives(self) -> bool:
@@ -91,19 +110,47 @@ class Codebook(CodebookState):
         """Whether a training batch changes ``embed`` in place while its graph may still be needed."""
         return self.needs_statistics and not self.manual_ema_update
 
-    def prepare_(self, rows: Rows, sync_codebook: bool | None) -> bool:
-        """What a batch that is learnt from asks for before its search; whether the ranks share statistics.
+    def repeat_(self, learns: bool) -> Tensor | None:
+        """The codes ``[H, K, D]`` of the run that a call of a backward pass repeats.
 
-        The codes of rank 0, once, and k-means where there are no codes yet.
+        None where a run changes nothing here: the codes are today's.
+
+        Raises:
+            RuntimeError: a batch would be learnt from, and whether for the first or for the second time is
+                not known.
         """
-        if not (self.needs_statistics or self.needs_init):
-            return False
-        self.check_writable()
-        synchronized = is_synchronized(sync_codebook, self.group)
-        if synchronized:
-            self.broadcast_from_rank0_()
-        if self.needs_init:
-            self.initialize_(rows, synchronized)
+        run = self.first_runs.find()
+        if run is not None:
+            repeat_draws(run)
+            return run.embed
+        if learns and (self.needs_statistics or self.needs_init):
+            raise RuntimeError(
+                "a codebook that learns from its batches is called by a backward pass, and its first run "
+                "with this batch is not known; accepted: what torch.utils.checkpoint runs again (without "
+                "other hooks for saved tensors inside), or freeze_codebook=True"
+            )
+        return None
+
+    def prepare_(self, rows: Rows, learns: bool, sync_codebook: bool | None) -> bool:
+        """What the first run with a batch asks for before its search; whether the ranks share statistics.
+
+        The codes of rank 0, once, and k-means where there are no codes yet; a copy of the codes where the
+        batch may be run again.
+        """
+        synchronized, draws = False, 0
+        # Ranks must decide alike: one of them may have its codes, and the others wait for its broadcast.
+        if learns and (self.needs_statistics or self.kmeans_init or self.needs_init):
+            self.check_writable()
+            synchronized = is_synchronized(sync_codebook, self.group)
+            if synchronized:
+                self.broadcast_from_rank0_()
+            if self.needs_init:
+                self.initialize_(rows, synchronized)
+                draws += len(rows.views)
+            if self.revives:
+                draws += len(rows.views)
+        if (self.needs_statistics or draws) and not torch.compiler.is_compiling():
+            self.first_runs.note(self.embed, draws)
         return synchronized
 
     @torch.no_grad()
@@ -132,7 +179,7 @@ class Codebook(CodebookState):
         sizes = torch.stack([c.counts for c in clusters]).clamp(min=1)  # [H, K]
         has_rows = torch.stack([c.total for c in clusters]).amin() > 0  # []
         # A compiled graph may run once more than k-means should; what was initialised stays.
-        has_rows = has_rows & ~self.initted  # []
+        has_rows = has_rows & (self.initted == 0)  # []
         self.write_codes_(torch.where(has_rows, means, self.embed))
         self.cluster_size.copy_(torch.where(has_rows, sizes, self.cluster_size))
         self.embed_avg.copy_(torch.where(has_rows, means * sizes[..., None], self.embed_avg))
@@ -144,6 +191,8 @@ class Codebook(CodebookState):
     @torch.no_grad()
     def update_(self, counts: Tensor, sums: Tensor, rows: Rows, synchronized: bool) -> Tensor:
         """Take in a batch's counts ``[H, K]`` and sums ``[H, K, D]``; returns the counts of all ranks."""
+        if torch.compiler.is_compiling():
+            counts = first_run(counts)
         drawn = self._draw(rows, synchronized) if self.revives else None
         if self.manual_ema_update:
             self.accumulate_(counts, sums, drawn)

@@ -20,8 +20,9 @@ from .sharded import is_sharded, write_part
 class CodebookState(nn.Module):
     """``num_codebooks`` codebooks of K codes of D numbers, float32 whatever the module is cast to.
 
-    Buffers: ``initted`` [] bool, ``cluster_size`` [H, K], ``embed_avg`` [H, K, D]; ``embed`` [H, K, D] is
-    a buffer, or a Parameter if ``learnable``.
+    Buffers: ``initted`` [], ``cluster_size`` [H, K], ``embed_avg`` [H, K, D]; ``embed`` [H, K, D] is a
+    buffer, or a Parameter if ``learnable``. ``initted`` is 0 until there are codes. It is a number, so that
+    averages of models can take it in; a bool in the states of vector-quantize-pytorch, and loaded from one.
     """
 
     initted: Tensor
@@ -45,6 +46,7 @@ class CodebookState(nn.Module):
         super().__init__()
         self.learnable = learnable
         self.unit_length = unit_length
+        self.kmeans_init = kmeans_init
         self.group = WORLD  # the ranks that share the codebook
         self._follows_rank0 = False
         # Whether codes of length 0 were loaded, which cosine similarity must not take.
@@ -56,7 +58,8 @@ class CodebookState(nn.Module):
             nn.init.kaiming_uniform_(embed)
             if unit_length:
                 embed = F.normalize(embed, dim=-1, eps=1e-6)
-        self.register_buffer("initted", torch.tensor(not kmeans_init, dtype=torch.bool, device=device))
+        initted = torch.full((), float(not kmeans_init), dtype=torch.float32, device=device)
+        self.register_buffer("initted", initted)
         self._remember_initted(not kmeans_init)
         self.register_buffer("cluster_size", torch.ones(shape, dtype=torch.float32, device=device))
         self.register_buffer("embed_avg", embed.clone())
@@ -97,24 +100,25 @@ class CodebookState(nn.Module):
                     "write to it: a plain tensor (a learnable_codebook without them may be parametrized)"
                 )
 
-    def codes(self, private: bool = False) -> Tensor:
+    def codes(self, private: bool = False, embed: Tensor | None = None) -> Tensor:
         """``[H, K, D]`` as they are used: codes on the sphere have unit length, whoever wrote to them.
 
         Learnable ones leave the sphere at every step of the optimizer; others where somebody copied weights
         into ``embed.data``, of which nothing tells.
 
         ``private``: nothing that autograd keeps of it is the codebook itself, which may then be written to.
+        ``embed``: the values to use instead of today's, whose gradient they get.
         """
-        codes = self.embed
+        codes = self.embed if embed is None else _ValuesOf.apply(self.embed, embed)
         if self.learnable and self.unit_length:
-            codes = F.normalize(self._copy_of_codes() if private else self.embed, dim=-1, eps=1e-6)
+            codes = F.normalize(self._copy_of_codes() if private else codes, dim=-1, eps=1e-6)
         elif self.unit_length:
             codes = _to_unit_length(codes, may_ask=not self.training)
         return codes
 
-    def codes_to_search(self, private: bool = False) -> Tensor:
+    def codes_to_search(self, private: bool = False, embed: Tensor | None = None) -> Tensor:
         """:meth:`codes` with NaN for those that must not be chosen: a code that is not a number never is."""
-        codes = self.codes(private)
+        codes = self.codes(private, embed)
         if self.has_zero_codes:
             codes = torch.where((codes == 0).all(-1, keepdim=True), torch.nan, codes)
         return codes
@@ -164,7 +168,7 @@ class CodebookState(nn.Module):
         self.write_codes_(codes)
         self.embed_avg.copy_(codes)
         self.cluster_size.fill_(1.0)
-        self.initted.fill_(True)
+        self.initted.fill_(1.0)
         self._remember_initted(True)
 
     @torch.no_grad()
@@ -176,9 +180,7 @@ class CodebookState(nn.Module):
         """
         if self._follows_rank0 or torch.compiler.is_compiling():
             return
-        initted = self.initted.float()
-        broadcast_from_first([initted, self.cluster_size, self.embed_avg, self.embed], self.group)
-        self.initted.copy_(initted > 0)
+        broadcast_from_first([self.initted, self.cluster_size, self.embed_avg, self.embed], self.group)
         self._follows_rank0 = True
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -214,7 +216,7 @@ class CodebookState(nn.Module):
     def _bring_loaded_codes_to_unit_length_(self) -> None:
         """Codes stored at another length, as some models do, are scaled; those of length 0 cannot be."""
         length = self.embed.norm(dim=-1, keepdim=True)  # [H, K, 1]
-        is_zero = (length == 0) & self.initted
+        is_zero = (length == 0) & (self.initted != 0)
         self.has_zero_codes = bool(is_zero.any())
         if self.has_zero_codes:
             warnings.warn(
@@ -224,6 +226,18 @@ class CodebookState(nn.Module):
             )
         if not self.learnable:
             self.write_codes_(_to_unit_length(self.embed, may_ask=True))
+
+
+class _ValuesOf(torch.autograd.Function):
+    """Other values for a parameter, which gets their gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, values: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
 
 
 _LENGTH_TOLERANCE = 1e-4  # of a unit length in float32, after any number of EMA steps

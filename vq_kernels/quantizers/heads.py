@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..devices import is_host_readable
-from ..functional import VectorQuantized
+from ..functional import VectorQuantized, gather_codes
 from ..rows import shape_without_channel
 from ..tensor_checks import check_device, check_integer_tensor, check_mask
 
@@ -124,6 +124,24 @@ def merge_heads(results: Sequence[VectorQuantized], channel_dim: int, heads: int
         torch.stack([r.counts for r in results]),
         torch.stack([r.sums for r in results]),
     )
+
+
+def with_gradient_of_codes(
+    results: Sequence[VectorQuantized], codebooks: Tensor, channel_dim: int
+) -> list[VectorQuantized]:
+    """Let the gradient of ``quantized`` reach the chosen codes of ``[H, K, D]``, one codebook a result.
+
+    The values stay as they are; a row that is NaN takes no part.
+    """
+    if not torch.is_grad_enabled():
+        return list(results)
+    passed = []
+    for result, codes in zip(results, codebooks, strict=True):
+        chosen = gather_codes(codes, result.indices.clamp(min=0), channel_dim=channel_dim)
+        takes_part = (result.indices >= 0).unsqueeze(channel_dim) & ~result.quantized.isnan()
+        chosen = torch.where(takes_part, chosen, 0.0).to(result.quantized.dtype)
+        passed.append(result._replace(quantized=result.quantized + (chosen - chosen.detach())))
+    return passed
 
 
 def with_gradient(loss: Tensor) -> Tensor:

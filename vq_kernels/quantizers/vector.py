@@ -11,15 +11,16 @@ from ..functional import VectorQuantized, vector_quantize
 from ..tensor_checks import FLOAT_DTYPES, check_device, check_dtype, check_shape, check_tensor
 from .base import Quantizer, QuantizerOutput
 from .codebook import Codebook
-from .heads import Layout, Rows, merge_heads, row_mask, split_heads, with_gradient
+from .heads import Layout, Rows, merge_heads, row_mask, split_heads, with_gradient, with_gradient_of_codes
+from .recomputation import is_recomputation
 from .settings import UNSUPPORTED_CALL_OPTIONS, UNSUPPORTED_OPTIONS, check_settings, reject_unsupported
 
 
 class FusedVectorQuantizer(Quantizer):
     """Vector quantisation (arXiv:1711.00937) as one layer: ``quantized, indices, loss = layer(x)``.
 
-    Takes the place of vector-quantize-pytorch's ``VectorQuantize``: same names, defaults, results
-    and checkpoints. The one difference: in eval mode the loss is the true loss, not 0.
+    Takes the place of vector-quantize-pytorch's ``VectorQuantize``: same names, defaults, results and
+    checkpoints, except for what docs/differences.md lists (in eval mode the loss is the true loss, not 0).
 
     x is ``[..., dim]``, or channel-first ``[B, dim, *S]`` of one to three spatial dimensions. With
     ``heads=h`` its channels are cut into h parts, each quantised by itself. For example,
@@ -194,13 +195,17 @@ class FusedVectorQuantizer(Quantizer):
         if self.use_cosine_sim:
             rows = rows.to_unit_length()
 
-        synchronized = learns and codebook.prepare_(rows, self.sync_codebook)
-        result = merge_heads(self._quantize(rows, learns), inner_channel_dim, self.heads)
-        if self.training:
-            counts = result.counts
+        repeats = is_recomputation()
+        embed = codebook.repeat_(learns) if repeats else None
+        synchronized = not repeats and codebook.prepare_(rows, learns, self.sync_codebook)
+        results = self._quantize(rows, learns, embed)
+        if self.learnable_codebook and learns and not x.requires_grad:  # as VectorQuantize has it
+            results = with_gradient_of_codes(results, codebook.codes(embed is None, embed), rows.channel_dim)
+        result = merge_heads(results, inner_channel_dim, self.heads)
+        if self.training and not repeats:
+            self.last_counts = result.counts
             if learns and codebook.needs_statistics:
-                counts = codebook.update_(counts, result.sums, rows, synchronized)
-            self.last_counts = counts
+                self.last_counts = codebook.update_(result.counts, result.sums, rows, synchronized)
         quantized = result.quantized
         if self.has_projections:
             quantized = self.project_out(quantized)
@@ -266,15 +271,14 @@ class FusedVectorQuantizer(Quantizer):
             counts = self._codebook.apply_pending_(is_synchronized(self.sync_codebook, self._codebook.group))
             self.last_counts = torch.where(counts.sum() > 0, counts, self.last_counts)
 
-    def _quantize(self, rows: Rows, learns: bool) -> list[VectorQuantized]:
+    def _quantize(self, rows: Rows, learns: bool, embed: Tensor | None) -> list[VectorQuantized]:
         # The backward pass reads the codes that were searched, not the updated ones.
-        private = learns and self._codebook.changes_in_forward
-        codes = self._codebook.codes_to_search(private)  # [H, K, D]
-        if not learns:
-            codes = codes.detach()
+        private = learns and self._codebook.changes_in_forward and embed is None
+        codes = self._codebook.codes_to_search(private, embed)  # [H, K, D]
+        codes = codes if learns else codes.detach()
         weight = self.codebook_weight
         if weight is None:
-            weight = self.commitment_weight if self.learnable_codebook and learns else 0.0
+            weight = self.commitment_weight * (self.learnable_codebook and learns)
         return [
             vector_quantize(
                 view,

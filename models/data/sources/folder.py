@@ -48,6 +48,7 @@ class ImageFolder(Source):
     A folder is a split by its name, see :func:`models.data.sources.base.split_named`, where there is one for
     training or nothing but splits. Else the folders are classes, but for those called validation or test
     that hold folders of classes themselves: these are splits, and the classes beside them are for training.
+    Splits within a class are refused: its test images would be trained on.
 
     Left out, and said so: names that begin with ``.`` or ``__`` and those of ``TOOL_NAMES``, files whose
     suffix is not among ``IMAGE_SUFFIXES``, folders without an image, and what lies beside the splits.
@@ -67,6 +68,7 @@ class ImageFolder(Source):
         splits: dict[str, _Images] = {}
         empty: set[str] = set()
         for split, root in roots.items():
+            _check_no_splits_within(root, excluded)
             images = splits[split] = _Images()
             for file in _walk(root, tools, excluded if root == folder else ()):
                 if _is_image(file):
@@ -177,6 +179,18 @@ def _dataset(images: _Images, names: list[str]) -> Dataset:
     """The images, with a column ``label`` where there are classes; ``names``: of all classes."""
     classes = [name for name in images.classes if name is not None]
     return dataset_of_files(images.files, {"label": (classes, names)} if names else {})
+
+
+def _check_no_splits_within(root: Path, excluded: Collection[Path]) -> None:
+    """DataError for a folder of a class that holds a split for training and another one."""
+    for folder in (entry for entry in _visible(root) if entry.is_dir() and entry not in excluded):
+        inner = {split_named(entry.name): entry.name for entry in _visible(folder) if entry.is_dir()}
+        inner.pop(None, None)
+        if "train" in inner and len(inner) > 1:
+            raise DataError(
+                f"{folder} holds the splits {', '.join(sorted(inner.values()))} and would be one class of "
+                f"both; give {folder} itself, or put the folders of classes below those of the splits"
+            )
 
 
 def _check_all_have_classes(splits: dict[str, _Images], names: list[str]) -> None:

@@ -141,3 +141,18 @@ def test_a_learnt_variance_is_not_calibrated() -> None:
     likelihood = Gaussian(2, 0.04, learnt=True)
     likelihood.calibrate(torch.ones(2))
     torch.testing.assert_close(likelihood.log_variance.exp(), torch.full((2,), 0.04))
+
+
+@pytest.mark.parametrize("use_buffers", [False, True])
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_models_are_averaged(kind: str, use_buffers: bool) -> None:
+    """Their flags are numbers: averages of models subtract and multiply whatever a model holds."""
+    model = BUILDERS[kind](likelihood="mse")
+    averaged = torch.optim.swa_utils.AveragedModel(model, use_buffers=use_buffers)
+    for _ in range(2):
+        model(torch.rand(3, 2, 8, 8) - 0.5)
+        averaged.update_parameters(model)
+    assert not averaged.module.likelihood.calibrated
+    model.likelihood.calibrate(torch.full((2,), 0.01))
+    averaged.update_parameters(model)
+    assert averaged.module.likelihood.calibrated

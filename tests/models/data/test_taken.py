@@ -79,6 +79,18 @@ def test_a_test_split_beside_classes_does_not_leak_into_training(tmp_path: Path)
     assert (len(data.train) + len(data.validation), len(data.test)) == (24, 24)
 
 
+def test_splits_below_a_folder_do_not_become_one_class(tmp_path: Path) -> None:
+    """The folder above the one that was meant, or a folder a class with splits inside."""
+    for folder in ("set/train/ant", "set/train/bee", "set/test/ant", "set/test/bee"):
+        write_images(tmp_path / folder, 6)
+    for labels in (None, "none"):
+        with pytest.raises(DataError, match=r"set holds the splits test, train .*; give .*set itself"):
+            load(tmp_path, label_column=labels)
+    assert len(load(tmp_path / "set").test) == 12
+    (tmp_path / "set" / "test").rename(tmp_path / "set" / "tank")
+    assert load(tmp_path, label_column="none").class_names == ()
+
+
 def test_names_of_splits() -> None:
     assert [split_named(name) for name in ("TRAIN", "test-set", "valid 2", "val")] == [
         *("train", "test", "validation", "validation"),

@@ -130,6 +130,18 @@ def test_the_sweep_ranks_by_validation_and_trains_its_best_setting_longer(
     assert values(spied.trained, "lr", "steps") == [(1e-2, 5), (1e-3, 5), (float(first["lr"]), 6)]
 
 
+@pytest.mark.parametrize("name", ["mnist-transformer", "kaokore-vqvae2"])
+def test_a_seed_is_that_of_models_priors_and_samples_in_a_folder_of_its_own(
+    name: str, tmp_path: Path, monkeypatch
+) -> None:
+    spied = run(name, tmp_path, monkeypatch, epochs=1, seed=3)
+    several = name == "kaokore-vqvae2"
+    assert {config.seed for config in spied.trained} == ({3, 4} if several else {3})
+    assert {config.seed for config in spied.priors} == {3}
+    assert {filters["generator"].initial_seed() for _, filters in spied.samples} == {3}
+    assert [folder.name for folder in tmp_path.iterdir()] == [f"reproduce-{name}-small-seed3"]
+
+
 def test_a_study_takes_the_label_column_asked_for(tmp_path: Path) -> None:
     options = StudyOptions(
         data=str(kaokore(tmp_path)), label_column="gender", runs=str(tmp_path / "runs"), accelerator="cpu"

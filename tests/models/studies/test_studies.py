@@ -226,6 +226,13 @@ def test_seeds_below_one_are_refused(tmp_path: Path, capsys, seeds: str) -> None
     assert f"seeds is {seeds}; accepted: an integer of at least 1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("seed", ["-1", str(2**32)])
+def test_seeds_out_of_range_are_refused(tmp_path: Path, capsys, seed: str) -> None:
+    assert main(["reproduce", "likelihood", "--runs", str(tmp_path), "--seed", seed, "--no-progress"]) == 2
+    assert f"seed is {seed}; accepted: an integer" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("study", "option"),
     [("celeba-sweep", "seeds"), ("likelihood", "seeds"), ("cifar-vae-vqvae", "batch_size")],
