@@ -34,6 +34,10 @@ def add_parser(commands: Any) -> None:
             "--scale", choices=SCALES, default="small", help="small: minutes on two cores (small)"
         )
         study.add_argument("--runs", default="runs", help="folder of all runs (runs)")
+        study.add_argument("--name", help="name of the study's folder in RUNS (reproduce-STUDY-SCALE)")
+        study.add_argument(
+            "--overwrite", action="store_true", help="replace what was made there with other settings"
+        )
         if "seeds" in listed.options:
             study.add_argument("--seeds", type=int, help="runs to average over")
         if "batch_size" in listed.options:
@@ -55,6 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
         data=arguments.data,
         scale=arguments.scale,
         runs=arguments.runs,
+        name=arguments.name,
+        overwrite=arguments.overwrite,
         seeds=getattr(arguments, "seeds", None),
         batch_size=getattr(arguments, "batch_size", None),
         limit=arguments.limit,

@@ -26,6 +26,15 @@ RESUMABLE_SETTINGS = (
     *("accelerator", "deterministic", "log_every", "checkpoint_every", "progress", "pictures_every"),
     *("cache_gb", "cache_dir", "requeue"),
 )
+# These say where and how a run is made, not what comes out of it.
+PLACE_SETTINGS = ("name", "runs", "accelerator", "progress", "requeue", "cache_gb", "cache_dir")
+
+
+def check_name(name: str) -> None:
+    """ValueError unless ``name`` is that of a folder inside the folder of all runs."""
+    inside = os.path.normpath(name)
+    if not name.strip() or os.path.isabs(inside) or inside.split(os.sep)[0] in (".", ".."):
+        raise ValueError(f"name is {name!r}; accepted: the name of a folder inside runs (--name NAME)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +66,7 @@ class LoopConfig:
     requeue: bool = setting(False, "when a signal stops a SLURM job, put it back into the queue")
 
     def __post_init__(self) -> None:
-        inside = os.path.normpath(self.name)
-        if not self.name or os.path.isabs(inside) or inside.split(os.sep)[0] in (".", ".."):
-            raise ValueError(
-                f"name is {self.name!r}; accepted: the name of a folder inside runs (--name NAME)"
-            )
+        check_name(self.name)
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{name} is {value}; accepted: a finite number")
@@ -139,6 +144,14 @@ class LoopConfig:
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"{source}: unknown setting {name!r}{hint}")
         return {name: convert_value(value, types[name], name, source) for name, value in values.items()}
+
+    def difference(self, earlier: Self) -> tuple[str, Any, Any] | None:
+        """The first setting that makes another run than ``earlier``, its value there and here, or None."""
+        for name, before in vars(earlier).items():
+            value = getattr(self, name)
+            if name not in PLACE_SETTINGS and not (name == "codes" or value == before):
+                return name, before, value
+        return None
 
     def check_resumes(self, earlier: Self) -> None:
         """ValueError unless a run with the settings ``earlier`` can go on with these."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,13 +123,17 @@ class RunLayout:
         """The folder that `sample` writes."""
         return self.folder / "samples"
 
+    def is_finished(self, models: Sequence[Path]) -> bool:
+        """Whether training came to its end, and not only a checkpoint was exported to where ``models`` lie.
+
+        The figure is what training writes last. A run without it whose checkpoints are gone has nothing to go
+        on from.
+        """
+        is_complete = self.curves.is_file() or not self.last.is_file()
+        return is_complete and all((model / WEIGHTS_FILE).is_file() for model in models)
+
     def outputs(self, command: str) -> list[Path]:
         """What ``command``, `train` or `train-prior`, wrote here beside ``config.yaml``, by name."""
         levels = self.levels if command == "train-prior" else []
         names = [self.folder / name for name in _OUTPUTS[command]]
         return sorted(path for path in (*names, *levels) if path.exists() or path.is_symlink())
-
-
-def is_trained(part: Path) -> bool:
-    """Whether training came to its end and wrote the weights of ``part``, a model or the prior of a level."""
-    return (part / WEIGHTS_FILE).is_file()

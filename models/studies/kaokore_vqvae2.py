@@ -79,8 +79,8 @@ PUBLISHED = {
 
 def run(options: StudyOptions) -> Path:
     """Train both models ``seeds`` (``SEEDS``) times; write the table, the figures and samples."""
-    runner = Runner("kaokore-vqvae2", options, SETTINGS, OPTIONS)
     seeds = range(SEEDS if options.seeds is None else options.seeds)
+    runner = Runner("kaokore-vqvae2", options, SETTINGS, OPTIONS, len(seeds))
     runs = {
         model: [runner.train(f"{model}-seed{seed}", model=model, seed=seed) for seed in seeds]
         for model in ("vqvae", "vqvae2")

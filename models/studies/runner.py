@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.progress import progress_bar
-from models.runs.config import PriorConfig, TrainConfig
-from models.runs.layout import is_trained
+from models.runs.config import PLACE_SETTINGS, PriorConfig, TrainConfig, check_name
+from models.settings import format_value
+from models.studies.stored import check_study, made_with_other, store_study
 from vq_kernels.checks import check_choice, check_integer
 
 if TYPE_CHECKING:
@@ -43,13 +44,16 @@ Row = Mapping[str, str | float | int]
 class StudyOptions:
     """What `reproduce` takes; ``None`` means: as the scale has it.
 
-    seeds: runs to average over, at least 1. batch_size: of every model and prior. Each of the two only for
-    a study whose ``OPTIONS`` name it.
+    name: of the folder in ``runs``. overwrite: replace what is there with other settings. seeds: runs to
+    average over, at least 1. batch_size: of every model and prior. Each of the last two only for a study
+    whose ``OPTIONS`` name it.
     """
 
     data: str | None = None
     scale: str = "small"
     runs: str = "runs"
+    name: str | None = None
+    overwrite: bool = False
     seeds: int | None = None
     limit: int | None = None
     size: str | None = None
@@ -71,10 +75,11 @@ class TrainedRun:
 
 
 class Runner:
-    """Trains what a study asks for under ``RUNS/reproduce-STUDY-SCALE`` and writes its tables there.
+    """Trains what a study asks for under ``RUNS/NAME`` and writes its tables there.
 
-    A run that is already there with the same settings is loaded, and one that was interrupted goes on from
-    its last checkpoint, so that a study goes on where it stopped.
+    NAME is ``reproduce-STUDY-SCALE`` unless the options say another. A run that is already there with the
+    same settings is loaded, and one that was interrupted goes on from its last checkpoint, so that a study
+    goes on where it stopped. What is there with other settings is replaced with ``overwrite`` alone.
     """
 
     def __init__(
@@ -83,22 +88,35 @@ class Runner:
         options: StudyOptions,
         settings: Mapping[str, Mapping[str, Any]],
         extra_options: Sequence[str],
+        seeds: int = 1,
     ) -> None:
-        """settings: of the study's models, by scale. extra_options: the study's ``OPTIONS``. ValueError."""
+        """Check the options and open the data.
+
+        settings: of the study's models, by scale. extra_options: the study's ``OPTIONS``. seeds: runs that
+        the study averages over. Raises ValueError, also where the folder holds a study of other settings.
+        """
         from models.data import load_data
         from models.runs.device import find_device
 
         _check_options(study, options, extra_options)
         check_choice(tuple(settings), scale=options.scale)
         self.options = options
-        self.folder = Path(options.runs) / f"reproduce-{study}-{options.scale}"
+        name = f"reproduce-{study}-{options.scale}" if options.name is None else options.name
+        check_name(name)
+        self.folder = Path(options.runs) / name
         overrides = {name: getattr(options, name) for name in _MODEL_SETTINGS}
         model_settings = {name: value for name, value in overrides.items() if value is not None}
         loop = {name: getattr(options, name) for name in ("accelerator", "precision", "progress")}
         self.shared: dict[str, Any] = {"runs": str(self.folder)} | loop
         self.settings = {**settings[options.scale], **self.shared, **model_settings}
         self.config = TrainConfig(**self.settings)
+        made_with = {"study": study, "scale": options.scale, "seeds": seeds} | self.settings
+        stored = {
+            name: format_value(value) for name, value in made_with.items() if name not in PLACE_SETTINGS
+        }
+        check_study(self.folder, stored, options.overwrite)
         self.data: ImageData = load_data(self.config, progress=options.progress)
+        store_study(self.folder, stored)
         self.say(self.data.describe())
         self.device = find_device(options.accelerator)
 
@@ -110,7 +128,7 @@ class Runner:
 
         config = TrainConfig(**self.settings | {"name": name} | changes)
         is_same = self._is_same(config)
-        if is_same and is_trained(config.layout.model):
+        if is_same and config.layout.is_finished([config.layout.model]):
             model: Any = load_pretrained(config.layout.model, self.device)
         else:
             self.say(f"training {name}")
@@ -136,8 +154,8 @@ class Runner:
             and config.layout.description.is_file()
             and CodeDescription.load(config.folder).difference(store.description) is None
         )
-        lowest = config.layout.level(len(store.description.shapes) - 1)  # written last
-        if is_same and is_trained(lowest):
+        levels = [config.layout.level(number) for number in range(len(store.description.shapes))]
+        if is_same and config.layout.is_finished(levels):
             return store, open_priors(config.folder, self.device)
         self.say(f"training {name}")
         start = _start(config, is_same)
@@ -219,9 +237,15 @@ class Runner:
         print(f"\n{name}\n{text}\n{caption}", flush=True)
 
     def _is_same(self, config: TrainConfig | PriorConfig) -> bool:
-        """Whether the run in the folder has these settings, progress bars aside."""
+        """Whether a run with these settings is there; ValueError for one of others, if it may not go."""
         stored = config.layout.config
-        return stored.is_file() and type(config).load(stored).replace(progress=config.progress) == config
+        if not stored.is_file():
+            return False
+        earlier: Any = type(config).load(stored)
+        difference = config.difference(earlier)
+        if difference is not None and not self.options.overwrite:
+            raise ValueError(made_with_other(config.folder, *difference))
+        return difference is None
 
     def say(self, text: str) -> None:
         """Print what is being done, unless progress is off."""
