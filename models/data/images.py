@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.data.records import image_name, naming_the_image, open_image
 from models.data.sources import DataError
 
 if TYPE_CHECKING:
@@ -50,6 +49,7 @@ class ImageSplit:
     Of the digits ``load_data(DataConfig()).test.batch([0, 5])`` is ``[2, 1, 8, 8]`` uint8, and
     ``batch_labels([0, 5])`` the two digits, ``[2]`` int64.
 
+    roots: folders in which files that records name must lie, see :func:`models.data.records.read_encoded`.
     cache: decode all images now and keep them; else they are decoded batch by batch.
     check: without a cache, decode all images once, so that a bad one is found before training starts.
     resize, recolour: fit an image of another size, or a coloured one among grey ones; else it is an error.
@@ -64,6 +64,7 @@ class ImageSplit:
         size: tuple[int, int],
         channels: int,
         *,
+        roots: Sequence[Path] | None = None,
         resize: bool,
         recolour: bool,
         cache: bool,
@@ -71,6 +72,7 @@ class ImageSplit:
         on_decoded: Callable[[int], object] | None = None,
     ) -> None:
         self.labels = labels
+        self._roots = roots
         self.size, self.channels, self.resize, self.recolour = size, channels, resize, recolour
         self._encoded = dataset.with_format(None).select_columns([image_column])
         self._column = image_column
@@ -113,7 +115,7 @@ class ImageSplit:
         return stacked.unsqueeze(1) if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2).contiguous()
 
     def _pixels_of(self, record: dict[str, Any], row: int) -> NDArray[np.uint8]:
-        image = open_image(record, row)
+        image = open_image(record, row, self._roots)
         if self.channels == 1 and image.mode not in GREY_MODES and not self.recolour:
             raise DataError(
                 f"{image_name(record, row)} is coloured (mode {image.mode}), the first image is grey; "
@@ -185,54 +187,6 @@ def eight_bits(image: Image) -> Image:
     from PIL import Image as pillow
 
     return pillow.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
-
-
-def open_image(record: dict[str, Any] | None, row: int) -> Image:
-    """The image of one record, turned as its EXIF orientation says; DataError naming the file.
-
-    A block that is no EXIF at all gives no orientation.
-    """
-    from PIL import Image as pillow
-    from PIL import ImageOps
-
-    if record is None or (record["bytes"] is None and record["path"] is None):
-        raise DataError(f"image {row} of the split is missing (null); remove that row from the data")
-    with naming_the_image(record, row):
-        encoded = record["bytes"]
-        if encoded is None:
-            encoded = Path(record["path"]).read_bytes()
-        image = pillow.open(io.BytesIO(encoded))
-        image.load()
-    with naming_the_image(record, row, "save it again without EXIF data"), contextlib.suppress(SyntaxError):
-        ImageOps.exif_transpose(image, in_place=True)
-    return image
-
-
-@contextlib.contextmanager
-def naming_the_image(
-    record: dict[str, Any], row: int, remedy: str = "replace or remove the file"
-) -> Iterator[None]:
-    """Whatever a decoder raises inside becomes a DataError with the file, the reason and the remedy.
-
-    Damaged and hostile files make decoders raise anything: struct.error, KeyError, MemoryError and errors
-    of their own, Pillow's DecompressionBombError for enormous dimensions among them.
-    """
-    from PIL import UnidentifiedImageError
-
-    try:
-        yield
-    except Exception as error:
-        # Pillow would name the buffer in memory that it was given.
-        reason = "no known format" if isinstance(error, UnidentifiedImageError) else str(error)
-        reason = reason or type(error).__name__
-        raise DataError(
-            f"{image_name(record, row)} cannot be read as an image ({reason}); {remedy}"
-        ) from error
-
-
-def image_name(record: dict[str, Any], row: int) -> str:
-    """What to call an image in a message: its file, or its row in the split."""
-    return str(record["path"] or f"image {row} of the split")
 
 
 def _identity(record: dict[str, Any] | None) -> bytes:

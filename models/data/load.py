@@ -17,7 +17,8 @@ from models.data.columns import (
     undecoded,
     with_image_type,
 )
-from models.data.images import GREY_MODES, SPLITS, ImageSplit, open_image, to_float
+from models.data.images import GREY_MODES, SPLITS, ImageSplit, to_float
+from models.data.records import open_image
 from models.data.settings import DataConfig
 from models.data.sources import DataError, open_source, split_named
 from models.progress import progress_bar
@@ -114,7 +115,7 @@ def load_data(config: DataConfig, *, stream: bool = False, progress: bool = Fals
                 raise DataError(f"split {name} of {config.data} lacks the column {column!r}, train has it")
     splits = {name: undecoded(split, image_column) for name, split in splits.items()}
     labels, class_names = number_labels(splits, label_column)
-    first = open_image(splits["train"][0][image_column], 0)
+    first = open_image(splits["train"][0][image_column], 0, source.roots)
     size = parse_size(config.size) if config.size else (first.height, first.width)
     channels = (1 if first.mode in GREY_MODES else 3) if config.channels is None else config.channels
     if channels not in (1, 3):
@@ -129,6 +130,7 @@ def load_data(config: DataConfig, *, stream: bool = False, progress: bool = Fals
                 labels[name],
                 size,
                 channels,
+                roots=source.roots,
                 resize=config.size is not None,
                 recolour=config.channels is not None,
                 cache=cache,

@@ -67,6 +67,8 @@ def _read_rows(table: Path) -> list[dict[str, str]]:
             if not (cells[column].isdecimal() and int(cells[column]) < len(names)):
                 listing = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
                 raise DataError(f"{table} line {line}: {column} is {cells[column]!r}; accepted: {listing}")
+        if Path(cells["image"]).name != cells["image"]:
+            raise DataError(f"{table} line {line}: image is {cells['image']!r}; accepted: the name of a file")
         if cells["set"] not in SPLITS:
             raise DataError(f"{table} line {line}: set is {cells['set']!r}; accepted: {', '.join(SPLITS)}")
         complete.append(cells)

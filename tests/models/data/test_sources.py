@@ -85,7 +85,8 @@ def test_unlabelled_images_and_parquet(tmp_path: Path) -> None:
     import datasets
 
     (tmp_path / "parquet").mkdir()
-    files = [str(path) for path in sorted((tmp_path / "flat").glob("*.png"))]
+    (tmp_path / "flat").rename(tmp_path / "parquet" / "flat")
+    files = [str(path) for path in sorted((tmp_path / "parquet" / "flat").glob("*.png"))]
     features = datasets.Features({"picture": datasets.Image(), "kind": datasets.Value("string")})
     table = datasets.Dataset.from_dict({"picture": files, "kind": ["x", "y"] * 6}, features=features)
     table.to_parquet(str(tmp_path / "parquet" / "train-00000-of-00001.parquet"))
@@ -103,8 +104,8 @@ def test_unlabelled_images_and_parquet(tmp_path: Path) -> None:
 def test_parquet_as_in_a_snapshot_of_the_hub(tmp_path: Path) -> None:
     import datasets
 
-    write_images(tmp_path / "files", 12)
-    files: list[str | None] = [str(path) for path in sorted((tmp_path / "files").glob("*.png"))]
+    write_images(tmp_path / "hub" / "files", 12)
+    files: list[str | None] = [str(path) for path in sorted((tmp_path / "hub" / "files").glob("*.png"))]
     (tmp_path / "hub" / "data").mkdir(parents=True)
 
     def load_with(**columns: tuple[list[object], object]):

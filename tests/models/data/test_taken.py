@@ -135,9 +135,8 @@ def test_labels_of_other_tasks_are_left_out_on_request(
 ) -> None:
     import datasets
 
-    write_images(tmp_path / "files", 24)
-    files = sorted(str(path) for path in (tmp_path / "files").glob("*.png"))
-    (tmp_path / "table").mkdir()
+    write_images(tmp_path / "table" / "files", 24)
+    files = sorted(str(path) for path in (tmp_path / "table" / "files").glob("*.png"))
     for split, images, label in (("train", files[:12], train), ("test", files[12:], test)):
         table = datasets.Dataset.from_dict({"image": images, column: [label] * 12})
         table = table.cast_column("image", datasets.Image())
