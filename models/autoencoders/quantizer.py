@@ -14,6 +14,8 @@ from models.settings import setting
 from vq_kernels.checks import check_choice, check_flag, check_integer, check_number
 from vq_kernels.quantizers import FusedVectorQuantizer, Quantizer
 
+WITH_CODES = ("vqvae", "vqvae2")  # models, as the setting of that name has them
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizerSettings:
@@ -21,13 +23,17 @@ class QuantizerSettings:
 
     settings_title: ClassVar[str] = "codebook"
 
-    embedding_dim: int = setting(64, "D, the dimension of a code")
-    codebook_size: int = setting(512, "K, the number of codes")
-    codebook: str = setting("ema", "how codes are learnt: ema or gradient")
-    alpha: float = setting(1.0, "weight of the codebook loss (gradient codebooks)")
-    decay: float = setting(0.99, "decay of the codes' moving averages")
-    kmeans_init: bool = setting(False, "start the codebook from k-means of the first batch")
-    dead_code_threshold: float = setting(0.0, "restart codes whose averaged count falls below this")
+    embedding_dim: int = setting(64, "D, the dimension of a code", model=WITH_CODES)
+    codebook_size: int = setting(512, "K, the number of codes", model=WITH_CODES)
+    codebook: str = setting("ema", "how codes are learnt: ema or gradient", model=WITH_CODES)
+    alpha: float = setting(
+        1.0, "weight of the codebook loss (gradient codebooks)", model=WITH_CODES, codebook=("gradient",)
+    )
+    decay: float = setting(0.99, "decay of the codes' moving averages", model=WITH_CODES, codebook=("ema",))
+    kmeans_init: bool = setting(False, "start the codebook from k-means of the first batch", model=WITH_CODES)
+    dead_code_threshold: float = setting(
+        0.0, "restart codes whose averaged count falls below this", model=WITH_CODES
+    )
 
     def check_quantizer(self) -> None:
         """TypeError or ValueError for the first setting with which no quantizer can be built."""

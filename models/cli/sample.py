@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models.autoencoders.base import require_codes
-from models.cli.flags import add_command, add_device_flag, check_output
+from models.cli.flags import add_command, add_device_flag, add_import_flag, check_output
 from models.files import only_writer
 from models.progress import progress_bar
 from models.runs.layout import RunLayout
@@ -41,6 +41,7 @@ def add_parser(commands: Any) -> None:
         "--seed", type=int, default=0, help="of the draws; each kind of device has its own (0)"
     )
     add_device_flag(parser)
+    add_import_flag(parser)
     parser.add_argument(
         "--model", help="run or folder of the decoder, if it has moved since it wrote the codes"
     )

@@ -73,7 +73,7 @@ def evaluate(
     fid = RFID(fid_weights, data.size, len(images_of), device)
     nats: dict[str, float] = {}
     commitment: float | None = None
-    cards = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    cards = range(torch.cuda.device_count())  # a seed is that of all of them
     with (
         evaluating(model, *priors),
         torch.random.fork_rng(cards),

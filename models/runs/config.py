@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from models.autoencoders.quantizer import QuantizerSettings
+from models.autoencoders.quantizer import WITH_CODES, QuantizerSettings
 from models.data.settings import DataConfig
 from models.runs.layout import RunLayout
 from models.settings import convert_value, format_value, read_yaml, setting, setting_types, write_yaml
 from vq_kernels.checks import check_choice, check_integer, check_number
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+_SNAIL = ("pixelsnail",)
+_MAPS = ("pixelsnail", "pixelcnn")
 PER_LEVEL = "one for all levels, or one for each, top first"
 # A resumed run may change these. The others decide the model, its data and their order, or come back with
 # the checkpoint, as the learning rate does.
@@ -26,6 +28,10 @@ RESUMABLE_SETTINGS = (
     *("accelerator", "deterministic", "log_every", "checkpoint_every", "progress", "pictures_every"),
     *("cache_gb", "cache_dir", "requeue"),
 )
+# What runs had before there was such a setting, where that is not its default.
+_BEFORE = {"split_by": "number"}
+# Settings that nobody writes down all at once, and every version of the ``config.yaml`` of a run has.
+_SELDOM_SET = ("runs", "accelerator", "deterministic", "progress", "log_every", "checkpoint_every", "warmup")
 # These say where and how a run is made, not what comes out of it.
 PLACE_SETTINGS = ("name", "runs", "accelerator", "progress", "requeue", "cache_gb", "cache_dir")
 
@@ -35,6 +41,14 @@ def check_name(name: str) -> None:
     inside = os.path.normpath(name)
     if not name.strip() or os.path.isabs(inside) or inside.split(os.sep)[0] in (".", ".."):
         raise ValueError(f"name is {name!r}; accepted: the name of a folder inside runs (--name NAME)")
+
+
+def made_with_other(folder: Path, name: str, stored: Any, current: Any) -> str:
+    """The message that ``folder`` was made with another value of the setting ``name``."""
+    return (
+        f"{name} is {format_value(current)}, but {folder} was made with {format_value(stored)}; give the "
+        f"same again, choose another name (--name), or replace what differs (--overwrite)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +144,22 @@ class LoopConfig:
         return cls.from_mapping(read_yaml(path), str(path))
 
     @classmethod
+    def of_run(cls, path: str | Path) -> Self:
+        """Settings from the ``config.yaml`` of a run, which an earlier version may have written."""
+        return cls.from_mapping(cls.completed(read_yaml(path)), str(path))
+
+    @classmethod
+    def is_of_run(cls, values: Mapping[str, Any]) -> bool:
+        """Whether ``values`` list all that there is to set, as the ``config.yaml`` of a run does."""
+        return set(_SELDOM_SET) <= set(values)
+
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings in the ``config.yaml`` of a run with what earlier versions did without saying so."""
+        types = setting_types(cls)
+        return {name: value for name, value in _BEFORE.items() if name in types} | dict(values)
+
+    @classmethod
     def _converted(cls, values: Mapping[str, Any], source: str) -> dict[str, Any]:
         types = setting_types(cls)
         for name in values:
@@ -185,21 +215,27 @@ class TrainConfig(QuantizerSettings, DataConfig, LoopConfig):
     settings_title: ClassVar[str] = "model"
 
     model: str = setting("vqvae", "vqvae, vqvae2 or vae")
-    hidden: int = setting(128, "channels of the convolutions")
-    residual_layers: int = setting(2, "residual blocks on either side")
-    residual_hidden: int = setting(32, "channels inside a residual block")
-    downscale: int = setting(4, "vqvae: image size over code map size: 2, 4 or 8")
-    downscales: tuple[int, ...] = setting((4, 2), "vqvae2: downscale of each level, bottom first")
+    hidden: int = setting(128, "channels of the convolutions", model=WITH_CODES)
+    residual_layers: int = setting(2, "residual blocks on either side", model=WITH_CODES)
+    residual_hidden: int = setting(32, "channels inside a residual block", model=WITH_CODES)
+    downscale: int = setting(4, "vqvae: image size over code map size: 2, 4 or 8", model=("vqvae",))
+    downscales: tuple[int, ...] = setting(
+        (4, 2), "vqvae2: downscale of each level, bottom first", model=("vqvae2",)
+    )
     beta: float | None = setting(
         None, "weight of the commitment loss, by default 0.25; vae: of the KL term, by default 1"
     )
     likelihood: str | None = setting(
         None, "mse, gaussian, logistic or categorical; by default gaussian for a vae, else mse"
     )
-    latent_dim: int = setting(128, "vae: dimension of the latent")
+    latent_dim: int = setting(128, "vae: dimension of the latent", model=("vae",))
     init: str | None = setting(None, "run or model folder whose weights to start from")
-    kl_warmup: int = setting(0, "vae: steps over which the weight of the KL term rises from zero")
-    channels_vae: tuple[int, ...] = setting((32, 64, 128, 256), "vae: widths of the four convolutions")
+    kl_warmup: int = setting(
+        0, "vae: steps over which the weight of the KL term rises from zero", model=("vae",)
+    )
+    channels_vae: tuple[int, ...] = setting(
+        (32, 64, 128, 256), "vae: widths of the four convolutions", model=("vae",)
+    )
     pictures_every: int = setting(1, "epochs between two pictures of reconstructions; 0 for none")
 
     def __post_init__(self) -> None:
@@ -233,17 +269,25 @@ class PriorConfig(LoopConfig):
     conditional: bool | None = setting(None, "condition on the labels; by default where the codes have them")
     width: int = setting(64, "channels of the network")
     layers: int = setting(3, "number of layers or blocks")
-    heads: int = setting(4, "attention heads (transformer, pixelsnail)")
+    heads: int = setting(4, "attention heads (transformer, pixelsnail)", prior=("transformer", "pixelsnail"))
     dropout: float = setting(0.1, "dropout probability")
-    kernel_size: int = setting(5, "pixelsnail, pixelcnn: size of the convolutions, odd")
-    res_blocks: int = setting(4, "pixelsnail: residual blocks in each of its layers")
+    kernel_size: int = setting(5, "pixelsnail, pixelcnn: size of the convolutions, odd", prior=_MAPS)
+    res_blocks: int = setting(4, "pixelsnail: residual blocks in each of its layers", prior=_SNAIL)
     res_channels: tuple[int, ...] = setting(
-        (0,), "pixelsnail: inside residual blocks; 0 for width; " + PER_LEVEL
+        (0,), "pixelsnail: inside residual blocks; 0 for width; " + PER_LEVEL, prior=_SNAIL
     )
-    attention: tuple[bool, ...] = setting((True,), "pixelsnail: attend to all earlier codes; " + PER_LEVEL)
-    out_res_blocks: tuple[int, ...] = setting((0,), "pixelsnail: blocks before the output; " + PER_LEVEL)
-    upper_blocks: int = setting(3, "pixelsnail, pixelcnn: residual blocks that read the level above")
-    upper_channels: int | None = setting(None, "pixelsnail: channels of those blocks; by default width")
+    attention: tuple[bool, ...] = setting(
+        (True,), "pixelsnail: attend to all earlier codes; " + PER_LEVEL, prior=_SNAIL
+    )
+    out_res_blocks: tuple[int, ...] = setting(
+        (0,), "pixelsnail: blocks before the output; " + PER_LEVEL, prior=_SNAIL
+    )
+    upper_blocks: int = setting(
+        3, "pixelsnail, pixelcnn: residual blocks that read the level above", prior=_MAPS
+    )
+    upper_channels: int | None = setting(
+        None, "pixelsnail: channels of those blocks; by default width", prior=_SNAIL
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

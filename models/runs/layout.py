@@ -12,7 +12,7 @@ from models.pretrained import WEIGHTS_FILE
 _EVERY_LOOP = ("checkpoints", "logs", "tensorboard", "curves.png")
 # All that a command writes into the folder of its run beside config.yaml and the folders of levels.
 _OUTPUTS = {
-    "train": (*_EVERY_LOOP, "model", "reconstructions"),
+    "train": (*_EVERY_LOOP, "data.json", "model", "reconstructions"),
     "train-prior": (*_EVERY_LOOP, DESCRIPTION_FILE),
 }
 
@@ -21,9 +21,10 @@ _OUTPUTS = {
 class RunLayout:
     """Where the files of one run lie: ``RunLayout(Path("runs/digits")).model`` is ``runs/digits/model``.
 
-    `train` writes ``config.yaml``, ``checkpoints/{best,last}.ckpt``, ``logs/``, ``tensorboard/``,
-    ``reconstructions/``, ``model/`` and ``curves.png``; `train-prior` the same with ``level0/`` (top),
-    ``level1/``, ... and ``codes.json`` in place of ``model/`` and ``reconstructions/``. The other commands
+    `train` writes ``config.yaml``, ``data.json``, ``checkpoints/{best,last}.ckpt``, ``logs/``,
+    ``tensorboard/``, ``reconstructions/``, ``model/`` and ``curves.png``; `train-prior` the same with
+    ``level0/`` (top), ``level1/``, ... and ``codes.json`` in place of ``data.json``, ``model/`` and
+    ``reconstructions/``. The other commands
     add ``codes/``, ``evaluation-SPLIT.json``, ``reconstruct-SPLIT/`` and ``samples/``. Nothing is read or
     made here.
     """
@@ -34,6 +35,11 @@ class RunLayout:
     def config(self) -> Path:
         """The settings of the run, as YAML."""
         return self.folder / "config.yaml"
+
+    @property
+    def data(self) -> Path:
+        """Digests of the images that the run was trained on, as JSON."""
+        return self.folder / "data.json"
 
     @property
     def model(self) -> Path:

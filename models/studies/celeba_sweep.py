@@ -7,13 +7,15 @@ iterations of 256 images): best K=512, beta=1.25, lr=1e-3, with a perplexity abo
 
 from __future__ import annotations
 
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 from models.evaluation.pictures import save_curves
+from models.evaluation.tables import Row
 from models.studies.figures import LOSS_UNITS, compare_reconstructions
-from models.studies.runner import Row, Runner, StudyOptions, TrainedRun
+from models.studies.runner import Runner, StudyOptions
+from models.training.finished import TrainedRun
+from models.training.sweep import grid as combinations
 
 OPTIONS = ("batch_size",)
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -48,21 +50,16 @@ def run(options: StudyOptions) -> Path:
     """Train every setting, rank them by held-out error, train the best one for longer."""
     runner = Runner("celeba-sweep", options, SETTINGS, OPTIONS)
     grid = GRIDS[options.scale]
-    runs: dict[tuple[Any, ...], TrainedRun] = {}
-    rows: list[Row] = []
-    for values in product(*grid.values()):
-        settings = dict(zip(grid, values, strict=True))
-        name = "-".join(f"{key}{value:g}" for key, value in settings.items())
-        runs[values] = runner.train(name, **settings)
-        metrics = runner.evaluate(runs[values], split="validation")
-        rows.append(settings | {key: metrics[key] for key in ("mse", "nmse", "ssim", "perplexity", "usage")})
-    ranked = sorted(rows, key=lambda row: float(row["mse"]))
+    swept = runner.sweep(combinations(grid))
+    runs = {tuple(one.case.values()): one.run for one in swept}
+    shown = ("mse", "nmse", "ssim", "perplexity", "usage")
+    ranked: list[Row] = [dict(one.case) | {key: one.figures[key] for key in shown} for one in swept]
     runner.write_table(
         "sweep",
         ranked,
         f"Validation split of {runner.data.name}, best first. Published best: K=512, beta=1.25, lr=1e-3.",
     )
-    best = {name: ranked[0][name] for name in grid}
+    best = dict(swept[0].case)
     for parameter in grid:
         _curves(runner, runs, grid, best, parameter)
     longer = runner.train("best", **best, steps=LONGER[options.scale])

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from models.evaluation.pictures import save_curves
+from models.evaluation.tables import Row
 from models.studies.figures import LOSS_UNITS, compare_reconstructions
-from models.studies.runner import Row, Runner, StudyOptions, TrainedRun
+from models.studies.runner import Runner, StudyOptions
+from models.training.finished import TrainedRun
 
 OPTIONS = ()
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -21,7 +21,8 @@ from models.studies.figures import (
     reconstructions_over_epochs,
     tsne_by_label,
 )
-from models.studies.runner import Runner, StudyOptions, TrainedRun, mean_std
+from models.studies.runner import Runner, StudyOptions, mean_std
+from models.training.finished import TrainedRun
 
 OPTIONS = ("batch_size", "seeds")
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -10,8 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.evaluation.tables import Row
 from models.studies.figures import compare_reconstructions, stacked_bars
-from models.studies.runner import Row, Runner, StudyOptions
+from models.studies.runner import Runner, StudyOptions
 
 if TYPE_CHECKING:
     from models.priors.base import AutoregressivePrior

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from models.evaluation.judge import Judge
 from models.evaluation.pictures import save_curves
+from models.evaluation.tables import Row
 from models.studies.figures import sample_panels
-from models.studies.runner import Row, Runner, StudyOptions
+from models.studies.runner import Runner, StudyOptions
 
 if TYPE_CHECKING:
     from torch import Tensor

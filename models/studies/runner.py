@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,20 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.evaluation.tables import Row, write_table
 from models.progress import progress_bar
 from models.runs.config import PLACE_SETTINGS, PriorConfig, TrainConfig, check_name
 from models.settings import format_value
-from models.studies.stored import check_study, made_with_other, store_study
+from models.studies.stored import check_study, rules_of_study, store_study
 from vq_kernels.checks import check_choice, check_integer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from models.autoencoders.base import Autoencoder
     from models.codes.store import CodeStore
     from models.data import ImageData
     from models.priors.base import AutoregressivePrior
-    from models.runs.history import Series
+    from models.training.finished import TrainedRun
+    from models.training.sweep import Swept
 
 SCALES = ("small", "paper")
 # The options that are settings of every model a study trains.
@@ -37,7 +37,6 @@ _CAPTION = {
     "embedding_dim": "D =",
     "beta": "beta =",
 }
-Row = Mapping[str, str | float | int]
 
 
 @dataclass(frozen=True)
@@ -63,15 +62,6 @@ class StudyOptions:
     accelerator: str = "auto"
     precision: str = "32-true"
     progress: bool = True
-
-
-@dataclass(frozen=True)
-class TrainedRun:
-    """A trained autoencoder with its settings and logged values."""
-
-    config: TrainConfig
-    model: Autoencoder
-    history: dict[str, Series]
 
 
 class Runner:
@@ -109,6 +99,7 @@ class Runner:
         loop = {name: getattr(options, name) for name in ("accelerator", "precision", "progress")}
         self.shared: dict[str, Any] = {"runs": str(self.folder)} | loop
         self.settings = {**settings[options.scale], **self.shared, **model_settings}
+        self.settings |= rules_of_study(self.folder)
         self.config = TrainConfig(**self.settings)
         made_with = {"study": study, "scale": options.scale, "seeds": seeds} | self.settings
         stored = {
@@ -122,18 +113,20 @@ class Runner:
 
     def train(self, name: str, **changes: Any) -> TrainedRun:
         """The run ``name`` with ``changes`` to the study's settings."""
-        from models.runs.history import read_history
-        from models.runs.open import load_pretrained
-        from models.training.autoencoder import train
+        from models.training.finished import trained_run
 
         config = TrainConfig(**self.settings | {"name": name} | changes)
-        is_same = self._is_same(config)
-        if is_same and config.layout.is_finished([config.layout.model]):
-            model: Any = load_pretrained(config.layout.model, self.device)
-        else:
-            self.say(f"training {name}")
-            model = train(config, self.data, **_start(config, is_same)).to(self.device)
-        return TrainedRun(config, model, read_history(config.folder))
+        how: dict[str, Any] = {"overwrite": self.options.overwrite, "device": self.device, "say": self.say}
+        return trained_run(config, self.data, **how)
+
+    def sweep(self, cases: Sequence[Mapping[str, Any]]) -> list[Swept]:
+        """:func:`models.training.sweep.sweep` of the study's settings over ``cases``, best first."""
+        from models.training.sweep import sweep
+
+        place = Path(self.settings["runs"])
+        config = TrainConfig(**self.settings | {"runs": str(place.parent), "name": place.name})
+        how: dict[str, Any] = {"overwrite": self.options.overwrite, "device": self.device, "say": self.say}
+        return sweep(config, cases, self.data, **how)
 
     def train_priors(
         self, run: TrainedRun, name: str, **settings: Any
@@ -141,6 +134,7 @@ class Runner:
         """Priors over the codes of ``run``, top level first, and the store of codes."""
         from models.codes.description import CodeDescription
         from models.runs.open import open_priors
+        from models.training.finished import how_to_start, is_same_run
         from models.training.prior import train_prior
 
         overrides = {name: getattr(self.options, name) for name in ("epochs", "batch_size")}
@@ -150,7 +144,7 @@ class Runner:
         store = self._encode(run)
         # A prior keeps the description of its codes: another run of the model makes it out of date.
         is_same = (
-            self._is_same(config)
+            is_same_run(config, self.options.overwrite)
             and config.layout.description.is_file()
             and CodeDescription.load(config.folder).difference(store.description) is None
         )
@@ -158,7 +152,7 @@ class Runner:
         if is_same and config.layout.is_finished(levels):
             return store, open_priors(config.folder, self.device)
         self.say(f"training {name}")
-        start = _start(config, is_same)
+        start = how_to_start(config, is_same)
         priors: list[Any] = [prior.to(self.device) for prior in train_prior(config, store, **start)]
         return store, priors
 
@@ -222,40 +216,12 @@ class Runner:
 
     def write_table(self, name: str, rows: Sequence[Row], caption: str = "") -> None:
         """``NAME.md`` and ``NAME.csv`` in the study's folder; also printed."""
-        columns = list(dict.fromkeys(column for row in rows for column in row))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        lines = ["| " + " | ".join(map(_cell, columns)) + " |", "|" + "---|" * len(columns)]
-        lines += ["| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |" for row in rows]
-        text = "\n".join(lines)
-        (self.folder / f"{name}.md").write_text(
-            f"{text}\n" + (f"\n{caption}\n" if caption else ""), encoding="utf-8"
-        )
-        print(f"\n{name}\n{text}\n{caption}", flush=True)
-
-    def _is_same(self, config: TrainConfig | PriorConfig) -> bool:
-        """Whether a run with these settings is there; ValueError for one of others, if it may not go."""
-        stored = config.layout.config
-        if not stored.is_file():
-            return False
-        earlier: Any = type(config).load(stored)
-        difference = config.difference(earlier)
-        if difference is not None and not self.options.overwrite:
-            raise ValueError(made_with_other(config.folder, *difference))
-        return difference is None
+        print(f"\n{name}\n{write_table(self.folder, name, rows, caption)}", flush=True)
 
     def say(self, text: str) -> None:
         """Print what is being done, unless progress is off."""
         if self.options.progress:
             print(text, flush=True)
-
-
-def _start(config: TrainConfig | PriorConfig, is_same: bool) -> dict[str, bool]:
-    """How to train: an interrupted run of the same settings and codes goes on, any other one is replaced."""
-    return {"resume": True} if is_same and config.layout.last.is_file() else {"overwrite": True}
 
 
 def _check_options(study: str, options: StudyOptions, extra: Sequence[str]) -> None:
@@ -272,8 +238,3 @@ def mean_std(values: Sequence[float]) -> str:
     """``0.0793 (0.0027)``: mean and sample standard deviation; one value has none."""
     mean = f"{statistics.mean(values):.4f}"
     return f"{mean} ({statistics.stdev(values):.4f})" if len(values) > 1 else mean
-
-
-def _cell(value: str | float | int) -> str:
-    """A value in a Markdown table, where ``|`` would end the cell."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")

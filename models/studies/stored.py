@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from models.files import read_object, write_whole
+from models.runs.config import TrainConfig, made_with_other
 from models.runs.layout import RunLayout
-from models.settings import format_value
+from models.settings import read_yaml
 
 STUDY_FILE = "study.json"
 
@@ -32,9 +32,10 @@ def store_study(folder: Path, current: Mapping[str, str]) -> None:
     write_whole(folder / STUDY_FILE, json.dumps(current, indent=2) + "\n")
 
 
-def made_with_other(folder: Path, name: str, stored: Any, current: Any) -> str:
-    """The message that ``folder`` was made with another value of the setting ``name``."""
-    return (
-        f"{name} is {format_value(current)}, but {folder} was made with {format_value(stored)}; give the "
-        f"same again, choose another name (--name), or replace what differs (--overwrite)"
-    )
+def rules_of_study(folder: Path) -> dict[str, str]:
+    """The settings by whose rules an earlier version made the study in ``folder``; none for a new one."""
+    for file in sorted(folder.glob("*/config.yaml")):
+        values = read_yaml(file)
+        if "data" in values:
+            return {"split_by": TrainConfig.completed(values)["split_by"]}
+    return {}

@@ -59,7 +59,9 @@ def test_a_run_opens_without_a_command_line(tmp_path: Path) -> None:
 def test_a_command_reads_the_settings_of_a_run_once(tmp_path: Path, monkeypatch, command: str) -> None:
     run = write_run(tmp_path / "run", limit=60)
     parsed: list[object] = []
-    original = yaml.safe_load
-    monkeypatch.setattr(yaml, "safe_load", lambda text: parsed.append(text) or original(text))
+    original = yaml.SafeLoader.get_single_node
+    monkeypatch.setattr(
+        yaml.SafeLoader, "get_single_node", lambda self: parsed.append(self) or original(self)
+    )
     assert main([command, str(run), "--limit", "50", "--out", str(tmp_path / "out")]) == 0
     assert len(parsed) == 1
