@@ -105,6 +105,34 @@ class VAE(Autoencoder):
         """Mean image ``[B, C, H, W]`` of latents ``[B, L]``."""
         return self.likelihood.mean(self._decode(z))
 
+    @torch.no_grad()
+    def sample(
+        self, count: int, *, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean images ``[count, C, H, W]`` of latents drawn from the prior, and the latents ``[count, L]``.
+
+        temperature: deviation of the latents, 1 in the prior itself. generator: on the model's device.
+        """
+        check_integer(1, count=count)
+        check_number(temperature=temperature)
+        where = self.from_latent.weight
+        z = torch.randn(count, self.latent_dim, generator=generator, device=where.device, dtype=where.dtype)
+        return self.decode(z * temperature), z * temperature
+
+    @torch.no_grad()
+    def interpolate(self, first: Tensor, second: Tensor, steps: int = 10) -> Tensor:
+        """Mean images on the way from each of ``first`` to its partner in ``second``: ``[B, steps, C, H,
+        W]``.
+
+        The latents lie on a straight line, evenly spaced, from the mean latent of the one image ``[C, H,
+        W]`` to that of the other; the first and the last step are the images' reconstructions.
+        """
+        check_integer(2, steps=steps)
+        start, end = self.encode(first)[0], self.encode(second)[0]  # [B, L]
+        shares = torch.linspace(0, 1, steps, device=start.device, dtype=start.dtype).view(1, -1, 1)
+        z = torch.lerp(start.unsqueeze(1), end.unsqueeze(1), shares)  # [B, steps, L]
+        return self.decode(z.flatten(0, 1)).unflatten(0, (-1, steps))
+
     def reconstruct(self, x: Tensor) -> Tensor:
         """The mean image of the mean latent of ``x``: x's shape."""
         return self.decode(self.encode(x)[0])

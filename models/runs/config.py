@@ -17,6 +17,7 @@ from models.runs.layout import RunLayout
 from models.settings import convert_value, format_value, read_yaml, setting, setting_types, write_yaml
 from vq_kernels.checks import check_choice, check_integer, check_number
 
+LOGGERS = ("csv", "tensorboard", "wandb")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 _SNAIL = ("pixelsnail",)
 _MAPS = ("pixelsnail", "pixelcnn")
@@ -26,14 +27,14 @@ PER_LEVEL = "one for all levels, or one for each, top first"
 RESUMABLE_SETTINGS = (
     *("name", "runs", "epochs", "steps", "patience", "schedule", "warmup", "clip", "precision", "devices"),
     *("accelerator", "deterministic", "log_every", "checkpoint_every", "progress", "pictures_every"),
-    *("cache_gb", "cache_dir", "requeue"),
+    *("cache_gb", "cache_dir", "requeue", "logger"),
 )
 # What runs had before there was such a setting, where that is not its default.
 _BEFORE = {"split_by": "number"}
 # Settings that nobody writes down all at once, and every version of the ``config.yaml`` of a run has.
 _SELDOM_SET = ("runs", "accelerator", "deterministic", "progress", "log_every", "checkpoint_every", "warmup")
 # These say where and how a run is made, not what comes out of it.
-PLACE_SETTINGS = ("name", "runs", "accelerator", "progress", "requeue", "cache_gb", "cache_dir")
+PLACE_SETTINGS = (*("name", "runs", "accelerator", "progress", "logger", "requeue", "cache_gb", "cache_dir"),)
 
 
 def check_name(name: str) -> None:
@@ -77,6 +78,9 @@ class LoopConfig:
     log_every: int = setting(10, "steps between two rows of the logs")
     checkpoint_every: int = setting(200, "steps between two saves of the last checkpoint")
     progress: bool = setting(True, "show progress bars")
+    logger: tuple[str, ...] = setting(
+        ("csv", "tensorboard"), "csv, and tensorboard, wandb (offline, if installed) or both"
+    )
     requeue: bool = setting(False, "when a signal stops a SLURM job, put it back into the queue")
 
     def __post_init__(self) -> None:
@@ -89,6 +93,13 @@ class LoopConfig:
         self._check_integers(0, "warmup", "seed")
         if self.seed >= 2**32:
             raise ValueError(f"seed is {self.seed}; accepted: an integer below 2**32")
+        for logger in self.logger:
+            check_choice(LOGGERS, logger=logger)
+        if "csv" not in self.logger:
+            raise ValueError(
+                f"logger is {format_value(self.logger)}; accepted: csv, from which figures are "
+                f"drawn, and others"
+            )
         check_choice(("constant", "cosine"), schedule=self.schedule)
         check_choice(PRECISIONS, precision=self.precision)
         check_choice(("auto", "cpu", "gpu"), accelerator=self.accelerator)
