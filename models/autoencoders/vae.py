@@ -81,8 +81,7 @@ class VAE(Autoencoder):
         The loss of an empty batch is 0.
         """
         mean, log_variance = self.encode(x)
-        z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
-        parameters = self._decode(z)
+        parameters = self._decode(self._draw(mean, log_variance))
         reconstruction_loss = self.likelihood.loss(parameters, x)
         kl = mean_or_zero(kl_divergence(mean, log_variance)) / math.prod(x.shape[1:])
         terms = {"reconstruction": reconstruction_loss.detach(), "kl": kl.detach()}
@@ -141,6 +140,10 @@ class VAE(Autoencoder):
         """The mean image of the mean latent; forward's is of a latent with noise."""
         return self.reconstruct(x)
 
+    def likely_reconstruction(self, x: Tensor) -> Tensor:
+        """The mean image of a latent drawn from q(z | x), with noise from torch's global generator."""
+        return self.decode(self._draw(*self.encode(x)))
+
     def nats(self, x: Tensor, output: AutoencoderOutput) -> dict[str, Tensor]:
         """``decoder``, -log p(x | z) of one sample of the latent, and ``kl``: the negative ELBO."""
         log_likelihood, negative_kl = self.elbo(x)
@@ -152,9 +155,12 @@ class VAE(Autoencoder):
     def elbo(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """One-sample estimate of E log p(x | z), and -KL: ``[B]`` each, in nats an image."""
         mean, log_variance = self.encode(x)
-        z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
-        log_prob = self.likelihood.log_prob(self._decode(z), x)
+        log_prob = self.likelihood.log_prob(self._decode(self._draw(mean, log_variance)), x)
         return log_prob.flatten(1).sum(1), -kl_divergence(mean, log_variance)
+
+    @staticmethod
+    def _draw(mean: Tensor, log_variance: Tensor) -> Tensor:
+        return mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
 
     def _decode(self, z: Tensor) -> Tensor:
         start = F.relu(self.from_latent(z)).view(-1, *self.smallest)

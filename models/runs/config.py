@@ -241,6 +241,11 @@ class TrainConfig(QuantizerSettings, DataConfig, LoopConfig):
     )
     latent_dim: int = setting(128, "vae: dimension of the latent", model=("vae",))
     init: str | None = setting(None, "run or model folder whose weights to start from")
+    init_weights: str = setting(
+        "torch",
+        "torch, or sonnet: truncated normal weights and zero biases of convolutions",
+        model=WITH_CODES,
+    )
     kl_warmup: int = setting(
         0, "vae: steps over which the weight of the KL term rises from zero", model=("vae",)
     )
@@ -255,6 +260,7 @@ class TrainConfig(QuantizerSettings, DataConfig, LoopConfig):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)  # frozen for others
         super().__post_init__()
+        check_choice(("torch", "sonnet"), init_weights=self.init_weights)
         self._check_integers(2, "hidden")  # the first convolution has half as many
         self._check_integers(1, "residual_hidden", "downscale", "downscales", "latent_dim", "channels_vae")
         self._check_integers(1, "limit")

@@ -14,7 +14,7 @@ from models.runs.history import Series, read_history
 from models.runs.layout import RunLayout
 from models.settings import format_value, read_yaml
 
-_HIGHER = ("psnr", "ssim", "perplexity", "usage")
+_HIGHER = ("psnr", "mean_psnr", "ssim", "inner_ssim", "perplexity", "usage")
 
 
 def compare(runs: Sequence[str | Path], folder: str | Path) -> list[str]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Case = Mapping[str, Any]  # settings by name, in their types
 # Figures that are better when they are higher.
-_HIGHER = ("psnr", "ssim", "usage", "perplexity")
+_HIGHER = ("psnr", "mean_psnr", "ssim", "inner_ssim", "perplexity", "usage")
 _SHOWN = (
     "loss",
     "mse",
