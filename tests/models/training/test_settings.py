@@ -13,7 +13,7 @@ from training_support import histories, settings, train
 
 from models import VQVAE2
 from models.codes.description import CodeDescription
-from models.data import DataConfig, ImageData, load_data, to_float
+from models.data import DataConfig, ImageData, ImageSplit, load_data, to_float
 from models.runs.build import build_model
 from models.runs.config import PriorConfig, TrainConfig
 
@@ -28,7 +28,19 @@ def data() -> ImageData:
 
 
 def test_training_never_looks_at_the_test_split(tmp_path: Path, data: ImageData) -> None:
-    train(settings(tmp_path, epochs=1), dataclasses.replace(data, test=None))
+    class Unread(ImageSplit):
+        """Says which images it holds, and shows none."""
+
+        def __init__(self, split: ImageSplit) -> None:
+            self.hashes, self.labels, self.count = split.hashes, split.labels, len(split)
+
+        def __len__(self) -> int:
+            return self.count
+
+        def batch(self, rows: object) -> torch.Tensor:
+            pytest.fail("an image of the test split was read")
+
+    train(settings(tmp_path, epochs=1), dataclasses.replace(data, test=Unread(data.test)))
 
 
 def test_a_fixed_variance_is_calibrated_on_the_validation_split(tmp_path: Path, data: ImageData) -> None:
