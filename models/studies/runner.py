@@ -119,14 +119,21 @@ class Runner:
         how: dict[str, Any] = {"overwrite": self.options.overwrite, "device": self.device, "say": self.say}
         return trained_run(config, self.data, **how)
 
-    def sweep(self, cases: Sequence[Mapping[str, Any]]) -> list[Swept]:
-        """:func:`models.training.sweep.sweep` of the study's settings over ``cases``, best first."""
+    def sweep(self, cases: Sequence[Mapping[str, Any]], limit: int | None) -> list[Swept]:
+        """:func:`models.training.sweep.sweep` of the study's settings over ``cases``, best first.
+
+        limit: of the images of each split that it is done on.
+        """
+        from models.data import load_data
         from models.training.sweep import sweep
 
         place = Path(self.settings["runs"])
-        config = TrainConfig(**self.settings | {"runs": str(place.parent), "name": place.name})
+        config = TrainConfig(
+            **self.settings | {"runs": str(place.parent), "name": place.name, "limit": limit}
+        )
+        data = self.data if limit == self.config.limit else load_data(config, progress=self.options.progress)
         how: dict[str, Any] = {"overwrite": self.options.overwrite, "device": self.device, "say": self.say}
-        return sweep(config, cases, self.data, **how)
+        return sweep(config, cases, data, **how)
 
     def train_priors(
         self, run: TrainedRun, name: str, **settings: Any

@@ -37,5 +37,6 @@ def rules_of_study(folder: Path) -> dict[str, str]:
     for file in sorted(folder.glob("*/config.yaml")):
         values = read_yaml(file)
         if "data" in values:
-            return {"split_by": TrainConfig.completed(values)["split_by"]}
+            rule = TrainConfig.completed(values)["split_by"]
+            return {} if rule == TrainConfig.split_by else {"split_by": rule}
     return {}

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from studies_support import CASES, QUICK_PRIOR, SMALLEST
@@ -240,7 +241,7 @@ def test_classes_have_distinct_colours(classes: int) -> None:
 
 def test_rows_of_samples_and_classes_in_t_sne_are_named(tmp_path: Path, figures) -> None:
     from models.evaluation.pictures import labelled_rows
-    from models.studies.figures import tsne_by_label
+    from models.studies.figures import tsne, tsne_by_label
 
     names = ("noble", "warrior", "commoner")
     labelled_rows(tmp_path / "rows.png", torch.rand(12, 3, 8, 8) - 0.5, names, 4)
@@ -249,7 +250,10 @@ def test_rows_of_samples_and_classes_in_t_sne_are_named(tmp_path: Path, figures)
     places = {text.get_text(): place for text, place in ticks}
     assert places == {"noble": 3.5, "warrior": 13.5, "commoner": 23.5}
     labels = torch.arange(30) % 3
-    tsne_by_label(tmp_path / "tsne.png", {"a": torch.rand(30, 4), "b": torch.rand(30, 5)}, labels, names)
+    points = tsne({"a": torch.rand(30, 4), "b": torch.rand(30, 5)})
+    assert [placed.shape for placed in points.values()] == [(30, 2), (30, 2)]
+    assert np.ptp(tsne({"collapsed": torch.ones(30, 5)})["collapsed"]) == 0
+    tsne_by_label(tmp_path / "tsne.png", points, labels, names)
     figure, axes = figures[-1]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(names)
     assert [axis.get_legend() for axis in axes] == [None, None]
@@ -357,3 +361,35 @@ def test_without_labels_there_are_no_conditional_priors(
     assert "bits/dim unconditional" in text
     assert "bits/dim conditional" not in text
     assert not list(folder.glob("*-conditional*"))
+
+
+def test_curves_by_epoch_their_spread_and_when_they_are_near_their_best() -> None:
+    from models.runs.history import by_epoch, first_within, spread
+
+    series = ([0.0, 3.0, 4.0, 9.0, 12.0], [1.0, 3.0, 4.0, 6.0, 8.0])
+    assert by_epoch(series, 4) == ([1.0, 2.0, 3.0, 4.0], [2.0, 4.0, 6.0, 8.0])
+    assert first_within(series, 0.25) == 9.0
+    assert first_within(([], []), 0.1) is None
+    runs = [{"x": ([1.0, 2.0], [1.0, 5.0])}, {"x": ([1.0, 2.0, 3.0], [3.0, 4.0, 9.0])}]
+    assert spread(runs, "x") == {
+        "mean": ([1.0, 2.0], [2.0, 4.5]),
+        "lowest": ([1.0, 2.0], [1.0, 4.0]),
+        "highest": ([1.0, 2.0], [3.0, 5.0]),
+    }
+
+
+def test_faces_are_coloured_by_both_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from data_support import kaokore
+
+    from models.studies import kaokore_vqvae2 as module
+
+    monkeypatch.setattr(module, "SETTINGS", {"small": module.SETTINGS["small"] | SMALLEST})
+    monkeypatch.setattr(module, "_samples", lambda *_: None)
+    data = kaokore(tmp_path / "data")
+    options = {"data": str(data), "runs": str(tmp_path), "name": "study", "size": "8", "accelerator": "cpu"}
+    folder = module.run(StudyOptions(**options, batch_size=4, seeds=2, progress=False))
+    assert {"tsne.png", "tsne-gender.png"} <= {path.name for path in folder.iterdir()}
+    with open(folder / "slower.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["epochs"] == "2"
+    assert "range of pixels is not stated" in (folder / "losses.md").read_text()
