@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.evaluation.evaluate import evaluate
+from models.evaluation import evaluate as measures
 from models.evaluation.pictures import save_curves
 from models.evaluation.tables import Row, write_table
 from models.runs.config import TrainConfig
@@ -112,7 +112,9 @@ def sweep(
     swept = []
     for case, changed in zip(cases, configs, strict=True):
         run = trained_run(changed, data, overwrite=overwrite, device=device, say=say)
-        figures = evaluate(run.model, data, split=split, device=device, batch_size=changed.batch_size)
+        figures = measures.evaluate(
+            run.model, data, split=split, device=device, batch_size=changed.batch_size
+        )
         if by not in figures or not isinstance(figures[by], float):
             accepted = ", ".join(name for name, value in figures.items() if isinstance(value, float))
             raise ValueError(f"by is {by!r}; accepted: {accepted}")
