@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, ClassVar, Self
 from models.autoencoders.quantizer import WITH_CODES, QuantizerSettings
 from models.data.settings import DataConfig
 from models.runs.layout import RunLayout
+from models.runs.rules import BEFORE, PLACE_SETTINGS, RESUMABLE_SETTINGS, SELDOM_SET, check_name
 from models.settings import convert_value, format_value, read_yaml, setting, setting_types, write_yaml
 from vq_kernels.checks import check_choice, check_integer, check_number
 
@@ -22,34 +22,6 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 _SNAIL = ("pixelsnail",)
 _MAPS = ("pixelsnail", "pixelcnn")
 PER_LEVEL = "one for all levels, or one for each, top first"
-# A resumed run may change these. The others decide the model, its data and their order, or come back with
-# the checkpoint, as the learning rate does.
-RESUMABLE_SETTINGS = (
-    *("name", "runs", "epochs", "steps", "patience", "schedule", "warmup", "clip", "precision", "devices"),
-    *("accelerator", "deterministic", "log_every", "checkpoint_every", "progress", "pictures_every"),
-    *("cache_gb", "cache_dir", "requeue", "logger"),
-)
-# What runs had before there was such a setting, where that is not its default.
-_BEFORE = {"split_by": "number"}
-# Settings that nobody writes down all at once, and every version of the ``config.yaml`` of a run has.
-_SELDOM_SET = ("runs", "accelerator", "deterministic", "progress", "log_every", "checkpoint_every", "warmup")
-# These say where and how a run is made, not what comes out of it.
-PLACE_SETTINGS = (*("name", "runs", "accelerator", "progress", "logger", "requeue", "cache_gb", "cache_dir"),)
-
-
-def check_name(name: str) -> None:
-    """ValueError unless ``name`` is that of a folder inside the folder of all runs."""
-    inside = os.path.normpath(name)
-    if not name.strip() or os.path.isabs(inside) or inside.split(os.sep)[0] in (".", ".."):
-        raise ValueError(f"name is {name!r}; accepted: the name of a folder inside runs (--name NAME)")
-
-
-def made_with_other(folder: Path, name: str, stored: Any, current: Any) -> str:
-    """The message that ``folder`` was made with another value of the setting ``name``."""
-    return (
-        f"{name} is {format_value(current)}, but {folder} was made with {format_value(stored)}; give the "
-        f"same again, choose another name (--name), or replace what differs (--overwrite)"
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,13 +134,13 @@ class LoopConfig:
     @classmethod
     def is_of_run(cls, values: Mapping[str, Any]) -> bool:
         """Whether ``values`` list all that there is to set, as the ``config.yaml`` of a run does."""
-        return set(_SELDOM_SET) <= set(values)
+        return set(SELDOM_SET) <= set(values)
 
     @classmethod
     def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """The settings in the ``config.yaml`` of a run with what earlier versions did without saying so."""
         types = setting_types(cls)
-        return {name: value for name, value in _BEFORE.items() if name in types} | dict(values)
+        return {name: value for name, value in BEFORE.items() if name in types} | dict(values)
 
     @classmethod
     def _converted(cls, values: Mapping[str, Any], source: str) -> dict[str, Any]:

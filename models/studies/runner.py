@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from models.evaluation.tables import Row, write_table
 from models.progress import progress_bar
-from models.runs.config import PLACE_SETTINGS, PriorConfig, TrainConfig, check_name
+from models.runs.config import PriorConfig, TrainConfig
+from models.runs.rules import PLACE_SETTINGS, check_name
 from models.settings import format_value
 from models.studies.stored import check_study, rules_of_study, store_study
 from vq_kernels.checks import check_choice, check_integer

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from models.files import read_object, write_whole
-from models.runs.config import TrainConfig, made_with_other
+from models.runs.config import TrainConfig
 from models.runs.layout import RunLayout
+from models.runs.rules import made_with_other
 from models.settings import read_yaml
 
 STUDY_FILE = "study.json"

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from models.runs.config import LoopConfig, TrainConfig, made_with_other
+from models.runs.config import LoopConfig, TrainConfig
 from models.runs.data import data_of_run
 from models.runs.history import Series, read_history
 from models.runs.open import load_pretrained
+from models.runs.rules import made_with_other
 from models.training import autoencoder
 
 if TYPE_CHECKING:
