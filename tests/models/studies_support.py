@@ -42,7 +42,7 @@ CASES: dict[str, tuple[dict[str, object], set[str], int]] = {
     ),
     "mnist-transformer": (
         {"PRIORS": {"small": QUICK_PRIOR}, "VARIANTS": {"small": {"downscale": (4, 16)}}},
-        {"variants.md", "variants.csv", "priors.png"},
+        {"variants.md", "variants.csv", "priors.png", "reconstructions.png", "classes.md"},
         2,
     ),
     "likelihood": (
