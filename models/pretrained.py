@@ -11,6 +11,8 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
@@ -39,7 +41,9 @@ class Pretrained(nn.Module):
     """Base of every model: ``config`` holds the constructor's arguments, the rest is in the weights.
 
     For example, ``VQVAE(1, hidden=8).save_pretrained("folder")`` writes the class and every argument, and
-    ``VQVAE.from_pretrained("folder")`` gives an equal model.
+    ``VQVAE.from_pretrained("folder")`` gives an equal model. A subclass outside this package is found by
+    the path from which it was imported, which ``config.json`` then holds, but imported only where that is
+    allowed.
     """
 
     config: dict[str, Any]
@@ -52,16 +56,26 @@ class Pretrained(nn.Module):
         from safetensors.torch import save
 
         folder = Path(directory)
-        description = {"class": type(self).__name__, "arguments": self.config}
         state = {key: value.detach().cpu().contiguous().clone() for key, value in self.state_dict().items()}
         write_whole(folder / WEIGHTS_FILE, save(state))
-        write_whole(folder / CONFIG_FILE, json.dumps(description, indent=2) + "\n")
+        self.save_description(folder)
+
+    def save_description(self, directory: str | Path) -> None:
+        """Write ``config.json`` alone, from which an untrained model can be built."""
+        kind = type(self)
+        description: dict[str, Any] = {"class": kind.__name__, "arguments": self.config}
+        if not _is_ours(kind):
+            description = {"class": kind.__qualname__, "module": kind.__module__, "arguments": self.config}
+        write_whole(Path(directory) / CONFIG_FILE, json.dumps(description, indent=2) + "\n")
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, device: str = "cpu") -> Self:
+    def from_pretrained(
+        cls, directory: str | Path, device: str = "cpu", *, allow_import: bool = False
+    ) -> Self:
         """The model that :meth:`save_pretrained` wrote into ``directory``, in eval mode.
 
-        Its class is this one or an imported subclass of it. device: as torch names it. Raises
+        Its class is this one or a subclass of it. allow_import: import the module that the folder names,
+        which runs its code, if the class has not been imported yet. device: as torch names it. Raises
         FileNotFoundError for a missing file, and ValueError if another class was saved there or if a weight
         is missing, unknown or of another shape; the message names the key and both shapes.
         """
@@ -72,29 +86,87 @@ class Pretrained(nn.Module):
                     f"{file} does not exist; give a folder written by save_pretrained, for example "
                     f"runs/NAME/model"
                 )
-        model = cls._from_config(config)
+        with importing(allow_import or _may_import.get()):
+            model = cls.from_description(directory)
         load_weights(model, _read_weights(weights), str(weights))
         return model.to(device).eval()
 
     @classmethod
-    def _from_config(cls, file: Path) -> Self:
+    def from_description(cls, directory: str | Path) -> Self:
         """An untrained model of this class or a subclass from its ``config.json``; ValueError naming it."""
+        file = Path(directory) / CONFIG_FILE
         remedy = "save the model again (save_pretrained)"
         description = read_object(file, remedy)
         name, arguments = description.get("class"), description.get("arguments")
-        classes = {kind.__name__: kind for kind in _with_subclasses(cls)}
-        if not isinstance(name, str) or name not in classes:
-            raise ValueError(f"{file}: class is {name!r}; accepted: {', '.join(sorted(classes))}; {remedy}")
+        kind = _find_class(cls, name, description.get("module"), file)
+        if kind is None:
+            known = sorted({kind.__name__ for kind in _with_subclasses(cls) if _is_ours(kind)})
+            raise ValueError(f"{file}: class is {name!r}; accepted: {', '.join(known)}; {remedy}")
         if not isinstance(arguments, dict):
             raise ValueError(
                 f"{file}: arguments is {arguments!r}; accepted: those of {name} by name; {remedy}"
             )
         try:
-            return classes[name](**arguments)
+            return kind(**arguments)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"{file}: {name} cannot be built from its arguments ({error}); {remedy}"
             ) from error
+
+
+_may_import: ContextVar[bool] = ContextVar("may_import", default=False)
+
+
+@contextmanager
+def importing(allowed: bool) -> Iterator[None]:
+    """Inside, modules that a model's folder names may be imported if ``allowed``; their code then runs."""
+    token = _may_import.set(allowed)
+    try:
+        yield
+    finally:
+        _may_import.reset(token)
+
+
+def _is_ours(kind: type[Any]) -> bool:
+    return kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _find_class(cls: type[Model], name: Any, module: Any, file: Path) -> type[Model] | None:
+    """The class ``name`` of ``module``, by default of this package, if it is ``cls`` or a subclass.
+
+    ValueError where it would have to be imported and may not, or cannot be.
+    """
+    for kind in _with_subclasses(cls):
+        if kind.__qualname__ == name and (_is_ours(kind) if module is None else kind.__module__ == module):
+            return kind
+    if not (isinstance(module, str) and isinstance(name, str)):
+        # A subclass that was saved before folders named the module.
+        return next((kind for kind in _with_subclasses(cls) if kind.__name__ == name), None)
+    if module == "__main__":
+        raise ValueError(
+            f"{file}: class is {name} of a script, which cannot be imported; define it in a module, "
+            f"and save the "
+            f"model again"
+        )
+    if not _may_import.get():
+        raise ValueError(
+            f"{file}: class is {name} of the module {module}, which is not imported; import it "
+            f"first, or allow "
+            f"that (allow_import=True, --allow-import), which runs its code"
+        )
+    try:
+        found: Any = import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"{file}: {name} of the module {module} cannot be imported ({error}); put the folder "
+            f"that holds it on "
+            f"the path (PYTHONPATH)"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, cls)):
+        raise ValueError(f"{file}: class is {name} of {module}; accepted: a subclass of {cls.__name__}")
+    return found
 
 
 def _with_subclasses(cls: type[Model]) -> list[type[Model]]:

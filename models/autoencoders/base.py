@@ -78,6 +78,10 @@ class Autoencoder(Pretrained, ABC):
         """What :meth:`reconstruct` gives for ``x``, taken from forward's output where that is the same."""
         return output.reconstruction
 
+    def likely_reconstruction(self, x: Tensor) -> Tensor:
+        """The mean image of a latent as the bound on -log p(x) draws it; codes are not drawn."""
+        return self.reconstruct(x)
+
     def update_codebooks(self) -> None:
         """Apply the statistics that the quantizers have gathered since the last call, where any wait."""
         for quantizer in self.level_quantizers:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -105,6 +106,20 @@ class Decoder(nn.Module):
         for number, conv in enumerate(self.up):
             x = conv(F.relu(x) if number else x)
         return x
+
+
+def initialize_as_sonnet(layer: nn.Module) -> None:
+    """Weights and biases of a convolution as Sonnet starts them, on which the published notebook ran.
+
+    Normal with a deviation of one over the root of the inputs of an output (channels times kernel), cut
+    off at two deviations; biases are zero.
+    """
+    if not isinstance(layer, (*CONV.values(), *CONV_TRANSPOSED.values())):
+        return
+    convolution: Any = layer
+    deviation = 1 / math.sqrt(convolution.in_channels * math.prod(convolution.kernel_size))
+    nn.init.trunc_normal_(convolution.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+    nn.init.zeros_(convolution.bias)
 
 
 def log2_downscale(downscale: int) -> int:

@@ -14,6 +14,8 @@ from models.settings import setting
 from vq_kernels.checks import check_choice, check_flag, check_integer, check_number
 from vq_kernels.quantizers import FusedVectorQuantizer, Quantizer
 
+WITH_CODES = ("vqvae", "vqvae2")  # models, as the setting of that name has them
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizerSettings:
@@ -21,17 +23,23 @@ class QuantizerSettings:
 
     settings_title: ClassVar[str] = "codebook"
 
-    embedding_dim: int = setting(64, "D, the dimension of a code")
-    codebook_size: int = setting(512, "K, the number of codes")
-    codebook: str = setting("ema", "how codes are learnt: ema or gradient")
-    alpha: float = setting(1.0, "weight of the codebook loss (gradient codebooks)")
-    decay: float = setting(0.99, "decay of the codes' moving averages")
-    kmeans_init: bool = setting(False, "start the codebook from k-means of the first batch")
-    dead_code_threshold: float = setting(0.0, "restart codes whose averaged count falls below this")
+    embedding_dim: int = setting(64, "D, the dimension of a code", model=WITH_CODES)
+    codebook_size: int = setting(512, "K, the number of codes", model=WITH_CODES)
+    heads: int = setting(1, "codes at every position, of one codebook", model=WITH_CODES)
+    codebook: str = setting("ema", "how codes are learnt: ema or gradient", model=WITH_CODES)
+    alpha: float = setting(
+        1.0, "weight of the codebook loss (gradient codebooks)", model=WITH_CODES, codebook=("gradient",)
+    )
+    decay: float = setting(0.99, "decay of the codes' moving averages", model=WITH_CODES, codebook=("ema",))
+    kmeans_init: bool = setting(False, "start the codebook from k-means of the first batch", model=WITH_CODES)
+    dead_code_threshold: float = setting(
+        0.0, "restart codes whose averaged count falls below this", model=WITH_CODES
+    )
 
     def check_quantizer(self) -> None:
         """TypeError or ValueError for the first setting with which no quantizer can be built."""
         check_integer(1, embedding_dim=self.embedding_dim, codebook_size=self.codebook_size)
+        check_integer(1, heads=self.heads)
         check_choice(("ema", "gradient"), codebook=self.codebook)
         check_number(alpha=self.alpha, dead_code_threshold=self.dead_code_threshold)
         check_number(0, 1, decay=self.decay)
@@ -59,6 +67,11 @@ class QuantizerArguments(QuantizerSettings):
         self.check_quantizer()
         check_number(beta=self.beta)
 
+    @property
+    def features(self) -> int:
+        """Channels that are quantized, and that come out: those of all heads together."""
+        return self.heads * self.embedding_dim
+
     @classmethod
     def of(cls, model: str, arguments: Mapping[str, Any]) -> Self:
         """The arguments by name that a constructor of ``model`` was given; TypeError for an unknown one."""
@@ -77,15 +90,17 @@ class QuantizerArguments(QuantizerSettings):
 
 
 def make_quantizer(arguments: QuantizerArguments) -> Quantizer:
-    """A channel-first quantizer of features ``[B, embedding_dim, *S]``.
+    """A channel-first quantizer of features ``[B, heads * embedding_dim, *S]``.
 
     ``codebook`` chooses among the two ways of van den Oord et al. 2017 (arXiv:1711.00937) to learn the codes:
     moving averages (appendix A.1) or the gradient of the codebook loss (equation 3).
     """
     learnt_by_gradient = arguments.codebook == "gradient"
     return FusedVectorQuantizer(
-        arguments.embedding_dim,
+        arguments.features,
         arguments.codebook_size,
+        codebook_dim=arguments.embedding_dim,
+        heads=arguments.heads,
         decay=arguments.decay,
         eps=arguments.eps,
         commitment_weight=arguments.beta,

@@ -81,8 +81,7 @@ class VAE(Autoencoder):
         The loss of an empty batch is 0.
         """
         mean, log_variance = self.encode(x)
-        z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
-        parameters = self._decode(z)
+        parameters = self._decode(self._draw(mean, log_variance))
         reconstruction_loss = self.likelihood.loss(parameters, x)
         kl = mean_or_zero(kl_divergence(mean, log_variance)) / math.prod(x.shape[1:])
         terms = {"reconstruction": reconstruction_loss.detach(), "kl": kl.detach()}
@@ -105,6 +104,34 @@ class VAE(Autoencoder):
         """Mean image ``[B, C, H, W]`` of latents ``[B, L]``."""
         return self.likelihood.mean(self._decode(z))
 
+    @torch.no_grad()
+    def sample(
+        self, count: int, *, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean images ``[count, C, H, W]`` of latents drawn from the prior, and the latents ``[count, L]``.
+
+        temperature: deviation of the latents, 1 in the prior itself. generator: on the model's device.
+        """
+        check_integer(1, count=count)
+        check_number(temperature=temperature)
+        where = self.from_latent.weight
+        z = torch.randn(count, self.latent_dim, generator=generator, device=where.device, dtype=where.dtype)
+        return self.decode(z * temperature), z * temperature
+
+    @torch.no_grad()
+    def interpolate(self, first: Tensor, second: Tensor, steps: int = 10) -> Tensor:
+        """Mean images on the way from each of ``first`` to its partner in ``second``: ``[B, steps, C, H,
+        W]``.
+
+        The latents lie on a straight line, evenly spaced, from the mean latent of the one image ``[C, H,
+        W]`` to that of the other; the first and the last step are the images' reconstructions.
+        """
+        check_integer(2, steps=steps)
+        start, end = self.encode(first)[0], self.encode(second)[0]  # [B, L]
+        shares = torch.linspace(0, 1, steps, device=start.device, dtype=start.dtype).view(1, -1, 1)
+        z = torch.lerp(start.unsqueeze(1), end.unsqueeze(1), shares)  # [B, steps, L]
+        return self.decode(z.flatten(0, 1)).unflatten(0, (-1, steps))
+
     def reconstruct(self, x: Tensor) -> Tensor:
         """The mean image of the mean latent of ``x``: x's shape."""
         return self.decode(self.encode(x)[0])
@@ -112,6 +139,10 @@ class VAE(Autoencoder):
     def clean_reconstruction(self, x: Tensor, output: AutoencoderOutput) -> Tensor:
         """The mean image of the mean latent; forward's is of a latent with noise."""
         return self.reconstruct(x)
+
+    def likely_reconstruction(self, x: Tensor) -> Tensor:
+        """The mean image of a latent drawn from q(z | x), with noise from torch's global generator."""
+        return self.decode(self._draw(*self.encode(x)))
 
     def nats(self, x: Tensor, output: AutoencoderOutput) -> dict[str, Tensor]:
         """``decoder``, -log p(x | z) of one sample of the latent, and ``kl``: the negative ELBO."""
@@ -124,9 +155,12 @@ class VAE(Autoencoder):
     def elbo(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """One-sample estimate of E log p(x | z), and -KL: ``[B]`` each, in nats an image."""
         mean, log_variance = self.encode(x)
-        z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
-        log_prob = self.likelihood.log_prob(self._decode(z), x)
+        log_prob = self.likelihood.log_prob(self._decode(self._draw(mean, log_variance)), x)
         return log_prob.flatten(1).sum(1), -kl_divergence(mean, log_variance)
+
+    @staticmethod
+    def _draw(mean: Tensor, log_variance: Tensor) -> Tensor:
+        return mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
 
     def _decode(self, z: Tensor) -> Tensor:
         start = F.relu(self.from_latent(z)).view(-1, *self.smallest)

@@ -34,8 +34,9 @@ class VQVAE(DiscreteAutoencoder):
         likelihood, variance: see :mod:`models.autoencoders.likelihoods`.
         relu_skip: for converted checkpoints, see :class:`models.autoencoders.blocks.ResidualBlock`.
         quantizer: by name, what :class:`models.autoencoders.quantizer.QuantizerArguments` lists:
-            ``embedding_dim`` D and ``codebook_size`` K, ``codebook``, the weights ``alpha`` of the codebook
-            loss and ``beta`` of the commitment loss, ``decay``, ``kmeans_init``, ``dead_code_threshold``, ...
+            ``embedding_dim`` D and ``codebook_size`` K, ``heads`` codes a position, ``codebook``, the
+            weights ``alpha`` of the codebook loss and ``beta`` of the commitment loss, ``decay``,
+            ``kmeans_init``, ``dead_code_threshold``, ...
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class VQVAE(DiscreteAutoencoder):
         self.downscale, self.level_downscales = downscale, (downscale,)
         self.codebook_size = arguments.codebook_size
         self.likelihood = make_likelihood(likelihood, in_channels, variance)
-        dim, shape = arguments.embedding_dim, (hidden, residual_layers, residual_hidden)
+        dim, shape = arguments.features, (hidden, residual_layers, residual_hidden)
         self.encoder = Encoder(in_channels, *shape, downscale, ndim, relu_skip)
         self.to_embedding = CONV[ndim](hidden, dim, 1)
         self.quantizer = make_quantizer(arguments)

@@ -71,7 +71,7 @@ class VQVAE2(DiscreteAutoencoder):
         self.in_channels, self.ndim = in_channels, ndim
         self.codebook_size = arguments.codebook_size
         self.level_downscales = tuple(math.prod(downscales[: level + 1]) for level in reversed(range(levels)))
-        dim, shape = arguments.embedding_dim, (hidden, residual_layers, residual_hidden)
+        dim, shape = arguments.features, (hidden, residual_layers, residual_hidden)
         self.likelihood = make_likelihood(likelihood, in_channels, variance)
         self.encoders = nn.ModuleList(
             Encoder(hidden if level else in_channels, *shape, scale, ndim)

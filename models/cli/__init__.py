@@ -9,15 +9,32 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from models.cli import convert, encode, evaluate, export, reconstruct, reproduce, sample, train, train_prior
+from models.cli import (
+    compare,
+    convert,
+    encode,
+    evaluate,
+    export,
+    reconstruct,
+    reproduce,
+    sample,
+    sweep,
+    train,
+    train_prior,
+)
+from models.pretrained import importing
 from models.runs.reproducible import warm_up_elementwise
 from models.training.signals import TrainingStopped
 
-COMMANDS = (train, train_prior, encode, reconstruct, sample, evaluate, reproduce, convert, export)
+COMMANDS = (
+    *(train, train_prior, encode, reconstruct, sample, evaluate),
+    *(reproduce, convert, export, sweep, compare),
+)
 AFTER_INTERRUPTION = {
     train.run: "; go on with --resume",
     train_prior.run: "; go on with --resume",
     encode.run: "; run the same command again to go on",
+    sweep.run: "; run the same command again to go on",
     reproduce.run: "; run the same command again to go on",
 }
 
@@ -39,7 +56,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m models")
     warm_up_elementwise()
     try:
         _check_processes(parsed.run)
-        parsed.run(parsed)
+        with importing(getattr(parsed, "allow_import", False)):
+            parsed.run(parsed)
     except (ValueError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     layout = RunLayout(Path(arguments.run_folder))
     _, config = opened_config(arguments)
-    model, data = open_run(layout.folder, config, arguments.device)
+    model, data = open_run(layout.folder, config, arguments.device, progress=True)
     print(data.describe(), flush=True)
     folder = check_output(arguments.out or layout.codes, folder=True)
     store = encode(

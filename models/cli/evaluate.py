@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     priors = open_priors(arguments.prior, device) if arguments.prior else []
     if priors:
         check_prior_of(arguments.prior, layout.folder)
-    model, data = open_run(layout.folder, config, device)
+    model, data = open_run(layout.folder, config, device, progress=True)
     print(data.describe(), flush=True)
     if priors:
         check_classes(arguments.prior, priors, data.name, data.class_names)

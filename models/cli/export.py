@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from models.cli.flags import add_command
+from models.cli.flags import add_command, add_import_flag
 from models.runs.layout import RunLayout
 
 
@@ -26,6 +26,7 @@ def add_parser(commands: Any) -> None:
         help="of lowest loss, or last (best)",
     )
     parser.add_argument("--out", help="folder (RUN/model; of priors: RUN, which then holds level0, ...)")
+    add_import_flag(parser)
     parser.set_defaults(run=run)
 
 
@@ -34,13 +35,15 @@ def run(arguments: argparse.Namespace) -> None:
     from models.data import load_data
     from models.evaluation.calibration import calibrate
     from models.runs.config import TrainConfig
+    from models.runs.data import data_of_run
     from models.runs.export import checkpoint_models
 
     layout = RunLayout(Path(arguments.run_folder))
     models = checkpoint_models(layout.folder, arguments.checkpoint)
     if isinstance(models[0], Autoencoder):
-        config = TrainConfig.load(layout.config)
-        calibrate(models[0], load_data(config, stream=True).validation, config.batch_size)
+        config = TrainConfig.of_run(layout.config)
+        data = data_of_run(layout, load_data(config, stream=True), config, config)
+        calibrate(models[0], data.validation, config.batch_size)
         targets = [Path(arguments.out) if arguments.out else layout.model]
     else:
         folder = RunLayout(Path(arguments.out)) if arguments.out else layout

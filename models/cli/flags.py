@@ -7,7 +7,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from models.data.settings import DataConfig
 from models.runs.config import LoopConfig, TrainConfig
@@ -71,10 +71,15 @@ def _group_of(kind: type[Any], name: str) -> str:
 
 
 def given_settings(arguments: argparse.Namespace, kind: type[Any]) -> dict[str, Any]:
-    """The settings of ``kind`` that were given as flags; ``none`` stands for no value."""
-    given = vars(arguments)
+    """The settings of ``kind`` that were given as flags; ``none`` is no value where there may be none."""
+    given, types = vars(arguments), setting_types(kind)
+
+    def means_nothing(field: Any, value: Any) -> bool:
+        may_be_none = type(None) in get_args(types[field.name]) and not field.metadata["none_is_text"]
+        return bool(value == "none" and may_be_none)
+
     return {
-        field.name: None if value == "none" and not field.metadata["none_is_text"] else value
+        field.name: None if means_nothing(field, value) else value
         for field in dataclasses.fields(kind)
         if (value := given.get(field.name, _NOT_GIVEN)) is not _NOT_GIVEN
     }
@@ -82,7 +87,7 @@ def given_settings(arguments: argparse.Namespace, kind: type[Any]) -> dict[str, 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Where the settings of a training run come from, and what becomes of an earlier run."""
-    parser.add_argument("--config", help="YAML file, or the name of one in models/configs")
+    parser.add_argument("--config", action="append", help="YAML file, or the name of one in models/configs")
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -92,12 +97,29 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         help="go on from the run's last checkpoint; auto: start if there is no such run yet",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run of this name")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="time a few steps, say what the run would take, and leave nothing behind",
+    )
 
 
 def training_config(arguments: argparse.Namespace, kind: type[Config]) -> Config:
     """The settings of a training run: those of the run to resume or of ``--config``, then the flags."""
+    files = arguments.config or [None]
+    if len(files) > 1:
+        raise ValueError(f"config is given twice, {' and '.join(files)}; accepted: one (--config)")
     given = given_settings(arguments, kind)
-    return start_config(kind, given, config=arguments.config, resume=bool(arguments.resume))
+    return start_config(kind, given, config=files[0], resume=bool(arguments.resume))
+
+
+def add_import_flag(parser: argparse.ArgumentParser) -> None:
+    """Whether a model's own class may be imported, see :func:`models.pretrained.importing`."""
+    parser.add_argument(
+        "--allow-import",
+        action="store_true",
+        help="import the module that a model of your own names, which runs its code",
+    )
 
 
 def add_device_flag(parser: argparse.ArgumentParser) -> None:
@@ -111,6 +133,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """A trained run, and which data to use with it."""
     parser.add_argument("run_folder", metavar="RUN", help="folder of a trained run, for example runs/NAME")
     add_device_flag(parser)
+    add_import_flag(parser)
     parser.add_argument("--batch-size", type=int, default=256, help="images in a batch (256)")
     add_config_flags(parser, DataConfig, ", by default those of the run")
 

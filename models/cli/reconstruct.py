@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     device = find_device(arguments.device)
     layout = RunLayout(Path(arguments.run_folder))
     _, config = opened_config(arguments)
-    model, data = open_run(layout.folder, config, device)
+    model, data = open_run(layout.folder, config, device, progress=True)
     print(data.describe(), flush=True)
     model.check_size(data)
     split = data.split(arguments.split)

@@ -35,6 +35,10 @@ def add_parser(commands: Any) -> None:
         )
         study.add_argument("--runs", default="runs", help="folder of all runs (runs)")
         study.add_argument("--seed", type=int, default=0, help="of every model, prior and sample (0)")
+        study.add_argument("--name", help="name of the study's folder in RUNS (reproduce-STUDY-SCALE)")
+        study.add_argument(
+            "--overwrite", action="store_true", help="replace what was made there with other settings"
+        )
         if "seeds" in listed.options:
             study.add_argument("--seeds", type=int, help="runs to average over, from --seed on")
         if "batch_size" in listed.options:
@@ -57,6 +61,8 @@ def run(arguments: argparse.Namespace) -> None:
         scale=arguments.scale,
         runs=arguments.runs,
         seed=arguments.seed,
+        name=arguments.name,
+        overwrite=arguments.overwrite,
         seeds=getattr(arguments, "seeds", None),
         batch_size=getattr(arguments, "batch_size", None),
         limit=arguments.limit,

@@ -1,4 +1,4 @@
-"""``sample``: new images from priors and decoder, as a picture, with their codes."""
+"""``sample``: new images from priors and decoder, or a VAE, as a picture, with their codes or latents."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from models.autoencoders.base import require_codes
-from models.cli.flags import add_command, add_device_flag, check_output
+from models.cli.flags import add_command, add_device_flag, add_import_flag, check_output
+from models.cli.latents import sample_latents
 from models.files import only_writer
 from models.progress import progress_bar
 from models.runs.layout import RunLayout
@@ -23,16 +24,21 @@ def add_parser(commands: Any) -> None:
         commands,
         "sample",
         "draw new images",
-        "Draw new images from priors and decoder, as a picture, with their codes.",
+        "Draw new images from priors and decoder, or from a VAE, as a picture, with their codes or latents.",
         [
+            "runs/vae --count 100 --interpolate 8",
             "runs/demo-prior",
             "runs/demo-prior --classes 3,8 --count 20 --temperature 0.9 --top-k 40",
         ],
     )
-    parser.add_argument("prior_folder", metavar="PRIOR", help="folder of a train-prior run")
+    parser.add_argument(
+        "prior_folder", metavar="RUN", help="folder of a train-prior run, or of a train run of a VAE"
+    )
     parser.add_argument("--classes", help="names of classes, separated by commas (all)")
     parser.add_argument("--count", type=int, default=10, help="samples of each class, or in all (10)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="divides the logits (1.0)")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="divides the logits; vae: multiplies the latents (1.0)"
+    )
     parser.add_argument("--top-k", type=int, help="draw among the k likeliest codes only")
     parser.add_argument(
         "--top-p", type=float, help="draw among the likeliest codes of this total probability"
@@ -41,10 +47,17 @@ def add_parser(commands: Any) -> None:
         "--seed", type=int, default=0, help="of the draws; each kind of device has its own (0)"
     )
     add_device_flag(parser)
+    add_import_flag(parser)
     parser.add_argument(
         "--model", help="run or folder of the decoder, if it has moved since it wrote the codes"
     )
-    parser.add_argument("--out", help="folder (PRIOR/samples)")
+    parser.add_argument("--out", help="folder (RUN/samples)")
+    parser.add_argument(
+        "--interpolate",
+        type=int,
+        metavar="N",
+        help="vae: also N rows of images on the way from one test image to another",
+    )
     parser.add_argument(
         "--judge",
         metavar="DATA",
@@ -70,6 +83,11 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"seed is {arguments.seed}; accepted: an integer from 0 to below 2**63")
     device = find_device(arguments.device)
     layout = RunLayout(Path(arguments.prior_folder))
+    if not layout.description.is_file() and layout.config.is_file():
+        sample_latents(arguments, layout, device)
+        return
+    if arguments.interpolate is not None:
+        raise ValueError("interpolate is for a VAE; accepted: the folder of a train run of one")
     priors = open_priors(layout.folder, device)
     description = CodeDescription.load(layout.folder)
     decoder = usable_model(arguments.model or description.model)

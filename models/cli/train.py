@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from models.cli.flags import add_command, add_config_flags, add_run_flags, training_config
+from models.cli.flags import add_command, add_config_flags, add_import_flag, add_run_flags, training_config
 from models.runs.config import TrainConfig
 
 
@@ -23,14 +23,18 @@ def add_parser(commands: Any) -> None:
     )
     add_run_flags(parser)
     add_config_flags(parser, TrainConfig)
+    add_import_flag(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from models.training.autoencoder import train
+    from models.training.autoencoder import plan, train
     from models.training.processes import processes
 
     config = training_config(arguments, TrainConfig)
+    if arguments.dry_run:
+        print(plan(config).describe())
+        return
     train(config, resume=arguments.resume, overwrite=arguments.overwrite)
     if processes()[0] == 0:
         print(f"model in {config.layout.model}, curves in {config.layout.curves}")

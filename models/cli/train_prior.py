@@ -35,12 +35,15 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from models.training.prior import train_prior
+    from models.training.prior import plan_prior, train_prior
     from models.training.processes import processes
 
     config = training_config(arguments, PriorConfig)
     if not config.codes:
         raise ValueError("codes is not given; accepted: a folder that `encode` wrote (--codes RUN/codes)")
+    if arguments.dry_run:
+        print(plan_prior(config).describe())
+        return
     train_prior(config, resume=arguments.resume, overwrite=arguments.overwrite)
     if processes()[0] == 0:
         print(f"priors in {config.folder}, curves in {config.layout.curves}")

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from models.data.images import SPLITS
 from models.data.sources import DataError
+from models.data.splits import SPLITS
 from models.files import read_object, write_whole
 
 DESCRIPTION_FILE = "codes.json"

@@ -14,8 +14,9 @@ from models.codes.description import DESCRIPTION_FILE, CodeDescription
 from models.codes.store import CodeStore, code_features, read_shard
 from models.codes.usage import SAMPLE, say_if_collapsed
 from models.data import ImageData, to_float
-from models.data.images import SPLITS, ImageSplit, some_rows
+from models.data.images import ImageSplit, some_rows
 from models.data.sources import location
+from models.data.splits import SPLITS
 from models.files import only_writer
 from models.pretrained import evaluating, weights_hash
 from models.progress import progress_bar
@@ -64,8 +65,6 @@ def encode(
     folder = Path(folder)
     shapes = model.code_shapes(data.size)
     sizes = {name: len(data.split(name)) for name in SPLITS}
-    with progress_bar(sum(sizes.values()), "compare", "image", enabled=progress) as bar:
-        digest = data.digest(bar.update)
     description = CodeDescription(
         shapes,
         model.codebook_sizes,
@@ -73,7 +72,7 @@ def encode(
         location(data.name),
         source,
         _hash(model, source),
-        data.settings | {"digest": digest},
+        data.settings | {"digest": data.digest()},
         sizes,
         shard_size,
     )
@@ -142,8 +141,8 @@ def _check_resumes(description: CodeDescription, folder: Path) -> None:
         difference = CodeDescription.load(folder).difference(description)
         if difference and difference[0] == "digest":
             raise OtherCodesError(
-                f"{folder} holds codes of other images or labels of {description.data}: names, sizes, times "
-                f"or labels have changed since; {remedy}"
+                f"{folder} holds codes of other images or labels of {description.data}, which have changed "
+                f"since; {remedy}"
             )
         if difference:
             name, stored, current = difference

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from models.codes.description import CodeDescription
-from models.data.images import SPLITS
 from models.data.sources import DataError
+from models.data.splits import SPLITS
 from vq_kernels.checks import check_choice
 
 if TYPE_CHECKING:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.data.records import image_name, naming_the_image, open_image
 from models.data.sources import DataError
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-SPLITS = ("train", "validation", "test")
 GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
 
 
@@ -50,6 +48,8 @@ class ImageSplit:
     Of the digits ``load_data(DataConfig()).test.batch([0, 5])`` is ``[2, 1, 8, 8]`` uint8, and
     ``batch_labels([0, 5])`` the two digits, ``[2]`` int64.
 
+    hashes: ``[N]``, of each image's file, see :func:`models.data.splits.content_hashes`.
+    roots: folders in which files that records name must lie, see :func:`models.data.records.read_encoded`.
     cache: decode all images now and keep them; else they are decoded batch by batch.
     check: without a cache, decode all images once, so that a bad one is found before training starts.
     resize, recolour: fit an image of another size, or a coloured one among grey ones; else it is an error.
@@ -64,6 +64,8 @@ class ImageSplit:
         size: tuple[int, int],
         channels: int,
         *,
+        hashes: NDArray[np.bytes_],
+        roots: Sequence[Path] | None = None,
         resize: bool,
         recolour: bool,
         cache: bool,
@@ -71,10 +73,12 @@ class ImageSplit:
         on_decoded: Callable[[int], object] | None = None,
     ) -> None:
         self.labels = labels
+        self.hashes, self._roots = hashes, roots
         self.size, self.channels, self.resize, self.recolour = size, channels, resize, recolour
         self._encoded = dataset.with_format(None).select_columns([image_column])
         self._column = image_column
         self._pixels: Tensor | None = None
+        self._histogram: Tensor | None = None
         if cache:
             self._pixels = torch.empty(len(dataset), channels, *size, dtype=torch.uint8)
             for start in range(0, len(dataset), 1024):
@@ -113,7 +117,7 @@ class ImageSplit:
         return stacked.unsqueeze(1) if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2).contiguous()
 
     def _pixels_of(self, record: dict[str, Any], row: int) -> NDArray[np.uint8]:
-        image = open_image(record, row)
+        image = open_image(record, row, self._roots)
         if self.channels == 1 and image.mode not in GREY_MODES and not self.recolour:
             raise DataError(
                 f"{image_name(record, row)} is coloured (mode {image.mode}), the first image is grey; "
@@ -139,33 +143,40 @@ class ImageSplit:
                 image = resize_and_crop(image, height, width)
         return np.asarray(image)
 
-    def add_to_digest(self, digest: hashlib._Hash, on_read: Callable[[int], object] | None = None) -> None:
-        """Feed ``digest`` all that the images and labels depend on, in order.
-
-        Of an image in a file of its own these are the file's name, size and time of its last change, of
-        one inside a table its bytes.
-        """
-        for start in range(0, len(self), 1024):
-            rows = list(range(start, min(start + 1024, len(self))))
-            for record in self._encoded[rows][self._column]:
-                digest.update(_identity(record))
-            if on_read is not None:
-                on_read(len(rows))
+    def digest(self) -> str:
+        """Changes with every image, their order and their labels, and not with where the files lie."""
         labels = torch.empty(0, dtype=torch.int64) if self.labels is None else self.labels
-        digest.update(f"{len(self)} images, {len(labels)} labels".encode() + labels.numpy().tobytes())
+        parts = (f"{len(self)} images\n".encode(), self.hashes.tobytes(), labels.numpy().tobytes())
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+
+    def histogram(self, rows: Sequence[int] | None = None) -> Tensor:
+        """How many pixels have each of the 256 levels, in all images or in ``rows``: ``[256]`` int64.
+
+        Images are read a few at a time, so that memory does not grow with their number.
+        """
+        if rows is None and self._histogram is not None:
+            return self._histogram
+        counts = torch.zeros(256, dtype=torch.int64)
+        images = range(len(self)) if rows is None else rows
+        step = max(1, 2**20 // (self.channels * self.size[0] * self.size[1]))
+        for start in range(0, len(images), step):
+            counts += torch.bincount(self.batch(images[start : start + step]).flatten(), minlength=256)
+        return counts
 
     def _check(self, on_decoded: Callable[[int], object] | None) -> None:
-        """Decode every image once and keep none."""
+        """Decode every image once and keep none but how often each level occurs."""
 
-        def decode(record: dict[str, Any], row: int) -> None:
-            self._pixels_of(record, row)
+        def decode(record: dict[str, Any], row: int) -> NDArray[np.int64]:
+            return np.bincount(self._pixels_of(record, row).reshape(-1), minlength=256)
 
+        counts = np.zeros(256, dtype=np.int64)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(self), 1024):
                 rows = range(start, min(start + 1024, len(self)))
-                list(pool.map(decode, self._encoded[list(rows)][self._column], rows))
+                counts += sum(pool.map(decode, self._encoded[list(rows)][self._column], rows))
                 if on_decoded is not None:
                     on_decoded(len(rows))
+        self._histogram = torch.from_numpy(counts)
 
 
 def resize_and_crop(image: Image, height: int, width: int) -> Image:
@@ -185,64 +196,3 @@ def eight_bits(image: Image) -> Image:
     from PIL import Image as pillow
 
     return pillow.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
-
-
-def open_image(record: dict[str, Any] | None, row: int) -> Image:
-    """The image of one record, turned as its EXIF orientation says; DataError naming the file.
-
-    A block that is no EXIF at all gives no orientation.
-    """
-    from PIL import Image as pillow
-    from PIL import ImageOps
-
-    if record is None or (record["bytes"] is None and record["path"] is None):
-        raise DataError(f"image {row} of the split is missing (null); remove that row from the data")
-    with naming_the_image(record, row):
-        encoded = record["bytes"]
-        if encoded is None:
-            encoded = Path(record["path"]).read_bytes()
-        image = pillow.open(io.BytesIO(encoded))
-        image.load()
-    with naming_the_image(record, row, "save it again without EXIF data"), contextlib.suppress(SyntaxError):
-        ImageOps.exif_transpose(image, in_place=True)
-    return image
-
-
-@contextlib.contextmanager
-def naming_the_image(
-    record: dict[str, Any], row: int, remedy: str = "replace or remove the file"
-) -> Iterator[None]:
-    """Whatever a decoder raises inside becomes a DataError with the file, the reason and the remedy.
-
-    Damaged and hostile files make decoders raise anything: struct.error, KeyError, MemoryError and errors
-    of their own, Pillow's DecompressionBombError for enormous dimensions among them.
-    """
-    from PIL import UnidentifiedImageError
-
-    try:
-        yield
-    except Exception as error:
-        # Pillow would name the buffer in memory that it was given.
-        reason = "no known format" if isinstance(error, UnidentifiedImageError) else str(error)
-        reason = reason or type(error).__name__
-        raise DataError(
-            f"{image_name(record, row)} cannot be read as an image ({reason}); {remedy}"
-        ) from error
-
-
-def image_name(record: dict[str, Any], row: int) -> str:
-    """What to call an image in a message: its file, or its row in the split."""
-    return str(record["path"] or f"image {row} of the split")
-
-
-def _identity(record: dict[str, Any] | None) -> bytes:
-    """What the image of a record depends on: the name, size and time of its file, or its bytes."""
-    if record is None:
-        return b"none"
-    if record["bytes"] is not None:
-        return hashlib.sha256(record["bytes"]).digest()
-    path = Path(record["path"])
-    if not path.is_file():
-        return f"{path} is missing".encode(errors="surrogateescape")
-    status = path.stat()
-    return f"{path.name} {status.st_size} {status.st_mtime_ns}".encode(errors="surrogateescape")

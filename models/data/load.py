@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from models.data.columns import (
     find_image_column,
@@ -17,24 +17,30 @@ from models.data.columns import (
     undecoded,
     with_image_type,
 )
-from models.data.images import GREY_MODES, SPLITS, ImageSplit, open_image, to_float
+from models.data.images import GREY_MODES, ImageSplit
+from models.data.records import open_image
 from models.data.settings import DataConfig
-from models.data.sources import DataError, open_source, split_named
+from models.data.sources import DataError, SourceData, open_source
+from models.data.splits import SPLITS, content_hashes, named_splits, repeated_images, split_rows
 from models.progress import progress_bar
+from vq_kernels.checks import check_choice
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
 class ImageData:
     """The three splits and what is true of all of them.
 
-    ``load_data(DataConfig(data="digits"))`` has 1,258 images to train on, 180 for validation and 359 for the
+    ``load_data(DataConfig(data="digits"))`` has 1,250 images to train on, 179 for validation and 368 for the
     test, a ``size`` of (8, 8), one channel and the class names "0" to "9".
 
     class_names: name of each label; empty for data without labels.
     settings: what, besides ``name``, says which images the splits hold and in what form.
+    known_variance: ``variance``, if it has been computed before.
     left_out: what the source holds beside these images, and why it is not among them, in words.
     """
 
@@ -47,16 +53,16 @@ class ImageData:
     class_names: tuple[str, ...]
     settings: dict[str, Any]
     left_out: tuple[str, ...] = ()
+    known_variance: float | None = None
 
-    def digest(self, on_read: Callable[[int], object] | None = None) -> str:
-        """Changes with any image or label of any split: with the name, size or time of an image's file.
+    @property
+    def digests(self) -> dict[str, str]:
+        """Of each split what changes with any of its images or labels, or their order."""
+        return {name: self.split(name).digest() for name in SPLITS}
 
-        on_read: called with the number of images each time some have been read.
-        """
-        digest = hashlib.sha256()
-        for name in SPLITS:
-            self.split(name).add_to_digest(digest, on_read)
-        return digest.hexdigest()
+    def digest(self) -> str:
+        """Changes with any image or label of any split, and not with where the files lie."""
+        return hashlib.sha256("\n".join(self.digests.values()).encode()).hexdigest()
 
     def describe(self) -> str:
         """One line that says what the splits hold, and what was left out of them and why."""
@@ -64,6 +70,9 @@ class ImageData:
         colours = "grey (1 channel)" if self.channels == 1 else "colour (3 channels)"
         form = f"{self.size[0]}x{self.size[1]}, {colours}"
         line = f"{self.name}: {sizes} images of {form}; {self._describe_classes()}"
+        pairs = repeated_images({name: self.split(name).hashes for name in SPLITS})
+        repeated = [f"{count} of {second} are in {first} too" for (first, second), count in pairs.items()]
+        line += f"; equal images in two splits: {', '.join(repeated)}" if repeated else ""
         return line + (f"; left out: {', '.join(self.left_out)}" if self.left_out else "")
 
     def _describe_classes(self, most: int = 20) -> str:
@@ -76,8 +85,15 @@ class ImageData:
 
     @cached_property
     def variance(self) -> float:
-        """Of the training pixels in the models' range, what squared errors are normalised by."""
-        return _variance(self.train)
+        """Of all training pixels in the models' range, what squared errors are normalised by.
+
+        Of data split by number it is, as it was before, that of at most 10,000 images.
+        """
+        if self.known_variance is not None:
+            return self.known_variance
+        if "split_by" in self.settings or len(self.train) <= 10_000:
+            return _variance(self.train.histogram())
+        return _variance(self.train.histogram(torch.linspace(0, len(self.train) - 1, 10_000).long().tolist()))
 
     def split(self, name: str) -> ImageSplit:
         """The split called ``name``; DataError for another name than train, validation and test."""
@@ -99,22 +115,48 @@ def load_data(config: DataConfig, *, stream: bool = False, progress: bool = Fals
 
     stream: for a single pass. Images are decoded when their batch is read, none before, and none are kept;
     a bad one raises DataError then. Otherwise everything that is wrong raises DataError here, before
-    anything is trained. progress: show a bar while images are decoded.
+    anything is trained. progress: show a bar while images are read and decoded.
     """
+    check_choice(("content", "number"), split_by=config.split_by)
+    return data_from(open_source(config), config, stream=stream, progress=progress)
+
+
+def data_from(
+    source: SourceData, config: DataConfig, *, stream: bool = False, progress: bool = False
+) -> ImageData:
+    """What :func:`load_data` does, with data that are open already."""
     if config.limit is not None and config.limit < 1:
         raise DataError(f"limit is {config.limit}; accepted: an integer of at least 1, none for all images")
-    source = open_source(config)
-    splits, left_out = _three_splits(source.splits, config)
-    splits = {name: with_image_type(split) for name, split in splits.items()}
-    image_column = find_image_column(splits["train"], config)
-    label_column = find_label_column(splits["train"], config)
-    for name, split in splits.items():
+    named, left_out = named_splits(source.splits, config)
+    named = {name: with_image_type(split) for name, split in named.items()}
+    image_column = find_image_column(named["train"], config)
+    label_column = find_label_column(named["train"], config)
+    for name, split in named.items():
         for column in (image_column, label_column):
             if column is not None and column not in split.column_names:
                 raise DataError(f"split {name} of {config.data} lacks the column {column!r}, train has it")
-    splits = {name: undecoded(split, image_column) for name, split in splits.items()}
+    named = {name: undecoded(split, image_column) for name, split in named.items()}
+    sizes = {name: len(split) for name, split in named.items()}
+    with progress_bar(sum(sizes.values()), "read", "image", enabled=progress) as bar:
+
+        def hashes_of(datasets: dict[str, Dataset]) -> dict[str, NDArray[np.bytes_]]:
+            return {
+                name: content_hashes(split, image_column, source.roots, bar.update)
+                for name, split in datasets.items()
+            }
+
+        by_content = config.split_by == "content"
+        all_hashes = hashes_of(named) if by_content else None
+        rows, beyond = split_rows(sizes, all_hashes, config)
+        splits = {name: named[origin].select(chosen) for name, (origin, chosen) in rows.items()}
+        if all_hashes is None:
+            hashes = hashes_of(splits)
+        else:
+            hashes = {name: all_hashes[origin][chosen] for name, (origin, chosen) in rows.items()}
+    if beyond:
+        left_out.append(f"{beyond} images beyond the limit of {config.limit} a split")
     labels, class_names = number_labels(splits, label_column)
-    first = open_image(splits["train"][0][image_column], 0)
+    first = open_image(splits["train"][0][image_column], 0, source.roots)
     size = parse_size(config.size) if config.size else (first.height, first.width)
     channels = (1 if first.mode in GREY_MODES else 3) if config.channels is None else config.channels
     if channels not in (1, 3):
@@ -129,6 +171,8 @@ def load_data(config: DataConfig, *, stream: bool = False, progress: bool = Fals
                 labels[name],
                 size,
                 channels,
+                hashes=hashes[name],
+                roots=source.roots,
                 resize=config.size is not None,
                 recolour=config.channels is not None,
                 cache=cache,
@@ -144,9 +188,13 @@ def load_data(config: DataConfig, *, stream: bool = False, progress: bool = Fals
         "label_column": label_column,
         **{name: getattr(config, name) for name in ("validation", "test", "limit", "split_seed")},
     }
+    if by_content:  # what was made before does not say how it was split
+        settings["split_by"] = config.split_by
     return ImageData(
         config.data,
-        **ready,
+        ready["train"],
+        ready["validation"],
+        ready["test"],
         size=size,
         channels=channels,
         class_names=class_names,
@@ -163,62 +211,9 @@ def parse_size(size: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def _three_splits(
-    source_splits: dict[str, Dataset], config: DataConfig
-) -> tuple[dict[str, Dataset], list[str]]:
-    """The splits by the names used here, and what is not among them.
-
-    A missing validation or test split is cut from the training split, always the same way.
-    """
-    for name in ("validation", "test"):
-        if not 0 < getattr(config, name) < 0.5:
-            raise DataError(f"{name} is {getattr(config, name)}; accepted: a share between 0 and 0.5")
-    splits: dict[str, Dataset] = {}
-    left_out: list[str] = []
-    for source_name, split in source_splits.items():
-        name = split_named(source_name) or ""
-        if not name:
-            left_out.append(f"the split {source_name} of {len(split)} images")
-        elif name in splits:
-            raise DataError(
-                f"{config.data} has the split {name} twice, also as {source_name}; keep one of them"
-            )
-        else:
-            splits[name] = split
-    if "train" not in splits:
-        raise DataError(f"{config.data} has the splits {', '.join(source_splits)}; one must be called train")
-    order = _shuffled(splits["train"], config)
-    missing = [name for name in ("test", "validation") if name not in splits]
-    shares = {name: round(getattr(config, name) * len(order)) for name in missing}
-    if any(share < 1 for share in shares.values()) or sum(shares.values()) >= len(order):
-        raise DataError(f"{config.data} has only {len(order)} training images, too few to split")
-    train = splits["train"]
-    for name, share in shares.items():
-        taken, order = order[:share], order[share:]
-        splits[name] = train.select(sorted(taken))
-    splits["train"] = train.select(sorted(order)) if missing else train
-    beyond = 0
-    for name in SPLITS:
-        if len(splits[name]) == 0:
-            raise DataError(f"split {name} of {config.data} is empty")
-        if config.limit is not None:
-            # Not the first ones: many data sets are sorted by class.
-            chosen = sorted(_shuffled(splits[name], config)[: config.limit])
-            beyond += len(splits[name]) - len(chosen)
-            splits[name] = splits[name].select(chosen)
-    if beyond:
-        left_out.append(f"{beyond} images beyond the limit of {config.limit} a split")
-    return {name: splits[name] for name in SPLITS}, left_out
-
-
-def _shuffled(split: Dataset, config: DataConfig) -> list[int]:
-    """The row numbers of ``split`` in an order that depends on ``split_seed`` and their number alone."""
-    generator = torch.Generator().manual_seed(config.split_seed)
-    order: list[int] = torch.randperm(len(split), generator=generator).tolist()
-    return order
-
-
-def _variance(split: ImageSplit, sample: int = 10_000) -> float:
-    """Variance of the pixels of evenly spaced training images."""
-    rows = torch.linspace(0, len(split) - 1, min(sample, len(split))).long()
-    return max(float(to_float(split.batch(rows)).var(correction=0)), 1e-8)
+def _variance(counts: Tensor) -> float:
+    """Of pixels in the models' range, from how many have each of the 256 levels; exact to rounding."""
+    levels, total = counts.tolist(), int(counts.sum())
+    first = sum(level * count for level, count in enumerate(levels))
+    second = sum(level * level * count for level, count in enumerate(levels))
+    return max((total * second - first * first) / (total * total * 255 * 255), 1e-8)

@@ -30,8 +30,8 @@ class Split(Protocol):
 class BatchLoader:
     """Iterates over batches ``(split.batch(rows), split.batch_labels(rows))``; each iteration is one epoch.
 
-    With 1,258 images of 8 x 8 and a ``batch_size`` of 64 an epoch without ``shuffle`` has 20 batches:
-    ``[64, 1, 8, 8]`` images and ``[64]`` labels, 42 of each in the last one.
+    With 1,250 images of 8 x 8 and a ``batch_size`` of 64 an epoch without ``shuffle`` has 20 batches:
+    ``[64, 1, 8, 8]`` images and ``[64]`` labels, 34 of each in the last one.
 
     The order of an epoch depends on (seed, epoch) alone. ``state_dict`` holds epoch and position, so
     that a loader restored in the middle of an epoch goes on with the next batch. With ``world`` processes

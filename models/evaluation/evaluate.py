@@ -36,9 +36,10 @@ def evaluate(
 ) -> dict[str, float | str]:
     """Every figure of one model on one split, by name.
 
-    mse, nmse, psnr, ssim, and perplexity and usage of each level as in
-    :mod:`models.evaluation.metrics`; commitment, the squared error between encodings and codes, summed over
-    the levels. Then bits per dimension (a dimension is one channel of one pixel, of 256 levels):
+    mse, nmse, psnr, mean_psnr, ssim, inner_ssim, and perplexity and usage of each level as in
+    :meth:`models.evaluation.metrics.ReconstructionMeter.compute`; commitment, the squared error between
+    encodings and codes, summed over the levels. Then bits per dimension (a dimension is one channel of one
+    pixel, of 256 levels):
 
     - VQ-VAEs: ``bits_decoder`` of -log p(x | codes), ``bits_codes_uniform`` for codes that are all
       equally likely, and, with ``priors`` (one a level, top first), ``bits_codes_prior``; their sums
@@ -73,7 +74,7 @@ def evaluate(
     fid = RFID(fid_weights, data.size, len(images_of), device)
     nats: dict[str, float] = {}
     commitment: float | None = None
-    cards = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    cards = range(torch.cuda.device_count())  # a seed is that of all of them
     with (
         evaluating(model, *priors),
         torch.random.fork_rng(cards),

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 
 from models.losses import log_softmax_at
 from models.pretrained import Pretrained, evaluating
-from models.priors.filters import check_filters, draw, filter_logits
+from models.priors.filters import check_filters, draw, filter_logits, fine_generator
 from vq_kernels.checks import check_integer, check_number
 
 Decoder = Callable[[Tensor | None], Tensor]
@@ -95,13 +95,14 @@ class AutoregressivePrior(Pretrained, ABC):
         device = self.device
         if generator is not None and generator.device.type != device.type:
             raise ValueError(f"generator is on {generator.device}; accepted: the model's device {device}")
+        fine = fine_generator(generator, device)
         codes = torch.empty(math.prod(shape[1:]), shape[0], dtype=torch.int64, device=device)
         with evaluating(self), torch.inference_mode(), parametrize.cached():
             next_logits = self._decoder(shape, labels, upper)
             previous = None
             for position in range(len(codes)):
                 logits = filter_logits(next_logits(previous), temperature, top_k, top_p)
-                previous = codes[position].copy_(draw(logits, generator))
+                previous = codes[position].copy_(draw(logits, generator, fine))
                 if on_drawn is not None:
                     on_drawn(shape[0])
         return codes.T.reshape(shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor
 
@@ -43,13 +45,50 @@ def filter_logits(
     return logits
 
 
-def draw(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def draw(
+    logits: Tensor, generator: torch.Generator | None = None, fine: torch.Generator | None = None
+) -> Tensor:
     """One code for each row of ``[B, K]`` logits, int64 ``[B]``, by the Gumbel-max trick.
 
     The noise has the logits' shape and nothing else in common with them, so what a generator gives does not
-    depend on the other rows, and no value is read back from the device.
+    depend on the other rows, and no value is read back from the device. fine: of the noise's lower half, see
+    :func:`fine_generator`, by default one for this call.
     """
-    noise = torch.rand(logits.shape, generator=generator, device=logits.device, dtype=torch.float32)
-    # rand may give 0, whose Gumbel value -inf would tie a code that is kept with those that are not.
-    gumbel = -(-noise.clamp_min(2.0**-25).log()).log()
+    fine = fine_generator(generator, logits.device) if fine is None else fine
+    noise, lower = (
+        torch.rand(logits.shape, generator=source, device=logits.device, dtype=torch.float32)
+        for source in (generator, fine)
+    )
+    gumbel = -exponential(noise, lower).log()
     return (logits + gumbel).argmax(dim=-1)
+
+
+def exponential(noise: Tensor, fine: Tensor) -> Tensor:
+    """Exponentially distributed values from two uniform ones in steps of 2^-24, as ``torch.rand`` has them.
+
+    A code of probability p is drawn where its value is below about p, and one uniform value has no step below
+    2^-24: codes rarer than 1e-7 would hardly ever be drawn. The second one fills the steps of the first, so
+    that the smallest value is 2^-49. None is 0 or infinite.
+    """
+    step = 2.0**-24
+    inside = fine + step / 2  # above 0, and below 1 but for rounding
+    # Uniform in (0, 1), and 1 less that: each exact where it is small.
+    below = (noise / step + inside) * step
+    above = (1 / step - noise / step - inside).clamp_min(step / 2) * step
+    return torch.where(noise < 0.5, -below.log(), -torch.log1p(-above))
+
+
+def fine_generator(generator: torch.Generator | None, device: torch.device) -> torch.Generator:
+    """The generator of the noise's lower half, determined by the state of ``generator``, which stays as it
+    is.
+
+    One of its own, so that the upper half is what it was before there was a lower one.
+    """
+    if generator is not None:
+        state = generator.get_state()
+    elif device.type == "cpu":
+        state = torch.get_rng_state()
+    else:
+        state = getattr(torch, device.type).get_rng_state(device)
+    seed = hashlib.sha256(state.cpu().numpy().tobytes()).digest()[:8]
+    return torch.Generator(device).manual_seed(int.from_bytes(seed, "big") >> 1)

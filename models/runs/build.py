@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from models.autoencoders.blocks import initialize_as_sonnet
 from models.autoencoders.vae import VAE
 from models.autoencoders.vqvae import VQVAE
 from models.autoencoders.vqvae2 import VQVAE2
@@ -46,6 +47,8 @@ def build_model(config: TrainConfig, data: ImageData) -> Autoencoder:
         model: Autoencoder = VQVAE(data.channels, downscale=config.downscale, **shared)
     else:
         model = VQVAE2(data.channels, downscales=config.downscales, **shared)
+    if config.init_weights == "sonnet":
+        model.apply(initialize_as_sonnet)
     model.check_size(data)
     return model
 

@@ -5,27 +5,23 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from models.autoencoders.quantizer import QuantizerSettings
+from models.autoencoders.quantizer import WITH_CODES, QuantizerSettings
 from models.data.settings import DataConfig
 from models.runs.layout import RunLayout
+from models.runs.rules import BEFORE, PLACE_SETTINGS, RESUMABLE_SETTINGS, SELDOM_SET, check_name
 from models.settings import convert_value, format_value, read_yaml, setting, setting_types, write_yaml
 from vq_kernels.checks import check_choice, check_integer, check_number
 
+LOGGERS = ("csv", "tensorboard", "wandb")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+_SNAIL = ("pixelsnail",)
+_MAPS = ("pixelsnail", "pixelcnn")
 PER_LEVEL = "one for all levels, or one for each, top first"
-# A resumed run may change these. The others decide the model, its data and their order, or come back with
-# the checkpoint, as the learning rate does.
-RESUMABLE_SETTINGS = (
-    *("name", "runs", "epochs", "steps", "patience", "schedule", "warmup", "clip", "precision", "devices"),
-    *("accelerator", "deterministic", "log_every", "checkpoint_every", "progress", "pictures_every"),
-    *("cache_gb", "cache_dir", "requeue"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +50,13 @@ class LoopConfig:
     log_every: int = setting(10, "steps between two rows of the logs")
     checkpoint_every: int = setting(200, "steps between two saves of the last checkpoint")
     progress: bool = setting(True, "show progress bars")
+    logger: tuple[str, ...] = setting(
+        ("csv", "tensorboard"), "csv, and tensorboard, wandb (offline, if installed) or both"
+    )
     requeue: bool = setting(False, "when a signal stops a SLURM job, put it back into the queue")
 
     def __post_init__(self) -> None:
-        inside = os.path.normpath(self.name)
-        if not self.name or os.path.isabs(inside) or inside.split(os.sep)[0] in (".", ".."):
-            raise ValueError(
-                f"name is {self.name!r}; accepted: the name of a folder inside runs (--name NAME)"
-            )
+        check_name(self.name)
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{name} is {value}; accepted: a finite number")
@@ -70,6 +65,13 @@ class LoopConfig:
         self._check_integers(0, "warmup", "seed")
         if self.seed >= 2**32:
             raise ValueError(f"seed is {self.seed}; accepted: an integer below 2**32")
+        for logger in self.logger:
+            check_choice(LOGGERS, logger=logger)
+        if "csv" not in self.logger:
+            raise ValueError(
+                f"logger is {format_value(self.logger)}; accepted: csv, from which figures are "
+                f"drawn, and others"
+            )
         check_choice(("constant", "cosine"), schedule=self.schedule)
         check_choice(PRECISIONS, precision=self.precision)
         check_choice(("auto", "cpu", "gpu"), accelerator=self.accelerator)
@@ -125,6 +127,22 @@ class LoopConfig:
         return cls.from_mapping(read_yaml(path), str(path))
 
     @classmethod
+    def of_run(cls, path: str | Path) -> Self:
+        """Settings from the ``config.yaml`` of a run, which an earlier version may have written."""
+        return cls.from_mapping(cls.completed(read_yaml(path)), str(path))
+
+    @classmethod
+    def is_of_run(cls, values: Mapping[str, Any]) -> bool:
+        """Whether ``values`` list all that there is to set, as the ``config.yaml`` of a run does."""
+        return set(SELDOM_SET) <= set(values)
+
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings in the ``config.yaml`` of a run with what earlier versions did without saying so."""
+        types = setting_types(cls)
+        return {name: value for name, value in BEFORE.items() if name in types} | dict(values)
+
+    @classmethod
     def _converted(cls, values: Mapping[str, Any], source: str) -> dict[str, Any]:
         types = setting_types(cls)
         for name in values:
@@ -139,6 +157,14 @@ class LoopConfig:
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"{source}: unknown setting {name!r}{hint}")
         return {name: convert_value(value, types[name], name, source) for name, value in values.items()}
+
+    def difference(self, earlier: Self) -> tuple[str, Any, Any] | None:
+        """The first setting that makes another run than ``earlier``, its value there and here, or None."""
+        for name, before in vars(earlier).items():
+            value = getattr(self, name)
+            if name not in PLACE_SETTINGS and not (name == "codes" or value == before):
+                return name, before, value
+        return None
 
     def check_resumes(self, earlier: Self) -> None:
         """ValueError unless a run with the settings ``earlier`` can go on with these."""
@@ -172,21 +198,32 @@ class TrainConfig(QuantizerSettings, DataConfig, LoopConfig):
     settings_title: ClassVar[str] = "model"
 
     model: str = setting("vqvae", "vqvae, vqvae2 or vae")
-    hidden: int = setting(128, "channels of the convolutions")
-    residual_layers: int = setting(2, "residual blocks on either side")
-    residual_hidden: int = setting(32, "channels inside a residual block")
-    downscale: int = setting(4, "vqvae: image size over code map size: 2, 4 or 8")
-    downscales: tuple[int, ...] = setting((4, 2), "vqvae2: downscale of each level, bottom first")
+    hidden: int = setting(128, "channels of the convolutions", model=WITH_CODES)
+    residual_layers: int = setting(2, "residual blocks on either side", model=WITH_CODES)
+    residual_hidden: int = setting(32, "channels inside a residual block", model=WITH_CODES)
+    downscale: int = setting(4, "vqvae: image size over code map size: 2, 4 or 8", model=("vqvae",))
+    downscales: tuple[int, ...] = setting(
+        (4, 2), "vqvae2: downscale of each level, bottom first", model=("vqvae2",)
+    )
     beta: float | None = setting(
         None, "weight of the commitment loss, by default 0.25; vae: of the KL term, by default 1"
     )
     likelihood: str | None = setting(
         None, "mse, gaussian, logistic or categorical; by default gaussian for a vae, else mse"
     )
-    latent_dim: int = setting(128, "vae: dimension of the latent")
+    latent_dim: int = setting(128, "vae: dimension of the latent", model=("vae",))
     init: str | None = setting(None, "run or model folder whose weights to start from")
-    kl_warmup: int = setting(0, "vae: steps over which the weight of the KL term rises from zero")
-    channels_vae: tuple[int, ...] = setting((32, 64, 128, 256), "vae: widths of the four convolutions")
+    init_weights: str = setting(
+        "torch",
+        "torch, or sonnet: truncated normal weights and zero biases of convolutions",
+        model=WITH_CODES,
+    )
+    kl_warmup: int = setting(
+        0, "vae: steps over which the weight of the KL term rises from zero", model=("vae",)
+    )
+    channels_vae: tuple[int, ...] = setting(
+        (32, 64, 128, 256), "vae: widths of the four convolutions", model=("vae",)
+    )
     pictures_every: int = setting(1, "epochs between two pictures of reconstructions; 0 for none")
 
     def __post_init__(self) -> None:
@@ -195,6 +232,7 @@ class TrainConfig(QuantizerSettings, DataConfig, LoopConfig):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)  # frozen for others
         super().__post_init__()
+        check_choice(("torch", "sonnet"), init_weights=self.init_weights)
         self._check_integers(2, "hidden")  # the first convolution has half as many
         self._check_integers(1, "residual_hidden", "downscale", "downscales", "latent_dim", "channels_vae")
         self._check_integers(1, "limit")
@@ -220,17 +258,25 @@ class PriorConfig(LoopConfig):
     conditional: bool | None = setting(None, "condition on the labels; by default where the codes have them")
     width: int = setting(64, "channels of the network")
     layers: int = setting(3, "number of layers or blocks")
-    heads: int = setting(4, "attention heads (transformer, pixelsnail)")
+    heads: int = setting(4, "attention heads (transformer, pixelsnail)", prior=("transformer", "pixelsnail"))
     dropout: float = setting(0.1, "dropout probability")
-    kernel_size: int = setting(5, "pixelsnail, pixelcnn: size of the convolutions, odd")
-    res_blocks: int = setting(4, "pixelsnail: residual blocks in each of its layers")
+    kernel_size: int = setting(5, "pixelsnail, pixelcnn: size of the convolutions, odd", prior=_MAPS)
+    res_blocks: int = setting(4, "pixelsnail: residual blocks in each of its layers", prior=_SNAIL)
     res_channels: tuple[int, ...] = setting(
-        (0,), "pixelsnail: inside residual blocks; 0 for width; " + PER_LEVEL
+        (0,), "pixelsnail: inside residual blocks; 0 for width; " + PER_LEVEL, prior=_SNAIL
     )
-    attention: tuple[bool, ...] = setting((True,), "pixelsnail: attend to all earlier codes; " + PER_LEVEL)
-    out_res_blocks: tuple[int, ...] = setting((0,), "pixelsnail: blocks before the output; " + PER_LEVEL)
-    upper_blocks: int = setting(3, "pixelsnail, pixelcnn: residual blocks that read the level above")
-    upper_channels: int | None = setting(None, "pixelsnail: channels of those blocks; by default width")
+    attention: tuple[bool, ...] = setting(
+        (True,), "pixelsnail: attend to all earlier codes; " + PER_LEVEL, prior=_SNAIL
+    )
+    out_res_blocks: tuple[int, ...] = setting(
+        (0,), "pixelsnail: blocks before the output; " + PER_LEVEL, prior=_SNAIL
+    )
+    upper_blocks: int = setting(
+        3, "pixelsnail, pixelcnn: residual blocks that read the level above", prior=_MAPS
+    )
+    upper_channels: int | None = setting(
+        None, "pixelsnail: channels of those blocks; by default width", prior=_SNAIL
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from models.autoencoders.base import Autoencoder
 from models.codes.description import CodeDescription
 from models.data import load_data
-from models.pretrained import WEIGHTS_FILE, Pretrained, load_weights
+from models.pretrained import CONFIG_FILE, WEIGHTS_FILE, Pretrained, load_weights
+from models.priors.base import AutoregressivePrior
 from models.runs.build import build_model, build_priors
 from models.runs.config import PriorConfig, TrainConfig
 from models.runs.layout import RunLayout
@@ -58,7 +60,9 @@ def usable_model(folder: str | Path) -> Path:
 def usable_levels(folder: str | Path) -> list[Path]:
     """The folders of the priors of a `train-prior` run, top level first, as :func:`usable_model` has it."""
     layout = RunLayout(Path(folder))
-    if layout.levels or not (layout.best.is_file() and layout.config.is_file()):
+    if any((level / WEIGHTS_FILE).is_file() for level in layout.levels) or not (
+        layout.best.is_file() and layout.config.is_file()
+    ):
         return layout.levels
     levels = len(CodeDescription.load(layout.folder).shapes)
     return _export_best(layout, [layout.best_models / f"level{number}" for number in range(levels)])
@@ -85,9 +89,14 @@ def _export_best(layout: RunLayout, targets: list[Path]) -> list[Path]:
 def _untrained(layout: RunLayout) -> list[Pretrained]:
     """The models that the run trains, with other weights."""
     if "codes" in read_yaml(layout.config):
+        given = [level for level in layout.levels if (level / CONFIG_FILE).is_file()]
+        if given:  # as of priors that were given in Python
+            return [AutoregressivePrior.from_description(level) for level in given]
         priors: list[Any] = list(
-            build_priors(PriorConfig.load(layout.config), CodeDescription.load(layout.folder))
+            build_priors(PriorConfig.of_run(layout.config), CodeDescription.load(layout.folder))
         )
         return priors
-    config = TrainConfig.load(layout.config)
+    config = TrainConfig.of_run(layout.config)
+    if (layout.model / CONFIG_FILE).is_file():  # as of a model that was given in Python
+        return [Autoencoder.from_description(layout.model)]
     return [build_model(config, load_data(config, stream=True))]

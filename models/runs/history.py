@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from models.runs.layout import RunLayout
@@ -46,6 +47,33 @@ def curves_of(history: Mapping[str, Series], quantity: str) -> dict[str, Series]
         level = logged.removeprefix(quantity).removeprefix("_")
         curves[f"{level} level, {split}" if level else split] = history[name]
     return curves
+
+
+def by_epoch(series: Series, steps_per_epoch: int) -> Series:
+    """The mean of the values logged in each epoch, counted from 1; epochs without any are left out."""
+    epochs: dict[int, list[float]] = {}
+    for step, value in zip(*series, strict=True):
+        epochs.setdefault(int(step) // steps_per_epoch + 1, []).append(value)
+    return [float(epoch) for epoch in epochs], [sum(values) / len(values) for values in epochs.values()]
+
+
+def first_within(series: Series, share: float) -> float | None:
+    """The first step whose value is within ``share`` of the highest one; None without values."""
+    steps, values = series
+    return next((s for s, v in zip(steps, values, strict=True) if v >= (1 - share) * max(values)), None)
+
+
+def spread(histories: Sequence[Mapping[str, Series]], name: str) -> dict[str, Series]:
+    """Of a quantity that several runs have logged at the same steps, the mean, the lowest and the highest."""
+    columns: dict[float, list[float]] = {}
+    for history in histories:
+        for step, value in zip(*history.get(name, ([], [])), strict=True):
+            columns.setdefault(step, []).append(value)
+    whole = {step: values for step, values in columns.items() if len(values) == len(histories)}
+    return {
+        label: (list(whole), [of(values) for values in whole.values()])
+        for label, of in (("mean", statistics.mean), ("lowest", min), ("highest", max))
+    }
 
 
 def _series(by_step: dict[int, float]) -> Series:

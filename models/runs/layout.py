@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from models.pretrained import WEIGHTS_FILE
 _EVERY_LOOP = ("checkpoints", "logs", "tensorboard", "curves.png")
 # All that a command writes into the folder of its run beside config.yaml and the folders of levels.
 _OUTPUTS = {
-    "train": (*_EVERY_LOOP, "model", "reconstructions"),
+    "train": (*_EVERY_LOOP, "data.json", "model", "reconstructions"),
     "train-prior": (*_EVERY_LOOP, DESCRIPTION_FILE),
 }
 
@@ -20,9 +21,10 @@ _OUTPUTS = {
 class RunLayout:
     """Where the files of one run lie: ``RunLayout(Path("runs/digits")).model`` is ``runs/digits/model``.
 
-    `train` writes ``config.yaml``, ``checkpoints/{best,last}.ckpt``, ``logs/``, ``tensorboard/``,
-    ``reconstructions/``, ``model/`` and ``curves.png``; `train-prior` the same with ``level0/`` (top),
-    ``level1/``, ... and ``codes.json`` in place of ``model/`` and ``reconstructions/``. The other commands
+    `train` writes ``config.yaml``, ``data.json``, ``checkpoints/{best,last}.ckpt``, ``logs/``,
+    ``tensorboard/``, ``reconstructions/``, ``model/`` and ``curves.png``; `train-prior` the same with
+    ``level0/`` (top), ``level1/``, ... and ``codes.json`` in place of ``data.json``, ``model/`` and
+    ``reconstructions/``. The other commands
     add ``codes/``, ``evaluation-SPLIT.json``, ``reconstruct-SPLIT/`` and ``samples/``. Nothing is read or
     made here.
     """
@@ -33,6 +35,11 @@ class RunLayout:
     def config(self) -> Path:
         """The settings of the run, as YAML."""
         return self.folder / "config.yaml"
+
+    @property
+    def data(self) -> Path:
+        """Digests of the images that the run was trained on, as JSON."""
+        return self.folder / "data.json"
 
     @property
     def model(self) -> Path:
@@ -122,13 +129,17 @@ class RunLayout:
         """The folder that `sample` writes."""
         return self.folder / "samples"
 
+    def is_finished(self, models: Sequence[Path]) -> bool:
+        """Whether training came to its end, and not only a checkpoint was exported to where ``models`` lie.
+
+        The figure is what training writes last. A run without it whose checkpoints are gone has nothing to go
+        on from.
+        """
+        is_complete = self.curves.is_file() or not self.last.is_file()
+        return is_complete and all((model / WEIGHTS_FILE).is_file() for model in models)
+
     def outputs(self, command: str) -> list[Path]:
         """What ``command``, `train` or `train-prior`, wrote here beside ``config.yaml``, by name."""
         levels = self.levels if command == "train-prior" else []
         names = [self.folder / name for name in _OUTPUTS[command]]
         return sorted(path for path in (*names, *levels) if path.exists() or path.is_symlink())
-
-
-def is_trained(part: Path) -> bool:
-    """Whether training came to its end and wrote the weights of ``part``, a model or the prior of a level."""
-    return (part / WEIGHTS_FILE).is_file()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.pretrained import Pretrained, load_weights
 from models.runs.config import TrainConfig
+from models.runs.data import data_of_run
 from models.runs.device import find_device
 from models.runs.export import say_if_unfinished, usable_levels, usable_model
 from models.runs.layout import RunLayout
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
     from models.priors.base import AutoregressivePrior
 
 
-def load_pretrained(directory: str | Path, device: str = "cpu") -> Pretrained:
+def load_pretrained(directory: str | Path, device: str = "cpu", *, allow_import: bool = False) -> Pretrained:
     """Build whichever model ``save_pretrained`` wrote into ``directory``, in eval mode.
 
-    device: as torch names it, or ``auto``. Raises FileNotFoundError or ValueError where there is no such
-    model, and ValueError for a device that cannot be used.
+    device: as torch names it, or ``auto``. allow_import: see :meth:`Pretrained.from_pretrained`. Raises
+    FileNotFoundError or ValueError where there is no such model, and ValueError for a device that cannot
+    be used.
     """
     # A class that is not imported is not among the subclasses that from_pretrained looks through.
     import models.autoencoders.vae
@@ -29,7 +31,7 @@ def load_pretrained(directory: str | Path, device: str = "cpu") -> Pretrained:
     import models.autoencoders.vqvae2
     import models.priors  # noqa: F401
 
-    return Pretrained.from_pretrained(directory, find_device(device))
+    return Pretrained.from_pretrained(directory, find_device(device), allow_import=allow_import)
 
 
 def start_from(model: Autoencoder, source: str | Path) -> None:
@@ -53,24 +55,27 @@ def read_run_config(folder: str | Path) -> TrainConfig:
     stored = RunLayout(Path(folder)).config
     if not stored.is_file():
         raise FileNotFoundError(f"{stored} does not exist; give the folder of a trained run")
-    return TrainConfig.load(stored)
+    return TrainConfig.of_run(stored)
 
 
 def open_run(
-    folder: str | Path, config: TrainConfig | None = None, device: str = "cpu"
+    folder: str | Path, config: TrainConfig | None = None, device: str = "cpu", progress: bool = False
 ) -> tuple[Autoencoder, ImageData]:
     """The model of the run in ``folder``, and the data for a single pass.
 
     config: says which data; by default the run's own settings do. device: see :func:`load_pretrained`.
+    progress: show a bar while images are read. If the run's data have changed, standard error says so.
     Raises FileNotFoundError or ValueError, a DataError where the data cannot be used.
     """
     from models.data import load_data
 
-    config = read_run_config(folder) if config is None else config
+    stored = read_run_config(folder)
+    config = stored if config is None else config
     source = usable_model(folder)
     say_if_unfinished(source)
     model: Any = load_pretrained(source, device)
-    return model, load_data(config, stream=True)
+    data = load_data(config, stream=True, progress=progress)
+    return model, data_of_run(RunLayout(Path(folder)), data, config, stored)
 
 
 def prior_levels(folder: str | Path) -> list[Path]:

@@ -88,8 +88,10 @@ def judge_data(
         raise ValueError("--judge needs samples of classes; this prior was trained without labels")
     names: tuple[str, ...] = ("size", "channels")
     if location(source) == description.data:
-        names += ("image_column", "label_column", "validation", "test", "split_seed")
-    shared = {name: description.settings[name] for name in names if name in description.settings}
+        names += ("image_column", "label_column", "validation", "test", "split_seed", "split_by")
+    # Codes of before there was a choice do not say how the images were split.
+    described = {"split_by": "number"} | description.settings
+    shared = {name: described[name] for name in names if name in described}
     data = load_data(DataConfig(data=source, **shared), stream=True)
     check_classes(prior, priors, f"the judge's data {data.name}", data.class_names)
     return data

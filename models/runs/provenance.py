@@ -24,6 +24,7 @@ def provenance(
         "settings": data.settings,
         "split": split,
         "images": len(data.split(split)),
+        "digest": data.split(split).digest(),
         "variance": data.variance,
         "run": str(Path(run).resolve()),
         "weights": weights_hash(usable_model(run)),

@@ -16,7 +16,7 @@ from torch import nn
 from models.files import only_writer
 from models.runs.config import LoopConfig, PriorConfig
 from models.runs.layout import RunLayout
-from models.settings import read_yaml
+from models.settings import check_applies, choices_of, read_yaml
 
 Config = TypeVar("Config", bound=LoopConfig)
 # What Lightning and our modules read back from a checkpoint.
@@ -32,15 +32,21 @@ def start_config(
 
     kind: TrainConfig or PriorConfig. values: settings by name, as text or in their types. config: a YAML
     file, or the name of one in ``models/configs``. resume: without ``config``, the settings that ``values``
-    leaves out are those of the run in the folder, which may have moved since. Raises ValueError.
+    leaves out are those of the run in the folder, which may have moved since. Raises ValueError, also for a
+    setting that the chosen model does not have; the ``config.yaml`` of a run lists those of all models.
     """
     base = read_yaml(config) if config else {}
     settings = kind.from_mapping(base | dict(values), config or "flags")
+    if config and not kind.is_of_run(base):
+        # The file was written for the model that it names, whichever one the flags choose.
+        named = {name: base[name] for name in choices_of(settings) & set(base)}
+        check_applies(settings.with_values(named, config), base, config)
     stored = settings.layout.config
-    if not resume or config or not stored.is_file():
-        return settings
-    place = {"name": settings.name, "runs": settings.runs}
-    return kind.load(stored).with_values(dict(values) | place, "flags")
+    if resume and not config and stored.is_file():
+        place = {"name": settings.name, "runs": settings.runs}
+        settings = kind.of_run(stored).with_values(dict(values) | place, "flags")
+    check_applies(settings, values, "flags")
+    return settings
 
 
 def check_folder(config: LoopConfig, resume: bool, overwrite: bool) -> None:
@@ -128,7 +134,7 @@ def _earlier(config: LoopConfig, stored: Path) -> LoopConfig:
     values = read_yaml(stored)
     required = {"name", "runs", "codes" if isinstance(config, PriorConfig) else "model"}
     try:
-        earlier = type(config).from_mapping(values, str(stored))
+        earlier = type(config).from_mapping(config.completed(values), str(stored))
     except ValueError as error:
         if "--name" in str(error):
             raise

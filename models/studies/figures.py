@@ -29,17 +29,23 @@ LOSS_UNITS = {
 
 
 def reconstructions_over_epochs(
-    path: Path, runs: Mapping[str, RunLayout], shown: int = 6, caption: str = ""
+    path: Path, runs: Mapping[str, RunLayout], epochs: Sequence[int], caption: str = ""
 ) -> Path:
-    """The pictures that training saved at evenly spaced epochs: a column a run, epochs downwards.
+    """The pictures that training saved after ``epochs``: a column a run, epochs downwards.
+
+    Where none was saved of one, that of the nearest epoch stands for it, and its title says so.
 
     In each picture originals and their reconstructions alternate.
     """
     from PIL import Image
 
-    pictures = {label: list(layout.epoch_pictures.items()) for label, layout in runs.items()}
-    rows = min(shown, *(len(epochs) for epochs in pictures.values()))
-    _, first = next(iter(pictures.values()))[0]
+    pictures = {label: layout.epoch_pictures for label, layout in runs.items()}
+    chosen = {
+        label: list(dict.fromkeys(min(saved, key=lambda one: abs(one - epoch)) for epoch in epochs))
+        for label, saved in pictures.items()
+    }
+    rows = max(map(len, chosen.values()))
+    first = next(iter(next(iter(pictures.values())).values()))
     with Image.open(first) as image:
         height = image.height * 3 // 8  # three rows of the eight that training saves
         panel = 5 * height / image.width + 0.35
@@ -48,10 +54,9 @@ def reconstructions_over_epochs(
     figure.set_size_inches(5 * len(pictures), panel * rows + 0.3)
     order = "In each row original, reconstruction, original, reconstruction, ..."
     axes = figure.subplots(rows, len(pictures), squeeze=False)
-    for column, (label, epochs) in enumerate(pictures.items()):
-        chosen = np.linspace(0, len(epochs) - 1, rows).round().astype(int)
-        for row, (epoch, file) in enumerate(epochs[index] for index in chosen):
-            with Image.open(file) as image:
+    for column, (label, saved) in enumerate(pictures.items()):
+        for row, epoch in enumerate(chosen[label]):
+            with Image.open(saved[epoch]) as image:
                 strip = image.crop((0, 0, image.width, height))
                 axes[row][column].imshow(np.asarray(strip), cmap="gray")
             axes[row][column].set_title(f"{label}, epoch {epoch}", fontsize="small")
@@ -82,24 +87,38 @@ def image_vectors(data: ImageData, split: str, limit: int = 2000) -> Tensor:
     return F.adaptive_avg_pool2d(images, (min(32, height), min(32, width))).flatten(1)
 
 
-def tsne_by_label(
-    path: Path, features: Mapping[str, Tensor], labels: Tensor, names: Sequence[str], caption: str = ""
-) -> Path:
-    """t-SNE of each set of features ``[N, F]``, one panel each, coloured by label, and one legend."""
+def tsne(features: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
+    """Points ``[N, 2]`` for each set of features ``[N, F]``, by its name."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
+    points = {}
+    for title, vectors in features.items():
+        reduced = PCA(min(50, *vectors.shape), random_state=0).fit_transform(vectors.numpy())
+        if len(np.unique(reduced, axis=0)) < 4:  # as of collapsed codes, which t-SNE does not survive
+            points[title] = np.pad(reduced, ((0, 0), (0, 2)))[:, :2]
+            continue
+        perplexity = max(1, min(30, (len(vectors) - 1) // 3))
+        points[title] = TSNE(perplexity=perplexity, random_state=0).fit_transform(reduced)
+    return points
+
+
+def tsne_by_label(
+    path: Path,
+    points: Mapping[str, NDArray[np.float32]],
+    labels: Tensor,
+    names: Sequence[str],
+    caption: str = "",
+) -> Path:
+    """A panel for each set of points ``[N, 2]`` of :func:`tsne`, coloured by label, and one legend."""
     shown = names or ("all",)
     colours = distinct_colours(len(shown))
-    figure, axes = new_figure(len(features), width=4.6, height=4.4)
+    figure, axes = new_figure(len(points), width=4.6, height=4.4)
     markers: dict[str, Any] = {}
-    for axis, (title, vectors) in zip(axes, features.items(), strict=True):
-        reduced = PCA(min(50, *vectors.shape), random_state=0).fit_transform(vectors.numpy())
-        perplexity = max(1, min(30, (len(vectors) - 1) // 3))
-        points: NDArray[np.float32] = TSNE(perplexity=perplexity, random_state=0).fit_transform(reduced)
+    for axis, (title, placed) in zip(axes, points.items(), strict=True):
         for number, (name, colour) in enumerate(zip(shown, colours, strict=True)):
             of_class = labels.numpy() == number if names else np.ones(len(labels), dtype=bool)
-            markers[name] = axis.scatter(points[of_class, 0], points[of_class, 1], s=8, color=colour)
+            markers[name] = axis.scatter(placed[of_class, 0], placed[of_class, 1], s=8, color=colour)
         axis.set(title=f"t-SNE of {title}", xticks=[], yticks=[])
     if names:
         legend_below(figure, markers, marker_scale=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,19 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.evaluation.tables import Row, write_table
 from models.progress import progress_bar
 from models.runs.config import PriorConfig, TrainConfig
-from models.runs.layout import is_trained
+from models.runs.rules import PLACE_SETTINGS, check_name
+from models.settings import format_value
+from models.studies.stored import check_study, rules_of_study, store_study
 from vq_kernels.checks import check_choice, check_integer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from models.autoencoders.base import Autoencoder
     from models.codes.store import CodeStore
     from models.data import ImageData
     from models.priors.base import AutoregressivePrior
-    from models.runs.history import Series
+    from models.training.finished import TrainedRun
+    from models.training.sweep import Swept
 
 SCALES = ("small", "paper")
 # The options that are settings of every model a study trains.
@@ -36,22 +38,23 @@ _CAPTION = {
     "embedding_dim": "D =",
     "beta": "beta =",
 }
-Row = Mapping[str, str | float | int]
 
 
 @dataclass(frozen=True)
 class StudyOptions:
     """What `reproduce` takes; ``None`` means: as the scale has it.
 
-    seed: of every model, prior and sample; with ``seeds`` the first of them. seeds: runs to average over, at
-    least 1. batch_size: of every model and prior. Each of the last two only for a study whose ``OPTIONS``
-    name it.
+    name: of the folder in ``runs``. overwrite: replace what is there with other settings. seed: of every model,
+    prior and sample; with ``seeds`` the first of them. seeds: runs to average over, at least 1. batch_size: of
+    every model and prior. Each of the last two only for a study whose ``OPTIONS`` name it.
     """
 
     data: str | None = None
     scale: str = "small"
     runs: str = "runs"
     seed: int = 0
+    name: str | None = None
+    overwrite: bool = False
     seeds: int | None = None
     limit: int | None = None
     size: str | None = None
@@ -63,22 +66,13 @@ class StudyOptions:
     progress: bool = True
 
 
-@dataclass(frozen=True)
-class TrainedRun:
-    """A trained autoencoder with its settings and logged values."""
-
-    config: TrainConfig
-    model: Autoencoder
-    history: dict[str, Series]
-
-
 class Runner:
-    """Trains what a study asks for under ``RUNS/reproduce-STUDY-SCALE`` and writes its tables there.
+    """Trains what a study asks for under ``RUNS/NAME`` and writes its tables there.
 
-    A seed other than 0 has a folder of its own, ``reproduce-STUDY-SCALE-seedN``.
-
-    A run that is already there with the same settings is loaded, and one that was interrupted goes on from
-    its last checkpoint, so that a study goes on where it stopped.
+    NAME is ``reproduce-STUDY-SCALE``, with a seed other than 0 ``reproduce-STUDY-SCALE-seedN``, unless the
+    options say another. A run that is already there with the same settings is loaded, and one that was
+    interrupted goes on from its last checkpoint, so that a study goes on where it stopped. What is there with
+    other settings is replaced with ``overwrite`` alone.
     """
 
     def __init__(
@@ -87,8 +81,13 @@ class Runner:
         options: StudyOptions,
         settings: Mapping[str, Mapping[str, Any]],
         extra_options: Sequence[str],
+        seeds: int = 1,
     ) -> None:
-        """settings: of the study's models, by scale. extra_options: the study's ``OPTIONS``. ValueError."""
+        """Check the options and open the data.
+
+        settings: of the study's models, by scale. extra_options: the study's ``OPTIONS``. seeds: runs that
+        the study averages over. Raises ValueError, also where the folder holds a study of other settings.
+        """
         from models.data import load_data
         from models.runs.device import find_device
 
@@ -96,31 +95,49 @@ class Runner:
         check_choice(tuple(settings), scale=options.scale)
         self.options = options
         own_folder = f"-seed{options.seed}" if options.seed else ""
-        self.folder = Path(options.runs) / f"reproduce-{study}-{options.scale}{own_folder}"
+        name = f"reproduce-{study}-{options.scale}{own_folder}" if options.name is None else options.name
+        check_name(name)
+        self.folder = Path(options.runs) / name
         overrides = {name: getattr(options, name) for name in _MODEL_SETTINGS}
         model_settings = {name: value for name, value in overrides.items() if value is not None}
         loop = {name: getattr(options, name) for name in ("accelerator", "precision", "progress", "seed")}
         self.shared: dict[str, Any] = {"runs": str(self.folder)} | loop
         self.settings = {**settings[options.scale], **self.shared, **model_settings}
+        self.settings |= rules_of_study(self.folder)
         self.config = TrainConfig(**self.settings)
+        made_with = {"study": study, "scale": options.scale, "seeds": seeds} | self.settings
+        stored = {
+            name: format_value(value) for name, value in made_with.items() if name not in PLACE_SETTINGS
+        }
+        check_study(self.folder, stored, options.overwrite)
         self.data: ImageData = load_data(self.config, progress=options.progress)
+        store_study(self.folder, stored)
         self.say(self.data.describe())
         self.device = find_device(options.accelerator)
 
     def train(self, name: str, **changes: Any) -> TrainedRun:
         """The run ``name`` with ``changes`` to the study's settings."""
-        from models.runs.history import read_history
-        from models.runs.open import load_pretrained
-        from models.training.autoencoder import train
+        from models.training.finished import trained_run
 
         config = TrainConfig(**self.settings | {"name": name} | changes)
-        is_same = self._is_same(config)
-        if is_same and is_trained(config.layout.model):
-            model: Any = load_pretrained(config.layout.model, self.device)
-        else:
-            self.say(f"training {name}")
-            model = train(config, self.data, **_start(config, is_same)).to(self.device)
-        return TrainedRun(config, model, read_history(config.folder))
+        how: dict[str, Any] = {"overwrite": self.options.overwrite, "device": self.device, "say": self.say}
+        return trained_run(config, self.data, **how)
+
+    def sweep(self, cases: Sequence[Mapping[str, Any]], limit: int | None) -> list[Swept]:
+        """:func:`models.training.sweep.sweep` of the study's settings over ``cases``, best first.
+
+        limit: of the images of each split that it is done on.
+        """
+        from models.data import load_data
+        from models.training.sweep import sweep
+
+        place = Path(self.settings["runs"])
+        config = TrainConfig(
+            **self.settings | {"runs": str(place.parent), "name": place.name, "limit": limit}
+        )
+        data = self.data if limit == self.config.limit else load_data(config, progress=self.options.progress)
+        how: dict[str, Any] = {"overwrite": self.options.overwrite, "device": self.device, "say": self.say}
+        return sweep(config, cases, data, **how)
 
     def train_priors(
         self, run: TrainedRun, name: str, **settings: Any
@@ -128,6 +145,7 @@ class Runner:
         """Priors over the codes of ``run``, top level first, and the store of codes."""
         from models.codes.description import CodeDescription
         from models.runs.open import open_priors
+        from models.training.finished import how_to_start, is_same_run
         from models.training.prior import train_prior
 
         overrides = {name: getattr(self.options, name) for name in ("epochs", "batch_size")}
@@ -137,15 +155,15 @@ class Runner:
         store = self._encode(run)
         # A prior keeps the description of its codes: another run of the model makes it out of date.
         is_same = (
-            self._is_same(config)
+            is_same_run(config, self.options.overwrite)
             and config.layout.description.is_file()
             and CodeDescription.load(config.folder).difference(store.description) is None
         )
-        lowest = config.layout.level(len(store.description.shapes) - 1)  # written last
-        if is_same and is_trained(lowest):
+        levels = [config.layout.level(number) for number in range(len(store.description.shapes))]
+        if is_same and config.layout.is_finished(levels):
             return store, open_priors(config.folder, self.device)
         self.say(f"training {name}")
-        start = _start(config, is_same)
+        start = how_to_start(config, is_same)
         priors: list[Any] = [prior.to(self.device) for prior in train_prior(config, store, **start)]
         return store, priors
 
@@ -209,34 +227,12 @@ class Runner:
 
     def write_table(self, name: str, rows: Sequence[Row], caption: str = "") -> None:
         """``NAME.md`` and ``NAME.csv`` in the study's folder; also printed."""
-        columns = list(dict.fromkeys(column for row in rows for column in row))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        lines = ["| " + " | ".join(map(_cell, columns)) + " |", "|" + "---|" * len(columns)]
-        lines += ["| " + " | ".join(_cell(row.get(column, "")) for column in columns) + " |" for row in rows]
-        text = "\n".join(lines)
-        (self.folder / f"{name}.md").write_text(
-            f"{text}\n" + (f"\n{caption}\n" if caption else ""), encoding="utf-8"
-        )
-        print(f"\n{name}\n{text}\n{caption}", flush=True)
-
-    def _is_same(self, config: TrainConfig | PriorConfig) -> bool:
-        """Whether the run in the folder has these settings, progress bars aside."""
-        stored = config.layout.config
-        return stored.is_file() and type(config).load(stored).replace(progress=config.progress) == config
+        print(f"\n{name}\n{write_table(self.folder, name, rows, caption)}", flush=True)
 
     def say(self, text: str) -> None:
         """Print what is being done, unless progress is off."""
         if self.options.progress:
             print(text, flush=True)
-
-
-def _start(config: TrainConfig | PriorConfig, is_same: bool) -> dict[str, bool]:
-    """How to train: an interrupted run of the same settings and codes goes on, any other one is replaced."""
-    return {"resume": True} if is_same and config.layout.last.is_file() else {"overwrite": True}
 
 
 def _check_options(study: str, options: StudyOptions, extra: Sequence[str]) -> None:
@@ -253,8 +249,3 @@ def mean_std(values: Sequence[float]) -> str:
     """``0.0793 (0.0027)``: mean and sample standard deviation; one value has none."""
     mean = f"{statistics.mean(values):.4f}"
     return f"{mean} ({statistics.stdev(values):.4f})" if len(values) > 1 else mean
-
-
-def _cell(value: str | float | int) -> str:
-    """A value in a Markdown table, where ``|`` would end the cell."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")

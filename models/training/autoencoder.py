@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from models.data import BatchLoader, ImageData, load_data
+from models.autoencoders.base import Autoencoder
+from models.data import BatchLoader, ImageData
+from models.data.given import load_or_take
+from models.data.sources import GIVEN
 from models.evaluation.calibration import calibrate
 from models.evaluation.pictures import save_curves
 from models.runs.build import build_model
 from models.runs.config import TrainConfig
+from models.runs.data import data_of_run, store_data
 from models.runs.history import curves_of, read_history
 from models.runs.open import start_from
 from models.runs.reproducible import seed_run
@@ -23,17 +30,25 @@ from models.training.loop import (
 )
 from models.training.modules import AutoencoderModule
 from models.training.processes import processes
+from models.training.rehearsal import Plan, StepTimer, rehearse
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
 
-    from models.autoencoders.base import Autoencoder
-
 
 def train(
-    config: TrainConfig, data: ImageData | None = None, *, resume: bool | str = False, overwrite: bool = False
+    config: TrainConfig | None = None,
+    data: Any = None,
+    *,
+    model: Autoencoder | None = None,
+    resume: bool | str = False,
+    overwrite: bool = False,
 ) -> Autoencoder:
     """Train and return the model with the lowest validation loss, on the CPU in eval mode.
+
+    Without ``model`` and ``data`` both are what ``config`` says. ``model`` is one of your own, a subclass of
+    :class:`models.autoencoders.base.Autoencoder`, which goes on from its weights; the settings of models
+    are not for it. ``data`` is images in any form that :func:`models.data.given.as_image_data` takes.
 
     ``RUNS/NAME`` then holds ``config.yaml``, ``model/`` (for ``from_pretrained``), ``checkpoints/`` (best
     and last), ``logs/`` (CSV), ``tensorboard/``, ``reconstructions/`` and ``curves.png``. With ``resume``
@@ -41,13 +56,65 @@ def train(
     where there is one. Raises DataError or ValueError before training starts, and TrainingStopped, a
     KeyboardInterrupt, when SIGINT, SIGTERM or SIGUSR1 has ended it after a step, which is then saved.
     """
+    config = _with_given(TrainConfig() if config is None else config, data, model)
     resume = check_start(config, resume, overwrite)
-    if data is None:
-        data = load_data(config, progress=config.progress)
-        if processes()[0] == 0:
-            print(data.describe(), flush=True)
+    images = _load(config, data)
+    if resume and processes()[0] == 0:
+        images = data_of_run(config.layout, images, config, config)
+    return _train(config, images, resume, overwrite, model)[0]
+
+
+def plan(config: TrainConfig, data: Any = None) -> Plan:
+    """What :func:`train` with ``config`` would take, from a few steps that leave nothing behind.
+
+    Raises as :func:`train` does before training starts.
+    """
+    check_start(config, False, True)
+    start = time.perf_counter()
+    images = _load(config, data)
+    images = dataclasses.replace(images, known_variance=images.variance)
+    setup = time.perf_counter() - start
+
+    def run(few: TrainConfig, timer: StepTimer) -> AutoencoderModule:
+        few = few.replace(pictures_every=min(1, config.pictures_every))
+        return _train(few, images, False, False, None, [timer])[1]
+
+    batches = -(-len(images.validation) // config.batch_size)
+    return rehearse(config, run, batches, config.pictures_every, setup)
+
+
+def _with_given(config: TrainConfig, data: Any, model: Autoencoder | None) -> TrainConfig:
+    """The settings with what was given in Python in place of what they would name. TypeError."""
+    if data is not None and not isinstance(data, ImageData):
+        config = config.replace(data=GIVEN)
+    if model is None:
+        return config
+    if not isinstance(model, Autoencoder):
+        raise TypeError(
+            f"model is a {type(model).__name__}; accepted: a subclass of models.autoencoders.base.Autoencoder"
+        )
+    return config.replace(model=f"{type(model).__module__}.{type(model).__qualname__}")
+
+
+def _load(config: TrainConfig, given: Any) -> ImageData:
+    data = load_or_take(given, config, progress=config.progress)
+    if processes()[0] == 0 and not isinstance(given, ImageData):
+        print(data.describe(), flush=True)
+    return data
+
+
+def _train(
+    config: TrainConfig,
+    data: ImageData,
+    resume: bool,
+    overwrite: bool,
+    given: Autoencoder | None,
+    callbacks: Sequence[Callback] = (),
+) -> tuple[Autoencoder, AutoencoderModule]:
+    """The trained model, and the module that held it in training."""
     seed_run(config.seed)
-    model = build_model(config, data)
+    model = build_model(config, data) if given is None else given
+    model.check_size(data)
     if config.init is not None and not resume:
         start_from(model, config.init)
     rank, world, _ = processes()
@@ -59,13 +126,17 @@ def train(
         images = data.validation.batch(range(min(64, len(data.validation))))
         pictures = [ReconstructionPictures(images, config.layout, config.pictures_every)]
     with started_run(config, module, resume, overwrite, rank) as checkpoint:
-        load_best(module, fit(config, module, validation, pictures, checkpoint))
+        if rank == 0:
+            store_data(config.layout, data)
+            if given is not None:
+                given.save_description(config.layout.model)
+        load_best(module, fit(config, module, validation, [*callbacks, *pictures], checkpoint))
         model = model.cpu().eval()
         calibrate(model, data.validation, config.batch_size)
         if rank == 0:
             model.save_pretrained(config.layout.model)
             save_training_curves(config)
-    return model
+    return model, module
 
 
 def save_training_curves(config: TrainConfig) -> Path:

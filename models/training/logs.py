@@ -3,30 +3,57 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 from models.runs.layout import RunLayout
 
 
-def make_loggers(layout: RunLayout, first_step: int) -> list[Logger]:
-    """A table and TensorBoard's files in the folder of a run.
+def make_loggers(layout: RunLayout, first_step: int, kinds: Sequence[str]) -> list[Logger]:
+    """What writes the logged values into the folder of a run, for each of ``kinds``.
 
     first_step: of those that are logged now; what earlier attempts have logged from there on counts no more.
+    ValueError for ``wandb`` where it is not installed.
     """
-    table: Logger = RunTable(layout.folder, layout.logs.name, first_step)
-    board: Logger = TensorBoardLogger(
-        str(layout.folder),
-        name=layout.tensorboard.name,
-        version=latest_version(layout.tensorboard),
-        purge_step=first_step or None,
-        default_hp_metric=False,
-    )
-    return [table, board]
+    loggers: list[Logger] = [RunTable(layout.folder, layout.logs.name, first_step)]
+    if "tensorboard" in kinds:
+        loggers.append(
+            TensorBoardLogger(
+                str(layout.folder),
+                name=layout.tensorboard.name,
+                version=latest_version(layout.tensorboard),
+                purge_step=first_step or None,
+                default_hp_metric=False,
+            )
+        )
+    if "wandb" in kinds:
+        check_installed(kinds)
+        # The same run for every attempt, wherever it is synchronised later.
+        identity = hashlib.sha256(str(layout.folder.resolve()).encode()).hexdigest()[:12]
+        loggers.append(
+            WandbLogger(
+                name=layout.folder.name,
+                save_dir=str(layout.folder),
+                project=layout.folder.resolve().parent.name,
+                id=identity,
+                resume="allow",
+                offline=True,
+            )
+        )
+    return loggers
+
+
+def check_installed(kinds: Sequence[str]) -> None:
+    """ValueError if one of ``kinds`` is a logger whose package is missing."""
+    if "wandb" in kinds and find_spec("wandb") is None:
+        raise ValueError("logger wandb needs the package wandb, which is not installed; pip install wandb")
 
 
 def latest_version(folder: Path) -> int:

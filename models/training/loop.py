@@ -31,7 +31,7 @@ from models.training.checkpoints import (
     PatientStopping,
     StopTraining,
 )
-from models.training.logs import make_loggers
+from models.training.logs import check_installed, make_loggers
 from models.training.modules import SeededModule
 from models.training.processes import cluster_environment, join_tasks, processes, requeue
 from models.training.signals import StopSignals, TrainingStopped
@@ -58,6 +58,7 @@ def check_start(config: LoopConfig, resume: bool | str, overwrite: bool) -> bool
         raise ValueError(
             "precision is '16-mixed', which needs a GPU; accepted on the CPU: '32-true' or 'bf16-mixed'"
         )
+    check_installed(config.logger)
     if rank == 0:  # which makes the folder, perhaps before the others look
         check_folder(config, goes_on, overwrite)
     return goes_on
@@ -82,7 +83,7 @@ def fit(
     best, last = config.layout.best, config.layout.last
     with warnings.catch_warnings(), StopSignals() as signals:
         state = {"epoch": 0, "global_step": 0} if checkpoint is None else read_checkpoint(checkpoint)
-        loggers = make_loggers(config.layout, int(state["global_step"]))
+        loggers = make_loggers(config.layout, int(state["global_step"]), config.logger)
         trainer = make_trainer(config, module, callbacks, loggers, signals)
         # Lightning refuses fewer epochs than were done.
         trainer.fit_loop.max_epochs = max(config.epochs, int(state["epoch"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from models.data import DataConfig, load_data
 
 def write_images(folder: Path, count: int, size: tuple[int, int] = (8, 10), mode: str = "RGB") -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng(len(str(folder)))
+    generator = np.random.default_rng(zlib.crc32("/".join(folder.parts[-2:]).encode()))
     for number in range(count):
         shape = size if mode == "L" else (*size, 3)
         Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8)).save(folder / f"{number:02d}.png")

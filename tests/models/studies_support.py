@@ -8,12 +8,18 @@ QUICK_PRIOR = {"prior": "transformer", "width": 8, "layers": 1, "heads": 2, "epo
 CASES: dict[str, tuple[dict[str, object], set[str], int]] = {
     "kaokore-vqvae2": (
         {"PRIORS": {"small": QUICK_PRIOR}},
-        {"losses.md", "curves.png", "reconstructions.png", "tsne.png", "samples.png", "samples.md"},
+        {
+            *("losses.md", "slower.md", "curves.png", "reconstructions.png", "tsne.png"),
+            *("samples.png", "samples.md"),
+        },
         2,
     ),
     "cifar-vae-vqvae": (
         {"BATCH_SIZES": {"small": (32, 64)}},
-        {"ssim.md", "ssim.csv", "ssim.png", "nmse.png", "loss.png", "reconstructions.png"},
+        {
+            *("ssim.md", "ssim.csv", "ssim.png", "nmse.png", "loss.png", "reconstructions.png"),
+            *("training.csv", "training-loss.png", "samples-vae.png"),
+        },
         4,
     ),
     "celeba-sweep": (
@@ -24,6 +30,8 @@ CASES: dict[str, tuple[dict[str, object], set[str], int]] = {
         {
             "sweep.md",
             "sweep.csv",
+            "iterations.md",
+            "published.png",
             "best.md",
             "best.png",
             "over-lr.png",
@@ -34,7 +42,7 @@ CASES: dict[str, tuple[dict[str, object], set[str], int]] = {
     ),
     "mnist-transformer": (
         {"PRIORS": {"small": QUICK_PRIOR}, "VARIANTS": {"small": {"downscale": (4, 16)}}},
-        {"variants.md", "variants.csv", "priors.png"},
+        {"variants.md", "variants.csv", "priors.png", "reconstructions.png", "classes.md"},
         2,
     ),
     "likelihood": (

@@ -9,7 +9,8 @@ from pathlib import Path
 from models.data.settings import DataConfig
 from models.data.sources.base import DataError, Source, SourceData, folder_of, split_named
 
-__all__ = ["DataError", "Source", "SourceData", "location", "open_source", "split_named"]
+GIVEN = "given in Python"  # the setting ``data`` of a run whose images came from a program
+__all__ = ["GIVEN", "DataError", "Source", "SourceData", "location", "open_source", "split_named"]
 
 
 def open_source(config: DataConfig) -> SourceData:
@@ -18,6 +19,10 @@ def open_source(config: DataConfig) -> SourceData:
     data: ``digits``; a folder of images, of parquet files or in the layout of KaoKore; or the id of a data
     set on the Hugging Face hub, OWNER/NAME. Images are left encoded ({"path", "bytes"}). Raises DataError.
     """
+    if config.data == GIVEN:
+        raise DataError(
+            "the images were given in Python and lie nowhere; give data (--data FOLDER, or the argument data)"
+        )
     for source in _sources():
         if source.claims(config.data):
             return source.open(config)
@@ -27,7 +32,7 @@ def open_source(config: DataConfig) -> SourceData:
 def location(data: str) -> str:
     """``data`` in a form that means the same from every working directory."""
     folder = folder_of(data)
-    return data if folder is None or data == "digits" else str(folder.resolve())
+    return data if folder is None or data in ("digits", GIVEN) else str(folder.resolve())
 
 
 @cache

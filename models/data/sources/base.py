@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ _SPLIT_NAME = re.compile(
     re.IGNORECASE,
 )
 
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
 
 class DataError(ValueError):
     """Data that cannot be used; the message names the file or column and what to do about it."""
@@ -31,10 +34,12 @@ class SourceData:
 
     splits: data sets by the name that the source gives the split, images left encoded as {"path", "bytes"}.
     left_out: what lies there and is not among them, and why, in words.
+    roots: folders in one of which files that the tables name must lie; None where the source looked for them.
     """
 
     splits: dict[str, Dataset]
     left_out: tuple[str, ...] = ()
+    roots: tuple[Path, ...] | None = None
 
 
 class Source(ABC):
@@ -56,6 +61,27 @@ class Source(ABC):
     @abstractmethod
     def open(self, config: DataConfig) -> SourceData:
         """The data sets that ``config.data`` names. Raises DataError."""
+
+
+def check_cache(error: BaseException, cache_dir: str | None) -> None:
+    """DataError naming the folder of converted data if ``error`` says that it cannot be written.
+
+    Converting is all that writes, so that a full disk or a quota is never a fault of the data themselves.
+    """
+    import datasets
+
+    place = Path(cache_dir or datasets.config.HF_DATASETS_CACHE)
+    cause: BaseException | None = error
+    while cause is not None:
+        reason = cause.strerror if isinstance(cause, OSError) and cause.errno in _CANNOT_WRITE else None
+        if str(cause).startswith("Not enough disk space"):  # as datasets says, before it begins
+            reason = str(cause)
+        if reason is not None:
+            raise DataError(
+                f"{place}, where data are kept in converted form, cannot be written ({reason}); make room "
+                f"there, or give another folder (--cache-dir)"
+            ) from error
+        cause = cause.__cause__ or cause.__context__
 
 
 def split_named(name: str) -> str | None:

@@ -51,7 +51,8 @@ class ImageFolder(Source):
     Splits within a class are refused: its test images would be trained on.
 
     Left out, and said so: names that begin with ``.`` or ``__`` and those of ``TOOL_NAMES``, files whose
-    suffix is not among ``IMAGE_SUFFIXES``, folders without an image, and what lies beside the splits.
+    suffix is not among ``IMAGE_SUFFIXES``, devices and links that lead to no regular file, folders without an
+    image, and what lies beside the splits.
     """
 
     rank: ClassVar[int] = 30
@@ -64,6 +65,7 @@ class ImageFolder(Source):
         folder = Path(config.data).expanduser()
         tools: Counter[str] = Counter()
         suffixes: Counter[str] = Counter()
+        irregular: Counter[str] = Counter()
         roots, excluded = _split_roots(folder)
         splits: dict[str, _Images] = {}
         empty: set[str] = set()
@@ -73,12 +75,15 @@ class ImageFolder(Source):
             for file in _walk(root, tools, excluded if root == folder else ()):
                 if _is_image(file):
                     images.add(file, root)
+                elif not file.is_file():
+                    irregular[file.name] += 1
                 else:
                     suffixes[file.suffix.lower() or file.name] += 1
             folders = {entry.name for entry in _visible(root) if entry.is_dir() and entry not in excluded}
             empty |= folders - set(images.classes)
         left_out = [
             *_counted(tools, "entries of tools"),
+            *_counted(irregular, "entries that are or lead to no regular file"),
             *_counted(suffixes, "files that are no images by their suffix"),
             *_listed(sorted(empty), "folders without images"),
             *_listed(_beside(folder, roots), "entries beside the splits"),
@@ -95,7 +100,7 @@ class ImageFolder(Source):
 
 
 def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in IMAGE_SUFFIXES
+    return file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
 
 
 def _is_of_tools(name: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from models.data.settings import DataConfig
-from models.data.sources.base import DataError, Source, SourceData
+from models.data.sources.base import DataError, Source, SourceData, check_cache
 
 PATIENCE = 10.0  # seconds for the hub to say whether it has a data set
 
@@ -26,12 +26,14 @@ class Hub(Source):
 
     def open(self, config: DataConfig) -> SourceData:
         import datasets
+        from huggingface_hub.constants import HF_HUB_CACHE
 
         name = config.data
         try:
             with _without_retries(name):
                 splits = datasets.load_dataset(name, config.subset, cache_dir=config.cache_dir)
         except (OSError, ValueError, RuntimeError) as error:
+            check_cache(error, config.cache_dir)
             remedy = "check the name and the connection"
             if "config" in str(error).lower():  # as datasets says that there are several, or no such one
                 remedy = "choose one of its configurations (--subset NAME)"
@@ -39,7 +41,8 @@ class Hub(Source):
                 f"there is no folder {name!r}, and the data set {name!r} could not be loaded from the "
                 f"Hugging Face hub ({type(error).__name__}: {error}); {remedy}"
             ) from error
-        return SourceData(dict(splits))
+        places = (config.cache_dir or datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)
+        return SourceData(dict(splits), roots=tuple(map(Path, places)))
 
 
 @contextmanager

@@ -50,6 +50,13 @@ class KaoKore(Source):
         return SourceData(splits)
 
 
+def other_labels(config: DataConfig) -> list[str]:
+    """The columns of labels that KaoKore has beside the one of ``config``; none for other data."""
+    if not KaoKore().claims(config.data):
+        return []
+    return [column for column in LABELS if column != (config.label_column or "status")]
+
+
 def _read_rows(table: Path) -> list[dict[str, str]]:
     """The rows of ``labels.csv``; DataError naming the line and column of the first wrong entry."""
     columns, rows = read_table(table)
@@ -67,6 +74,8 @@ def _read_rows(table: Path) -> list[dict[str, str]]:
             if not (cells[column].isdecimal() and int(cells[column]) < len(names)):
                 listing = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
                 raise DataError(f"{table} line {line}: {column} is {cells[column]!r}; accepted: {listing}")
+        if Path(cells["image"]).name != cells["image"]:
+            raise DataError(f"{table} line {line}: image is {cells['image']!r}; accepted: the name of a file")
         if cells["set"] not in SPLITS:
             raise DataError(f"{table} line {line}: set is {cells['set']!r}; accepted: {', '.join(SPLITS)}")
         complete.append(cells)

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import ClassVar
 
 from models.data.settings import DataConfig
-from models.data.sources.base import DataError, Source, SourceData, folder_of, split_named
+from models.data.sources.base import (
+    DataError,
+    Source,
+    SourceData,
+    check_cache,
+    folder_of,
+    split_named,
+)
 
 
 class Parquet(Source):
@@ -17,7 +24,7 @@ class Parquet(Source):
 
     The part of a file's name before ``-`` is its split. Also ``SPLIT/*.parquet`` and
     ``SUBSET/SPLIT/*.parquet``, as the hub's converter lays them out; of several subsets the setting
-    ``subset`` chooses one.
+    ``subset`` chooses one. Images are bytes in the tables, or files inside the folder.
     """
 
     rank: ClassVar[int] = 20
@@ -38,12 +45,13 @@ class Parquet(Source):
         try:
             splits = datasets.load_dataset("parquet", data_files=readable, cache_dir=config.cache_dir)
         except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+            check_cache(error, config.cache_dir)
             cause = error.__cause__ or error
             raise DataError(
                 f"the parquet files of {folder} could not be read ({type(cause).__name__}: {cause}); "
                 f"check that each is complete and that all have the same columns"
             ) from error
-        return SourceData(dict(splits))
+        return SourceData(dict(splits), roots=(folder,))
 
 
 def _flat_files(folder: Path) -> dict[str, list[Path]]:

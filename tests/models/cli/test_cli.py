@@ -80,12 +80,11 @@ def test_judge_needs_a_conditional_prior(run: Path, tmp_path: Path, capsys, monk
 def test_priors_are_not_asked_for_classes_of_another_column(tmp_path: Path, capsys) -> None:
     """Numbers of another column's classes would pass for the prior's and give wrong bits."""
     datasets = pytest.importorskip("datasets")
-    write_images(tmp_path / "images", 20)
-    files = sorted(str(file) for file in (tmp_path / "images").glob("*.png"))
+    write_images(tmp_path / "data" / "images", 20)
+    files = sorted(str(file) for file in (tmp_path / "data" / "images").glob("*.png"))
     images = datasets.Dataset.from_dict(
         {"image": files, "label": ["ant", "bee"] * 10, "other": ["day", "night"] * 10}
     ).cast_column("image", datasets.Image())
-    (tmp_path / "data").mkdir()
     images.to_parquet(str(tmp_path / "data" / "train.parquet"))
     shared = {"cache_dir": str(tmp_path / "cache"), "size": "8"}
     run = write_run(tmp_path / "run", data=str(tmp_path / "data"), **shared)

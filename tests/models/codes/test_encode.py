@@ -15,7 +15,7 @@ from models.codes.description import CodeDescription
 from models.codes.encode import OtherCodesError, encode
 from models.codes.store import CodeStore
 from models.data import DataConfig, load_data, to_float
-from models.data.images import SPLITS
+from models.data.splits import SPLITS
 
 pytestmark = pytest.mark.xdist_group("training")
 
@@ -82,15 +82,15 @@ def test_codes_are_not_mixed_with_others(tmp_path: Path, model: VQVAE2) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             run(**settings)
-    assert len(run(overwrite=True).split("train")) == 1258
+    assert len(run(overwrite=True).split("train")) == 1250
     sorted((tmp_path / "train").glob("*.arrow"))[-1].unlink()
-    with pytest.raises(ValueError, match=r"train/000001000-000001258.arrow is missing; finish it"):
+    with pytest.raises(ValueError, match=r"train/000001000-000001250.arrow is missing; finish it"):
         CodeStore(tmp_path)
     with pytest.raises(ValueError, match="with shard_size 500, now it is 400"):
         run(shard_size=400)
-    assert len(run().split("train")) == 1258
+    assert len(run().split("train")) == 1250
     (tmp_path / "train" / "000000000-000000400.arrow").write_bytes(b"a stray file")
-    assert len(CodeStore(tmp_path).split("train")) == 1258
+    assert len(CodeStore(tmp_path).split("train")) == 1250
     state = {name: values + 1 for name, values in model.state_dict().items()}
     other = VQVAE2(1, downscales=(2, 2), likelihood="logistic", **TINY).eval()
     other.load_state_dict(state)

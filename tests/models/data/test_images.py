@@ -19,12 +19,12 @@ def test_sixteen_bits_keep_their_levels(tmp_path: Path) -> None:
         Image.fromarray(ramp).save(tmp_path / f"{number}.png")
         Image.fromarray(ramp.astype(">u2")).save(tmp_path / f"{number}.tif")
     for channels in (1, 3):
-        data = load(tmp_path, channels=channels)
+        data = load(tmp_path, channels=channels, split_by="number")  # of two different files
         for row in range(len(data.train)):
             assert (data.train.batch([row])[0] == torch.arange(256).view(16, 16)).all()
     Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "0.tif")
     with pytest.raises(DataError, match=r"0.tif has 32 bits a pixel \(mode F\), .*save it with 8 or 16"):
-        load(tmp_path)
+        load(tmp_path, split_by="number")
 
 
 @pytest.mark.parametrize("cache_gb", [1.0, 0.0], ids=["cached", "decoded_on_the_way"])
@@ -88,11 +88,11 @@ def test_images_are_turned_as_their_exif_says(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     for number in range(10):
         image.save(tmp_path / "a" / f"{number}.png", exif=exif)
-    data = load(tmp_path)
+    data = load(tmp_path, split_by="number")  # of equal files
     assert data.size == (12, 8)
     first = data.train.batch([0])[0]
     assert first[:, :6].min() == 255
     assert first[:, 6:].max() == 0
     image.save(tmp_path / "a" / "0.png", exif=b"Exif\0\0no such block")
     with pytest.raises(DataError, match=r"is 8x12, the first image is 12x8|is 12x8, the first image is 8x12"):
-        load(tmp_path)
+        load(tmp_path, split_by="number")

@@ -70,7 +70,8 @@ def test_parquet_as_the_hubs_converter_lays_it_out(tmp_path: Path, name: str) ->
     write_parquet(tmp_path / name / "deep" / "other" / "train", files)
     with pytest.raises(DataError, match=r"subset of .* is None; accepted: default, other \(--subset\)"):
         load(tmp_path / name / "deep", cache_dir=cache)
-    assert len(load(tmp_path / name / "deep", cache_dir=cache, subset="other").train) == 17
+    data = load(tmp_path / name / "deep", cache_dir=cache, subset="other")
+    assert len(data.train) + len(data.validation) + len(data.test) == 24
 
 
 def test_a_mistyped_path_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch) -> None:

@@ -66,6 +66,6 @@ def test_a_font_with_the_characters_is_taken_or_asked_for(tmp_path: Path, monkey
 
 
 def test_a_name_does_not_end_a_cell_of_a_table() -> None:
-    from models.studies.runner import _cell
+    from models.evaluation.tables import _cell
 
     assert _cell("a|b\nc") == r"a\|b c"

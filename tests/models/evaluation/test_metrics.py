@@ -12,7 +12,7 @@ from hierarchy_support import CODES, hierarchy
 from models import VAE, VQVAE, VQVAE2
 from models.data import DataConfig, load_data, to_float
 from models.evaluation.evaluate import evaluate
-from models.evaluation.metrics import ReconstructionMeter, ssim
+from models.evaluation.metrics import ReconstructionMeter, similarities, ssim
 
 pytestmark = pytest.mark.xdist_group("training")  # one process pays for importing torchmetrics
 TINY = {"hidden": 8, "residual_hidden": 4, "embedding_dim": 4, "codebook_size": CODES}
@@ -92,3 +92,47 @@ def test_ssim_of_small_images_takes_a_uniform_window_of_five() -> None:
     contrast = (2 * covariance + 9e-4) / (a.var(0, correction=0) + b.var(0, correction=0) + 9e-4)
     truth = (luminance * contrast).mean().item()
     assert ssim(x - 0.5, y - 0.5).item() == pytest.approx(truth, abs=1e-4)
+
+
+@pytest.mark.parametrize("size", [(32, 24), (16, 16), (8, 8), (5, 9)])
+def test_similarity_by_both_definitions(size: tuple[int, int]) -> None:
+    """Against windows moved over the image by hand: around all pixels of the reflected one, and inside."""
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, *size, dtype=torch.float64)
+    y = (x + 0.2 * torch.randn_like(x)).clamp(0, 1)
+    small = min(size) < 16
+    width = 5 if small else 11
+    line = torch.ones(5) if small else torch.exp(-0.5 * ((torch.arange(11) - 5) / 1.5) ** 2)
+    window = torch.outer(line, line).double()
+    window /= window.sum()
+
+    def mean_over(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        patches = [image.unfold(2, width, 1).unfold(3, width, 1) for image in (first, second)]
+        means = [(patch * window).sum((-2, -1)) for patch in patches]
+        squares = [(patch * patch * window).sum((-2, -1)) for patch in patches]
+        product = (patches[0] * patches[1] * window).sum((-2, -1)) - means[0] * means[1]
+        variances = [square - mean * mean for square, mean in zip(squares, means, strict=True)]
+        c1, c2 = 0.01**2, 0.03**2
+        above = (2 * means[0] * means[1] + c1) * (2 * product + c2)
+        below = (means[0] ** 2 + means[1] ** 2 + c1) * (variances[0] + variances[1] + c2)
+        return (above / below).flatten(1).mean(1)
+
+    pad = width // 2
+    reflected = [torch.nn.functional.pad(image, (pad,) * 4, mode="reflect") for image in (x, y)]
+    everywhere, inside = similarities((x - 0.5).float(), (y - 0.5).float())
+    torch.testing.assert_close(everywhere.double(), mean_over(*reflected), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(inside.double(), mean_over(x, y), rtol=1e-4, atol=1e-5)
+    assert torch.equal(ssim((x - 0.5).float(), (y - 0.5).float()), everywhere)
+
+
+def test_psnr_of_the_mean_error_and_mean_of_the_images() -> None:
+    x = torch.zeros(2, 1, 8, 8)
+    y = x + torch.tensor([0.1, 0.01]).view(2, 1, 1, 1)
+    meter = ReconstructionMeter([])
+    meter.update(x, y, [])
+    figures = meter.compute(1.0)
+    assert figures["mean_psnr"] == pytest.approx((20 + 40) / 2, abs=1e-4)
+    assert figures["psnr"] == pytest.approx(-10 * math.log10((0.01 + 0.0001) / 2), abs=1e-4)
+    other = ReconstructionMeter([])
+    other.set_sums(meter.sums())
+    assert other.compute(1.0) == figures

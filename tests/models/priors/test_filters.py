@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from models.priors.filters import check_filters, draw, filter_logits
+from models.priors.filters import check_filters, draw, exponential, filter_logits
 
 PROBABILITIES = torch.tensor([[0.4, 0.1, 0.3, 0.2], [0.05, 0.05, 0.1, 0.8]])
 
@@ -103,3 +103,41 @@ def test_a_filter_out_of_range_is_named(
 ) -> None:
     with pytest.raises(error, match=message):
         check_filters(**{"temperature": 1.0, "top_k": None, "top_p": None, **arguments})
+
+
+@pytest.mark.parametrize("probability", [1e-6, 1e-7, 1e-8, 1e-9])
+def test_rare_codes_are_drawn_as_often_as_they_should_be(probability: float) -> None:
+    """Summed over the noise's own grid, steps of 2^-24 twice, as no number of draws could show it.
+
+    A code of probability p is drawn in place of a common one if its value, over p, is below that of the
+    other, over 1 - p, which is above t with probability exp(-t).
+    """
+    step = 2.0**-24
+    odds = (1 - probability) / probability
+    total = 0.0
+    first = max(1, int(40 * probability / step) + 1)  # values of the upper half that can be drawn
+    for place in range(first):
+        noise = torch.tensor(1 - (place + 1) * step, dtype=torch.float32)
+        stride = 1 if first <= 2 else 2**8
+        fine = (torch.arange(stride // 2, 2**24, stride, dtype=torch.float64) * step).float()
+        value = exponential(noise, fine).double()
+        total += float(torch.exp(-value * odds).mean()) * step
+    assert total == pytest.approx(probability, rel=0.01)
+
+
+def test_the_noise_is_finite_and_as_before_to_its_lower_half() -> None:
+    step = 2.0**-24
+    ends = torch.tensor([0.0, step, 0.5 - step, 0.5, 1 - step])
+    for fine in (0.0, 0.5, 1 - step):
+        value = exponential(ends, torch.full_like(ends, fine))
+        assert torch.isfinite(value).all()
+        assert (value > 0).all()
+        torch.testing.assert_close(value[1:4], -ends[1:4].log(), rtol=1e-6, atol=1.0 if fine else 1e-7)
+    logits = torch.randn(64, 32, generator=torch.Generator().manual_seed(1))
+    generator, again = (torch.Generator().manual_seed(3) for _ in range(2))
+    codes = draw(logits, generator)
+    before = torch.rand(logits.shape, generator=again)
+    assert torch.equal(codes, (logits - (-before.log()).log()).argmax(-1)), (
+        "what was drawn before there were two"
+    )
+    assert torch.equal(generator.get_state(), again.get_state())

@@ -76,7 +76,7 @@ def test_what_a_resumed_run_may_change(tmp_path, monkeypatch, capsys) -> None:
     earlier = TrainConfig(name="a")
     earlier.folder.mkdir(parents=True)
     earlier.save(earlier.folder / "config.yaml")
-    for setting, value, before in (("hidden", 32, 128), ("limit", 9, None), ("downscales", "2,2", "4,2")):
+    for setting, value, before in (("hidden", 32, 128), ("limit", 9, None), ("downscale", 2, 4)):
         assert main(["train", "--name", "a", "--resume", f"--{setting}", str(value)]) == 2
         error = capsys.readouterr().err
         assert f"{setting} is {value}, but the run in runs/a has {before}" in error

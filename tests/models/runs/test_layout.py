@@ -10,7 +10,7 @@ from run_support import write_prior, write_run
 
 from models.cli import main
 from models.runs.config import TrainConfig
-from models.runs.layout import RunLayout, is_trained
+from models.runs.layout import RunLayout
 from models.runs.open import open_priors, open_run, prior_levels
 
 
@@ -26,12 +26,20 @@ def test_levels_and_pictures_are_in_order_of_their_numbers(tmp_path: Path) -> No
     assert list(layout.epoch_pictures) == [2, 10, 10_000]
 
 
-def test_a_part_is_trained_when_its_weights_are_written(tmp_path: Path) -> None:
+def test_a_run_is_finished_when_its_figure_is_drawn(tmp_path: Path) -> None:
     layout = TrainConfig(runs=str(tmp_path), name="a").layout
     layout.model.mkdir(parents=True)
-    assert not is_trained(layout.model)
     assert layout.outputs("train") == [layout.model]
     assert layout.outputs("train-prior") == []
+    assert not layout.is_finished([layout.model])
+    (layout.model / "model.safetensors").touch()
+    assert layout.is_finished([layout.model]), "with no checkpoint to go on from"
+    layout.checkpoints.mkdir()
+    layout.last.touch()
+    assert not layout.is_finished([layout.model]), "an exported checkpoint"
+    layout.curves.touch()
+    assert layout.is_finished([layout.model])
+    assert not layout.is_finished([layout.level(0)])
 
 
 def test_a_run_opens_without_a_command_line(tmp_path: Path) -> None:
@@ -51,7 +59,9 @@ def test_a_run_opens_without_a_command_line(tmp_path: Path) -> None:
 def test_a_command_reads_the_settings_of_a_run_once(tmp_path: Path, monkeypatch, command: str) -> None:
     run = write_run(tmp_path / "run", limit=60)
     parsed: list[object] = []
-    original = yaml.safe_load
-    monkeypatch.setattr(yaml, "safe_load", lambda text: parsed.append(text) or original(text))
+    original = yaml.SafeLoader.get_single_node
+    monkeypatch.setattr(
+        yaml.SafeLoader, "get_single_node", lambda self: parsed.append(self) or original(self)
+    )
     assert main([command, str(run), "--limit", "50", "--out", str(tmp_path / "out")]) == 0
     assert len(parsed) == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from studies_support import CASES, QUICK_PRIOR, SMALLEST
@@ -46,83 +47,11 @@ def test_study(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert main([*arguments, "--accelerator", "cpu"]) == 0
     folder = tmp_path / f"reproduce-{name}-small"
     assert files <= {path.name for path in folder.iterdir()}
-    table = next(path for path in sorted(folder.glob("*.csv")) if path.stem != "best")
+    table = next(path for path in sorted(folder.glob("*.csv")) if path.stem not in ("best", "classes"))
     with open(table, newline="") as file:
         assert len(list(csv.DictReader(file))) == rows
     assert table.with_suffix(".md").read_text().startswith("| ")
     assert "tables and figures in" in capsys.readouterr().out
-
-
-def test_finished_runs_of_a_study_are_not_trained_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import models.training.autoencoder as training
-    from models.studies import celeba_sweep as module
-
-    monkeypatch.setattr(module, "SETTINGS", {"small": module.SETTINGS["small"] | SMALLEST | {"steps": 5}})
-    monkeypatch.setattr(module, "GRIDS", CASES["celeba-sweep"][0]["GRIDS"])
-    monkeypatch.setattr(module, "LONGER", {"small": 6})
-    options = StudyOptions(runs=str(tmp_path), limit=150, progress=False, accelerator="cpu")
-    list_studies()["celeba-sweep"].load()(options)
-    trained = []
-    original = training.train
-    monkeypatch.setattr(training, "train", lambda *a, **k: trained.append(a[0].name) or original(*a, **k))
-    list_studies()["celeba-sweep"].load()(options)
-    assert trained == []
-    monkeypatch.setattr(module, "LONGER", {"small": 7})
-    list_studies()["celeba-sweep"].load()(options)
-    assert trained == ["best"]
-
-
-def test_interrupted_runs_of_a_study_go_on_from_their_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A model and a prior without what is written last, each with a checkpoint: both end as they were."""
-    import models.training.autoencoder as autoencoder
-    import models.training.prior as prior
-    from models.studies import likelihood as module
-
-    for attribute, value in CASES["likelihood"][0].items():
-        monkeypatch.setattr(module, attribute, value)
-    monkeypatch.setattr(module, "SETTINGS", {"small": module.SETTINGS["small"] | SMALLEST})
-    options = StudyOptions(runs=str(tmp_path), limit=150, progress=False, accelerator="cpu")
-    folder = list_studies()["likelihood"].load()(options)
-    table = (folder / "bits.csv").read_text()
-    (folder / "vae-gaussian" / "model" / "model.safetensors").unlink()
-    (folder / "vqvae-gaussian-prior" / "level0" / "model.safetensors").unlink()
-    started = []
-    for loop, name in ((autoencoder, "train"), (prior, "train_prior")):
-        original = getattr(loop, name)
-        monkeypatch.setattr(
-            loop, name, lambda *a, original=original, **k: started.append((a[0].name, k)) or original(*a, **k)
-        )
-    list_studies()["likelihood"].load()(options)
-    assert started == [("vae-gaussian", {"resume": True}), ("vqvae-gaussian-prior", {"resume": True})]
-    assert (folder / "bits.csv").read_text() == table
-    assert len(list((folder / "vae-gaussian" / "logs").iterdir())) == 1, "one table over both starts"
-
-
-def test_priors_of_an_earlier_model_are_trained_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import models.training.prior as training
-    from models.studies import likelihood as module
-
-    for attribute, value in CASES["likelihood"][0].items():
-        monkeypatch.setattr(module, attribute, value)
-    monkeypatch.setattr(module, "SETTINGS", {"small": module.SETTINGS["small"] | SMALLEST})
-    trained = []
-    original = training.train_prior
-    monkeypatch.setattr(
-        training, "train_prior", lambda *a, **k: trained.append(a[0].name) or original(*a, **k)
-    )
-    options = StudyOptions(runs=str(tmp_path), limit=150, progress=False, accelerator="cpu")
-    list_studies()["likelihood"].load()(options)
-    list_studies()["likelihood"].load()(options)
-    assert len(trained) == 1
-    monkeypatch.setattr(module, "SETTINGS", {"small": module.SETTINGS["small"] | SMALLEST | {"epochs": 3}})
-    list_studies()["likelihood"].load()(options)
-    assert len(trained) == 2
 
 
 @pytest.fixture
@@ -166,7 +95,7 @@ def test_classes_have_distinct_colours(classes: int) -> None:
 
 def test_rows_of_samples_and_classes_in_t_sne_are_named(tmp_path: Path, figures) -> None:
     from models.evaluation.pictures import labelled_rows
-    from models.studies.figures import tsne_by_label
+    from models.studies.figures import tsne, tsne_by_label
 
     names = ("noble", "warrior", "commoner")
     labelled_rows(tmp_path / "rows.png", torch.rand(12, 3, 8, 8) - 0.5, names, 4)
@@ -175,7 +104,10 @@ def test_rows_of_samples_and_classes_in_t_sne_are_named(tmp_path: Path, figures)
     places = {text.get_text(): place for text, place in ticks}
     assert places == {"noble": 3.5, "warrior": 13.5, "commoner": 23.5}
     labels = torch.arange(30) % 3
-    tsne_by_label(tmp_path / "tsne.png", {"a": torch.rand(30, 4), "b": torch.rand(30, 5)}, labels, names)
+    points = tsne({"a": torch.rand(30, 4), "b": torch.rand(30, 5)})
+    assert [placed.shape for placed in points.values()] == [(30, 2), (30, 2)]
+    assert np.ptp(tsne({"collapsed": torch.ones(30, 5)})["collapsed"]) == 0
+    tsne_by_label(tmp_path / "tsne.png", points, labels, names)
     figure, axes = figures[-1]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(names)
     assert [axis.get_legend() for axis in axes] == [None, None]
@@ -191,28 +123,6 @@ def test_a_study_is_listed_from_its_source_alone(tmp_path: Path, monkeypatch) ->
         '"""What is studied.\n\nMore."""\nimport nowhere\nOPTIONS = ("seeds",)\ndef run(options): ...\n'
     )
     assert list_studies() == {"new-study": Study("new-study", "What is studied", ("seeds",))}
-
-
-def test_only_codes_of_another_model_are_replaced(tmp_path: Path, monkeypatch) -> None:
-    """Another error of encode reaches the user, and the codes of the run stay."""
-    import models.codes.encode as module
-    from models.studies import likelihood as study
-
-    for attribute, value in CASES["likelihood"][0].items():
-        monkeypatch.setattr(study, attribute, value)
-    monkeypatch.setattr(study, "SETTINGS", {"small": study.SETTINGS["small"] | SMALLEST})
-    options = StudyOptions(runs=str(tmp_path), limit=150, progress=False, accelerator="cpu")
-    folder = list_studies()["likelihood"].load()(options)
-    codes = folder / "vqvae-gaussian" / "codes"
-    before = {path: path.read_bytes() for path in codes.rglob("*") if path.is_file()}
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise ValueError("a damaged image")
-
-    monkeypatch.setattr(module, "encode", fail)
-    with pytest.raises(ValueError, match="a damaged image"):
-        list_studies()["likelihood"].load()(options)
-    assert {path: path.read_bytes() for path in codes.rglob("*") if path.is_file()} == before
 
 
 def test_mean_and_deviation() -> None:
@@ -290,3 +200,35 @@ def test_without_labels_there_are_no_conditional_priors(
     assert "bits/dim unconditional" in text
     assert "bits/dim conditional" not in text
     assert not list(folder.glob("*-conditional*"))
+
+
+def test_curves_by_epoch_their_spread_and_when_they_are_near_their_best() -> None:
+    from models.runs.history import by_epoch, first_within, spread
+
+    series = ([0.0, 3.0, 4.0, 9.0, 12.0], [1.0, 3.0, 4.0, 6.0, 8.0])
+    assert by_epoch(series, 4) == ([1.0, 2.0, 3.0, 4.0], [2.0, 4.0, 6.0, 8.0])
+    assert first_within(series, 0.25) == 9.0
+    assert first_within(([], []), 0.1) is None
+    runs = [{"x": ([1.0, 2.0], [1.0, 5.0])}, {"x": ([1.0, 2.0, 3.0], [3.0, 4.0, 9.0])}]
+    assert spread(runs, "x") == {
+        "mean": ([1.0, 2.0], [2.0, 4.5]),
+        "lowest": ([1.0, 2.0], [1.0, 4.0]),
+        "highest": ([1.0, 2.0], [3.0, 5.0]),
+    }
+
+
+def test_faces_are_coloured_by_both_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from data_support import kaokore
+
+    from models.studies import kaokore_vqvae2 as module
+
+    monkeypatch.setattr(module, "SETTINGS", {"small": module.SETTINGS["small"] | SMALLEST})
+    monkeypatch.setattr(module, "_samples", lambda *_: None)
+    data = kaokore(tmp_path / "data")
+    options = {"data": str(data), "runs": str(tmp_path), "name": "study", "size": "8", "accelerator": "cpu"}
+    folder = module.run(StudyOptions(**options, batch_size=4, seeds=2, progress=False))
+    assert {"tsne.png", "tsne-gender.png"} <= {path.name for path in folder.iterdir()}
+    with open(folder / "slower.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["epochs"] == "2"
+    assert "range of pixels is not stated" in (folder / "losses.md").read_text()

@@ -1,0 +1,64 @@
+"""The part of ``sample`` for a model without codes: images of latents, and on the way between two images."""
+
+from __future__ import annotations
+
+import argparse
+
+from models.cli.flags import check_output
+from models.files import only_writer
+from models.runs.layout import RunLayout
+from models.runs.open import load_pretrained, open_run
+from vq_kernels.checks import check_integer
+
+AT_ONCE = 512  # images
+STEPS = 10  # images in a row on the way from one to another
+
+
+def sample_latents(arguments: argparse.Namespace, layout: RunLayout, device: str) -> None:
+    """Write ``samples.png`` and ``latents.npz``, and ``interpolation.png`` if asked for. ValueError."""
+    import numpy as np
+    import torch
+
+    from models.autoencoders.vae import VAE
+    from models.data import some_rows, to_float
+    from models.evaluation.pictures import grid, save_image
+    from models.runs.export import say_if_unfinished, usable_model
+
+    source = usable_model(layout.folder)
+    say_if_unfinished(source)
+    model = load_pretrained(source, device)
+    if not isinstance(model, VAE):
+        raise ValueError(
+            f"{layout.folder} is the run of a {type(model).__name__}; accepted: that of a VAE, or of "
+            f"a prior over "
+            f"its codes (train-prior)"
+        )
+    for name in ("classes", "top_k", "top_p", "model", "judge"):
+        if getattr(arguments, name) is not None:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} is for priors over codes; accepted for a VAE: --temperature and --seed")
+    folder = check_output(arguments.out or layout.samples, folder=True)
+    generator = torch.Generator(device).manual_seed(arguments.seed)
+    with only_writer(folder):
+        parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for start in range(0, arguments.count, AT_ONCE):
+            count = min(AT_ONCE, arguments.count - start)
+            drawn = model.sample(count, temperature=arguments.temperature, generator=generator)
+            parts.append((drawn[0].clamp(-0.5, 0.5).cpu(), drawn[1].cpu()))
+        images, latents = (torch.cat(part) for part in zip(*parts, strict=True))
+        path = save_image(grid(images, columns=min(arguments.count, 16)), folder / "samples.png")
+        np.savez(folder / "latents.npz", latents=latents.numpy())
+        print(f"{arguments.count} samples in {path}")
+        if arguments.interpolate is None:
+            return
+        check_integer(1, interpolate=arguments.interpolate)
+        _, data = open_run(layout.folder, device=device, progress=True)
+        model.check_size(data)
+        rows = some_rows(len(data.test), min(len(data.test), 2 * arguments.interpolate))
+        x = to_float(data.test.batch(rows).to(device))
+        pairs = len(x) // 2
+        between = model.interpolate(x[:pairs], x[pairs : 2 * pairs], STEPS)  # [pairs, STEPS, C, H, W]
+        ends = (x[:pairs].unsqueeze(1), between, x[pairs : 2 * pairs].unsqueeze(1))
+        shown = torch.cat(ends, dim=1).flatten(0, 1).cpu().clamp(-0.5, 0.5)
+        path = save_image(grid(shown, columns=STEPS + 2), folder / "interpolation.png")
+        print(f"{pairs} rows between two test images, which stand at the ends, in {path}")

@@ -1,0 +1,63 @@
+"""The data that a run was made of, as ``data.json`` in its folder says it, and what has changed since."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from typing import Any
+
+from models.data import DataConfig, ImageData
+from models.files import read_object, write_whole
+from models.runs.layout import RunLayout
+from models.settings import setting_types
+
+# Which of the settings of data change no image.
+_OF_PLACE = ("data", "cache_gb", "cache_dir")
+
+
+def store_data(layout: RunLayout, data: ImageData) -> None:
+    """Write what the splits hold, as digests of them, and the variance of the pixels, unless it is there."""
+    if layout.data.is_file():
+        return
+    splits = {
+        name: {"images": len(data.split(name)), "digest": digest} for name, digest in data.digests.items()
+    }
+    values = {"settings": data.settings, "splits": splits, "variance": data.variance}
+    write_whole(layout.data, json.dumps(values, indent=2) + "\n")
+
+
+def data_of_run(layout: RunLayout, data: ImageData, config: DataConfig, stored: DataConfig) -> ImageData:
+    """``data`` with the variance that the run has stored for them; says on standard error if they changed.
+
+    config: with which ``data`` were loaded. stored: the run's own. Of other data nothing is said, and runs of
+    before there was ``data.json`` have nothing to compare with.
+    """
+    others = [name for name in setting_types(DataConfig) if name not in _OF_PLACE]
+    is_same = all(getattr(config, name) == getattr(stored, name) for name in others)
+    if not (is_same and layout.data.is_file()):
+        return data
+    record = read_object(layout.data, "remove it, or train again (--overwrite)")
+    changes = _changes(record, data)
+    if not changes and record.get("settings") == data.settings:
+        return dataclasses.replace(data, known_variance=record["variance"])
+    if config.data == stored.data:
+        print(
+            f"the images or labels of {data.name} have changed since {layout.folder} was trained: "
+            f"{', '.join(changes) or 'their size or channels'}",
+            file=sys.stderr,
+            flush=True,
+        )
+    return data
+
+
+def _changes(record: dict[str, Any], data: ImageData) -> list[str]:
+    """What has changed of which split, in words."""
+    changes = []
+    for name, digest in data.digests.items():
+        stored, images = record["splits"][name], len(data.split(name))
+        if stored["images"] != images:
+            changes.append(f"{name} had {stored['images']} images and has {images}")
+        elif stored["digest"] != digest:
+            changes.append(f"{name} has other ones")
+    return changes

@@ -1,0 +1,112 @@
+"""Sweeps that go on where they stopped, and runs beside each other."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from models.cli import main
+from models.training import autoencoder
+from models.training.sweep import case_name, parse_cases
+
+pytestmark = pytest.mark.xdist_group("training")
+QUICK = ["--hidden", "8", "--residual-hidden", "4", "--embedding-dim", "4", "--codebook-size", "16"]
+QUICK += ["--downscale", "2", "--limit", "64", "--batch-size", "32", "--epochs", "2", "--pictures-every", "0"]
+QUICK += ["--accelerator", "cpu", "--no-progress", "--log-every", "1"]
+
+
+def table(file: Path) -> list[dict[str, str]]:
+    with open(file, newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def test_grids_and_cases() -> None:
+    cases = parse_cases(["beta=0.25,1", "lr=1e-3,1e-4"], ["beta=2 model=vae"])
+    assert cases[:2] == [{"beta": 0.25, "lr": 1e-3}, {"beta": 0.25, "lr": 1e-4}]
+    assert cases[4:] == [{"beta": 2.0, "model": "vae"}]
+    assert [case_name(case) for case in cases[3:]] == ["beta1-lr0.0001", "beta2-modelvae"]
+    assert parse_cases(["downscales=4,2;2,2"], []) == [{"downscales": (4, 2)}, {"downscales": (2, 2)}]
+    assert case_name({"downscales": (4, 2), "data": "a/b"}) == "downscales4_2-dataa_b"
+    for grids, texts, message in (
+        ([], [], "a sweep has no cases; accepted: --grid"),
+        (["betas=1"], [], "'betas=1' sets no setting of train"),
+        (["name=a,b"], [], "'name=a,b' sets no setting of train"),
+        (["beta"], [], "'beta' sets no setting"),
+        (["beta=1,x"], [], "grid: beta is 'x'; accepted: a number"),
+        (["beta=1", "beta=2"], [], "beta is in the grid twice"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parse_cases(grids, texts)
+
+
+def test_a_sweep_goes_on_and_leaves_one_table_and_one_figure(tmp_path: Path, monkeypatch, capsys) -> None:
+    trained: list[tuple[str, dict[str, object]]] = []
+    original = autoencoder.train
+    stops_at = ["beta1-lr0.001"]
+
+    def train(config, data, **how):
+        if config.name in stops_at:
+            raise KeyboardInterrupt
+        trained.append((config.name, how))
+        return original(config, data, **how)
+
+    monkeypatch.setattr(autoencoder, "train", train)
+    command = ["sweep", "--runs", str(tmp_path), "--name", "study", *QUICK]
+    command += ["--grid", "beta=0.25,1", "--grid", "lr=1e-3,1e-2"]
+    assert main(command) == 130
+    assert "run the same command again to go on" in capsys.readouterr().err
+    assert [name for name, _ in trained] == ["beta0.25-lr0.001", "beta0.25-lr0.01"]
+    folder = tmp_path / "study"
+    (folder / "beta0.25-lr0.01" / "curves.png").unlink()  # as if it had been stopped
+    stops_at.clear()
+    trained.clear()
+    assert main(command) == 0
+    assert [name for name, _ in trained] == ["beta0.25-lr0.01", "beta1-lr0.001", "beta1-lr0.01"]
+    assert trained[0][1] == {"resume": True}
+    rows = table(folder / "sweep.csv")
+    assert {(row["beta"], row["lr"]) for row in rows} == {
+        *(("0.25", "0.001"), ("0.25", "0.01"), ("1", "0.001"), ("1", "0.01"))
+    }
+    errors = [float(row["mse"]) for row in rows]
+    assert errors == sorted(errors)
+    assert (folder / "sweep.png").is_file()
+    assert (folder / "sweep.md").read_text() in capsys.readouterr().out
+    trained.clear()
+    assert main([*command, "--by", "ssim"]) == 0
+    assert trained == []
+    similarities = [float(row["ssim"]) for row in table(folder / "sweep.csv")]
+    assert similarities == sorted(similarities, reverse=True)
+    capsys.readouterr()
+    assert main([*command, "--epochs", "3"]) == 2
+    assert "epochs is 3, but" in capsys.readouterr().err
+    assert trained == []
+    assert main([*command, "--case", "model=vae codebook_size=8"]) == 2
+    assert "codebook_size means nothing with model vae" in capsys.readouterr().err
+    assert main([*command, "--by", "beauty"]) == 2
+    assert "by is 'beauty'; accepted: mse, " in capsys.readouterr().err
+
+    out = tmp_path / "comparison"
+    runs = [str(folder / name) for name in ("beta0.25-lr0.001", "beta1-lr0.01")]
+    assert main(["evaluate", runs[0], "--device", "cpu"]) == 0
+    capsys.readouterr()
+    assert main(["compare", *runs, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    settings = {row["setting"]: row for row in table(out / "settings.csv")}
+    assert set(settings) == {"beta", "lr"}
+    assert (settings["lr"]["beta0.25-lr0.001"], settings["lr"]["beta1-lr0.01"]) == ("0.001", "0.01")
+    figures = {row["figure"]: row for row in table(out / "figures.csv")}
+    assert float(figures["best validation loss"]["beta1-lr0.01"]) > 0
+    assert figures["test mse"]["beta0.25-lr0.001"] != ""
+    assert figures["test mse"]["beta1-lr0.01"] == ""
+    assert (out / "curves.png").is_file()
+    assert "| lr | 0.001 | 0.01 |" in said
+    for bad, message in (
+        (runs[:1], "runs is of 1 folders; accepted: at least 2"),
+        ([runs[0], runs[0]], "twice; accepted: different folders"),
+        ([runs[0], str(tmp_path)], "config.yaml does not exist; give the folder of a run"),
+        ([runs[0], "nowhere"], "nowhere does not exist"),
+    ):
+        assert main(["compare", *bad]) == 2
+        assert message in capsys.readouterr().err
