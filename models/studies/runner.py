@@ -44,9 +44,9 @@ _CAPTION = {
 class StudyOptions:
     """What `reproduce` takes; ``None`` means: as the scale has it.
 
-    name: of the folder in ``runs``. overwrite: replace what is there with other settings. seed: of every model,
-    prior and sample; with ``seeds`` the first of them. seeds: runs to average over, at least 1. batch_size: of
-    every model and prior. Each of the last two only for a study whose ``OPTIONS`` name it.
+    name: of the folder in ``runs``. overwrite: replace what is there with other settings. seed: of every
+    model, prior and sample; with ``seeds`` the first of them. seeds: runs to average over, at least 1.
+    batch_size: of every model and prior. Each of the last two only for a study whose ``OPTIONS`` name it.
     """
 
     data: str | None = None

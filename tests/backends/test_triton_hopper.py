@@ -159,6 +159,17 @@ def test_the_bound_is_needed() -> None:
     assert wrong[0.0] > 0
 
 
+def test_few_codes_are_left_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block reads its rows while nobody multiplies, which many codes make up for."""
+    monkeypatch.undo()
+    monkeypatch.setattr(hopper, "works_on", lambda device: True)
+    monkeypatch.setattr(hopper, "least_rows", lambda device: 1)
+    plan = nearest.first_pass(nearest.make_plan(F32, F32, "l2", "exact"), 64)
+    x = torch.randn(1, 9, 64)
+    assert [hopper.depth_for(x, k, plan) for k in (512, 2047, 2048, 8192)] == [0, 0, 64, 64]
+    assert [hopper.depth_for(x.to(BF16), k, plan) for k in (2048, 6144)] == [0, 64]
+
+
 def test_others_take_what_it_does_not() -> None:
     """More than one product, few dimensions or many, whole scores: 0, which stands for Triton's kernel."""
     for x, precision in (
