@@ -22,7 +22,7 @@ from cuda_host import CSRC, KERNELS, ROOT, digest, locked, run_compiler
 from vq_kernels.build_info import read_build_info
 
 TARGETS = {"sm_80": "80", "sm_90a": "90a", "sm_100": "100f"}
-SOURCES = ("search_mma_f32.cu", "statistics.cu")  # compiled where nothing was built
+SOURCES = ("search_mma_f32.cu", "statistics.cu", "hopper_search.cu")  # compiled where nothing was built
 CACHE = ROOT / "build" / "cuda_compile"
 FLAGS = ["-std=c++17", "-O3", "--fmad=false", "--expt-relaxed-constexpr", f"-I{CSRC}"]
 
@@ -145,6 +145,17 @@ def test_search_uses_the_matrix_units(target: str) -> None:
         assert products >= 8, k.name
         assert count(k, "LDSM") > 0, "fragments do not come through ldmatrix"
         assert count(k, "LDGSTS") > 0, "the codebook does not come through cp.async"
+
+
+def test_hopper_search_uses_warpgroup_products_and_bulk_copies() -> None:
+    """By its own target alone; the assembler would say so if it had to serialise them, and spill."""
+    hopper = [k for k in kernels("sm_90a").values() if "hopper_search" in k.name]
+    assert len(hopper) == 12  # three depths, two dtypes, with and without the second best
+    for k in hopper:
+        assert count(k, "HGMMA") >= 8, k.name
+        assert count(k, "UBLKCP") >= 2, "codes do not come through the copy engine"
+        assert count(k, "VIMNMX3") >= 60, "minima of three are not one instruction"
+        assert k.registers <= 168, "three warps a scheduler do not fit"
 
 
 @targets
