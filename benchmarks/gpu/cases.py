@@ -69,7 +69,7 @@ class Case:
     @property
     def compiles(self) -> tuple[object, ...]:
         """Cases with equal values here compile the same kernels."""
-        # Rows for every multiprocessor are not divided among programs, and leave enough open for a middle pass.
+        # Rows for every multiprocessor are not divided, and leave enough open for a middle pass.
         size = "one" if (self.n, self.k) == (1, 1) else "many" if self.n == SIZES[-1][0] else "few"
         values = (self.operation, self.precision, self.x_dtype, self.codebook_dtype, self.layout, self.d)
         return (*values, size, self.data == "masked")
