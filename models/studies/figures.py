@@ -94,10 +94,10 @@ def tsne(features: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
 
     points = {}
     for title, vectors in features.items():
-        reduced = PCA(min(50, *vectors.shape), random_state=0).fit_transform(vectors.numpy())
-        if len(np.unique(reduced, axis=0)) < 4:  # as of collapsed codes, which t-SNE does not survive
-            points[title] = np.pad(reduced, ((0, 0), (0, 2)))[:, :2]
+        if len(np.unique(vectors.numpy(), axis=0)) < 4:  # as of collapsed codes, which t-SNE does not survive
+            points[title] = np.pad(vectors.numpy(), ((0, 0), (0, 2)))[:, :2]
             continue
+        reduced = PCA(min(50, *vectors.shape), random_state=0).fit_transform(vectors.numpy())
         perplexity = max(1, min(30, (len(vectors) - 1) // 3))
         points[title] = TSNE(perplexity=perplexity, random_state=0).fit_transform(reduced)
     return points
