@@ -254,7 +254,9 @@ def vector_quantize(
         gradient,
         float(commitment_weight),
         float(codebook_weight),
-        sum_differences=differentiable and codebook_weight != 0,
+        # With or without a gradient now: the sums are then the same, bit for bit, as when a checkpointed
+        # part of a model runs first without one.
+        sum_differences=codebook_weight != 0,
     )
     function = quantize.differentiable_vector_quantize if differentiable else quantize.vector_quantize
     result = function(x, codebook, mask, options)
