@@ -28,7 +28,7 @@ def on_host(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
     monkeypatch.setattr(hopper, "module", lambda: module.cuda)
     monkeypatch.setattr(hopper, "works_on", lambda device: True)
     monkeypatch.setattr(hopper, "least_rows", lambda device: 1)
-    monkeypatch.setattr(hopper, "least_codes", lambda dtype, dim: 1)
+    monkeypatch.setattr(hopper, "least_codes", lambda plan, dim: 1)
 
 
 def indices_of(x: Tensor, codebook: Tensor, **options: object) -> Tensor:
@@ -167,7 +167,10 @@ def test_few_codes_are_left_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = nearest.first_pass(nearest.make_plan(F32, F32, "l2", "exact"), 64)
     x = torch.randn(1, 9, 64)
     assert [hopper.depth_for(x, k, plan) for k in (512, 2047, 2048, 8192)] == [0, 0, 64, 64]
-    assert [hopper.depth_for(x.to(BF16), k, plan) for k in (2048, 6144)] == [0, 64]
+    own = nearest.make_plan(BF16, BF16, "l2", "exact")
+    assert [hopper.depth_for(x.to(BF16), k, own) for k in (2048, 6144)] == [0, 64]
+    mixed = nearest.first_pass(nearest.make_plan(BF16, F32, "l2", "exact"), 64)
+    assert [hopper.depth_for(x.to(BF16), k, mixed) for k in (2047, 2048)] == [0, 64]
 
 
 def test_others_take_what_it_does_not() -> None:

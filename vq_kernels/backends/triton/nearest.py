@@ -136,43 +136,36 @@ def search(
     if listed_from:
         listed *= 2
     open_rows = OpenRows(empty(listed, torch.int32), empty(listed, torch.float32))
-    tiles_per_split = -(-padded_k // (config.codes * splits))
-    scratch = Scratch(codes, partial, empty(N, torch.float32), open_rows, counters)
     if tiled_depth:
         bound = make_bound(first, config._replace(resident=True), tiled_depth, bound_scale)
         hopper.search(
             x, mask, codes, K, first, bound, open_rows, counters, indices, measure_range=measure_range
         )
     else:
+        tiles_per_split = -(-padded_k // (config.codes * splits))
         launch_search(
-            (row_tiles, splits), x, mask, scratch, indices, K, tiles_per_split * config.codes, first, config,
-            make_bound(first, config, D, bound_scale), measure_range=measure_range,
+            (row_tiles, splits), x, mask, codes, partial, open_rows, counters, indices, K,
+            tiles_per_split * config.codes, first, config, make_bound(first, config, D, bound_scale),
+            measure_range=measure_range,
         )  # fmt: skip
     if listed_from:
         padded_d = codes.high.shape[1]
         middle = middle_config(common.architecture(device), plan, D, padded_d, vectors)
         launch_search(
-            (-(-N // middle.rows), 1), x, None, scratch._replace(partial=None), indices, K, padded_k, plan,
-            middle, make_bound(plan, middle, D, bound_scale), listed_from=listed_from,
+            (-(-N // middle.rows), 1), x, None, codes, None, open_rows, counters, indices, K, padded_k,
+            plan, middle, make_bound(plan, middle, D, bound_scale), listed_from=listed_from,
         )  # fmt: skip
     return SearchResult(plan, config, codes, open_rows, listed_from, splits, counters, counters[begin:])
-
-
-class Scratch(NamedTuple):
-    """Memory that a pass of the search reads and writes besides x and the indices."""
-
-    codes: Prepared
-    partial: Partial | None
-    bounds: Tensor  # [N] float32
-    open_rows: OpenRows
-    counters: Tensor
 
 
 def launch_search(
     grid: tuple[int, int],
     x: Tensor,
     mask: Tensor | None,
-    scratch: Scratch,
+    codes: Prepared,
+    partial: Partial | None,
+    open_rows: OpenRows,
+    counters: Tensor,
     indices: Tensor,
     codebook_size: int,
     codes_per_split: int,
@@ -185,14 +178,17 @@ def launch_search(
 ) -> None:
     """One pass: over all rows, or over the open ones where there are at least ``listed_from``."""
     B, M, D = x.shape
-    codes = scratch.codes
     padded_k, padded_d = codes.high.shape
     programs = codes.extremes.shape[0]
     options: dict[str, Any] = {"maxnreg": config.registers} if config.registers else {}
     search_kernel[grid](
         common.make_view(x),
         mask,
-        *scratch,
+        codes,
+        partial,
+        torch.empty(B * M, dtype=torch.float32, device=x.device),
+        open_rows,
+        counters,
         indices,
         B * M,
         M,
