@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from models.autoencoders.base import require_codes
+from models.autoencoders.discrete import require_codes
 from models.cli.flags import add_command, add_device_flag, add_import_flag, check_output
 from models.cli.latents import sample_latents
 from models.files import only_writer

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from models.autoencoders.pixel_decoder import DecoderSettings
 from models.autoencoders.quantizer import WITH_CODES, QuantizerSettings
 from models.data.settings import DataConfig
 from models.runs.layout import RunLayout
@@ -183,7 +184,7 @@ class LoopConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(QuantizerSettings, DataConfig, LoopConfig):
+class TrainConfig(QuantizerSettings, DecoderSettings, DataConfig, LoopConfig):
     """A VAE, VQ-VAE or VQ-VAE-2 and its data.
 
     ``TrainConfig(data="digits", downscale=2, embedding_dim=16)`` trains a VQ-VAE that stands for an image
@@ -210,6 +211,10 @@ class TrainConfig(QuantizerSettings, DataConfig, LoopConfig):
     )
     likelihood: str | None = setting(
         None, "mse, gaussian, logistic or categorical; by default gaussian for a vae, else mse"
+    )
+    variance: float | None = setting(
+        None,
+        "mse: what the squared error is divided by, gaussian: where it starts; by default that of the data",
     )
     latent_dim: int = setting(128, "vae: dimension of the latent", model=("vae",))
     init: str | None = setting(None, "run or model folder whose weights to start from")
@@ -238,7 +243,10 @@ class TrainConfig(QuantizerSettings, DataConfig, LoopConfig):
         self._check_integers(1, "limit")
         self._check_integers(0, "residual_layers", "kl_warmup", "pictures_every")
         check_number(beta=self.beta)
+        if self.variance is not None and not self.variance > 0:
+            raise ValueError(f"variance is {self.variance}; accepted: a number above 0")
         self.check_quantizer()
+        self.check_decoder()
 
 
 @dataclass(frozen=True, kw_only=True)

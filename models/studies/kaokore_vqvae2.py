@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from models.autoencoders.base import require_codes
+from models.autoencoders.discrete import require_codes
 from models.data import load_data, some_rows
 from models.data.sources.kaokore import other_labels
 from models.evaluation.judge import Judge

@@ -169,7 +169,7 @@ class Runner:
 
     def _encode(self, run: TrainedRun) -> CodeStore:
         """The codes of ``run``; those of an earlier model or of other data are replaced."""
-        from models.autoencoders.base import require_codes
+        from models.autoencoders.discrete import require_codes
         from models.codes.encode import OtherCodesError, encode
 
         layout = run.config.layout
@@ -204,7 +204,7 @@ class Runner:
         """Images ``[classes * per_class, C, H, W]``, one class after the other, and their labels."""
         import torch
 
-        from models.autoencoders.base import require_codes
+        from models.autoencoders.discrete import require_codes
         from models.codes.sample import decode, sample_codes
 
         labels = torch.arange(max(1, len(self.data.class_names))).repeat_interleave(per_class)
