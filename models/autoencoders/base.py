@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.autoencoders.likelihoods import Likelihood
 from models.autoencoders.pixel_decoder import PixelDecoder
+from models.losses import at_least_float32
 from models.pretrained import Pretrained
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Autoencoder(Pretrained, ABC):
     pixels: PixelDecoder | None  # the last part of an autoregressive decoder
     # Weight of the KL term in training, for models that have one: raised from 0, so that the latent is not
     # given up at the start.
-    kl_warmup_factor: float = 1.0
+    kl_warmup_factor: float | Tensor = 1.0
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,7 +104,7 @@ class Autoencoder(Pretrained, ABC):
 
     def _likelihood_parameters(self, decoded: Tensor, x: Tensor) -> Tensor:
         """Parameters of the likelihood of ``x`` from what the convolutions of the decoder make of z."""
-        return decoded if self.pixels is None else self.pixels(decoded, x)
+        return at_least_float32(decoded if self.pixels is None else self.pixels(decoded, x))
 
     def _mean_image(self, decoded: Tensor) -> Tensor:
         """The image that z stands for, from what the convolutions of the decoder make of z."""

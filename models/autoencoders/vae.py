@@ -13,7 +13,7 @@ from models.autoencoders.base import Autoencoder, AutoencoderOutput
 from models.autoencoders.blocks import check_sizes
 from models.autoencoders.likelihoods import make_likelihood
 from models.autoencoders.pixel_decoder import make_pixel_decoder
-from models.losses import mean_or_zero
+from models.losses import at_least_float32, mean_or_zero
 from models.pretrained import constructor_arguments
 from vq_kernels.checks import check_integer, check_number
 
@@ -106,7 +106,7 @@ class VAE(Autoencoder):
                 f"{self.image_size[1]}]"
             )
         self._check_dtype(x)
-        mean, log_variance = self.encoder(x).chunk(2, dim=1)
+        mean, log_variance = at_least_float32(self.encoder(x)).chunk(2, dim=1)
         return mean, log_variance
 
     def decode(self, z: Tensor) -> Tensor:
@@ -179,8 +179,7 @@ class VAE(Autoencoder):
 
     def _decode(self, z: Tensor) -> Tensor:
         start = F.relu(self.from_latent(z)).view(-1, *self.smallest)
-        parameters: Tensor = self.decoder(start)
-        return parameters
+        return at_least_float32(self.decoder(start))
 
 
 def initialize(layer: nn.Module) -> None:
@@ -211,8 +210,7 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
 def kl_of_dimensions(mean: Tensor, log_variance: Tensor) -> Tensor:
     """The same for each dimension of the latent: ``[B, L]``.
 
-    Under autocast the parameters are 16 bits, in which exp(v) - 1 - v would cancel to little.
+    In 16 bits exp(v) - 1 - v would cancel to little.
     """
-    if mean.dtype in (torch.bfloat16, torch.float16):
-        mean, log_variance = mean.float(), log_variance.float()
+    mean, log_variance = at_least_float32(mean), at_least_float32(log_variance)
     return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance)

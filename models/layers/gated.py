@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers.causal import LeftCache, LeftConv, RowsCache, RowsConv, shift_down, shift_right
+from models.layers.dropout import Dropout
 
 
 class GatedLayer(nn.Module):
@@ -34,7 +35,7 @@ class GatedLayer(nn.Module):
         self.residual_and_skip = nn.Linear(channels, 2 * channels)
         self.label = None if num_classes is None else nn.Embedding(num_classes, 4 * channels)
         self.upper = nn.Conv2d(upper_channels, 4 * channels, 1) if upper_channels else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, v: Tensor, h: Tensor, labels: Tensor | None, upper: Tensor | None
