@@ -46,7 +46,9 @@ def build_model(config: TrainConfig, data: ImageData) -> Autoencoder:
     if config.model == "vqvae":
         model: Autoencoder = VQVAE(data.channels, downscale=config.downscale, **shared)
     else:
-        model = VQVAE2(data.channels, downscales=config.downscales, **shared)
+        model = hierarchy = VQVAE2(data.channels, downscales=config.downscales, **shared)
+        shares, levels = config.level_dropout, len(config.downscales)
+        hierarchy.level_dropout = shares * levels if len(shares) == 1 else shares
     if config.init_weights == "sonnet":
         model.apply(initialize_as_sonnet)
     model.check_size(data)

@@ -86,7 +86,7 @@ def judge_data(
 
     if not priors[0].num_classes:
         raise ValueError("--judge needs samples of classes; this prior was trained without labels")
-    names: tuple[str, ...] = ("size", "channels")
+    names: tuple[str, ...] = ("size", "channels", "crop", "orient")
     if location(source) == description.data:
         names += ("image_column", "label_column", "validation", "test", "split_seed", "split_by")
     # Codes of before there was a choice do not say how the images were split.

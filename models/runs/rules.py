@@ -13,7 +13,7 @@ from models.settings import format_value
 RESUMABLE_SETTINGS = (
     *("name", "runs", "epochs", "steps", "patience", "schedule", "warmup", "clip", "precision", "devices"),
     *("accelerator", "deterministic", "log_every", "checkpoint_every", "progress", "pictures_every"),
-    *("cache_gb", "cache_dir", "requeue", "logger"),
+    *("cache_gb", "cache_dir", "requeue", "logger", "minutes"),
 )
 # What runs had before there was such a setting, where that is not its default.
 BEFORE = {"split_by": "number"}

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from models.codes.store import CodeBatch
 from models.data import to_float
+from models.data.augment import NOISE, augment
 from models.data.loader import Batch, BatchLoader
 from models.evaluation.metrics import ReconstructionMeter, level_names
+from models.losses import gradient_difference, mean_or_zero
 from models.runs.config import LoopConfig, PriorConfig, TrainConfig
 
 if TYPE_CHECKING:
-    from models.autoencoders.base import Autoencoder
+    from models.autoencoders.base import Autoencoder, AutoencoderOutput
     from models.priors.base import AutoregressivePrior
 
 
@@ -35,6 +37,7 @@ class SeededModule(pl.LightningModule):
         self.log_every = min(config.log_every, self.total_steps)  # the shortest run logs a row too
         self.diverged_at = torch.tensor(-1)  # the first step whose loss was not finite
         self.train_loss = math.nan  # that was logged last
+        self.time_share = 0.0  # of ``minutes``, that have passed
 
     def on_fit_start(self) -> None:
         self.diverged_at = torch.tensor(-1, device=self.device)
@@ -87,7 +90,7 @@ class SeededModule(pl.LightningModule):
         torch.manual_seed(batch_idx)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = torch.optim.Adam(self.model.parameters(), lr=self.config.lr)
+        optimizer = make_optimizer(self.model, self.config)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -95,7 +98,8 @@ class SeededModule(pl.LightningModule):
         rise = min(1.0, (step + 1) / (self.config.warmup + 1))
         if self.config.schedule == "constant":
             return rise
-        return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, self.total_steps))))
+        progress = max(step / max(1, self.total_steps), self.time_share)
+        return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     def log_step(self, values: dict[str, Tensor], batch_idx: int) -> None:
         """Log a training step's values and the learning rate, every ``log_every`` steps.
@@ -133,16 +137,33 @@ class AutoencoderModule(SeededModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.model.kl_warmup_factor = min(1.0, (self.trainer.global_step + 1) / (self.config.kl_warmup + 1))
-        output = self.model(to_float(batch[0]))
-        values = {"loss": output.loss.detach(), **output.terms}
+        x = to_float(batch[0])
+        if self.config.augments:
+            x = augment(x, torch.rand(len(x), NOISE, device=x.device), self.config)
+        output = self.model(x)
+        total, terms = self._loss(x, output)
+        values = {"loss": total.detach(), **terms}
         quantizers = self.model.level_quantizers
         for name, quantizer in zip(level_names(len(quantizers)), quantizers, strict=True):
             perplexity, usage = quantizer.perplexity, quantizer.usage
             if perplexity is not None and usage is not None:  # as they are for too many codes to count
                 values |= {f"perplexity{name}": perplexity, f"usage{name}": usage}
-        loss = self.record_divergence(output.loss)
+        loss = self.record_divergence(total)
         self.log_step(values, batch_idx)
         return self.mean_of_group(loss, batch_idx)
+
+    def _loss(self, x: Tensor, output: AutoencoderOutput) -> tuple[Tensor, dict[str, Tensor]]:
+        """The model's loss with the terms that the settings add to it, and its parts by name: ``[]`` each."""
+        loss, terms = output.loss, dict(output.terms)
+        extra = {
+            "l1": (self.config.l1, lambda: mean_or_zero((x - output.reconstruction).abs())),
+            "gradient_l1": (self.config.gradient_l1, lambda: gradient_difference(x, output.reconstruction)),
+        }
+        for name, (weight, measure) in extra.items():
+            if weight:
+                value = measure()
+                loss, terms[name] = loss + weight * value, value.detach()
+        return loss, terms
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         super().optimizer_step(*arguments, **named)
@@ -157,7 +178,8 @@ class AutoencoderModule(SeededModule):
         x = to_float(batch[0])
         output = self.model(x)
         self.meter.update(x, output.reconstruction, output.codes)
-        for name, value in {"loss": output.loss.detach(), **output.terms}.items():
+        total, terms = self._loss(x, output)
+        for name, value in {"loss": total.detach(), **terms}.items():
             self.validation_sums[name] = self.validation_sums.get(name, 0.0) + value * len(x)
         self.validation_images += len(x)
 
@@ -217,6 +239,17 @@ class PriorModule(SeededModule):
             losses[f"nats_per_code{name}"] = -prior(level, conditions, upper).mean() / level[0].numel()
             upper = level
         return losses
+
+
+def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
+    """Adam; with ``weight_decay`` AdamW, whose decay spares what has one axis: biases, norms, scales."""
+    if not config.weight_decay:
+        return torch.optim.Adam(model.parameters(), lr=config.lr)
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in model.parameters() if (p.ndim > 1) == decays], "weight_decay": share}
+        for decays, share in ((True, config.weight_decay), (False, 0.0))
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr)
 
 
 def total_steps(config: LoopConfig, batches: int) -> int:
