@@ -282,6 +282,11 @@ class PriorConfig(LoopConfig):
     codes: str = setting("", "folder of codes written by `encode`")
     prior: str = setting("transformer", "transformer, pixelcnn or pixelsnail")
     conditional: bool | None = setting(None, "condition on the labels; by default where the codes have them")
+    label_dropout: float = setting(
+        0.0, "share of the images whose label the prior does not see in training, for guidance (`sample`)"
+    )
+    level: int | None = setting(None, "train the prior of this level alone, 0 the top one; by default of all")
+    above: str | None = setting(None, "train-prior run whose upper levels the run takes over, with level")
     width: int = setting(64, "channels of the network")
     layers: int = setting(3, "number of layers or blocks")
     heads: int = setting(4, "attention heads (transformer, pixelsnail)", prior=("transformer", "pixelsnail"))
@@ -308,6 +313,14 @@ class PriorConfig(LoopConfig):
         super().__post_init__()
         self._check_integers(1, "width", "layers", "heads", "res_blocks", "upper_blocks", "upper_channels")
         self._check_integers(0, "res_channels", "out_res_blocks")
+        self._check_integers(0, "level")
+        if (self.above is not None) and not self.level:
+            raise ValueError(
+                f"above is {self.above}; accepted: none, without a level below the top (--level 1)"
+            )
+        check_number(0, 1, label_dropout=self.label_dropout)
+        if self.label_dropout == 1:
+            raise ValueError("label_dropout is 1; accepted: a number from 0 to below 1")
         if not self.attention:
             raise ValueError("attention is empty; accepted: true or false for each level")
         if self.kernel_size < 3 or self.kernel_size % 2 == 0:

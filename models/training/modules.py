@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -208,36 +209,55 @@ class AutoencoderModule(SeededModule):
 
 
 class PriorModule(SeededModule):
-    """One autoregressive prior for each level, trained together on batches of (codes, labels)."""
+    """Autoregressive priors of levels of codes, trained together on batches of (codes, labels).
+
+    levels: the number of each prior's level, 0 the top one; by default that of its place.
+    """
 
     config: PriorConfig
     model: nn.ModuleList
 
-    def __init__(self, priors: list[AutoregressivePrior], config: PriorConfig, loader: BatchLoader) -> None:
+    def __init__(
+        self,
+        priors: Sequence[AutoregressivePrior],
+        config: PriorConfig,
+        loader: BatchLoader,
+        levels: Sequence[int] | None = None,
+    ) -> None:
         super().__init__(nn.ModuleList(priors), config, loader)
+        self.levels = range(len(priors)) if levels is None else levels
 
     def training_step(self, batch: CodeBatch, batch_idx: int) -> Tensor:
-        losses = self._losses(batch)
+        losses = self.losses(batch, self.config.label_dropout)
         total = self.record_divergence(torch.stack(list(losses.values())).sum())
         values = {name: loss.detach() for name, loss in losses.items()}
         self.log_step({"loss": total.detach()} | values, batch_idx)
         return self.mean_of_group(total, batch_idx)
 
     def validation_step(self, batch: CodeBatch, batch_idx: int) -> None:
-        losses = self._losses(batch)
+        losses = self.losses(batch)
         values = {"loss": torch.stack(list(losses.values())).sum(), **losses}
         named = {f"validation/{name}": value for name, value in values.items()}
         self.log_dict(named, batch_size=len(batch[1]), sync_dist=self.trainer.world_size > 1)
 
-    def _losses(self, batch: CodeBatch) -> dict[str, Tensor]:
-        """The nats a code of each level, the mean over the batch: ``[]`` each."""
+    def losses(self, batch: CodeBatch, label_dropout: float = 0.0) -> dict[str, Tensor]:
+        """The nats a code of each level, the mean over the batch: ``[]`` each.
+
+        label_dropout: share of the labels that each prior does not see; 1 for the nats without labels.
+        """
         codes, labels = batch
-        losses, upper = {}, None
+        losses = {}
         names = level_names(len(codes))
-        for name, prior, level in zip(names, self.model, codes, strict=True):
+        priors: Iterable[Any] = self.model
+        for prior, level in zip(priors, self.levels, strict=True):
             conditions = labels if prior.num_classes is not None else None
-            losses[f"nats_per_code{name}"] = -prior(level, conditions, upper).mean() / level[0].numel()
-            upper = level
+            if label_dropout and conditions is not None:
+                is_dropped = torch.rand(len(labels), device=labels.device) < label_dropout
+                null = torch.full_like(conditions, prior.null_label)
+                conditions = torch.where(is_dropped, null, conditions)
+            upper = codes[level - 1] if level else None
+            nats = -prior(codes[level], conditions, upper)
+            losses[f"nats_per_code{names[level]}"] = nats.mean() / codes[level][0].numel()
         return losses
 
 

@@ -98,7 +98,7 @@ def test_the_centre_is_cropped_before_anything_is_resized(tmp_path: Path) -> Non
     assert torch.equal(middle.train.batch([0]), whole.train.batch([0])[..., 5:15, 2:7])
     assert load(tmp_path, crop=0.5, size="4").size == (4, 4)
     assert middle.settings["crop"] == 0.5
-    with pytest.raises(DataError, match="crop is 1.5; accepted: a share above 0, up to 1"):
+    with pytest.raises(DataError, match=r"crop is 1\.5; accepted: a share above 0, up to 1"):
         load(tmp_path, crop=1.5)
 
 

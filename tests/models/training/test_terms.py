@@ -88,7 +88,7 @@ def test_the_share_of_dropped_levels_is_a_setting(tmp_path: Path, data: ImageDat
     assert build_model(config, data).level_dropout == (0.0, 0.3)
     assert build_model(config.replace(level_dropout=(0.2,)), data).level_dropout == (0.2, 0.2)
     with pytest.raises(
-        ValueError, match="level_dropout is 0.1,0.2,0.3; accepted: one value, or one for each"
+        ValueError, match=r"level_dropout is 0\.1,0\.2,0\.3; accepted: one value, or one for each"
     ):
         config.replace(level_dropout=(0.1, 0.2, 0.3))
 
