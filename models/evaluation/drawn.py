@@ -99,14 +99,15 @@ def draw_neighbours(
 def describe(figures: Figures) -> str:
     """The figures as lines of a Markdown table, one a figure, for all that have a value."""
     lines = ["| figure | value |", "|---|---|"]
-    for name, value in _flat(figures):
+    for name, value in flat_figures(figures):
         lines.append(f"| {name} | {value:.4g} |" if isinstance(value, float) else f"| {name} | {value} |")
     return "\n".join(lines)
 
 
-def _flat(figures: Figures, before: str = "") -> list[tuple[str, Any]]:
+def flat_figures(figures: Figures, before: str = "") -> list[tuple[str, Any]]:
+    """Every figure by the names on the way to it: ``("kept, judge, gender, all", 0.9)``."""
     flat: list[tuple[str, Any]] = []
     for name, value in figures.items():
         whole = f"{before}, {name}" if before else name
-        flat += _flat(value, whole) if isinstance(value, dict) else [(whole, value)]
+        flat += flat_figures(value, whole) if isinstance(value, dict) else [(whole, value)]
     return flat
