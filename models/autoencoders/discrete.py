@@ -38,6 +38,10 @@ class DiscreteAutoencoder(Autoencoder):
     """
 
     ndim: int  # spatial dimensions of the data
+    # In training, share of the images for which the decoder sees zeros in place of each level's map, top
+    # first; empty for none. A lower level that can carry the whole image otherwise leaves the upper ones
+    # empty.
+    level_dropout: tuple[float, ...] = ()
     level_downscales: tuple[int, ...]  # size of the data over that of each level's code map, top first
 
     @property
@@ -70,7 +74,8 @@ class DiscreteAutoencoder(Autoencoder):
         """
         self._check_images(x)
         levels = self._quantize(x)
-        parameters = self._likelihood_parameters(self._decode([level.quantized for level in levels]), x)
+        kept = self._drop_levels([level.quantized for level in levels])
+        parameters = self._likelihood_parameters(self._decode(kept), x)
         reconstruction_loss = self.likelihood.loss(parameters, x)
         errors = [_squared_distance(level.z.detach(), level.quantized.detach()) for level in levels]
         terms = {"reconstruction": reconstruction_loss.detach(), "commitment": torch.stack(errors).sum()}
@@ -166,6 +171,19 @@ class DiscreteAutoencoder(Autoencoder):
         if all(side % self.total_downscale == 0 for side in size):
             return None
         return f"a multiple of {self.total_downscale} in height and width"
+
+    def _drop_levels(self, quantized: list[Tensor]) -> list[Tensor]:
+        """The maps with zeros where ``level_dropout`` says so; an image keeps one level at least."""
+        if not (self.training and any(self.level_dropout)):
+            return quantized
+        like = quantized[0]
+        shares = torch.tensor(self.level_dropout, device=like.device)
+        is_kept = torch.rand(len(like), len(shares), device=like.device) >= shares  # [B, levels]
+        is_kept |= ~is_kept.any(dim=1, keepdim=True)
+        return [
+            level * is_kept[:, number].view(-1, *[1] * (level.ndim - 1)).to(level.dtype)
+            for number, level in enumerate(quantized)
+        ]
 
     def _quantize_level(self, quantizer: Quantizer, z: Tensor, freeze: bool | None) -> QuantizedLevel:
         quantized, indices, loss = quantizer(z, freeze_codebook=freeze)

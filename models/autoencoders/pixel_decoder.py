@@ -28,7 +28,7 @@ FIRST_KERNEL_SIZE, KERNEL_SIZE = 7, 5
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSettings:
-    """The settings of a run that say how its decoder makes pixels, as the models' constructors take them."""
+    """The settings of a run that say how its decoder makes pixels, and on what scale errors are."""
 
     settings_title: ClassVar[str] = "decoder"
 
@@ -38,14 +38,22 @@ class DecoderSettings:
     decoder_width: int = setting(32, "channels of that PixelCNN", decoder=("autoregressive",))
     decoder_layers: int = setting(3, "layers of that PixelCNN", decoder=("autoregressive",))
 
+    variance: float | None = setting(
+        None,
+        "mse: what the squared error is divided by, gaussian: where it starts; by default that of the data",
+    )
+
     def check_decoder(self) -> None:
         """TypeError or ValueError for the first setting with which no decoder can be built."""
         check_choice(DECODERS, decoder=self.decoder)
         check_integer(1, decoder_width=self.decoder_width, decoder_layers=self.decoder_layers)
+        if self.variance is not None and not self.variance > 0:
+            raise ValueError(f"variance is {self.variance}; accepted: a number above 0")
 
-    def decoder_settings(self) -> dict[str, Any]:
-        """The settings of this class by name, without those of a class that inherits it."""
-        return {field.name: getattr(self, field.name) for field in fields(DecoderSettings)}
+    def decoder_settings(self, variance_of_data: float) -> dict[str, Any]:
+        """What the models' constructors take of these settings, by name."""
+        own = {field.name: getattr(self, field.name) for field in fields(DecoderSettings)}
+        return own | {"variance": variance_of_data if self.variance is None else self.variance}
 
 
 class PixelDecoder(nn.Module):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from models.data.cache import Decoded, DecodedCache
+from models.data.orientation import turned
 from models.data.records import image_name, naming_the_image, open_image
 from models.data.sources import DataError
 
@@ -54,6 +55,8 @@ class ImageSplit:
     ``batch_labels([0, 5])`` the two digits, ``[2]`` int64.
 
     hashes: ``[N]``, of each image's file, see :func:`models.data.splits.content_hashes`.
+    crop: share of each side of an image that is kept, about its centre, before all else.
+    axis: images are mirrored to its positive side where it is set, see :mod:`models.data.orientation`.
     roots: folders in which files that records name must lie, see :func:`models.data.records.read_encoded`.
     cache: decode all images now and keep them; else they are decoded batch by batch.
     store: keeps decoded images on disk, mapped into memory. Those that it has are not decoded again, without
@@ -62,6 +65,8 @@ class ImageSplit:
     resize, recolour: fit an image of another size, or a coloured one among grey ones; else it is an error.
     on_decoded: called with the number of images each time some have been decoded for the cache or the check.
     """
+
+    axis: Tensor | None = None
 
     def __init__(
         self,
@@ -77,12 +82,14 @@ class ImageSplit:
         recolour: bool,
         cache: bool,
         store: DecodedCache | None = None,
+        crop: float | None = None,
         check: bool = True,
         on_decoded: Callable[[int], object] | None = None,
     ) -> None:
         self.labels = labels
         self.hashes, self._roots = hashes, roots
         self.size, self.channels, self.resize, self.recolour = size, channels, resize, recolour
+        self.crop = crop
         self._encoded = dataset.with_format(None).select_columns([image_column])
         self._column = image_column
         self._decoded: Decoded | None = None
@@ -114,8 +121,10 @@ class ImageSplit:
         """Images of the given rows: ``[B, C, H, W]`` uint8."""
         index = torch.as_tensor(rows, dtype=torch.int64)
         if self._decoded is not None:
-            return torch.from_numpy(self._decoded.take(index.numpy()))
-        return torch.from_numpy(self._decode(index.tolist()))
+            images = torch.from_numpy(self._decoded.take(index.numpy()))
+        else:
+            images = torch.from_numpy(self._decode(index.tolist()))
+        return images if self.axis is None else turned(images, self.axis)
 
     def batch_labels(self, rows: Sequence[int] | Tensor) -> Tensor:
         """Labels of the given rows, -1 where there are none: ``[B]`` int64."""
@@ -149,6 +158,7 @@ class ImageSplit:
         with naming_the_image(record, row):
             image = eight_bits(image) if image.mode.startswith("I;16") else image
             image = image if image.mode == mode else image.convert(mode)
+            image = image if self.crop is None else central_part(image, self.crop)
         if (image.height, image.width) != (height, width):
             if not self.resize:
                 raise DataError(
@@ -193,6 +203,18 @@ class ImageSplit:
                 if on_decoded is not None:
                     on_decoded(len(rows))
         self._histogram = torch.from_numpy(counts)
+
+
+def central_part(image: Image, share: float) -> Image:
+    """The middle of an image: of each side the ``share``, of one pixel at least."""
+    height, width = cropped_size(image.height, image.width, share)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def cropped_size(height: int, width: int, share: float) -> tuple[int, int]:
+    """The size of :func:`central_part` of an image of ``height`` x ``width``."""
+    return max(1, round(height * share)), max(1, round(width * share))
 
 
 def resize_and_crop(image: Image, height: int, width: int) -> Image:

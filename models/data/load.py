@@ -16,11 +16,13 @@ from models.data.cache import WORTH_KEEPING, DecodedCache
 from models.data.columns import (
     find_image_column,
     find_label_column,
+    joined_labels,
     number_labels,
     undecoded,
     with_image_type,
 )
-from models.data.images import GREY_MODES, ImageSplit
+from models.data.images import GREY_MODES, ImageSplit, cropped_size, some_rows
+from models.data.orientation import principal_axis
 from models.data.records import open_image
 from models.data.settings import DataConfig
 from models.data.sources import DataError, SourceData, location, open_source
@@ -130,7 +132,7 @@ def data_from(
     if config.limit is not None and config.limit < 1:
         raise DataError(f"limit is {config.limit}; accepted: an integer of at least 1, none for all images")
     named, left_out = named_splits(source.splits, config)
-    named = {name: with_image_type(split) for name, split in named.items()}
+    named = {name: joined_labels(with_image_type(split), config) for name, split in named.items()}
     image_column = find_image_column(named["train"], config)
     label_column = find_label_column(named["train"], config)
     for name, split in named.items():
@@ -159,7 +161,12 @@ def data_from(
         left_out.append(f"{beyond} images beyond the limit of {config.limit} a split")
     labels, class_names = number_labels(splits, label_column)
     first = open_image(splits["train"][0][image_column], 0, source.roots)
-    size = parse_size(config.size) if config.size else (first.height, first.width)
+    if config.crop is not None and not 0 < config.crop <= 1:
+        raise DataError(
+            f"crop is {config.crop}; accepted: a share above 0, up to 1, none for the whole image"
+        )
+    own_size = cropped_size(first.height, first.width, config.crop or 1.0)
+    size = parse_size(config.size) if config.size else own_size
     channels = (1 if first.mode in GREY_MODES else 3) if config.channels is None else config.channels
     if channels not in (1, 3):
         raise DataError(f"channels is {channels}; accepted: 1 for grey, 3 for colour")
@@ -181,11 +188,17 @@ def data_from(
                 recolour=config.channels is not None,
                 cache=cache,
                 store=store,
+                crop=config.crop,
                 check=not stream,
                 on_decoded=bar.update,
             )
             for name, split in splits.items()
         }
+    if config.orient:
+        rows_of_axis = some_rows(len(ready["train"]), 10_000).split(256)
+        axis = principal_axis(ready["train"].batch(some) for some in rows_of_axis)
+        for split in ready.values():
+            split.axis = axis
     settings = {
         "size": f"{size[0]}x{size[1]}",
         "channels": channels,
@@ -193,6 +206,9 @@ def data_from(
         "label_column": label_column,
         **{name: getattr(config, name) for name in ("validation", "test", "limit", "split_seed")},
     }
+    # What was made before there were these does not name them.
+    settings |= {"crop": config.crop} if config.crop is not None else {}
+    settings |= {"orient": True} if config.orient else {}
     if by_content:  # what was made before does not say how it was split
         settings["split_by"] = config.split_by
     return ImageData(
@@ -217,6 +233,7 @@ def _decoded_images(config: DataConfig, size: tuple[int, int], channels: int) ->
         "data": location(config.data),
         "resize": config.size is not None,
         "recolour": config.channels is not None,
+        "crop": config.crop,
         "pillow": PIL.__version__,
     }
     root = Path(config.cache_dir or datasets.config.HF_DATASETS_CACHE) / "decoded"

@@ -22,9 +22,15 @@ class DataConfig:
 
     data: str = setting("digits", "digits, a folder (images, parquet or KaoKore), or a hub id")
     size: str | None = setting(None, "resize the shorter side and crop the centre to this: 64, or 48x64")
+    crop: float | None = setting(None, "first crop the centre of each image to this share of its sides: 0.8")
+    orient: bool = setting(False, "mirror images that face the other way, see models.data.orientation")
     channels: int | None = setting(None, "1 for grey, 3 for colour")
     image_column: str | None = setting(None, "column of the images")
-    label_column: str | None = setting(None, "column of the labels; none: take no labels", none_is_text=True)
+    label_column: str | None = setting(
+        None,
+        "column of the labels, or columns whose combinations are the classes: gender,status; none: no labels",
+        none_is_text=True,
+    )
     subset: str | None = setting(None, "which configuration of a data set that has several")
     validation: float = setting(0.1, "share of the training images set aside if there is no such split")
     test: float = setting(0.2, "share of the training images set aside if there is no such split")

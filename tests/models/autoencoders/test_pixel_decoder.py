@@ -34,14 +34,16 @@ def models(likelihood: str) -> list[Autoencoder]:
 def test_a_pixel_sees_all_pixels_before_it_and_the_latents_alone() -> None:
     torch.manual_seed(0)
     decoder = PixelDecoder(2, 4, width=8, layers=2).double()
-    features = torch.randn(1, 8, 4, 5, dtype=torch.float64, requires_grad=True)
-    x = torch.randn(1, 2, 4, 5, dtype=torch.float64, requires_grad=True)
-    parameters = decoder(features, x)[0].flatten(1)  # [4, 20]
+    features = torch.randn(16, 8, 4, 5, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(16, 2, 4, 5, dtype=torch.float64, requires_grad=True)
+    parameters = decoder(features, x).flatten(2)  # [16, 4, 20]
     for pixel in range(20):
-        of_x, of_features = torch.autograd.grad(parameters[:, pixel].sum(), (x, features), retain_graph=True)
+        of_x, of_features = torch.autograd.grad(
+            parameters[:, :, pixel].sum(), (x, features), retain_graph=True
+        )
         seen = of_x.abs().sum((0, 1)).flatten() > 0
         assert seen.tolist() == [earlier < pixel for earlier in range(20)]
-        assert float(of_features[0, :, pixel // 5, pixel % 5].abs().sum()) > 0
+        assert float(of_features[:, :, pixel // 5, pixel % 5].abs().sum()) > 0
 
 
 @pytest.mark.parametrize("likelihood", ["logistic", "categorical"])
