@@ -48,7 +48,15 @@ int vq_cpu_vector_quantize_backward(const VqRows* grad_quantized, const float* l
                                     int threads, const VqRows* grad_x);
 
 // --- instruction sets ---
-enum VqIsa { VQ_ISA_PORTABLE = 0, VQ_ISA_AVX2 = 1, VQ_ISA_AVX512 = 2, VQ_ISA_AMX = 3, VQ_ISA_COUNT = 4 };
+enum VqIsa {
+  VQ_ISA_PORTABLE = 0,
+  VQ_ISA_AVX2 = 1,
+  VQ_ISA_AVX512 = 2,
+  VQ_ISA_AVX512VNNI = 3,
+  VQ_ISA_AVX512BF16 = 4,  // with VNNI
+  VQ_ISA_AMX = 5,
+  VQ_ISA_COUNT = 6
+};
 
 const char* vq_cpu_isa_name(int isa);
 // 1 if this binary holds kernels for it, if this machine can run it.
@@ -58,6 +66,17 @@ int vq_cpu_isa_supported(int isa);
 // best; it returns 0 on success and 1 if the instruction set is not both compiled and supported.
 int vq_cpu_isa(void);
 int vq_cpu_use_isa(int isa);
+
+// --- the first pass of a search ---
+enum VqFirstPass { VQ_FLOAT32_FIRST = 0, VQ_BFLOAT16_FIRST = 1, VQ_INT8_FIRST = 2, VQ_FIRST_PASS_COUNT = 3 };
+
+const char* vq_cpu_first_pass_name(int pass);
+// 1 if the instruction set in use has it.
+int vq_cpu_first_pass_usable(int pass);
+// The one that a search with these rows (their sizes and dtype) and so many codes begins with.
+int vq_cpu_first_pass(const VqRows* x, int64_t codes);
+// Every search begins with `pass`, -1: with the one that suits it. 0 on success, 1 if it is not usable.
+int vq_cpu_use_first_pass(int pass);
 
 #ifdef __cplusplus
 }
