@@ -91,9 +91,10 @@ class Autoencoder(Pretrained, ABC):
         """ValueError naming the remedy unless the model takes images of ``data``'s size and channels."""
         accepted = self.accepted_size(data.size)
         if accepted is not None:
+            name, size = data.kind.size_setting, "x".join(map(str, data.size))
             raise ValueError(
-                f"the size of {data.name} is {data.size[0]}x{data.size[1]}; accepted: {accepted}; give a "
-                f"size (--size) or other downscales"
+                f"the {name} of {data.name} is {size}; accepted: {accepted}; give a {name} (--{name}) or "
+                f"other downscales"
             )
         if self.in_channels != data.channels:
             raise ValueError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from models.autoencoders.base import require_codes
 from models.cli.flags import add_command, add_device_flag, add_import_flag, check_output
-from models.cli.latents import sample_latents
+from models.cli.latents import sample_latents, write_samples
 from models.files import only_writer
 from models.progress import progress_bar
 from models.runs.layout import RunLayout
@@ -72,6 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from models.codes.description import CodeDescription
     from models.codes.sample import decode, sample_codes
+    from models.data.kinds import kind_of_settings
     from models.evaluation.judge import Judge
     from models.evaluation.pictures import grid, labelled_rows, save_image
     from models.runs.device import find_device
@@ -94,7 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_prior_of(layout.folder, decoder)
     say_if_unfinished(decoder)
     loaded: Any = load_pretrained(decoder, device)
-    model = require_codes(loaded)
+    model, kind = require_codes(loaded), kind_of_settings(description.settings)
     classes = class_labels(arguments.classes, description.class_names, priors[0].num_classes)
     folder = check_output(arguments.out or layout.samples, folder=True)
     judge, accuracy = None, 0.0
@@ -122,20 +123,24 @@ def run(arguments: argparse.Namespace) -> None:
                 )
                 parts.append(drawn)
         decoded: list[torch.Tensor] = []
-        with progress_bar(len(labels), "decode", "image", enabled=True) as bar:
+        with progress_bar(len(labels), "decode", kind.item, enabled=True) as bar:
             for part in parts:
                 decoded.append(decode(model, part).cpu())
                 bar.update(len(part[0]))
         codes, images = [torch.cat(level) for level in zip(*parts, strict=True)], torch.cat(decoded)
-        picture = folder / "samples.png"
-        if priors[0].num_classes:
-            names = [description.class_names[number] for number in classes]
-            labelled_rows(picture, images, names)
+        picture, pictures = folder / "samples.png", kind.pictures(images)
+        columns = min(arguments.count, 2 * kind.columns)
+        names = [description.class_names[number] for number in classes] if priors[0].num_classes else []
+        if names:
+            labelled_rows(picture, pictures, names, columns)
         else:
-            save_image(grid(images, min(arguments.count, 16)), picture)
+            save_image(grid(pictures, columns), picture)
+        if kind.has_files:
+            write_samples(kind, images, folder, names)
         arrays: dict[str, Any] = {f"level{i}": level.cpu().numpy() for i, level in enumerate(codes)}
         np.savez(folder / "codes.npz", labels=labels.cpu().numpy(), **arrays)
-    print(f"{len(labels)} samples in {picture}, their codes in {folder / 'codes.npz'}")
+    as_files = f", as files in {folder / kind.items}" if kind.has_files else ""
+    print(f"{len(labels)} samples in {picture}{as_files}, their codes in {folder / 'codes.npz'}")
     if judge is not None:
         print(
             f"a classifier, right on {accuracy:.1%} of the real test images, takes "

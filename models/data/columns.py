@@ -1,4 +1,4 @@
-"""Which column of a data set holds the images and which the labels, and the labels as numbers."""
+"""Which column of a data set holds the items and which the labels, and the labels as numbers."""
 
 from __future__ import annotations
 
@@ -8,51 +8,55 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from models.data.errors import DataError
+from models.data.kinds import KINDS, Kind
 from models.data.settings import NO_LABELS, DataConfig
-from models.data.sources import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_ITEMS = " or ".join(kind.items for kind in KINDS)
 LABEL_COLUMNS = ("label", "labels", "status", "fine_label", "class", "target")
 
 
-def with_image_type(dataset: Dataset) -> Dataset:
-    """The data set with columns of {"bytes", "path"} as images, where its schema does not call them so.
+def find_item_column(dataset: Dataset, config: DataConfig) -> tuple[str, type[Kind]]:
+    """The column that holds the items and their kind: the one that ``config`` names, else the only one.
 
-    Tables that were not written by Hugging Face datasets say no more of an image than this form.
+    Tables that were not written by Hugging Face datasets say no more of an item than {"bytes", "path"}: of
+    what kind these are the first of them shows. Raises DataError.
     """
-    import datasets
-
-    for name, kind in dataset.features.items():
-        if isinstance(kind, dict) and set(kind) == {"bytes", "path"}:
-            dataset = dataset.cast_column(name, datasets.Image(decode=False))
-    return dataset
-
-
-def find_image_column(dataset: Dataset, config: DataConfig) -> str:
-    """The column that holds the images: the one that ``config`` names, else the only one of the type."""
-    import datasets
-
-    columns = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
+    columns = {name: kind for name in dataset.column_names if (kind := _kind_of(dataset, name)) is not None}
     listing = ", ".join(dataset.column_names)
     if config.image_column is not None:
         if config.image_column not in columns:
             raise DataError(
-                f"{config.data} has no image column {config.image_column!r}; its columns are {listing}, "
-                f"of which {', '.join(columns) or 'none'} hold images"
+                f"{config.data} has no column {config.image_column!r} of {_ITEMS}; its columns are "
+                f"{listing}, of which {', '.join(columns) or 'none'} hold such"
             )
-        return config.image_column
+        return config.image_column, columns[config.image_column]
     if not columns:
         raise DataError(
-            f"{config.data} has no column of images; its columns are {listing}; "
+            f"{config.data} has no column of {_ITEMS}; its columns are {listing}; "
             f"store one with the type datasets.Image"
         )
     if len(columns) > 1:
         raise DataError(
-            f"{config.data} has several image columns ({', '.join(columns)}); choose one with --image-column"
+            f"{config.data} has several columns of {_ITEMS} ({', '.join(columns)}); choose one with "
+            f"--image-column"
         )
-    return columns[0]
+    return next(iter(columns.items()))
+
+
+def _kind_of(dataset: Dataset, column: str) -> type[Kind] | None:
+    """The kind of the items in ``column``; None where it holds none."""
+    feature = dataset.features[column]
+    for kind in KINDS:
+        if kind.is_feature(feature):
+            return kind
+    if not (isinstance(feature, dict) and set(feature) == {"bytes", "path"}):
+        return None
+    record = dataset.with_format(None).select_columns([column])[0][column] or {"bytes": None, "path": None}
+    return next(kind for kind in reversed(KINDS) if kind.is_record(record))
 
 
 def find_label_column(dataset: Dataset, config: DataConfig) -> str | None:
@@ -67,13 +71,6 @@ def find_label_column(dataset: Dataset, config: DataConfig) -> str | None:
             )
         return config.label_column
     return next((name for name in LABEL_COLUMNS if name in dataset.column_names), None)
-
-
-def undecoded(dataset: Dataset, image_column: str) -> Dataset:
-    """The data set with its images as {"path", "bytes"}."""
-    import datasets
-
-    return dataset.cast_column(image_column, datasets.Image(decode=False))
 
 
 def number_labels(

@@ -11,10 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.data.errors import DataError
 from models.data.images import ImageSplit
+from models.data.kinds import Images, Kind
 from models.data.load import ImageData, data_from, load_data
 from models.data.settings import DataConfig
-from models.data.sources import GIVEN, DataError, SourceData
+from models.data.sources import GIVEN, SourceData
 from models.data.splits import named_splits, split_rows
 
 
@@ -68,9 +70,8 @@ class _Items:
 class GivenSplit(ImageSplit):
     """Rows of given images in the form of a split."""
 
-    def __init__(self, images: _Images, rows: Sequence[int], shape: Sequence[int], **given: Any) -> None:
-        self._images, self._rows = images, list(rows)
-        self.channels, self.size = shape[0], (shape[1], shape[2])
+    def __init__(self, images: _Images, rows: Sequence[int], kind: Kind, **given: Any) -> None:
+        self._images, self._rows, self.kind = images, list(rows), kind
         self.labels: Tensor | None = given["labels"]
         self.hashes: NDArray[np.bytes_] = given["hashes"]
         self._histogram = None
@@ -88,7 +89,7 @@ class GivenSplit(ImageSplit):
         chosen = [self._rows[int(row)] for row in rows]
         shape = (0, self.channels, *self.size)
         images = [self._images.item(row)[0] for row in chosen]
-        return torch.from_numpy(np.stack(images)) if images else torch.empty(shape, dtype=torch.uint8)
+        return torch.from_numpy(np.stack(images)) if images else torch.empty(shape, dtype=self.kind.dtype)
 
 
 def as_image_data(data: Any, config: DataConfig) -> ImageData:
@@ -121,25 +122,25 @@ def as_image_data(data: Any, config: DataConfig) -> ImageData:
         left_out.append(f"{beyond} images beyond the limit of {config.limit} a split")
     has_labels = all((values >= 0).all() for values in labels.values())
     classes = 1 + max(int(values.max()) for values in labels.values()) if has_labels else 0
+    kind = Images((shape[1], shape[2]), shape[0])
     splits = {
         name: GivenSplit(
             named[origin],
             chosen,
-            shape,
+            kind,
             hashes=hashes[origin][chosen],
             labels=torch.from_numpy(labels[origin][chosen]) if has_labels else None,
         )
         for name, (origin, chosen) in rows.items()
     }
-    settings = {"size": f"{shape[1]}x{shape[2]}", "channels": shape[0], "split_by": config.split_by}
+    settings = kind.settings() | {"split_by": config.split_by}
     settings |= {name: getattr(config, name) for name in ("validation", "test", "limit", "split_seed")}
     return ImageData(
         GIVEN,
         splits["train"],
         splits["validation"],
         splits["test"],
-        size=(shape[1], shape[2]),
-        channels=shape[0],
+        kind=kind,
         class_names=tuple(map(str, range(classes))),
         settings=settings,
         left_out=tuple(left_out),

@@ -1,27 +1,20 @@
-"""One split of images: decoded, resized, cropped, and cached as uint8 when it fits."""
+"""One split of images, sounds or volumes: decoded, and cached as levels when it fits."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.data.records import image_name, naming_the_image, open_image
-from models.data.sources import DataError
+from models.data.kinds import Kind, count_levels
+from models.data.records import Encoded
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from numpy.typing import NDArray
-    from PIL.Image import Image
-
-GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
 
 
 def some_rows(count: int, limit: int) -> Tensor:
@@ -32,75 +25,68 @@ def some_rows(count: int, limit: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:limit].sort().values
 
 
-def to_float(images: Tensor) -> Tensor:
-    """uint8 levels to the models' value range: ``x / 255 - 0.5``."""
-    return images.float() / 255 - 0.5
-
-
-def to_uint8(x: Tensor) -> Tensor:
-    """The models' value range back to uint8 levels, clamped."""
-    return ((x + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)
-
-
 class ImageSplit:
-    """``len(split)`` images; ``split.batch(rows)`` gives ``[B, C, H, W]`` uint8, ``split.labels`` ``[N]``.
+    """``len(split)`` items, images for example; ``split.batch(rows)`` gives their levels ``[B, C, *S]``.
 
-    Of the digits ``load_data(DataConfig()).test.batch([0, 5])`` is ``[2, 1, 8, 8]`` uint8, and
-    ``batch_labels([0, 5])`` the two digits, ``[2]`` int64.
+    ``split.labels`` is ``[N]`` or None. Of the digits ``load_data(DataConfig()).test.batch([0, 5])`` is
+    ``[2, 1, 8, 8]`` uint8, and ``batch_labels([0, 5])`` the two digits, ``[2]`` int64.
 
-    hashes: ``[N]``, of each image's file, see :func:`models.data.splits.content_hashes`.
-    roots: folders in which files that records name must lie, see :func:`models.data.records.read_encoded`.
-    cache: decode all images now and keep them; else they are decoded batch by batch.
-    check: without a cache, decode all images once, so that a bad one is found before training starts.
-    resize, recolour: fit an image of another size, or a coloured one among grey ones; else it is an error.
-    on_decoded: called with the number of images each time some have been decoded for the cache or the check.
+    kind: the kind and form of the items.
+    hashes: ``[N]``, of each item's file, see :func:`models.data.splits.content_hashes`.
+    cache: decode all items now and keep them; else they are decoded batch by batch.
+    check: without a cache, decode all items once, so that a bad one is found before training starts.
+    on_decoded: called with the number of items each time some have been decoded for the cache or the check.
     """
+
+    kind: Kind
 
     def __init__(
         self,
-        dataset: Dataset,
-        image_column: str,
+        encoded: Encoded,
         labels: Tensor | None,
-        size: tuple[int, int],
-        channels: int,
+        kind: Kind,
         *,
         hashes: NDArray[np.bytes_],
-        roots: Sequence[Path] | None = None,
-        resize: bool,
-        recolour: bool,
         cache: bool,
         check: bool = True,
         on_decoded: Callable[[int], object] | None = None,
     ) -> None:
         self.labels = labels
-        self.hashes, self._roots = hashes, roots
-        self.size, self.channels, self.resize, self.recolour = size, channels, resize, recolour
-        self._encoded = dataset.with_format(None).select_columns([image_column])
-        self._column = image_column
-        self._pixels: Tensor | None = None
+        self.hashes, self.kind = hashes, kind
+        self._encoded = encoded
+        self._cached: Tensor | None = None
         self._histogram: Tensor | None = None
         if cache:
-            self._pixels = torch.empty(len(dataset), channels, *size, dtype=torch.uint8)
-            for start in range(0, len(dataset), 1024):
-                rows = range(start, min(start + 1024, len(dataset)))
-                self._pixels[start : rows.stop] = self._decode(rows)
+            self._cached = torch.empty(len(encoded), kind.channels, *kind.size, dtype=kind.dtype)
+            for rows in encoded.chunks():
+                self._cached[rows.start : rows.stop] = self._decode(rows)
                 if on_decoded is not None:
                     on_decoded(len(rows))
         elif check:
             self._check(on_decoded)
 
     @property
+    def size(self) -> tuple[int, ...]:
+        """S of every item."""
+        return self.kind.size
+
+    @property
+    def channels(self) -> int:
+        """C of every item."""
+        return self.kind.channels
+
+    @property
     def cached(self) -> bool:
-        """Whether the decoded images are in memory."""
-        return self._pixels is not None
+        """Whether the decoded items are in memory."""
+        return self._cached is not None
 
     def __len__(self) -> int:
         return len(self._encoded)
 
     def batch(self, rows: Sequence[int] | Tensor) -> Tensor:
-        """Images of the given rows: ``[B, C, H, W]`` uint8."""
-        if self._pixels is not None:
-            return self._pixels[torch.as_tensor(rows, dtype=torch.int64)]
+        """Items of the given rows: levels ``[B, C, *S]``, of images uint8."""
+        if self._cached is not None:
+            return self._cached[torch.as_tensor(rows, dtype=torch.int64)]
         return self._decode([int(row) for row in rows])
 
     def batch_labels(self, rows: Sequence[int] | Tensor) -> Tensor:
@@ -109,90 +95,37 @@ class ImageSplit:
         return torch.full((len(index),), -1) if self.labels is None else self.labels[index]
 
     def _decode(self, rows: Iterable[int]) -> Tensor:
-        index = list(rows)
-        records = self._encoded[index][self._column]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            arrays = list(pool.map(self._pixels_of, records, index))
-        stacked = torch.from_numpy(np.stack(arrays))  # [B, H, W] or [B, H, W, C]
-        return stacked.unsqueeze(1) if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2).contiguous()
-
-    def _pixels_of(self, record: dict[str, Any], row: int) -> NDArray[np.uint8]:
-        image = open_image(record, row, self._roots)
-        if self.channels == 1 and image.mode not in GREY_MODES and not self.recolour:
-            raise DataError(
-                f"{image_name(record, row)} is coloured (mode {image.mode}), the first image is grey; "
-                f"give channels (--channels 1 or 3) to convert all of them"
-            )
-        if image.mode in ("I", "F"):
-            raise DataError(
-                f"{image_name(record, row)} has 32 bits a pixel (mode {image.mode}), whose range is not "
-                f"known; save it with 8 or 16"
-            )
-        mode = "L" if self.channels == 1 else "RGB"
-        height, width = self.size
-        with naming_the_image(record, row):
-            image = eight_bits(image) if image.mode.startswith("I;16") else image
-            image = image if image.mode == mode else image.convert(mode)
-        if (image.height, image.width) != (height, width):
-            if not self.resize:
-                raise DataError(
-                    f"{image_name(record, row)} is {image.height}x{image.width}, the first image is "
-                    f"{height}x{width}; give a size (--size) to resize and crop all of them"
-                )
-            with naming_the_image(record, row):
-                image = resize_and_crop(image, height, width)
-        return np.asarray(image)
+        return torch.from_numpy(np.stack(self._encoded.map(self.kind.decode, list(rows))))
 
     def digest(self) -> str:
-        """Changes with every image, their order and their labels, and not with where the files lie."""
+        """Changes with every item, their order and their labels, and not with where the files lie."""
         labels = torch.empty(0, dtype=torch.int64) if self.labels is None else self.labels
-        parts = (f"{len(self)} images\n".encode(), self.hashes.tobytes(), labels.numpy().tobytes())
-        return hashlib.sha256(b"".join(parts)).hexdigest()
+        count = f"{len(self)} {self.kind.items}\n".encode()
+        return hashlib.sha256(b"".join((count, self.hashes.tobytes(), labels.numpy().tobytes()))).hexdigest()
 
     def histogram(self, rows: Sequence[int] | None = None) -> Tensor:
-        """How many pixels have each of the 256 levels, in all images or in ``rows``: ``[256]`` int64.
+        """How many elements have each level, in all items or in ``rows``: int64, ``[256]`` of images.
 
-        Images are read a few at a time, so that memory does not grow with their number.
+        Items are read a few at a time, so that memory does not grow with their number.
         """
         if rows is None and self._histogram is not None:
             return self._histogram
-        counts = torch.zeros(256, dtype=torch.int64)
-        images = range(len(self)) if rows is None else rows
-        step = max(1, 2**20 // (self.channels * self.size[0] * self.size[1]))
-        for start in range(0, len(images), step):
-            counts += torch.bincount(self.batch(images[start : start + step]).flatten(), minlength=256)
-        return counts
+        counts = np.zeros(self.kind.levels, dtype=np.int64)
+        chosen = range(len(self)) if rows is None else rows
+        step = max(1, 2**20 // (self.channels * int(np.prod(self.size))))
+        for start in range(0, len(chosen), step):
+            counts += count_levels(self.batch(chosen[start : start + step]).numpy())
+        return torch.from_numpy(counts)
 
     def _check(self, on_decoded: Callable[[int], object] | None) -> None:
-        """Decode every image once and keep none but how often each level occurs."""
+        """Decode every item once and keep none but how often each level occurs."""
 
-        def decode(record: dict[str, Any], row: int) -> NDArray[np.int64]:
-            return np.bincount(self._pixels_of(record, row).reshape(-1), minlength=256)
+        def decode(encoded: bytes, name: str) -> NDArray[np.int64]:
+            return count_levels(self.kind.decode(encoded, name))
 
-        counts = np.zeros(256, dtype=np.int64)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in range(0, len(self), 1024):
-                rows = range(start, min(start + 1024, len(self)))
-                counts += sum(pool.map(decode, self._encoded[list(rows)][self._column], rows))
-                if on_decoded is not None:
-                    on_decoded(len(rows))
+        counts = np.zeros(self.kind.levels, dtype=np.int64)
+        for rows in self._encoded.chunks():
+            counts += sum(self._encoded.map(decode, rows))
+            if on_decoded is not None:
+                on_decoded(len(rows))
         self._histogram = torch.from_numpy(counts)
-
-
-def resize_and_crop(image: Image, height: int, width: int) -> Image:
-    """Scale the image until it just covers ``height`` x ``width`` (Lanczos), then crop its centre."""
-    from PIL.Image import Resampling
-
-    scale = max(height / image.height, width / image.width)
-    scaled = image.resize(
-        (max(width, round(image.width * scale)), max(height, round(image.height * scale))), Resampling.LANCZOS
-    )
-    left, top = (scaled.width - width) // 2, (scaled.height - height) // 2
-    return scaled.crop((left, top, left + width, top + height))
-
-
-def eight_bits(image: Image) -> Image:
-    """16 bits of grey to 8: ``x * 255 / 65535``, where Pillow's own conversion cuts off above 255."""
-    from PIL import Image as pillow
-
-    return pillow.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))

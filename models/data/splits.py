@@ -13,18 +13,16 @@ shuffled instead, in an order that depends on ``split_seed`` and their number al
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from models.data.records import read_encoded
+from models.data.errors import DataError
+from models.data.records import Encoded
 from models.data.settings import DataConfig
-from models.data.sources import DataError, split_named
+from models.data.sources import split_named
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -57,21 +55,12 @@ def named_splits(
     return splits, left_out
 
 
-def content_hashes(
-    split: Dataset, column: str, roots: Sequence[Path] | None, on_read: Callable[[int], object]
-) -> NDArray[np.bytes_]:
-    """The SHA-256 of each image's encoded bytes: ``[N]``. DataError for one that cannot be read."""
-    records = split.with_format(None).select_columns([column])
-    hashes = np.empty(len(records), dtype="S32")
-
-    def hash_of(record: dict[str, object], row: int) -> bytes:
-        return hashlib.sha256(read_encoded(record, row, roots)).digest()
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(records), 1024):
-            rows = range(start, min(start + 1024, len(records)))
-            hashes[start : rows.stop] = list(pool.map(hash_of, records[list(rows)][column], rows))
-            on_read(len(rows))
+def content_hashes(items: Encoded, on_read: Callable[[int], object]) -> NDArray[np.bytes_]:
+    """The SHA-256 of each item's encoded bytes: ``[N]``. DataError for one that cannot be read."""
+    hashes = np.empty(len(items), dtype="S32")
+    for rows in items.chunks():
+        hashes[rows.start : rows.stop] = items.map(lambda encoded, _: hashlib.sha256(encoded).digest(), rows)
+        on_read(len(rows))
     return hashes
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from models.data import ImageSplit, some_rows, to_uint8
+from models.data import ImageSplit, some_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 class Judge:
-    """A support vector machine with a radial kernel on raw pixels of at most ``limit`` training images.
+    """A support vector machine with a radial kernel, trained on at most ``limit`` training images.
 
-    The images are drawn at random, always the same ones. ValueError unless they have two classes or more.
+    It sees what :meth:`models.data.kinds.Kind.features` says: raw pixels of images. Those that it is trained
+    on are drawn at random, always the same ones. ValueError unless they have two classes or more.
     """
 
     def __init__(self, split: ImageSplit, limit: int = 10_000) -> None:
@@ -29,26 +30,27 @@ class Judge:
         labels = split.batch_labels(rows)
         if len(labels.unique()) < 2:
             raise ValueError("the judge's images are of one class; accepted: images of two classes or more")
-        self.classifier = SVC(C=10).fit(_pixels(split.batch(rows)), labels.numpy())
+        self.kind = split.kind
+        self.classifier = SVC(C=10).fit(self._features(split.batch(rows)), labels.numpy())
 
     def accuracy(self, split: ImageSplit) -> float:
         """The share of real images of ``split`` whose label it finds."""
         rows = range(len(split))
-        return self.agreement_of_pixels(split.batch(rows), split.batch_labels(rows))
+        return self.agreement_of_levels(split.batch(rows), split.batch_labels(rows))
 
     def agreement(self, samples: Tensor, labels: Tensor) -> float:
-        """The share of samples ``[N, C, H, W]`` in the models' range that it takes for their label."""
-        return self.agreement_of_pixels(to_uint8(samples), labels)
+        """The share of samples ``[N, C, *S]`` in the models' range that it takes for their label."""
+        return self.agreement_of_levels(self.kind.to_levels(samples), labels)
 
-    def agreement_of_pixels(self, images: Tensor, labels: Tensor) -> float:
-        """The share of uint8 images ``[N, C, H, W]`` that it takes for the class in ``labels``, ``[N]``."""
+    def agreement_of_levels(self, images: Tensor, labels: Tensor) -> float:
+        """The share of levels ``[N, C, *S]``, of images uint8, that it takes for the class in ``labels``."""
         return float((self.classes(images) == labels).float().mean())
 
     def classes(self, images: Tensor) -> Tensor:
-        """The labels that it gives uint8 images ``[N, C, H, W]``: ``[N]`` int64."""
-        return torch.from_numpy(self.classifier.predict(_pixels(images)))
+        """The labels that it gives levels ``[N, C, *S]``, of images uint8: ``[N]`` int64."""
+        return torch.from_numpy(self.classifier.predict(self._features(images)))
 
-
-def _pixels(images: Tensor) -> NDArray[np.float32]:
-    flat: NDArray[np.float32] = images.flatten(1).float().div(255).cpu().numpy()
-    return flat
+    def _features(self, images: Tensor) -> NDArray[np.float32]:
+        parts = [self.kind.features(part.cpu()) for part in images.split(256)]
+        features: NDArray[np.float32] = torch.cat(parts).numpy()
+        return features

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 
 def build_model(config: TrainConfig, data: ImageData) -> Autoencoder:
-    """The model that ``config`` names, for images of ``data``'s channels and size.
+    """The model that ``config`` names, for data of the kind, channels and size of ``data``.
 
     The fixed variance of the ``mse`` likelihood is the variance of the data, so that its loss is the
     normalised squared error. Raises ValueError for an unknown model or a size that does not divide.
     """
     check_choice(("vqvae", "vqvae2", "vae"), model=config.model)
+    check_choice(data.kind.likelihoods, likelihood=config.likelihood)
     loss: dict[str, Any] = {
         "beta": config.beta,
         "likelihood": config.likelihood,

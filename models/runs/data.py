@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from models.data import DataConfig, ImageData
+from models.data.kinds import Kind, kind_of_settings
 from models.files import read_object, write_whole
 from models.runs.layout import RunLayout
 from models.settings import setting_types
@@ -25,6 +26,12 @@ def store_data(layout: RunLayout, data: ImageData) -> None:
     }
     values = {"settings": data.settings, "splits": splits, "variance": data.variance}
     write_whole(layout.data, json.dumps(values, indent=2) + "\n")
+
+
+def kind_of_run(layout: RunLayout) -> Kind:
+    """The kind and form of the data that the run was trained on; images for runs that do not say."""
+    record = read_object(layout.data, "train again (--overwrite)") if layout.data.is_file() else {}
+    return kind_of_settings(record.get("settings", {}))
 
 
 def data_of_run(layout: RunLayout, data: ImageData, config: DataConfig, stored: DataConfig) -> ImageData:

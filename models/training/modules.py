@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from models.codes.store import CodeBatch
-from models.data import to_float
+from models.data import ImageData, to_float
 from models.data.loader import Batch, BatchLoader
 from models.evaluation.metrics import ReconstructionMeter, level_names
 from models.runs.config import LoopConfig, PriorConfig, TrainConfig
@@ -119,14 +119,14 @@ class SeededModule(pl.LightningModule):
 
 
 class AutoencoderModule(SeededModule):
-    """A VAE, VQ-VAE or VQ-VAE-2 on batches of (uint8 images, labels)."""
+    """A VAE, VQ-VAE or VQ-VAE-2 on batches of (levels of images, labels)."""
 
     config: TrainConfig
     model: Autoencoder
 
-    def __init__(self, model: Autoencoder, config: TrainConfig, loader: BatchLoader, variance: float) -> None:
+    def __init__(self, model: Autoencoder, config: TrainConfig, loader: BatchLoader, data: ImageData) -> None:
         super().__init__(model, config, loader)
-        self.variance = variance
+        self.variance, self.kind = data.variance, data.kind
         self.meter = self._new_meter()
         self.validation_sums: dict[str, Tensor] = {}
         self.validation_images = 0
@@ -182,7 +182,8 @@ class AutoencoderModule(SeededModule):
         self.meter.set_sums(total[len(losses) :])
 
     def _new_meter(self) -> ReconstructionMeter:
-        return ReconstructionMeter([quantizer.codebook_sizes for quantizer in self.model.level_quantizers])
+        sizes = [quantizer.codebook_sizes for quantizer in self.model.level_quantizers]
+        return ReconstructionMeter(sizes, self.kind)
 
 
 class PriorModule(SeededModule):

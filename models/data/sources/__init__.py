@@ -6,8 +6,9 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
+from models.data.errors import DataError
 from models.data.settings import DataConfig
-from models.data.sources.base import DataError, Source, SourceData, folder_of, split_named
+from models.data.sources.base import Source, SourceData, folder_of, split_named
 
 GIVEN = "given in Python"  # the setting ``data`` of a run whose images came from a program
 __all__ = ["GIVEN", "DataError", "Source", "SourceData", "location", "open_source", "split_named"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from models.data.errors import DataError
 from models.data.settings import DataConfig
 
 if TYPE_CHECKING:
@@ -22,10 +23,6 @@ _SPLIT_NAME = re.compile(
 )
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-
-
-class DataError(ValueError):
-    """Data that cannot be used; the message names the file or column and what to do about it."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from models.data.kinds import Images
 from models.data.settings import NO_LABELS, DataConfig
 from models.data.sources.base import (
     DataError,
@@ -21,10 +22,6 @@ from models.data.sources.base import (
 if TYPE_CHECKING:
     from datasets import Dataset
 
-IMAGE_SUFFIXES = {
-    *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif"),
-    *(".tiff", ".webp"),
-}
 # Folders and files that systems and tools leave, beside all whose names begin with "." or "__".
 TOOL_NAMES = {"@eadir", "$recycle.bin", "lost+found", "system volume information", "thumbs.db", "desktop.ini"}
 
@@ -51,7 +48,7 @@ class ImageFolder(Source):
     Splits within a class are refused: its test images would be trained on.
 
     Left out, and said so: names that begin with ``.`` or ``__`` and those of ``TOOL_NAMES``, files whose
-    suffix is not among ``IMAGE_SUFFIXES``, devices and links that lead to no regular file, folders without an
+    suffix is not among those of images, devices and links that lead to no regular file, folders without an
     image, and what lies beside the splits.
     """
 
@@ -100,7 +97,7 @@ class ImageFolder(Source):
 
 
 def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+    return Images.has_suffix(file.name) and file.is_file()
 
 
 def _is_of_tools(name: str) -> bool:
