@@ -44,7 +44,9 @@ class Autoencoder(Pretrained, ABC):
     reconstruction ``[8, 3, 32, 32]`` and a loss ``[]``.
     """
 
+    ndim: int = 2  # axes of the data beside the channels
     in_channels: int
+    scale: float = 1.0  # the unit in which the convolutions see the data
     likelihood: Likelihood
     # Weight of the KL term in training, for models that have one: raised from 0, so that the latent is not
     # given up at the start.
@@ -67,7 +69,7 @@ class Autoencoder(Pretrained, ABC):
 
     @abstractmethod
     def accepted_size(self, size: Sequence[int]) -> str | None:
-        """Which sizes of images the model takes, in words; None if it takes ``size`` = (H, W)."""
+        """Which sizes of data the model takes, in words; None if it takes ``size``, (H, W) of images."""
 
     @property
     def level_quantizers(self) -> tuple[Quantizer, ...]:
@@ -88,7 +90,14 @@ class Autoencoder(Pretrained, ABC):
             quantizer.update_codebooks()
 
     def check_size(self, data: ImageData) -> None:
-        """ValueError naming the remedy unless the model takes images of ``data``'s size and channels."""
+        """ValueError naming the remedy unless the model takes data of ``data``'s kind, size and channels."""
+        kind = data.kind
+        levels = getattr(self.likelihood, "levels", kind.levels)  # one of your own may not say
+        if (self.ndim, levels) != (kind.ndim, kind.levels):
+            raise ValueError(
+                f"{data.name} holds {kind.items}, of {kind.ndim} axes and {kind.levels} levels; accepted: "
+                f"data of {self.ndim} axes and {levels} levels, which this model was built for"
+            )
         accepted = self.accepted_size(data.size)
         if accepted is not None:
             name, size = data.kind.size_setting, "x".join(map(str, data.size))
@@ -101,6 +110,10 @@ class Autoencoder(Pretrained, ABC):
                 f"channels of {data.name} is {data.channels}; accepted: {self.in_channels}, those of the "
                 f"model; give channels (--channels {self.in_channels})"
             )
+
+    def _in_units(self, x: Tensor) -> Tensor:
+        """``x`` in units of :attr:`scale`, as the first convolution sees it."""
+        return x if self.scale == 1 else x / self.scale
 
     def _check_dtype(self, x: Tensor) -> None:
         """TypeError unless ``x`` is of floats that the convolutions take."""
@@ -126,7 +139,6 @@ class DiscreteAutoencoder(Autoencoder):
     ``((512,), (512,))``.
     """
 
-    ndim: int  # spatial dimensions of the data
     level_downscales: tuple[int, ...]  # size of the data over that of each level's code map, top first
 
     @property
@@ -231,7 +243,8 @@ class DiscreteAutoencoder(Autoencoder):
     def accepted_size(self, size: Sequence[int]) -> str | None:
         if all(side % self.total_downscale == 0 for side in size):
             return None
-        return f"a multiple of {self.total_downscale} in height and width"
+        each = " in height and width" if len(size) == 2 else " along every axis" if len(size) > 2 else ""
+        return f"a multiple of {self.total_downscale}{each}"
 
     def _quantize_level(self, quantizer: Quantizer, z: Tensor, freeze: bool | None) -> QuantizedLevel:
         quantized, indices, loss = quantizer(z, freeze_codebook=freeze)

@@ -75,7 +75,7 @@ def sample_latents(arguments: argparse.Namespace, layout: RunLayout, device: str
         ends = (x[:pairs].unsqueeze(1), between, x[pairs : 2 * pairs].unsqueeze(1))
         shown = torch.cat(ends, dim=1).flatten(0, 1).cpu().clamp(-0.5, 0.5)
         path = save_image(grid(kind.pictures(shown), columns=STEPS + 2), folder / "interpolation.png")
-        print(f"{pairs} rows between two test images, which stand at the ends, in {path}")
+        print(f"{pairs} rows between two test {kind.items}, which stand at the ends, in {path}")
 
 
 def write_samples(kind: Kind, samples: Tensor, folder: Path, classes: Sequence[str]) -> None:

@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> None:
     )
     add_model_flags(parser)
     parser.add_argument("--split", default="test", help="train, validation or test (test)")
-    parser.add_argument("--count", type=int, default=64, help="images in the picture (64)")
+    parser.add_argument("--count", type=int, default=64, help="items in the picture (64)")
     parser.add_argument(
         "--images", action="store_true", help="also write each reconstruction of the split as a file"
     )

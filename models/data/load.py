@@ -136,7 +136,7 @@ def data_from(
     if config.limit is not None and config.limit < 1:
         raise DataError(f"limit is {config.limit}; accepted: an integer of at least 1, none for all images")
     named, left_out = named_splits(source.splits, config)
-    column, kind = find_item_column(named["train"], config)
+    column, kind, beside = find_item_column(named["train"], config)
     kind.check_settings(config)
     label_column = find_label_column(named["train"], config)
     for name, split in named.items():
@@ -155,7 +155,7 @@ def data_from(
 
         by_content = config.split_by == "content"
         all_hashes = hashes_of(items) if by_content else None
-        rows, beyond = split_rows(sizes, all_hashes, config)
+        rows, beyond = split_rows(sizes, all_hashes, config, kind.items)
         splits = {name: items[origin].select(chosen) for name, (origin, chosen) in rows.items()}
         if all_hashes is None:
             hashes = hashes_of(splits)
@@ -164,7 +164,7 @@ def data_from(
     if beyond:
         left_out.append(f"{beyond} {kind.items} beyond the limit of {config.limit} a split")
     labelled = {name: named[origin].select(chosen) for name, (origin, chosen) in rows.items()}
-    labels, class_names = number_labels(labelled, label_column)
+    labels, class_names = number_labels(labelled, label_column, kind.item)
     form, adapted = kind.fitted(splits, config)
     count = sum(len(split) for split in splits.values())
     bytes_of_one = form.channels * math.prod(form.size) * form.dtype.itemsize
@@ -198,7 +198,7 @@ def data_from(
         kind=form,
         class_names=class_names,
         settings=settings,
-        left_out=(*source.left_out, *left_out),
+        left_out=(*source.left_out, *left_out, *beside),
         adapted=adapted,
     )
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from models.data.errors import DataError
 
@@ -31,7 +34,8 @@ class Encoded:
     ) -> None:
         self.item, self.at_once, self._roots = item, at_once, roots
         self._column = column
-        self._dataset = dataset.with_format(None).select_columns([column])
+        self._dtype = _dtype_of(dataset.features[column])
+        self._dataset = dataset.select_columns([column]).with_format("numpy" if self._dtype else None)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -54,8 +58,22 @@ class Encoded:
             yield range(start, min(start + self.at_once, len(self)))
 
     def _records(self, rows: Sequence[int]) -> list[Record | None]:
-        records: list[Record | None] = self._dataset[list(rows)][self._column]
-        return records
+        values: Any = self._dataset[list(rows)][self._column]
+        if self._dtype is None:
+            return list(values)
+        column = self._dataset.with_format("arrow")[list(rows)][self._column]
+        is_null = column.is_null().to_pylist()
+        return [
+            None if null else self._as_file(value, row)
+            for value, null, row in zip(values, is_null, rows, strict=True)
+        ]
+
+    def _as_file(self, array: Any, row: int) -> Record:
+        """An array of the table as the bytes of a ``.npy`` file."""
+        file = io.BytesIO()
+        with naming(f"{self.item} {row} of the split", self.item, "store it as an array of equal rows"):
+            np.save(file, np.asarray(array).astype(self._dtype), allow_pickle=False)
+        return {"path": None, "bytes": file.getvalue()}
 
     def _read(self, record: Record | None, row: int) -> tuple[bytes, str]:
         if record is None or (record["bytes"] is None and record["path"] is None):
@@ -77,6 +95,17 @@ class Encoded:
             raise DataError(f"{record['path']} is no regular file; replace or remove it")
         with naming(name, self.item):
             return path.read_bytes(), name
+
+
+def _dtype_of(feature: Any) -> str | None:
+    """The dtype of the numbers in a column of arrays or of lists of lists; None for other columns."""
+    import datasets
+
+    if isinstance(feature, datasets.Array3D):
+        return str(feature.dtype)
+    while isinstance(feature, datasets.List):
+        feature = feature.feature
+    return str(feature.dtype) if isinstance(feature, datasets.Value) else None
 
 
 @contextlib.contextmanager

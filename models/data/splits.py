@@ -40,7 +40,7 @@ def named_splits(
     for source_name, split in source_splits.items():
         name = split_named(source_name) or ""
         if not name:
-            left_out.append(f"the split {source_name} of {len(split)} images")
+            left_out.append(f"the split {source_name} of {len(split)} rows")
         elif name in splits:
             raise DataError(
                 f"{config.data} has the split {name} twice, also as {source_name}; keep one of them"
@@ -65,12 +65,15 @@ def content_hashes(items: Encoded, on_read: Callable[[int], object]) -> NDArray[
 
 
 def split_rows(
-    sizes: Mapping[str, int], hashes: Mapping[str, NDArray[np.bytes_]] | None, config: DataConfig
+    sizes: Mapping[str, int],
+    hashes: Mapping[str, NDArray[np.bytes_]] | None,
+    config: DataConfig,
+    items: str = "images",
 ) -> tuple[dict[str, tuple[str, list[int]]], int]:
     """For each split whence it is taken and which rows of that, ascending; and how many ``limit`` leaves out.
 
     sizes: images of each split that the data have. hashes: of their images, for ``split_by`` "content".
-    Raises DataError where there are too few images to set some aside.
+    items: what they are called in a message. Raises DataError where there are too few to set some aside.
     """
     for name in ("validation", "test"):
         if not 0 < getattr(config, name) < 0.5:
@@ -84,8 +87,8 @@ def split_rows(
         taken = _cut_by_content(numbers["train"], shares)
     if not all(map(len, taken.values())):
         images = sizes["train"] if hashes is None else len(np.unique(hashes["train"]))
-        kind = "training images" if images == sizes["train"] else "different training images"
-        raise DataError(f"{config.data} has only {images} {kind}, too few to split")
+        different = "" if images == sizes["train"] else "different "
+        raise DataError(f"{config.data} has only {images} {different}training {items}, too few to split")
     whole = {name: (name, list(range(size))) for name, size in sizes.items()}
     rows = whole | {name: ("train", chosen) for name, chosen in taken.items()}
     beyond = 0

@@ -25,11 +25,17 @@ class Judge:
         from sklearn.svm import SVC
 
         if split.labels is None:
-            raise ValueError("labels of the judge's images is None; accepted: images in a folder per class")
+            items = split.kind.items
+            raise ValueError(
+                f"labels of the judge's {items} is None; accepted: {items} in a folder per class"
+            )
         rows = some_rows(len(split), limit)
         labels = split.batch_labels(rows)
         if len(labels.unique()) < 2:
-            raise ValueError("the judge's images are of one class; accepted: images of two classes or more")
+            items = split.kind.items
+            raise ValueError(
+                f"the judge's {items} are of one class; accepted: {items} of two classes or more"
+            )
         self.kind = split.kind
         self.classifier = SVC(C=10).fit(self._features(split.batch(rows)), labels.numpy())
 

@@ -32,6 +32,8 @@ def build_model(config: TrainConfig, data: ImageData) -> Autoencoder:
         "beta": config.beta,
         "likelihood": config.likelihood,
         "variance": data.variance,
+        "data_levels": data.kind.levels,
+        "scale": data.kind.scale(data.variance),
     }
     if config.model == "vae":
         return VAE(
@@ -42,6 +44,7 @@ def build_model(config: TrainConfig, data: ImageData) -> Autoencoder:
         "residual_layers": config.residual_layers,
         "residual_hidden": config.residual_hidden,
         "manual_ema_update": config.accumulate > 1,
+        "ndim": data.kind.ndim,
     }
     shared |= config.quantizer_settings()
     if config.model == "vqvae":

@@ -50,8 +50,8 @@ def data_of_run(layout: RunLayout, data: ImageData, config: DataConfig, stored: 
         return dataclasses.replace(data, known_variance=record["variance"])
     if config.data == stored.data:
         print(
-            f"the images or labels of {data.name} have changed since {layout.folder} was trained: "
-            f"{', '.join(changes) or 'their size or channels'}",
+            f"the {data.kind.items} or labels of {data.name} have changed since {layout.folder} was trained: "
+            f"{', '.join(changes) or 'their form'}",
             file=sys.stderr,
             flush=True,
         )
@@ -64,7 +64,7 @@ def _changes(record: dict[str, Any], data: ImageData) -> list[str]:
     for name, digest in data.digests.items():
         stored, images = record["splits"][name], len(data.split(name))
         if stored["images"] != images:
-            changes.append(f"{name} had {stored['images']} images and has {images}")
+            changes.append(f"{name} had {stored['images']} {data.kind.items} and has {images}")
         elif stored["digest"] != digest:
             changes.append(f"{name} has other ones")
     return changes

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from models.data.kinds.audio import Sounds
 from models.data.kinds.base import Figure, Kind, parse_size
 from models.data.kinds.image import Images
 from models.data.kinds.levels import count_levels, to_float, to_levels, to_uint8
+from models.data.kinds.volume import Volumes
 from vq_kernels.checks import check_choice
 
-KINDS: tuple[type[Kind], ...] = (Images,)
+KINDS: tuple[type[Kind], ...] = (Images, Sounds, Volumes)
 __all__ = [
     "KINDS",
     "Figure",
     "Images",
     "Kind",
+    "Sounds",
+    "Volumes",
     "all_figures",
     "count_levels",
     "kind_named",

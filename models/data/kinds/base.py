@@ -80,6 +80,13 @@ class Kind(ABC):
     size: tuple[int, ...]
     channels: int
 
+    def scale(self, variance: float) -> float:
+        """The unit in which the convolutions of a model see items in the models' range.
+
+        variance: of the data in that range.
+        """
+        return 1.0
+
     @property
     def levels(self) -> int:
         """How many levels an element has."""
@@ -89,6 +96,11 @@ class Kind(ABC):
     @abstractmethod
     def is_feature(cls, feature: Any) -> bool:
         """Whether ``feature`` is the type that Hugging Face datasets give columns of this kind."""
+
+    @classmethod
+    def is_plain_feature(cls, feature: Any) -> bool:
+        """Whether a column of the type ``feature`` may be of this kind where no other column is of any."""
+        return False
 
     @classmethod
     @abstractmethod
@@ -112,6 +124,16 @@ class Kind(ABC):
 
         Raises DataError where ``config`` asks for a form that there is not, or does not say enough.
         """
+
+    @classmethod
+    @abstractmethod
+    def from_array(cls, array: NDArray[Any], row: int) -> NDArray[np.integer]:
+        """Levels ``[C, *S]`` of an item that a program gave as an array, in row ``row``. DataError."""
+
+    @classmethod
+    @abstractmethod
+    def of_arrays(cls, shape: Sequence[int], config: DataConfig) -> Self:
+        """The form of items that a program gave as arrays, whose levels are of ``shape`` = (C, *S)."""
 
     @classmethod
     @abstractmethod
@@ -173,7 +195,7 @@ class Kind(ABC):
     def check_settings(cls, config: DataConfig) -> None:
         """DataError for a setting of the form of items that this kind does not have."""
         for name in ("size", "length", "rate", "channels", "value_range"):
-            value = getattr(config, name, None)
+            value = getattr(config, name)
             if value is not None and name not in cls.own_settings:
                 accepted = ", ".join(cls.own_settings)
                 raise DataError(

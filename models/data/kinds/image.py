@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -82,6 +82,26 @@ class Images(Kind):
         if channels not in (1, 3):
             raise DataError(f"channels is {channels}; accepted: 1 for grey, 3 for colour")
         return cls(size, channels, resize=config.size is not None, recolour=config.channels is not None), ()
+
+    @classmethod
+    def from_array(cls, array: NDArray[Any], row: int) -> NDArray[np.integer]:
+        """Of uint8 ``[H, W]`` or ``[C, H, W]``, or ``[H, W, C]`` as PIL has it, of 1 or 3 channels."""
+        if array.dtype != np.uint8 or array.ndim not in (2, 3):
+            raise DataError(
+                f"image {row} is {array.dtype} of shape {array.shape}; accepted: uint8 [H, W], [C, H, W] or "
+                f"an image of PIL"
+            )
+        if array.ndim == 2:
+            array = array[None]
+        elif array.shape[0] not in (1, 3) and array.shape[2] in (1, 3):  # as PIL has it
+            array = array.transpose(2, 0, 1)
+        if array.shape[0] not in (1, 3):
+            raise DataError(f"image {row} is of shape {array.shape}; accepted: 1 or 3 channels")
+        return np.ascontiguousarray(array)
+
+    @classmethod
+    def of_arrays(cls, shape: Sequence[int], config: DataConfig) -> Self:
+        return cls(tuple(shape[1:]), shape[0])
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:

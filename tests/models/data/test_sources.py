@@ -213,7 +213,10 @@ def test_kaokore_layout(tmp_path: Path) -> None:
         ({"data": ""}, "data is ''; accepted: a folder"),
         ({"data": "minst"}, "data is 'minst', and there is no such folder; accepted: .* OWNER/NAME"),
         ({"data": __file__}, "which is a file; accepted: the folder"),
-        ({"data": str(Path(__file__).parent)}, "a folder without images, parquet files or labels.csv"),
+        (
+            {"data": str(Path(__file__).parent)},
+            "a folder without images, sounds, volumes, parquet files or labels.csv",
+        ),
         ({"size": "8by8"}, "size is '8by8'; accepted: a number such as 64"),
         ({"channels": 2}, "channels is 2; accepted: 1 for grey"),
         ({"channels": 0}, "channels is 0; accepted: 1 for grey"),
