@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.data.cache import Decoded, DecodedCache
 from models.data.kinds import Kind, count_levels
 from models.data.records import Encoded
 
@@ -25,6 +26,10 @@ def some_rows(count: int, limit: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:limit].sort().values
 
 
+def _nothing(count: int) -> None:
+    """Told of decoded items, do nothing."""
+
+
 class ImageSplit:
     """``len(split)`` items, images for example; ``split.batch(rows)`` gives their levels ``[B, C, *S]``.
 
@@ -34,6 +39,8 @@ class ImageSplit:
     kind: the kind and form of the items.
     hashes: ``[N]``, of each item's file, see :func:`models.data.splits.content_hashes`.
     cache: decode all items now and keep them; else they are decoded batch by batch.
+    store: keeps decoded items on disk, mapped into memory. Those that it has are not decoded again, without
+        ``cache`` neither.
     check: without a cache, decode all items once, so that a bad one is found before training starts.
     on_decoded: called with the number of items each time some have been decoded for the cache or the check.
     """
@@ -48,22 +55,28 @@ class ImageSplit:
         *,
         hashes: NDArray[np.bytes_],
         cache: bool,
+        store: DecodedCache | None = None,
         check: bool = True,
         on_decoded: Callable[[int], object] | None = None,
     ) -> None:
         self.labels = labels
         self.hashes, self.kind = hashes, kind
         self._encoded = encoded
-        self._cached: Tensor | None = None
+        self._decoded: Decoded | None = None
         self._histogram: Tensor | None = None
-        if cache:
-            self._cached = torch.empty(len(encoded), kind.channels, *kind.size, dtype=kind.dtype)
+        if cache and store is not None:
+            self._decoded = store.fill(hashes, self._decode, on_decoded or _nothing)
+        elif cache:
+            levels = np.empty((len(encoded), kind.channels, *kind.size), dtype=kind.array_dtype)
             for rows in encoded.chunks():
-                self._cached[rows.start : rows.stop] = self._decode(rows)
+                levels[rows.start : rows.stop] = self._decode(rows)
                 if on_decoded is not None:
                     on_decoded(len(rows))
-        elif check:
-            self._check(on_decoded)
+            self._decoded = Decoded.of_array(levels)
+        else:
+            self._decoded = None if store is None else store.find(hashes)
+            if check and self._decoded is None:
+                self._check(on_decoded)
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -78,24 +91,27 @@ class ImageSplit:
     @property
     def cached(self) -> bool:
         """Whether the decoded items are in memory."""
-        return self._cached is not None
+        return self._decoded is not None and self._decoded.in_memory
 
     def __len__(self) -> int:
         return len(self._encoded)
 
     def batch(self, rows: Sequence[int] | Tensor) -> Tensor:
         """Items of the given rows: levels ``[B, C, *S]``, of images uint8."""
-        if self._cached is not None:
-            return self._cached[torch.as_tensor(rows, dtype=torch.int64)]
-        return self._decode([int(row) for row in rows])
+        index = torch.as_tensor(rows, dtype=torch.int64)
+        if self._decoded is not None:
+            return torch.from_numpy(self._decoded.take(index.numpy()))
+        return torch.from_numpy(self._decode(index.tolist()))
 
     def batch_labels(self, rows: Sequence[int] | Tensor) -> Tensor:
         """Labels of the given rows, -1 where there are none: ``[B]`` int64."""
         index = torch.as_tensor(rows, dtype=torch.int64)
         return torch.full((len(index),), -1) if self.labels is None else self.labels[index]
 
-    def _decode(self, rows: Iterable[int]) -> Tensor:
-        return torch.from_numpy(np.stack(self._encoded.map(self.kind.decode, list(rows))))
+    def _decode(self, rows: Iterable[int]) -> NDArray[np.integer]:
+        items = self._encoded.map(self.kind.decode, list(rows))
+        empty = np.empty((0, self.channels, *self.size), dtype=self.kind.array_dtype)
+        return np.stack(items) if items else empty
 
     def digest(self) -> str:
         """Changes with every item, their order and their labels, and not with where the files lie."""

@@ -6,18 +6,20 @@ import hashlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from models.data.cache import WORTH_KEEPING, DecodedCache
 from models.data.columns import find_item_column, find_label_column, number_labels
 from models.data.errors import DataError
 from models.data.images import ImageSplit
 from models.data.kinds import Kind
 from models.data.records import Encoded
 from models.data.settings import DataConfig
-from models.data.sources import SourceData, open_source
+from models.data.sources import SourceData, location, open_source
 from models.data.splits import SPLITS, content_hashes, named_splits, repeated_images, split_rows
 from models.progress import progress_bar
 from vq_kernels.checks import check_choice
@@ -167,8 +169,9 @@ def data_from(
     labels, class_names = number_labels(labelled, label_column, kind.item)
     form, adapted = kind.fitted(splits, config)
     count = sum(len(split) for split in splits.values())
-    bytes_of_one = form.channels * math.prod(form.size) * form.dtype.itemsize
-    cache = not stream and count * bytes_of_one <= config.cache_gb * 2**30
+    nbytes = count * form.channels * math.prod(form.size) * form.dtype.itemsize
+    cache = not stream and nbytes <= config.cache_gb * 2**30
+    store = None if nbytes < WORTH_KEEPING else _decoded_items(config, form)
     with progress_bar(count, "decode", kind.item, enabled=progress and not stream) as bar:
         ready = {
             name: ImageSplit(
@@ -177,6 +180,7 @@ def data_from(
                 form,
                 hashes=hashes[name],
                 cache=cache,
+                store=store,
                 check=not stream,
                 on_decoded=bar.update,
             )
@@ -201,6 +205,15 @@ def data_from(
         left_out=(*source.left_out, *left_out, *beside),
         adapted=adapted,
     )
+
+
+def _decoded_items(config: DataConfig, form: Kind) -> DecodedCache:
+    """Where decoded items of this form of the data lie; other settings may refuse an item of theirs."""
+    import datasets
+
+    root = Path(config.cache_dir or datasets.config.HF_DATASETS_CACHE) / "decoded"
+    shape = (form.channels, *form.size)
+    return DecodedCache(root, {"data": location(config.data)} | form.decoding(), shape, form.array_dtype)
 
 
 def _variance(counts: Tensor) -> float:

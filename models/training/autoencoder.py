@@ -29,6 +29,7 @@ from models.training.loop import (
     load_best,
     training_loader,
 )
+from models.training.memory_format import weights_contiguous_
 from models.training.modules import AutoencoderModule
 from models.training.processes import processes
 from models.training.rehearsal import Plan, StepTimer, rehearse
@@ -121,7 +122,7 @@ def _train(
     rank, world, _ = processes()
     loader = training_loader(data.train, config, world, rank)
     validation = BatchLoader(data.validation, config.batch_size, rank=rank, world=world)
-    module = AutoencoderModule(model, config, loader, data)
+    module = AutoencoderModule(model, config, loader, data.variance)
     pictures: list[Callback] = []
     if config.pictures_every:
         images = data.validation.batch(range(min(64, len(data.validation))))
@@ -133,6 +134,7 @@ def _train(
                 given.save_description(config.layout.model)
         load_best(module, fit(config, module, validation, [*callbacks, *pictures], checkpoint))
         model = model.cpu().eval()
+        weights_contiguous_(model)
         calibrate(model, data.validation, config.batch_size)
         if rank == 0:
             model.save_pretrained(config.layout.model)

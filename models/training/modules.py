@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -11,14 +12,19 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from models.codes.store import CodeBatch
-from models.data import ImageData, to_float
+from models.data import to_float
 from models.data.loader import Batch, BatchLoader
 from models.evaluation.metrics import ReconstructionMeter, level_names
 from models.runs.config import LoopConfig, PriorConfig, TrainConfig
+from models.training.memory_format import channels_last, weights_channels_last_
+from models.training.optimizer import fused_adam
 
 if TYPE_CHECKING:
     from models.autoencoders.base import Autoencoder
     from models.priors.base import AutoregressivePrior
+
+
+Call = Callable[..., Any]
 
 
 class SeededModule(pl.LightningModule):
@@ -35,6 +41,14 @@ class SeededModule(pl.LightningModule):
         self.log_every = min(config.log_every, self.total_steps)  # the shortest run logs a row too
         self.diverged_at = torch.tensor(-1)  # the first step whose loss was not finite
         self.train_loss = math.nan  # that was logged last
+
+    def compiled(self, call: Call) -> Call:
+        """``call`` itself, or compiled where the settings ask for it; every size of a batch by itself.
+
+        The few sizes of a run are compiled with their numbers inside: which kernel a batch meets then does
+        not depend on what came before it, so that a resumed run computes what an uninterrupted one does.
+        """
+        return torch.compile(call, dynamic=False) if self.config.compile else call
 
     def on_fit_start(self) -> None:
         self.diverged_at = torch.tensor(-1, device=self.device)
@@ -87,7 +101,7 @@ class SeededModule(pl.LightningModule):
         torch.manual_seed(batch_idx)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = torch.optim.Adam(self.model.parameters(), lr=self.config.lr)
+        optimizer = fused_adam(self.model.parameters(), self.config.lr)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -124,16 +138,21 @@ class AutoencoderModule(SeededModule):
     config: TrainConfig
     model: Autoencoder
 
-    def __init__(self, model: Autoencoder, config: TrainConfig, loader: BatchLoader, data: ImageData) -> None:
+    def __init__(self, model: Autoencoder, config: TrainConfig, loader: BatchLoader, variance: float) -> None:
         super().__init__(model, config, loader)
-        self.variance, self.kind = data.variance, data.kind
+        weights_channels_last_(model)
+        self.run_model = self.compiled(model.__call__)
+        split: Any = loader.split
+        self.variance, self.kind = variance, split.kind
         self.meter = self._new_meter()
         self.validation_sums: dict[str, Tensor] = {}
         self.validation_images = 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        self.model.kl_warmup_factor = min(1.0, (self.trainer.global_step + 1) / (self.config.kl_warmup + 1))
-        output = self.model(to_float(batch[0]))
+        factor = min(1.0, (self.trainer.global_step + 1) / (self.config.kl_warmup + 1))
+        # A number would be compiled in, and each step compiled anew.
+        self.model.kl_warmup_factor = torch.tensor(factor) if self.config.compile else factor
+        output = self.run_model(to_float(channels_last(batch[0])))
         values = {"loss": output.loss.detach(), **output.terms}
         quantizers = self.model.level_quantizers
         for name, quantizer in zip(level_names(len(quantizers)), quantizers, strict=True):
@@ -154,8 +173,8 @@ class AutoencoderModule(SeededModule):
         self.validation_sums, self.validation_images = {}, 0
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        x = to_float(batch[0])
-        output = self.model(x)
+        x = to_float(channels_last(batch[0]))
+        output = self.run_model(x)
         self.meter.update(x, output.reconstruction, output.codes)
         for name, value in {"loss": output.loss.detach(), **output.terms}.items():
             self.validation_sums[name] = self.validation_sums.get(name, 0.0) + value * len(x)
@@ -194,6 +213,7 @@ class PriorModule(SeededModule):
 
     def __init__(self, priors: list[AutoregressivePrior], config: PriorConfig, loader: BatchLoader) -> None:
         super().__init__(nn.ModuleList(priors), config, loader)
+        self.run_priors = [self.compiled(prior.__call__) for prior in priors]
 
     def training_step(self, batch: CodeBatch, batch_idx: int) -> Tensor:
         losses = self._losses(batch)
@@ -213,9 +233,9 @@ class PriorModule(SeededModule):
         codes, labels = batch
         losses, upper = {}, None
         names = level_names(len(codes))
-        for name, prior, level in zip(names, self.model, codes, strict=True):
+        for name, prior, run, level in zip(names, self.model, self.run_priors, codes, strict=True):
             conditions = labels if prior.num_classes is not None else None
-            losses[f"nats_per_code{name}"] = -prior(level, conditions, upper).mean() / level[0].numel()
+            losses[f"nats_per_code{name}"] = -run(level, conditions, upper).mean() / level[0].numel()
             upper = level
         return losses
 

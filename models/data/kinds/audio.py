@@ -172,6 +172,10 @@ class Sounds(Kind):
     def settings(self) -> dict[str, Any]:
         return {"kind": self.name, "length": self.length, "channels": self.channels, "rate": self.rate}
 
+    def decoding(self) -> dict[str, Any]:
+        soundfile = _soundfile()
+        return {"kind": self.name, "rate": self.rate, "libsndfile": soundfile.__libsndfile_version__}
+
     def describe(self) -> str:
         channels = "mono (1 channel)" if self.channels == 1 else "stereo (2 channels)"
         return f"{self.length} samples ({self.length / self.rate:.2f} s at {self.rate} Hz), {channels}"

@@ -88,6 +88,11 @@ class Kind(ABC):
         return 1.0
 
     @property
+    def array_dtype(self) -> np.dtype[Any]:
+        """The dtype of decoded arrays."""
+        return np.dtype(str(self.dtype).removeprefix("torch."))
+
+    @property
     def levels(self) -> int:
         """How many levels an element has."""
         return level_count(self.dtype)
@@ -143,6 +148,10 @@ class Kind(ABC):
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """The form, by the names of the settings that ask for it, as values for JSON."""
+
+    @abstractmethod
+    def decoding(self) -> dict[str, Any]:
+        """What a decoded item depends on beside its file and its shape, as values for JSON."""
 
     @abstractmethod
     def decode(self, encoded: bytes, name: str) -> NDArray[np.integer]:

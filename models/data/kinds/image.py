@@ -112,6 +112,11 @@ class Images(Kind):
     def settings(self) -> dict[str, Any]:
         return {"size": f"{self.size[0]}x{self.size[1]}", "channels": self.channels}
 
+    def decoding(self) -> dict[str, Any]:
+        import PIL
+
+        return {"resize": self.resize, "recolour": self.recolour, "pillow": PIL.__version__}
+
     def describe(self) -> str:
         colours = "grey (1 channel)" if self.channels == 1 else "colour (3 channels)"
         return f"{self.size[0]}x{self.size[1]}, {colours}"

@@ -119,6 +119,9 @@ class Volumes(Kind):
     def settings(self) -> dict[str, Any]:
         return {"kind": self.name, "size": _product(self.size), "value_range": self.value_range}
 
+    def decoding(self) -> dict[str, Any]:
+        return {"kind": self.name, "value_range": self.value_range, "resize": self.resize}
+
     def describe(self) -> str:
         return f"{_product(self.size)} voxels (1 channel)"
 
