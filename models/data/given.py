@@ -23,6 +23,7 @@ from models.data.splits import named_splits, split_rows
 class _Images(Protocol):
     """What is done with items in any container: one row at a time, levels ``[C, *S]`` and the label or -1."""
 
+    kind: type[Kind]
     is_cached: bool
 
     def __len__(self) -> int: ...
@@ -184,7 +185,8 @@ def _read(images: _Images, shape: tuple[int, ...], name: str) -> tuple[NDArray[n
         pixels, labels[row] = images.item(row)
         if pixels.shape != shape:
             raise DataError(
-                f"item {row} of {name} is of shape {pixels.shape}; accepted: {shape}, as the first"
+                f"{images.kind.item} {row} of {name} is of shape {pixels.shape}; accepted: {shape}, as the "
+                f"first"
             )
         hashes[row] = hashlib.sha256(pixels.tobytes()).digest()
     return hashes, labels

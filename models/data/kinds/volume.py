@@ -49,7 +49,7 @@ class Volumes(Kind):
         "ssim": Figure("SSIM", "SSIM", higher_is_better=True),
         "inner_ssim": Figure("inner SSIM", "SSIM", higher_is_better=True, is_drawn=False),
     }
-    columns: ClassVar[int] = 4
+    columns: ClassVar[int] = 2
     has_files: ClassVar[bool] = True
     at_once: ClassVar[int] = 16
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +226,13 @@ def test_spectrograms_and_files_of_sounds(tmp_path: Path) -> None:
     assert np.array_equal(soundfile.read(file, dtype="int16")[0], (tone(500, 2048) * 32767).round())
     form.write_all(x, tmp_path, ["000001"])
     assert [path.name for path in tmp_path.iterdir()] == ["000001.wav"], "nothing of an earlier call stays"
+
+
+def test_a_library_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_sounds(tmp_path)
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    with pytest.raises(DataError, match=r"with soundfile, which is not installed; pip install soundfile"):
+        load(tmp_path)
 
 
 def test_a_wav_file_of_unknown_length_is_whole(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,14 @@ def test_nifti_is_read_scaled_and_turned(tmp_path: Path, suffix: str) -> None:
     cut = whole[:400]
     file.write_bytes(gzip.compress(cut) if suffix.endswith(".gz") else cut)
     with pytest.raises(DataError, match=rf"05{suffix} cannot be read as a volume"):
+        load(tmp_path)
+
+
+def test_a_library_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_volumes(tmp_path)
+    (tmp_path / "00.nii").write_bytes(bytes(400))
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    with pytest.raises(DataError, match=r"00.nii is read with nibabel, which is not installed"):
         load(tmp_path)
 
 
