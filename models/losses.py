@@ -17,6 +17,20 @@ def mean_or_zero(values: Tensor) -> Tensor:
     return values.mean() if values.numel() else values.sum()
 
 
+def gradient_difference(x: Tensor, y: Tensor) -> Tensor:
+    """The mean absolute difference between the gradients of ``x`` and of ``y``, ``[B, C, *S]``: ``[]``.
+
+    A gradient is the difference of two neighbours; the means along the axes of S are added up (Mathieu et
+    al., 2016, arXiv:1511.05440, with the signs kept). An axis of one value has none and adds 0.
+    """
+    error = x - y
+    along = [mean_or_zero(error.diff(dim=axis).abs()) for axis in range(2, error.ndim)]
+    total = along[0]
+    for one in along[1:]:
+        total = total + one
+    return total
+
+
 def log_softmax_at(logits: Tensor, classes: Tensor) -> Tensor:
     """The log-probability of classes ``[B, *S]`` under logits ``[B, K, *S]``, in nats: ``[B, *S]``.
 

@@ -139,6 +139,10 @@ class DiscreteAutoencoder(Autoencoder):
     ``((512,), (512,))``.
     """
 
+    # In training, share of the images for which the decoder sees zeros in place of each level's map, top
+    # first; empty for none. A lower level that can carry the whole image otherwise leaves the upper ones
+    # empty.
+    level_dropout: tuple[float, ...] = ()
     level_downscales: tuple[int, ...]  # size of the data over that of each level's code map, top first
 
     @property
@@ -171,7 +175,8 @@ class DiscreteAutoencoder(Autoencoder):
         """
         self._check_images(x)
         levels = self._quantize(x)
-        parameters = at_least_float32(self._decode([level.quantized for level in levels]))
+        kept = self._drop_levels([level.quantized for level in levels])
+        parameters = at_least_float32(self._decode(kept))
         reconstruction_loss = self.likelihood.loss(parameters, x)
         errors = [_squared_distance(level.z.detach(), level.quantized.detach()) for level in levels]
         terms = {"reconstruction": reconstruction_loss.detach(), "commitment": torch.stack(errors).sum()}
@@ -245,6 +250,19 @@ class DiscreteAutoencoder(Autoencoder):
             return None
         each = " in height and width" if len(size) == 2 else " along every axis" if len(size) > 2 else ""
         return f"a multiple of {self.total_downscale}{each}"
+
+    def _drop_levels(self, quantized: list[Tensor]) -> list[Tensor]:
+        """The maps with zeros where ``level_dropout`` says so; an image keeps one level at least."""
+        if not (self.training and any(self.level_dropout)):
+            return quantized
+        like = quantized[0]
+        shares = torch.tensor(self.level_dropout, device=like.device)
+        is_kept = torch.rand(len(like), len(shares), device=like.device) >= shares  # [B, levels]
+        is_kept |= ~is_kept.any(dim=1, keepdim=True)
+        return [
+            level * is_kept[:, number].view(-1, *[1] * (level.ndim - 1)).to(level.dtype)
+            for number, level in enumerate(quantized)
+        ]
 
     def _quantize_level(self, quantizer: Quantizer, z: Tensor, freeze: bool | None) -> QuantizedLevel:
         quantized, indices, loss = quantizer(z, freeze_codebook=freeze)

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from models.autoencoders.base import require_codes
-from models.cli.flags import add_command, add_model_flags, check_output, opened_config
+from models.cli.flags import (
+    add_command,
+    add_config_flags,
+    add_model_flags,
+    check_output,
+    given_settings,
+    opened_config,
+)
+from models.data.augment import AugmentSettings
 from models.runs.layout import RunLayout
 from models.runs.open import open_run
 
@@ -21,6 +29,7 @@ def add_parser(commands: Any) -> None:
         [
             "runs/demo",
             "runs/demo --data path/to/images --size 8 --channels 1 --out codes",
+            "runs/demo --copies 4 --shift 0.1 --zoom 0.1",
         ],
     )
     add_model_flags(parser)
@@ -28,6 +37,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--shard-size", type=int, default=16_384, help="items, images for example, in a file (16384)"
     )
+    parser.add_argument(
+        "--copies", type=int, default=1, help="of each training image, all but one augmented (1)"
+    )
+    add_config_flags(parser, AugmentSettings, " of the copies, by default as the run was trained")
     parser.add_argument("--overwrite", action="store_true", help="replace the codes in the folder")
     parser.set_defaults(run=run)
 
@@ -39,6 +52,10 @@ def run(arguments: argparse.Namespace) -> None:
 
     layout = RunLayout(Path(arguments.run_folder))
     _, config = opened_config(arguments)
+    changes = given_settings(arguments, AugmentSettings)
+    if changes and arguments.copies == 1:
+        name = next(iter(changes))
+        raise ValueError(f"{name} is for copies of the training images; give their number (--copies)")
     model, data = open_run(layout.folder, config, arguments.device, progress=True)
     print(data.describe(), flush=True)
     folder = check_output(arguments.out or layout.codes, folder=True)
@@ -50,6 +67,8 @@ def run(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         shard_size=arguments.shard_size,
         device=find_device(arguments.device),
+        copies=arguments.copies,
+        augmentation=config.with_values(changes, "flags"),
         overwrite=arguments.overwrite,
         progress=True,
     )

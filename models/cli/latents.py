@@ -38,22 +38,24 @@ def sample_latents(arguments: argparse.Namespace, layout: RunLayout, device: str
     model = load_pretrained(source, device)
     if not isinstance(model, VAE):
         raise ValueError(
-            f"{layout.folder} is the run of a {type(model).__name__}; accepted: that of a VAE, or of "
-            f"a prior over "
-            f"its codes (train-prior)"
+            f"{layout.folder} is the run of a {type(model).__name__}; accepted: that of a VAE, or of a prior "
+            f"over its codes (train-prior)"
         )
-    for name in ("classes", "top_k", "top_p", "model", "judge"):
-        if getattr(arguments, name) is not None:
+    only_codes = ("classes", "top_k", "top_p", "guidance", "best_of", "reject", "two_sample", "neighbours")
+    for name in (*only_codes, "codes", "model", "judge"):
+        if getattr(arguments, name):
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"{flag} is for priors over codes; accepted for a VAE: --temperature and --seed")
     kind = kind_of_run(layout)
+    if len(arguments.temperature) > 1 or arguments.temperature[0] is None:
+        raise ValueError("temperature is of several levels; accepted for a VAE: one number")
     folder = check_output(arguments.out or layout.samples, folder=True)
     generator = torch.Generator(device).manual_seed(arguments.seed)
     with only_writer(folder):
         parts: list[tuple[torch.Tensor, torch.Tensor]] = []
         for start in range(0, arguments.count, AT_ONCE):
             count = min(AT_ONCE, arguments.count - start)
-            drawn = model.sample(count, temperature=arguments.temperature, generator=generator)
+            drawn = model.sample(count, temperature=arguments.temperature[0], generator=generator)
             parts.append((drawn[0].clamp(-0.5, 0.5).cpu(), drawn[1].cpu()))
         images, latents = (torch.cat(part) for part in zip(*parts, strict=True))
         columns = min(arguments.count, 2 * kind.columns)

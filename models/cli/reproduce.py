@@ -7,7 +7,7 @@ from typing import Any
 
 from models.cli.flags import add_command
 from models.studies.catalogue import list_studies
-from models.studies.runner import SCALES, StudyOptions
+from models.studies.runner import StudyOptions
 
 
 def add_parser(commands: Any) -> None:
@@ -15,7 +15,7 @@ def add_parser(commands: Any) -> None:
         commands,
         "reproduce",
         "redo a published study",
-        "Redo one of the published studies: small on digits, or at paper scale on real data.",
+        "Redo one of the published studies: small on digits, or on real data, in an hour or at paper scale.",
         ["likelihood", "celeba-sweep --scale paper --data path/to/celeba"],
     )
     studies = parser.add_subparsers(title="studies", metavar="STUDY", required=True)
@@ -28,10 +28,13 @@ def add_parser(commands: Any) -> None:
             ["", "--data path/to/images --size 32"],
         )
         study.add_argument(
-            "--data", help="digits, a folder or a hub id (digits; at paper scale the study's own)"
+            "--data", help="digits, a folder or a hub id (digits; at other scales the study's own)"
         )
         study.add_argument(
-            "--scale", choices=SCALES, default="small", help="small: minutes on two cores (small)"
+            "--scale",
+            choices=listed.scales,
+            default="small",
+            help="small: minutes on two cores; real: real data, an hour on two cores (small)",
         )
         study.add_argument("--runs", default="runs", help="folder of all runs (runs)")
         study.add_argument("--seed", type=int, default=0, help="of every model, prior and sample (0)")
@@ -50,7 +53,9 @@ def add_parser(commands: Any) -> None:
         study.add_argument("--label-column", help="column of the labels")
         study.add_argument("--epochs", type=int, help="epochs of every model, instead of the scale's")
         study.add_argument("--accelerator", default="auto", help="auto, cpu or gpu (auto)")
-        study.add_argument("--precision", default="32-true", help="32-true, bf16-mixed or 16-mixed (32-true)")
+        study.add_argument(
+            "--precision", help="32-true, bf16-mixed or 16-mixed (32-true; real: as the study has it)"
+        )
         study.add_argument("--no-progress", action="store_true", help="no progress bars")
         study.set_defaults(run=run, study=listed)
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from models.codes.description import DESCRIPTION_FILE, CodeDescription
 from models.codes.store import CodeStore, code_features, read_shard
 from models.codes.usage import SAMPLE, say_if_collapsed
 from models.data import ImageData, to_float
+from models.data.augment import NOISE, AugmentSettings, augment
 from models.data.images import ImageSplit, some_rows
 from models.data.sources import location
 from models.data.splits import SPLITS
@@ -38,6 +41,8 @@ def encode(
     source: str = "",
     batch_size: int = 256,
     shard_size: int = 16_384,
+    copies: int = 1,
+    augmentation: AugmentSettings | None = None,
     device: str = "cpu",
     overwrite: bool = False,
     progress: bool = False,
@@ -51,6 +56,8 @@ def encode(
         data: images of a size that the model takes.
         source: folder of the model, which the description of the codes then names.
         batch_size, shard_size: images in a batch, and in a file.
+        copies: of each training image: it as it is, and the others changed as ``augmentation`` says, at
+            random but always in the same way. All images come once before any comes twice.
         device: as torch names it; the model stays there, in the mode that it was in.
 
     Raises:
@@ -60,11 +67,23 @@ def encode(
     For example, a VQ-VAE of downscale 4 on 28 x 28 images leaves 49 codes an image:
     ``encode(model, data, "codes").train.batch([0])[0]`` is ``[1, 7, 7]``.
     """
-    check_integer(1, batch_size=batch_size, shard_size=shard_size)
+    check_integer(1, batch_size=batch_size, shard_size=shard_size, copies=copies)
+    augmentation = AugmentSettings() if augmentation is None else augmentation
+    augmentation.check_augment()
+    if copies > 1 and not augmentation.augments:
+        raise ValueError(
+            f"copies is {copies}; accepted: 1 for images as they are, more with augmentation (--mirror, "
+            f"--zoom, --shift)"
+        )
     model.check_size(data)
     folder = Path(folder)
     shapes = model.code_shapes(data.size)
-    sizes = {name: len(data.split(name)) for name in SPLITS}
+    splits = {
+        name: _Copies(data.split(name), copies if name == "train" else 1, augmentation) for name in SPLITS
+    }
+    sizes = {name: len(split) for name, split in splits.items()}
+    changes = {entry.name: getattr(augmentation, entry.name) for entry in fields(AugmentSettings)}
+    made = {"copies": copies} | changes if copies > 1 else {}
     description = CodeDescription(
         shapes,
         model.codebook_sizes,
@@ -72,7 +91,7 @@ def encode(
         location(data.name),
         source,
         _hash(model, source),
-        data.settings | {"digest": data.digest()},
+        data.settings | made | {"digest": data.digest()},
         sizes,
         shard_size,
     )
@@ -91,7 +110,7 @@ def encode(
         if not (folder / DESCRIPTION_FILE).is_file():  # a store of before there was a digest stays as it is
             description.save(folder)
         for name in SPLITS:
-            split = data.split(name)
+            split = splits[name]
             (folder / name).mkdir(exist_ok=True)
             for target, rows in description.shards(folder, name).items():
                 if target.is_file() and read_shard(target, len(rows), shapes) is not None:
@@ -99,6 +118,31 @@ def encode(
                 else:
                     _write_shard(model, split, rows, target, shapes, batch_size, device, bar.update)
     return CodeStore(folder)
+
+
+class _Copies:
+    """The images of a split once as they are, then all of them changed, and so on."""
+
+    def __init__(self, split: ImageSplit, copies: int, augmentation: AugmentSettings) -> None:
+        self.split, self.copies, self.augmentation = split, copies, augmentation
+        changed = (copies - 1) * len(split)
+        self.noise = torch.rand(changed, NOISE, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return self.copies * len(self.split)
+
+    def batch(self, rows: range) -> Tensor:
+        """Images in the models' range: ``[B, C, H, W]``."""
+        images = to_float(self.split.batch([row % len(self.split) for row in rows]))
+        first = min(max(0, len(self.split) - rows.start), len(rows))  # rows of images as they are
+        noise = self.noise[rows.start + first - len(self.split) : rows.stop - len(self.split)]
+        if first == len(rows):
+            return images
+        return torch.cat([images[:first], augment(images[first:], noise, self.augmentation)])
+
+    def labels(self, rows: range) -> list[int]:
+        numbers: list[int] = self.split.batch_labels([row % len(self.split) for row in rows]).tolist()
+        return numbers
 
 
 @torch.no_grad()
@@ -112,7 +156,7 @@ def _say_if_collapsed(model: DiscreteAutoencoder, split: ImageSplit, batch_size:
 @torch.no_grad()
 def _write_shard(
     model: DiscreteAutoencoder,
-    split: ImageSplit,
+    split: _Copies,
     rows: range,
     target: Path,
     shapes: Sequence[Sequence[int]],
@@ -126,10 +170,10 @@ def _write_shard(
     with ArrowWriter(path=str(unfinished), features=code_features(shapes)) as writer:
         for start in range(rows.start, rows.stop, batch_size):
             batch = range(start, min(start + batch_size, rows.stop))
-            codes = model.encode(to_float(split.batch(batch).to(device)))
+            codes = model.encode(split.batch(batch).to(device))
             columns = {f"level{i}": level.flatten(1).int().cpu().numpy() for i, level in enumerate(codes)}
             writer.write_batch({name: list(values) for name, values in columns.items()}
-                               | {"label": split.batch_labels(batch).tolist()})  # fmt: skip
+                               | {"label": split.labels(batch)})  # fmt: skip
             on_encoded(len(batch))
         writer.finalize()
     os.replace(unfinished, target)

@@ -85,6 +85,49 @@ def find_label_column(dataset: Dataset, config: DataConfig) -> str | None:
     return next((name for name in LABEL_COLUMNS if name in dataset.column_names), None)
 
 
+JOINED = "+"  # between the parts of the name of a class that combines the labels of several columns
+
+
+def joined_labels(dataset: Dataset, config: DataConfig) -> Dataset:
+    """The data set with one column more if ``label_column`` names several columns: their combinations.
+
+    The classes of ``gender,status`` are ``female+noble``, ``male+warrior`` and so on, those that occur in
+    training. A single column whose name has a comma is taken as it is. DataError for a column that is not
+    there.
+    """
+    import datasets
+
+    columns = label_columns(config.label_column)
+    if len(columns) < 2 or config.label_column in dataset.column_names:
+        return dataset
+    parts: list[list[str]] = []
+    for column in columns:
+        if column not in dataset.column_names:
+            raise DataError(
+                f"{config.data} has no column {column!r} for labels; "
+                f"its columns are {', '.join(dataset.column_names)}"
+            )
+        kind: Any = dataset.features[column]
+        values = list(dataset[column])
+        for row, value in enumerate(values):
+            if value is None or (isinstance(kind, datasets.ClassLabel) and not 0 <= value < len(kind.names)):
+                raise DataError(
+                    f"image {row} has the label {value!r} in column {column!r}; remove such images, or "
+                    f"choose other columns (--label-column)"
+                )
+        is_named = isinstance(kind, datasets.ClassLabel)
+        parts.append([kind.names[value] if is_named else str(value) for value in values])
+    joined = [JOINED.join(names) for names in zip(*parts, strict=True)]
+    return dataset.add_column(config.label_column, joined)
+
+
+def label_columns(label_column: str | None) -> list[str]:
+    """The names of columns in the setting ``label_column``: one, several with commas between, or none."""
+    if label_column in (None, NO_LABELS):
+        return []
+    return [name.strip() for name in str(label_column).split(",") if name.strip()]
+
+
 def number_labels(
     splits: dict[str, Dataset], column: str | None, item: str
 ) -> tuple[dict[str, Tensor | None], tuple[str, ...]]:

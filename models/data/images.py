@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.data.cache import Decoded, DecodedCache
 from models.data.kinds import Kind, count_levels
+from models.data.orientation import turned
 from models.data.records import Encoded
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class ImageSplit:
     ``[2, 1, 8, 8]`` uint8, and ``batch_labels([0, 5])`` the two digits, ``[2]`` int64.
 
     kind: the kind and form of the items.
+    axis: images are mirrored to its positive side where it is set, see :mod:`models.data.orientation`.
     hashes: ``[N]``, of each item's file, see :func:`models.data.splits.content_hashes`.
     cache: decode all items now and keep them; else they are decoded batch by batch.
     store: keeps decoded items on disk, mapped into memory. Those that it has are not decoded again, without
@@ -46,6 +48,7 @@ class ImageSplit:
     """
 
     kind: Kind
+    axis: Tensor | None = None
 
     def __init__(
         self,
@@ -100,8 +103,10 @@ class ImageSplit:
         """Items of the given rows: levels ``[B, C, *S]``, of images uint8."""
         index = torch.as_tensor(rows, dtype=torch.int64)
         if self._decoded is not None:
-            return torch.from_numpy(self._decoded.take(index.numpy()))
-        return torch.from_numpy(self._decode(index.tolist()))
+            images = torch.from_numpy(self._decoded.take(index.numpy()))
+        else:
+            images = torch.from_numpy(self._decode(index.tolist()))
+        return images if self.axis is None else turned(images, self.axis)
 
     def batch_labels(self, rows: Sequence[int] | Tensor) -> Tensor:
         """Labels of the given rows, -1 where there are none: ``[B]`` int64."""

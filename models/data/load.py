@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from models.data.cache import WORTH_KEEPING, DecodedCache
-from models.data.columns import find_item_column, find_label_column, number_labels
+from models.data.columns import find_item_column, find_label_column, joined_labels, number_labels
 from models.data.errors import DataError
-from models.data.images import ImageSplit
+from models.data.images import ImageSplit, some_rows
 from models.data.kinds import Kind
+from models.data.orientation import principal_axis
 from models.data.records import Encoded
 from models.data.settings import DataConfig
 from models.data.sources import SourceData, location, open_source
@@ -138,6 +139,7 @@ def data_from(
     if config.limit is not None and config.limit < 1:
         raise DataError(f"limit is {config.limit}; accepted: an integer of at least 1, none for all images")
     named, left_out = named_splits(source.splits, config)
+    named = {name: joined_labels(split, config) for name, split in named.items()}
     column, kind, beside = find_item_column(named["train"], config)
     kind.check_settings(config)
     label_column = find_label_column(named["train"], config)
@@ -186,12 +188,18 @@ def data_from(
             )
             for name, split in splits.items()
         }
+    if config.orient:
+        rows_of_axis = some_rows(len(ready["train"]), 10_000).split(256)
+        axis = principal_axis(ready["train"].batch(some) for some in rows_of_axis)
+        for split in ready.values():
+            split.axis = axis
     settings = {
         **form.settings(),
         "image_column": column,
         "label_column": label_column,
         **{name: getattr(config, name) for name in ("validation", "test", "limit", "split_seed")},
     }
+    settings |= {"orient": True} if config.orient else {}  # what was made before does not name it
     if by_content:  # what was made before does not say how it was split
         settings["split_by"] = config.split_by
     return ImageData(

@@ -27,6 +27,8 @@ class DataConfig:
     size: str | None = setting(
         None, "images, volumes: scale the shortest side and crop the centre to this: 64, 48x64 or 28x32x28"
     )
+    crop: float | None = setting(None, "first crop the centre of each image to this share of its sides: 0.8")
+    orient: bool = setting(False, "mirror images that face the other way, see models.data.orientation")
     channels: int | None = setting(None, "1 for grey, 3 for colour; sounds: 1 for mono, 2 for stereo")
     length: int | None = setting(
         None, "sounds: cut or pad to this many samples; by default those of the longest"
@@ -36,7 +38,11 @@ class DataConfig:
         None, "volumes not of bytes: LOW,HIGH that become 0 and 255; each: lowest and highest of each volume"
     )
     image_column: str | None = setting(None, "column of the images, sounds or volumes")
-    label_column: str | None = setting(None, "column of the labels; none: take no labels", none_is_text=True)
+    label_column: str | None = setting(
+        None,
+        "column of the labels, or columns whose combinations are the classes: gender,status; none: no labels",
+        none_is_text=True,
+    )
     subset: str | None = setting(None, "which configuration of a data set that has several")
     validation: float = setting(0.1, "share of the training images set aside if there is no such split")
     test: float = setting(0.2, "share of the training images set aside if there is no such split")

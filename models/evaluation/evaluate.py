@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.data import BatchLoader, ImageData, to_float
 from models.evaluation.calibration import calibrated
-from models.evaluation.metrics import ReconstructionMeter
+from models.evaluation.metrics import ReconstructionMeter, level_names
 from models.evaluation.rfid import RFID
 from models.pretrained import evaluating
 from models.progress import progress_bar
@@ -45,7 +45,8 @@ def evaluate(
     - VQ-VAEs: ``bits_decoder`` of -log p(x | codes), ``bits_codes_uniform`` for codes that are all
       equally likely, and, with ``priors`` (one a level, top first), ``bits_codes_prior``; their sums
       ``bits_per_dim_uniform`` and ``bits_per_dim`` are upper bounds on -log p(x); with priors that are
-      conditional on the class, ``bits_per_dim`` is one on -log p(x | class).
+      conditional on the class, ``bits_per_dim`` is one on -log p(x | class). ``nats_per_code`` of each level
+      is what one of its codes costs under its prior.
     - VAE: ``bits_decoder`` and ``bits_kl``, whose sum ``bits_per_dim`` is the negative ELBO (one sample
       of the latent for each image; ``seed`` fixes it).
 
@@ -75,6 +76,8 @@ def evaluate(
     images_of = data.split(split)
     fid = RFID(fid_weights, data.kind, len(images_of), device)
     nats: dict[str, float] = {}
+    per_code: dict[str, float] = {}
+    names = level_names(len(model.level_quantizers))
     commitment: float | None = None
     cards = range(torch.cuda.device_count())  # a seed is that of all of them
     with (
@@ -92,7 +95,10 @@ def evaluate(
                 commitment = (commitment or 0.0) + float(output.terms["commitment"]) * len(x)
             terms = model.nats(x, output)
             if priors:
-                terms["codes_prior"] = -code_log_prob(priors, output.codes, labels.to(device))
+                levels = level_log_probs(priors, output.codes, labels.to(device))
+                terms["codes_prior"] = -torch.stack(levels).sum(0)
+                for name, values, maps in zip(names, levels, output.codes, strict=True):
+                    per_code[name] = per_code.get(name, 0.0) - float(values.double().sum()) / maps[0].numel()
             meter.update(x, reconstruction, output.codes)
             fid.update(images.to(device), reconstruction)
             for name, values in terms.items():
@@ -102,6 +108,7 @@ def evaluate(
     if commitment is not None:
         result["commitment"] = commitment / meter.images
     result |= bits_per_dim(nats, meter.elements)
+    result |= {f"nats_per_code{name}": total / meter.images for name, total in per_code.items()}
     if data.kind.has_rfid:
         result["rfid"] = fid.compute()
     return result
@@ -121,16 +128,23 @@ def bits_per_dim(nats: dict[str, float], elements: int) -> dict[str, float]:
 
 def code_log_prob(priors: Sequence[AutoregressivePrior], codes: Sequence[Tensor], labels: Tensor) -> Tensor:
     """log p(codes | labels), the sum over levels, in nats: ``[B]``. ValueError unless one prior a level."""
+    return torch.stack(level_log_probs(priors, codes, labels)).sum(0)
+
+
+def level_log_probs(
+    priors: Sequence[AutoregressivePrior], codes: Sequence[Tensor], labels: Tensor
+) -> list[Tensor]:
+    """log p(codes of a level | labels, level above) in nats, top first: ``[B]`` each. ValueError as above."""
     if len(priors) != len(codes):
         raise ValueError(
             f"priors is of {len(priors)} levels; accepted: one for each of {len(codes)} of codes"
         )
-    total, upper = torch.zeros(len(labels), device=labels.device), None
+    levels, upper = [], None
     for prior, level in zip(priors, codes, strict=True):
         conditions = labels if prior.num_classes is not None else None
-        total = total + prior.log_prob(level, conditions, upper)
+        levels.append(prior.log_prob(level, conditions, upper))
         upper = level
-    return total
+    return levels
 
 
 def as_table(result: Mapping[str, float | str]) -> str:

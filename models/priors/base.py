@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from models.losses import log_softmax_at
 from models.pretrained import Pretrained, evaluating
 from models.priors.filters import check_filters, draw, filter_logits, fine_generator
-from vq_kernels.checks import check_integer, check_number
+from vq_kernels.checks import check_flag, check_integer, check_number
 
 Decoder = Callable[[Tensor | None], Tensor]
 """The logits ``[B, K]`` of the next code, given the code just drawn: int64 ``[B]``, None at the start."""
@@ -34,11 +34,21 @@ class AutoregressivePrior(Pretrained, ABC):
 
     Codes are int64 maps ``[B, *S]``. With ``num_classes`` every call needs ``labels``, int64 ``[B]``; with
     ``upper_codebook_size`` it needs ``upper``, an int64 map ``[B, *U]`` with as many axes as the codes.
+
+    With ``null_label`` there is one label more, ``num_classes``, that says nothing of the class: training
+    puts it in place of some labels, calls may leave labels out, and :meth:`sample` can be guided (Ho and
+    Salimans, 2022, arXiv:2207.12598).
     """
 
     map_axes: tuple[int, ...] = (1, 2)
 
-    def __init__(self, codebook_size: int, num_classes: int | None, upper_codebook_size: int | None) -> None:
+    def __init__(
+        self,
+        codebook_size: int,
+        num_classes: int | None,
+        upper_codebook_size: int | None,
+        null_label: bool = False,
+    ) -> None:
         super().__init__()
         check_integer(1, codebook_size=codebook_size)
         for name, value in (("num_classes", num_classes), ("upper_codebook_size", upper_codebook_size)):
@@ -47,6 +57,15 @@ class AutoregressivePrior(Pretrained, ABC):
         self.codebook_size = codebook_size
         self.num_classes = num_classes
         self.upper_codebook_size = upper_codebook_size
+        check_flag(null_label=null_label)
+        if null_label and num_classes is None:
+            raise ValueError("null_label is True; accepted without num_classes: False")
+        self.null_label = num_classes if null_label else None
+
+    @property
+    def num_labels(self) -> int | None:
+        """How many labels there are, the one that says nothing included; None without labels."""
+        return self.num_classes if self.null_label is None else self.null_label + 1
 
     @abstractmethod
     def _logits(self, codes: Tensor, labels: Tensor | None, upper: Tensor | None) -> Tensor:
@@ -59,6 +78,7 @@ class AutoregressivePrior(Pretrained, ABC):
     def logits(self, codes: Tensor, labels: Tensor | None = None, upper: Tensor | None = None) -> Tensor:
         """Logits ``[B, K, *S]``: those at a position depend on earlier codes only, in raster order."""
         self._check_codes("codes", codes, self.codebook_size)
+        labels = self._or_null(labels, len(codes))
         self._check_conditions(tuple(codes.shape), labels, upper)
         return self._logits(codes, labels, upper)
 
@@ -79,6 +99,7 @@ class AutoregressivePrior(Pretrained, ABC):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        guidance: float = 1.0,
         generator: torch.Generator | None = None,
         on_drawn: Callable[[int], object] | None = None,
     ) -> Tensor:
@@ -88,21 +109,40 @@ class AutoregressivePrior(Pretrained, ABC):
         and not over the map. Dropout is off; the training flags are as before afterwards. ``generator`` lives
         on the model's device; the same one gives the same codes. ``on_drawn`` is called with B after every
         position.
+
+        guidance: s of the logits ``without + s (with - without)`` the label, which a prior with
+        ``null_label`` has; 1 is none, above 1 the class counts for more.
         """
         shape = self._check_shape(shape)
+        labels = self._or_null(labels, shape[0])
         self._check_conditions(shape, labels, upper)
         check_filters(temperature, top_k, top_p)
+        check_number(guidance=guidance)
+        if guidance != 1 and (labels is None or self.null_label is None):
+            raise ValueError(
+                f"guidance is {guidance}; accepted: 1, as the prior was not trained without labels too "
+                f"(--label-dropout)"
+            )
         device = self.device
         if generator is not None and generator.device.type != device.type:
             raise ValueError(f"generator is on {generator.device}; accepted: the model's device {device}")
         fine = fine_generator(generator, device)
         codes = torch.empty(math.prod(shape[1:]), shape[0], dtype=torch.int64, device=device)
+        copies = 1
+        if guidance != 1 and labels is not None and self.null_label is not None:
+            copies = 2  # with the label, then without
+            labels = torch.cat([labels, torch.full_like(labels, self.null_label)])
+            upper = None if upper is None else torch.cat([upper, upper])
         with evaluating(self), torch.inference_mode(), parametrize.cached():
-            next_logits = self._decoder(shape, labels, upper)
+            next_logits = self._decoder((copies * shape[0], *shape[1:]), labels, upper)
             previous = None
             for position in range(len(codes)):
-                logits = filter_logits(next_logits(previous), temperature, top_k, top_p)
-                previous = codes[position].copy_(draw(logits, generator, fine))
+                logits = next_logits(previous)
+                if copies == 2:
+                    conditional, unconditional = logits.float().chunk(2)
+                    logits = unconditional + guidance * (conditional - unconditional)
+                logits = filter_logits(logits, temperature, top_k, top_p)
+                previous = codes[position].copy_(draw(logits, generator, fine)).repeat(copies)
                 if on_drawn is not None:
                     on_drawn(shape[0])
         return codes.T.reshape(shape)
@@ -111,6 +151,12 @@ class AutoregressivePrior(Pretrained, ABC):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device
+
+    def _or_null(self, labels: Tensor | None, batch: int) -> Tensor | None:
+        """Labels that were left out of a prior that knows what that means, in its own way."""
+        if labels is not None or self.null_label is None:
+            return labels
+        return torch.full((batch,), self.null_label, device=self.device)
 
     def _check_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         sizes = tuple(shape)
@@ -143,14 +189,14 @@ class AutoregressivePrior(Pretrained, ABC):
                 f"upper is {_describe(upper)}; accepted: {accepted}, as the prior was built with "
                 f"upper_codebook_size={self.upper_codebook_size}"
             )
-        if labels is not None and self.num_classes is not None:
+        if labels is not None and self.num_labels is not None:
             if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
                 raise TypeError(f"labels is {_describe(labels)}; accepted: an int64 tensor")
             if labels.shape != shape[:1]:
                 raise ValueError(
                     f"labels is of shape {tuple(labels.shape)}; accepted: [{shape[0]}], one for each map"
                 )
-            self._check_values("labels", labels, self.num_classes)
+            self._check_values("labels", labels, self.num_labels)
         if upper is not None and self.upper_codebook_size is not None:
             self._check_codes("upper", upper, self.upper_codebook_size)
             if upper.ndim != len(shape) or upper.shape[0] != shape[0]:

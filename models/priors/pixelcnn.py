@@ -91,6 +91,7 @@ class PixelCNN(GridPrior):
         dropout: on the gated features of the horizontal stack.
         num_classes: adds a bias of the class to every gate; None for no labels.
         upper_codebook_size: codes of the level above; None for no upper level.
+        null_label: one label more, which says nothing of the class.
         upper_blocks: residual blocks over the upper map.
 
     The output layer starts at zero, so an untrained prior is the uniform distribution.
@@ -107,10 +108,11 @@ class PixelCNN(GridPrior):
         dropout: float = 0.1,
         num_classes: int | None = None,
         upper_codebook_size: int | None = None,
+        null_label: bool = False,
         upper_blocks: int = 3,
     ) -> None:
         arguments = constructor_arguments(locals())
-        super().__init__(codebook_size, num_classes, upper_codebook_size)
+        super().__init__(codebook_size, num_classes, upper_codebook_size, null_label)
         check_integer(1, channels=channels, layers=layers, upper_blocks=upper_blocks)
         check_kernel(kernel_size=kernel_size, first_kernel_size=first_kernel_size)
         check_dropout(dropout)
@@ -124,7 +126,7 @@ class PixelCNN(GridPrior):
             GatedLayer(
                 channels,
                 first_kernel_size if layer == 0 else kernel_size,
-                num_classes,
+                self.num_labels,
                 channels if upper_codebook_size is not None else 0,
                 dropout,
             )

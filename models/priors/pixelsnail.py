@@ -59,6 +59,7 @@ class PixelSNAIL(GridPrior):
         dropout: in residual blocks, and of positions from a head's attention.
         num_classes: adds a bias of the class to every gate; None for no labels.
         upper_codebook_size: codes of the level above; None for no upper level.
+        null_label: one label more, which says nothing of the class.
         upper_blocks, upper_channels: of the residual conditioning stack; None for ``channels``.
 
     The output layer starts at zero, so an untrained prior is the uniform distribution.
@@ -79,11 +80,12 @@ class PixelSNAIL(GridPrior):
         dropout: float = 0.1,
         num_classes: int | None = None,
         upper_codebook_size: int | None = None,
+        null_label: bool = False,
         upper_blocks: int = 3,
         upper_channels: int | None = None,
     ) -> None:
         arguments = constructor_arguments(locals())
-        super().__init__(codebook_size, num_classes, upper_codebook_size)
+        super().__init__(codebook_size, num_classes, upper_codebook_size, null_label)
         res_channels = channels if res_channels is None else res_channels
         upper_channels = channels if upper_channels is None else upper_channels
         check_integer(1, channels=channels, blocks=blocks, res_blocks=res_blocks, res_channels=res_channels)
@@ -107,7 +109,7 @@ class PixelSNAIL(GridPrior):
 
         def block() -> Block:
             residual = [
-                GatedResidual(channels, res_channels, kernel_size, dropout, num_classes, width)
+                GatedResidual(channels, res_channels, kernel_size, dropout, self.num_labels, width)
                 for _ in range(res_blocks)
             ]
             return Block(

@@ -75,6 +75,7 @@ class TransformerPrior(AutoregressivePrior):
             features, and leaves positions out of a head's attention.
         num_classes: one start token for each class; None for no labels.
         upper_codebook_size: codes of the level above; None for no upper level.
+        null_label: one label more, which says nothing of the class.
         upper_layers: Transformer blocks over the upper map.
 
     The output layer starts at zero, so an untrained prior is the uniform distribution.
@@ -91,10 +92,11 @@ class TransformerPrior(AutoregressivePrior):
         dropout: float = 0.1,
         num_classes: int | None = None,
         upper_codebook_size: int | None = None,
+        null_label: bool = False,
         upper_layers: int = 2,
     ) -> None:
         arguments = constructor_arguments(locals())
-        super().__init__(codebook_size, num_classes, upper_codebook_size)
+        super().__init__(codebook_size, num_classes, upper_codebook_size, null_label)
         check_integer(1, width=width, layers=layers, heads=heads, upper_layers=upper_layers)
         check_dropout(dropout)
         if width % heads:
@@ -108,7 +110,7 @@ class TransformerPrior(AutoregressivePrior):
         self.map_axes = (len(shape),)
 
         self.code = nn.Embedding(codebook_size, width)
-        self.start = nn.Embedding(num_classes or 1, width)
+        self.start = nn.Embedding(self.num_labels or 1, width)
         self.positions = nn.ParameterList(nn.Parameter(torch.empty(size, width)) for size in shape)
         self.blocks = nn.ModuleList(Block(width, heads, dropout, causal=True) for _ in range(layers))
         if upper_codebook_size is not None:

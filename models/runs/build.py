@@ -50,7 +50,9 @@ def build_model(config: TrainConfig, data: ImageData) -> Autoencoder:
     if config.model == "vqvae":
         model: Autoencoder = VQVAE(data.channels, downscale=config.downscale, **shared)
     else:
-        model = VQVAE2(data.channels, downscales=config.downscales, **shared)
+        model = hierarchy = VQVAE2(data.channels, downscales=config.downscales, **shared)
+        shares, levels = config.level_dropout, len(config.downscales)
+        hierarchy.level_dropout = shares * levels if len(shares) == 1 else shares
     if config.init_weights == "sonnet":
         model.apply(initialize_as_sonnet)
     model.check_size(data)
@@ -58,7 +60,7 @@ def build_model(config: TrainConfig, data: ImageData) -> Autoencoder:
 
 
 def build_priors(config: PriorConfig, description: CodeDescription) -> list[AutoregressivePrior]:
-    """Priors of every level, top first; each lower one is conditioned on the level above it."""
+    """Priors of the levels of :func:`trained_levels`; each lower one is conditioned on the level above it."""
     check_choice(("transformer", "pixelcnn", "pixelsnail"), prior=config.prior)
     if config.conditional and not description.class_names:
         raise ValueError(
@@ -67,14 +69,20 @@ def build_priors(config: PriorConfig, description: CodeDescription) -> list[Auto
         )
     classes = len(description.class_names) if config.conditional is not False else 0
     levels = len(description.shapes)
+    if config.label_dropout and not classes:
+        raise ValueError(
+            f"label_dropout is {config.label_dropout}; accepted: 0, as the prior is not conditional on labels"
+        )
     attention, res_channels, out_res_blocks = (
         _of_levels(config, name, levels) for name in ("attention", "res_channels", "out_res_blocks")
     )
     priors: list[AutoregressivePrior] = []
-    for level, shape in enumerate(description.shapes):
+    for level in trained_levels(config, description):
+        shape = description.shapes[level]
         size = description.vocabulary(level)
         conditions: dict[str, Any] = {
             "num_classes": classes or None,
+            "null_label": config.label_dropout > 0,
             "upper_codebook_size": description.vocabulary(level - 1) if level else None,
         }
         if config.prior == "transformer":
@@ -98,6 +106,16 @@ def build_priors(config: PriorConfig, description: CodeDescription) -> list[Auto
             )
         priors.append(prior)
     return priors
+
+
+def trained_levels(config: PriorConfig, description: CodeDescription) -> list[int]:
+    """The levels whose priors a run trains, top first: all, or the one that it names. ValueError."""
+    levels = list(range(len(description.shapes)))
+    if config.level is None:
+        return levels
+    if config.level not in levels:
+        raise ValueError(f"level is {config.level}; accepted: 0 (top) to {levels[-1]}, those of the codes")
+    return [config.level]
 
 
 def _of_levels(config: PriorConfig, name: str, levels: int) -> tuple[Any, ...]:

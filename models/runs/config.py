@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from models.autoencoders.quantizer import WITH_CODES, QuantizerSettings
+from models.data.augment import AugmentSettings
 from models.data.settings import DataConfig
 from models.runs.layout import RunLayout
 from models.runs.rules import BEFORE, PLACE_SETTINGS, RESUMABLE_SETTINGS, SELDOM_SET, check_name
@@ -35,8 +36,12 @@ class LoopConfig:
     runs: str = setting("runs", "folder of all runs")
     epochs: int = setting(20, "passes over the training split")
     steps: int | None = setting(None, "stop after this many optimizer steps, whatever the epoch")
+    minutes: float | None = setting(
+        None, "stop after this many minutes of training, which end the schedule too"
+    )
     batch_size: int = setting(64, "images in a batch, on each process")
     lr: float = setting(3e-4, "learning rate of Adam")
+    weight_decay: float = setting(0.0, "of matrices and convolutions at each step, as AdamW has it")
     schedule: str = setting("constant", "learning rate: constant, or cosine (down to zero at the end)")
     warmup: int = setting(0, "steps over which the learning rate rises from zero")
     clip: float | None = setting(None, "clip the norm of the gradient to this")
@@ -78,6 +83,9 @@ class LoopConfig:
         check_choice(("auto", "cpu", "gpu"), accelerator=self.accelerator)
         if not 0 < self.lr <= 1e30:  # weights are float32
             raise ValueError(f"lr is {self.lr}; accepted: a number above 0, up to 1e30")
+        check_number(weight_decay=self.weight_decay)
+        if self.minutes is not None and not self.minutes > 0:
+            raise ValueError(f"minutes is {self.minutes}; accepted: a number above 0")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip is {self.clip}; accepted: a number above 0")
 
@@ -184,7 +192,7 @@ class LoopConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(QuantizerSettings, DataConfig, LoopConfig):
+class TrainConfig(QuantizerSettings, DataConfig, AugmentSettings, LoopConfig):
     """A VAE, VQ-VAE or VQ-VAE-2 and its data.
 
     ``TrainConfig(data="digits", downscale=2, embedding_dim=16)`` trains a VQ-VAE that stands for an image
@@ -212,6 +220,16 @@ class TrainConfig(QuantizerSettings, DataConfig, LoopConfig):
     likelihood: str | None = setting(
         None, "mse, gaussian, logistic or categorical; by default gaussian for a vae, else mse"
     )
+    l1: float = setting(0.0, "weight of the absolute error of the reconstruction, added to the loss")
+    gradient_l1: float = setting(
+        0.0, "weight of the absolute error of the differences between neighbouring pixels, added to the loss"
+    )
+    level_dropout: tuple[float, ...] = setting(
+        (0.0,),
+        "vqvae2: share of the images that are decoded without the codes of a level in training, so that the "
+        "others carry the image; " + PER_LEVEL,
+        model=("vqvae2",),
+    )
     latent_dim: int = setting(128, "vae: dimension of the latent", model=("vae",))
     init: str | None = setting(None, "run or model folder whose weights to start from")
     init_weights: str = setting(
@@ -238,7 +256,15 @@ class TrainConfig(QuantizerSettings, DataConfig, LoopConfig):
         self._check_integers(1, "residual_hidden", "downscale", "downscales", "latent_dim", "channels_vae")
         self._check_integers(1, "limit")
         self._check_integers(0, "residual_layers", "kl_warmup", "pictures_every")
-        check_number(beta=self.beta)
+        check_number(beta=self.beta, l1=self.l1, gradient_l1=self.gradient_l1)
+        self.check_augment()
+        if len(self.level_dropout) not in (1, len(self.downscales)):
+            raise ValueError(
+                f"level_dropout is {format_value(self.level_dropout)}; accepted: one value, or one for each "
+                f"of {len(self.downscales)} levels"
+            )
+        for share in self.level_dropout:
+            check_number(0, 1, level_dropout=share)
         self.check_quantizer()
 
 
@@ -257,6 +283,11 @@ class PriorConfig(LoopConfig):
     codes: str = setting("", "folder of codes written by `encode`")
     prior: str = setting("transformer", "transformer, pixelcnn or pixelsnail")
     conditional: bool | None = setting(None, "condition on the labels; by default where the codes have them")
+    label_dropout: float = setting(
+        0.0, "share of the images whose label the prior does not see in training, for guidance (`sample`)"
+    )
+    level: int | None = setting(None, "train the prior of this level alone, 0 the top one; by default of all")
+    above: str | None = setting(None, "train-prior run whose upper levels the run takes over, with level")
     width: int = setting(64, "channels of the network")
     layers: int = setting(3, "number of layers or blocks")
     heads: int = setting(4, "attention heads (transformer, pixelsnail)", prior=("transformer", "pixelsnail"))
@@ -283,6 +314,14 @@ class PriorConfig(LoopConfig):
         super().__post_init__()
         self._check_integers(1, "width", "layers", "heads", "res_blocks", "upper_blocks", "upper_channels")
         self._check_integers(0, "res_channels", "out_res_blocks")
+        self._check_integers(0, "level")
+        if (self.above is not None) and not self.level:
+            raise ValueError(
+                f"above is {self.above}; accepted: none, without a level below the top (--level 1)"
+            )
+        check_number(0, 1, label_dropout=self.label_dropout)
+        if self.label_dropout == 1:
+            raise ValueError("label_dropout is 1; accepted: a number from 0 to below 1")
         if not self.attention:
             raise ValueError("attention is empty; accepted: true or false for each level")
         if self.kernel_size < 3 or self.kernel_size % 2 == 0:

@@ -11,7 +11,7 @@ from models.codes.description import CodeDescription
 from models.data import load_data
 from models.pretrained import CONFIG_FILE, WEIGHTS_FILE, Pretrained, load_weights
 from models.priors.base import AutoregressivePrior
-from models.runs.build import build_model, build_priors
+from models.runs.build import build_model, build_priors, trained_levels
 from models.runs.config import PriorConfig, TrainConfig
 from models.runs.layout import RunLayout
 from models.runs.start import read_checkpoint
@@ -60,12 +60,13 @@ def usable_model(folder: str | Path) -> Path:
 def usable_levels(folder: str | Path) -> list[Path]:
     """The folders of the priors of a `train-prior` run, top level first, as :func:`usable_model` has it."""
     layout = RunLayout(Path(folder))
-    if any((level / WEIGHTS_FILE).is_file() for level in layout.levels) or not (
-        layout.best.is_file() and layout.config.is_file()
-    ):
+    if not (layout.best.is_file() and layout.config.is_file() and layout.description.is_file()):
         return layout.levels
-    levels = len(CodeDescription.load(layout.folder).shapes)
-    return _export_best(layout, [layout.best_models / f"level{number}" for number in range(levels)])
+    trained = trained_levels(PriorConfig.of_run(layout.config), CodeDescription.load(layout.folder))
+    if all((layout.level(number) / WEIGHTS_FILE).is_file() for number in trained):
+        return layout.levels
+    above = [level for level in layout.levels if level not in map(layout.level, trained)]
+    return above + _export_best(layout, [layout.best_models / f"level{number}" for number in trained])
 
 
 def say_if_unfinished(model: Path) -> None:
@@ -89,12 +90,12 @@ def _export_best(layout: RunLayout, targets: list[Path]) -> list[Path]:
 def _untrained(layout: RunLayout) -> list[Pretrained]:
     """The models that the run trains, with other weights."""
     if "codes" in read_yaml(layout.config):
-        given = [level for level in layout.levels if (level / CONFIG_FILE).is_file()]
+        settings, description = PriorConfig.of_run(layout.config), CodeDescription.load(layout.folder)
+        levels = map(layout.level, trained_levels(settings, description))
+        given = [level for level in levels if (level / CONFIG_FILE).is_file()]
         if given:  # as of priors that were given in Python
             return [AutoregressivePrior.from_description(level) for level in given]
-        priors: list[Any] = list(
-            build_priors(PriorConfig.of_run(layout.config), CodeDescription.load(layout.folder))
-        )
+        priors: list[Any] = list(build_priors(settings, description))
         return priors
     config = TrainConfig.of_run(layout.config)
     if (layout.model / CONFIG_FILE).is_file():  # as of a model that was given in Python

@@ -13,7 +13,7 @@ _EVERY_LOOP = ("checkpoints", "logs", "tensorboard", "curves.png")
 # All that a command writes into the folder of its run beside config.yaml and the folders of levels.
 _OUTPUTS = {
     "train": (*_EVERY_LOOP, "data.json", "model", "reconstructions"),
-    "train-prior": (*_EVERY_LOOP, DESCRIPTION_FILE),
+    "train-prior": (*_EVERY_LOOP, DESCRIPTION_FILE, "nats.json"),
 }
 
 
@@ -23,8 +23,8 @@ class RunLayout:
 
     `train` writes ``config.yaml``, ``data.json``, ``checkpoints/{best,last}.ckpt``, ``logs/``,
     ``tensorboard/``, ``reconstructions/``, ``model/`` and ``curves.png``; `train-prior` the same with
-    ``level0/`` (top), ``level1/``, ... and ``codes.json`` in place of ``data.json``, ``model/`` and
-    ``reconstructions/``. The other commands
+    ``level0/`` (top), ``level1/``, ..., ``codes.json`` and ``nats.json`` in place of ``data.json``,
+    ``model/`` and ``reconstructions/``. The other commands
     add ``codes/``, ``evaluation-SPLIT.json``, ``reconstruct-SPLIT/`` and ``samples/``. Nothing is read or
     made here.
     """
@@ -110,6 +110,11 @@ class RunLayout:
     def description(self) -> Path:
         """What the codes of a prior are, see :class:`models.codes.description.CodeDescription`."""
         return self.folder / DESCRIPTION_FILE
+
+    @property
+    def nats(self) -> Path:
+        """What the codes of each level cost under the priors, of training and held-out images, as JSON."""
+        return self.folder / "nats.json"
 
     @property
     def codes(self) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.codes.description import CodeDescription
 from models.pretrained import Pretrained, load_weights
 from models.runs.config import TrainConfig
 from models.runs.data import data_of_run
@@ -79,16 +80,28 @@ def open_run(
 
 
 def prior_levels(folder: str | Path) -> list[Path]:
-    """The folders of the priors of a `train-prior` run, top level first; FileNotFoundError without any."""
+    """The folders of the priors of a `train-prior` run, top level first.
+
+    FileNotFoundError without any, and where those of one level alone were trained and the others are missing.
+    """
     levels = usable_levels(folder)
     if not levels:
         raise FileNotFoundError(f"{folder} holds no priors; train them with `python -m models train-prior`")
+    names = [level.name for level in levels]
+    layout = RunLayout(Path(folder))
+    count = len(CodeDescription.load(layout.folder).shapes) if layout.description.is_file() else len(levels)
+    for number in range(count):
+        if f"level{number}" not in names:
+            raise FileNotFoundError(
+                f"{folder} holds no prior of level {number}; train it (--level {number}) above or below this "
+                f"one (--above RUN)"
+            )
     return levels
 
 
 def open_priors(folder: str | Path, device: str = "cpu") -> list[AutoregressivePrior]:
     """The priors of a `train-prior` run, top level first, in eval mode."""
     levels = prior_levels(folder)
-    say_if_unfinished(levels[0])
+    say_if_unfinished(levels[-1])
     priors: list[Any] = [load_pretrained(level, device) for level in levels]
     return priors

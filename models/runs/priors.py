@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.codes.description import CodeDescription
+from models.data.columns import JOINED
 from models.pretrained import WEIGHTS_FILE, weights_hash
 from models.runs.export import usable_model
 
@@ -47,6 +48,29 @@ def check_classes(
             f"the prior in {prior} was trained with the classes {_listed(trained)}, but {data} has "
             f"{_listed(class_names)}; give data with the same labels (--label-column), or train another prior"
         )
+
+
+def class_rows(
+    names: str | None, class_names: Sequence[str], num_classes: int | None
+) -> list[tuple[str, list[int]]]:
+    """What to draw samples of: names and the labels of each, see :func:`class_labels`.
+
+    Where classes combine the labels of several columns (``female+noble``), a part of their names stands for
+    all classes that have it, in equal numbers.
+    """
+    parts: dict[str, list[int]] = {}
+    for number, name in enumerate(class_names):
+        for part in name.split(JOINED):
+            parts.setdefault(part, []).append(number)
+    chosen = [name.strip() for name in (names or "").split(",")]
+    if num_classes is not None and names and any(name in parts for name in chosen):
+        groups = {name: [number] for number, name in enumerate(class_names)} | parts
+        for name in chosen:
+            if name not in groups:
+                raise ValueError(f"unknown class {name!r}; accepted: {', '.join(groups)}")
+        return [(name, groups[name]) for name in chosen]
+    labels = class_labels(names, class_names, num_classes)
+    return [(class_names[label] if class_names and num_classes else "", [label]) for label in labels]
 
 
 def class_labels(names: str | None, class_names: Sequence[str], num_classes: int | None) -> list[int]:

@@ -13,7 +13,7 @@ from models.settings import format_value
 RESUMABLE_SETTINGS = (
     *("name", "runs", "epochs", "steps", "patience", "schedule", "warmup", "clip", "precision", "compile"),
     *("devices", "accelerator", "deterministic", "log_every", "checkpoint_every", "progress", "requeue"),
-    *("pictures_every", "logger"),
+    *("pictures_every", "logger", "minutes"),
     *("cache_gb", "cache_dir"),
 )
 # What runs had before there was such a setting, where that is not its default.

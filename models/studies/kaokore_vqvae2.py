@@ -7,6 +7,7 @@ rate or range of pixels is published: 64, 1e-4 and a width of 1 are ours.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import torch
 
 from models.autoencoders.base import require_codes
 from models.data import load_data, some_rows
-from models.data.sources.kaokore import other_labels
 from models.evaluation.judge import Judge
 from models.evaluation.pictures import grid, labelled_rows, save_curves, save_image
 from models.runs.history import Series, spread
+from models.studies.faces import FACES, draw_faces, other_columns
 from models.studies.figures import (
     LOSS_UNITS,
     code_vectors,
@@ -26,6 +27,7 @@ from models.studies.figures import (
     tsne,
     tsne_by_label,
 )
+from models.studies.parts import Parts
 from models.studies.runner import Runner, StudyOptions, mean_std
 from models.training.finished import TrainedRun
 
@@ -44,6 +46,19 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "decay": 0.95,
         "kmeans_init": True,
         "dead_code_threshold": 1.0,
+    },
+    "real": {
+        "data": "kaokore128",  # a folder of tables with the columns image, gender and status
+        "size": "64",
+        "epochs": 20,
+        "batch_size": 32,
+        "lr": 5e-4,
+        "hidden": 64,
+        "downscale": 4,
+        "downscales": (4, 2),
+        "kmeans_init": True,
+        "dead_code_threshold": 1.0,
+        "precision": "bf16-mixed",
     },
     "paper": {
         "data": "kaokore",  # the folder of the repository rois-codh/kaokore, with its images downloaded
@@ -76,7 +91,16 @@ PRIORS: dict[str, dict[str, Any]] = {
 }
 SEEDS = 3
 # Whose reconstructions are shown: as published, and those that stand for them at small scale.
-EPOCHS = {"small": (1, 3, 5, 7, 9, 25), "paper": (1, 12, 14, 16, 18, 100)}
+EPOCHS = {
+    "small": (1, 3, 5, 7, 9, 25),
+    "real": (1, 12, 14, 16, 18, 20),
+    "paper": (1, 12, 14, 16, 18, 100),
+}
+# At real scale: other downscales of the VQ-VAE, whose codes take fewer and more bits an image.
+DOWNSCALES: dict[str, tuple[int, ...]] = {"real": (8, 2)}
+# Minutes that each part took on one thread of an AMD EPYC (Zen 4), with nothing beside it.
+MINUTES = {"models": 7.0, "figures": 3.0, "faces": 55.0}
+COLUMNS = ("gender", "status")
 PER_CLASS, SHOWN, TEMPERATURE = 50, 12, 0.9
 FIGURES = ("commitment", "mse", "ssim", "perplexity", "usage")
 PUBLISHED = {
@@ -90,10 +114,21 @@ def run(options: StudyOptions) -> Path:
     count = SEEDS if options.seeds is None else options.seeds
     seeds = range(options.seed, options.seed + count)
     runner = Runner("kaokore-vqvae2", options, SETTINGS, OPTIONS, len(seeds))
-    runs = {
-        model: [runner.train(f"{model}-seed{seed}", model=model, seed=seed) for seed in seeds]
-        for model in ("vqvae", "vqvae2")
-    }
+    models = ("vqvae", "vqvae2")
+    names = {f"{model}, seed {seed}": (model, seed) for seed in seeds for model in models}
+    others = {f"vqvae, downscale {scale}": scale for scale in DOWNSCALES.get(options.scale, ())}
+    minutes = dict.fromkeys([*names, *others], MINUTES["models"])
+    faces = options.scale in FACES
+    parts = Parts(minutes | {name: MINUTES[name] for name in ("figures", *["faces"] * faces)}, runner.say)
+    runs: dict[str, list[TrainedRun]] = {model: [] for model in models}
+    for name, (model, number) in names.items():
+        parts.begin(name)
+        runs[model].append(runner.train(f"{model}-seed{number}", model=model, seed=number))
+    by_bits = {model: trained[0] for model, trained in runs.items()}
+    for name, downscale in others.items():
+        parts.begin(name)
+        by_bits[name] = runner.train(f"vqvae-downscale{downscale}", model="vqvae", downscale=downscale)
+    parts.begin("figures")
     runner.write_table(
         "losses",
         [_row(runner, model, trained) for model, trained in runs.items()],
@@ -110,8 +145,34 @@ def run(options: StudyOptions) -> Path:
     path = runner.folder / "reconstructions.png"
     reconstructions_over_epochs(path, layouts, EPOCHS[options.scale], caption=f"{caption}, {seed}")
     _tsne(runner, first)
-    _samples(runner, first["vqvae2"])
+    if others:
+        _bits(runner, by_bits)
+    if faces:
+        parts.begin("faces")
+        draw_faces(runner, COLUMNS)
+    else:
+        _samples(runner, first["vqvae2"])
     return runner.folder
+
+
+def _bits(runner: Runner, runs: dict[str, TrainedRun]) -> None:
+    """Error against the bits that the codes of an image take, if all are equally likely."""
+    rows: list[dict[str, Any]] = []
+    for name, trained in runs.items():
+        model = require_codes(trained.model)
+        shapes, sizes = model.code_shapes(runner.data.size), model.codebook_sizes
+        levels = zip(shapes, sizes, strict=True)
+        bits = sum(math.prod(shape) / len(level) * sum(map(math.log2, level)) for shape, level in levels)
+        figures = runner.evaluate(trained)
+        shown = {key: float(figures[key]) for key in ("mse", "ssim", "commitment")}
+        rows.append(
+            {"model": name, "codes": " + ".join(str(shape) for shape in shapes), "bits": bits} | shown
+        )
+    rows.sort(key=lambda row: row["bits"])
+    caption = (
+        f"Test split of {runner.data.name}, one run each; bits of an image if all codes are equally likely."
+    )
+    runner.write_table("bits", rows, caption)
 
 
 def _averaged(runs: int) -> str:
@@ -177,7 +238,7 @@ def _tsne(runner: Runner, runs: dict[str, TrainedRun]) -> None:
     caption = runner.caption("train")
     points = tsne(features)
     tsne_by_label(runner.folder / "tsne.png", points, labels, runner.data.class_names, caption=caption)
-    for column in other_labels(runner.config):
+    for column in other_columns(runner.config, COLUMNS):
         data = load_data(runner.config.replace(label_column=column), stream=True)
         rows = some_rows(len(data.train), len(labels))
         path = runner.folder / f"tsne-{column}.png"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from models.training.finished import TrainedRun
     from models.training.sweep import Swept
 
-SCALES = ("small", "paper")
+SCALES = ("small", "real", "paper")
 # The options that are settings of every model a study trains.
 _MODEL_SETTINGS = ("data", "limit", "size", "label_column", "epochs", "batch_size")
 # What a figure says of the runs in it, and how.
@@ -62,7 +62,7 @@ class StudyOptions:
     epochs: int | None = None
     batch_size: int | None = None
     accelerator: str = "auto"
-    precision: str = "32-true"
+    precision: str | None = None
     progress: bool = True
 
 
@@ -100,9 +100,11 @@ class Runner:
         self.folder = Path(options.runs) / name
         overrides = {name: getattr(options, name) for name in _MODEL_SETTINGS}
         model_settings = {name: value for name, value in overrides.items() if value is not None}
-        loop = {name: getattr(options, name) for name in ("accelerator", "precision", "progress", "seed")}
+        self.given = model_settings  # of the options, which go before those of the scale
+        loop = {name: getattr(options, name) for name in ("accelerator", "progress", "seed")}
+        loop |= {"precision": options.precision} if options.precision is not None else {}
         self.shared: dict[str, Any] = {"runs": str(self.folder)} | loop
-        self.settings = {**settings[options.scale], **self.shared, **model_settings}
+        self.settings = {"precision": "32-true", **settings[options.scale], **self.shared, **model_settings}
         self.settings |= rules_of_study(self.folder)
         self.config = TrainConfig(**self.settings)
         made_with = {"study": study, "scale": options.scale, "seeds": seeds} | self.settings
@@ -115,13 +117,13 @@ class Runner:
         self.say(self.data.describe())
         self.device = find_device(options.accelerator)
 
-    def train(self, name: str, **changes: Any) -> TrainedRun:
-        """The run ``name`` with ``changes`` to the study's settings."""
+    def train(self, name: str, data: ImageData | None = None, **changes: Any) -> TrainedRun:
+        """The run ``name`` with ``changes`` to the study's settings, on ``data``, by default the study's."""
         from models.training.finished import trained_run
 
         config = TrainConfig(**self.settings | {"name": name} | changes)
         how: dict[str, Any] = {"overwrite": self.options.overwrite, "device": self.device, "say": self.say}
-        return trained_run(config, self.data, **how)
+        return trained_run(config, self.data if data is None else data, **how)
 
     def sweep(self, cases: Sequence[Mapping[str, Any]], limit: int | None) -> list[Swept]:
         """:func:`models.training.sweep.sweep` of the study's settings over ``cases``, best first.
@@ -140,41 +142,51 @@ class Runner:
         return sweep(config, cases, data, **how)
 
     def train_priors(
-        self, run: TrainedRun, name: str, **settings: Any
+        self, run: TrainedRun, name: str, store: CodeStore | None = None, **settings: Any
     ) -> tuple[CodeStore, list[AutoregressivePrior]]:
-        """Priors over the codes of ``run``, top level first, and the store of codes."""
+        """Priors over the codes of ``run``, top level first, and the store of codes.
+
+        store: of the codes, by default that of the study's data. With the setting ``level`` the prior of that
+        level alone.
+        """
         from models.codes.description import CodeDescription
-        from models.runs.open import open_priors
+        from models.runs.build import trained_levels
+        from models.runs.open import load_pretrained
         from models.training.finished import how_to_start, is_same_run
         from models.training.prior import train_prior
 
         overrides = {name: getattr(self.options, name) for name in ("epochs", "batch_size")}
         settings |= {name: value for name, value in overrides.items() if value is not None}
         layout = run.config.layout
-        config = PriorConfig(name=name, codes=str(layout.codes), **self.shared, **settings)
-        store = self._encode(run)
+        config = PriorConfig(**self.shared | {"name": name, "codes": str(layout.codes)} | settings)
+        store = self.encode(run) if store is None else store
         # A prior keeps the description of its codes: another run of the model makes it out of date.
         is_same = (
             is_same_run(config, self.options.overwrite)
             and config.layout.description.is_file()
             and CodeDescription.load(config.folder).difference(store.description) is None
         )
-        levels = [config.layout.level(number) for number in range(len(store.description.shapes))]
+        levels = [config.layout.level(number) for number in trained_levels(config, store.description)]
         if is_same and config.layout.is_finished(levels):
-            return store, open_priors(config.folder, self.device)
+            loaded: list[Any] = [load_pretrained(level, self.device) for level in levels]
+            return store, loaded
         self.say(f"training {name}")
         start = how_to_start(config, is_same)
         priors: list[Any] = [prior.to(self.device) for prior in train_prior(config, store, **start)]
         return store, priors
 
-    def _encode(self, run: TrainedRun) -> CodeStore:
-        """The codes of ``run``; those of an earlier model or of other data are replaced."""
+    def encode(self, run: TrainedRun, data: ImageData | None = None, **settings: Any) -> CodeStore:
+        """The codes of ``run``; those of an earlier model or of other data are replaced.
+
+        data: by default the study's. settings: of :func:`models.codes.encode.encode`.
+        """
         from models.autoencoders.base import require_codes
         from models.codes.encode import OtherCodesError, encode
 
         layout = run.config.layout
-        arguments: Any = (require_codes(run.model), self.data, layout.codes)
-        options: dict[str, Any] = {"source": str(layout.model), "device": self.device}
+        images = self.data if data is None else data
+        arguments: Any = (require_codes(run.model), images, layout.codes)
+        options: dict[str, Any] = settings | {"source": str(layout.model), "device": self.device}
         options["progress"] = self.options.progress
         try:
             return encode(*arguments, **options)

@@ -9,6 +9,7 @@ one: as a step depends on (seed, number) alone, it ends where an undisturbed run
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,44 @@ class LastCheckpoint(Checkpoint):
             received = int(trainer.strategy.reduce(number, reduce_op="max"))
             self.signals.received = received or None
         return received > 0
+
+
+class TimeLimit(pl.Callback):
+    """Ends a run after the step in which its training has taken ``minutes``, over all its starts.
+
+    last: which is told that this step is the last one, and saves it.
+    """
+
+    def __init__(self, minutes: float, last: LastCheckpoint) -> None:
+        self.limit, self.last = 60 * minutes, last
+        self.seconds = 0.0  # of training, up to the last step
+        self._since = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The time that the run has taken."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = state_dict["seconds"]
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._since = time.monotonic()
+        self._share(pl_module)
+        if self.seconds >= self.limit:
+            trainer.should_stop = True
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *arguments: Any) -> None:
+        now = time.monotonic()
+        self.seconds, self._since = self.seconds + now - self._since, now
+        if trainer.world_size > 1:
+            self.seconds = trainer.strategy.broadcast(self.seconds)
+        self._share(pl_module)
+        if self.seconds >= self.limit and trainer.global_step > self.last.steps:
+            self.last.total_steps = trainer.fit_loop.epoch_loop.max_steps = trainer.global_step
+
+    def _share(self, pl_module: Any) -> None:
+        """Tell the module, whose schedule ends with the time, how much of it has passed."""
+        pl_module.time_share = min(1.0, self.seconds / self.limit)
 
 
 class BestCheckpoint(ModelCheckpoint):

@@ -31,6 +31,7 @@ from models.training.checkpoints import (
     LastCheckpoint,
     PatientStopping,
     StopTraining,
+    TimeLimit,
 )
 from models.training.logs import check_installed, make_loggers
 from models.training.modules import SeededModule
@@ -196,10 +197,9 @@ def make_trainer(
     environment = cluster_environment()
     _, world, local = processes()
     devices = config.devices or local
-    checkpoint_callbacks: list[Callback] = [
-        BestCheckpoint(layout.best),
-        LastCheckpoint(layout.last, config.checkpoint_every, config.steps, signals),
-    ]
+    last = LastCheckpoint(layout.last, config.checkpoint_every, config.steps, signals)
+    checkpoint_callbacks: list[Callback] = [BestCheckpoint(layout.best), last]
+    time_limit = [TimeLimit(config.minutes, last)] if config.minutes else []
     stopping = [PatientStopping(config.patience)] if config.patience else []
     bar = [RunBar(steps)] if config.progress else []
     parallel = max(world, devices) > 1
@@ -216,7 +216,7 @@ def make_trainer(
         gradient_clip_val=config.clip,
         log_every_n_steps=module.log_every,
         logger=loggers,
-        callbacks=[*checkpoint_callbacks, *stopping, *bar, *callbacks],
+        callbacks=[*checkpoint_callbacks, *time_limit, *stopping, *bar, *callbacks],
         enable_progress_bar=config.progress,
         enable_model_summary=False,
         num_sanity_val_steps=0,

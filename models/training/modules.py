@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from models.codes.store import CodeBatch
 from models.data import to_float
+from models.data.augment import NOISE, augment
 from models.data.loader import Batch, BatchLoader
 from models.evaluation.metrics import ReconstructionMeter, level_names
+from models.losses import gradient_difference, mean_or_zero
 from models.runs.config import LoopConfig, PriorConfig, TrainConfig
 from models.training.memory_format import channels_last, weights_channels_last_
 from models.training.optimizer import fused_adam
 
 if TYPE_CHECKING:
-    from models.autoencoders.base import Autoencoder
+    from models.autoencoders.base import Autoencoder, AutoencoderOutput
     from models.priors.base import AutoregressivePrior
 
 
@@ -41,6 +43,7 @@ class SeededModule(pl.LightningModule):
         self.log_every = min(config.log_every, self.total_steps)  # the shortest run logs a row too
         self.diverged_at = torch.tensor(-1)  # the first step whose loss was not finite
         self.train_loss = math.nan  # that was logged last
+        self.time_share = 0.0  # of ``minutes``, that have passed
 
     def compiled(self, call: Call) -> Call:
         """``call`` itself, or compiled where the settings ask for it; every size of a batch by itself.
@@ -101,7 +104,7 @@ class SeededModule(pl.LightningModule):
         torch.manual_seed(batch_idx)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = fused_adam(self.model.parameters(), self.config.lr)
+        optimizer = fused_adam(self.model.parameters(), self.config.lr, self.config.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -109,7 +112,8 @@ class SeededModule(pl.LightningModule):
         rise = min(1.0, (step + 1) / (self.config.warmup + 1))
         if self.config.schedule == "constant":
             return rise
-        return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, self.total_steps))))
+        progress = max(step / max(1, self.total_steps), self.time_share)
+        return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     def log_step(self, values: dict[str, Tensor], batch_idx: int) -> None:
         """Log a training step's values and the learning rate, every ``log_every`` steps.
@@ -152,16 +156,33 @@ class AutoencoderModule(SeededModule):
         factor = min(1.0, (self.trainer.global_step + 1) / (self.config.kl_warmup + 1))
         # A number would be compiled in, and each step compiled anew.
         self.model.kl_warmup_factor = torch.tensor(factor) if self.config.compile else factor
-        output = self.run_model(to_float(channels_last(batch[0])))
-        values = {"loss": output.loss.detach(), **output.terms}
+        x = to_float(channels_last(batch[0]))
+        if self.config.augments:
+            x = augment(x, torch.rand(len(x), NOISE, device=x.device), self.config)
+        output = self.run_model(x)
+        total, terms = self._loss(x, output)
+        values = {"loss": total.detach(), **terms}
         quantizers = self.model.level_quantizers
         for name, quantizer in zip(level_names(len(quantizers)), quantizers, strict=True):
             perplexity, usage = quantizer.perplexity, quantizer.usage
             if perplexity is not None and usage is not None:  # as they are for too many codes to count
                 values |= {f"perplexity{name}": perplexity, f"usage{name}": usage}
-        loss = self.record_divergence(output.loss)
+        loss = self.record_divergence(total)
         self.log_step(values, batch_idx)
         return self.mean_of_group(loss, batch_idx)
+
+    def _loss(self, x: Tensor, output: AutoencoderOutput) -> tuple[Tensor, dict[str, Tensor]]:
+        """The model's loss with the terms that the settings add to it, and its parts by name: ``[]`` each."""
+        loss, terms = output.loss, dict(output.terms)
+        extra = {
+            "l1": (self.config.l1, lambda: mean_or_zero((x - output.reconstruction).abs())),
+            "gradient_l1": (self.config.gradient_l1, lambda: gradient_difference(x, output.reconstruction)),
+        }
+        for name, (weight, measure) in extra.items():
+            if weight:
+                value = measure()
+                loss, terms[name] = loss + weight * value, value.detach()
+        return loss, terms
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         super().optimizer_step(*arguments, **named)
@@ -176,7 +197,8 @@ class AutoencoderModule(SeededModule):
         x = to_float(channels_last(batch[0]))
         output = self.run_model(x)
         self.meter.update(x, output.reconstruction, output.codes)
-        for name, value in {"loss": output.loss.detach(), **output.terms}.items():
+        total, terms = self._loss(x, output)
+        for name, value in {"loss": total.detach(), **terms}.items():
             self.validation_sums[name] = self.validation_sums.get(name, 0.0) + value * len(x)
         self.validation_images += len(x)
 
@@ -206,37 +228,56 @@ class AutoencoderModule(SeededModule):
 
 
 class PriorModule(SeededModule):
-    """One autoregressive prior for each level, trained together on batches of (codes, labels)."""
+    """Autoregressive priors of levels of codes, trained together on batches of (codes, labels).
+
+    levels: the number of each prior's level, 0 the top one; by default that of its place.
+    """
 
     config: PriorConfig
     model: nn.ModuleList
 
-    def __init__(self, priors: list[AutoregressivePrior], config: PriorConfig, loader: BatchLoader) -> None:
+    def __init__(
+        self,
+        priors: Sequence[AutoregressivePrior],
+        config: PriorConfig,
+        loader: BatchLoader,
+        levels: Sequence[int] | None = None,
+    ) -> None:
         super().__init__(nn.ModuleList(priors), config, loader)
+        self.levels = range(len(priors)) if levels is None else levels
         self.run_priors = [self.compiled(prior.__call__) for prior in priors]
 
     def training_step(self, batch: CodeBatch, batch_idx: int) -> Tensor:
-        losses = self._losses(batch)
+        losses = self.losses(batch, self.config.label_dropout)
         total = self.record_divergence(torch.stack(list(losses.values())).sum())
         values = {name: loss.detach() for name, loss in losses.items()}
         self.log_step({"loss": total.detach()} | values, batch_idx)
         return self.mean_of_group(total, batch_idx)
 
     def validation_step(self, batch: CodeBatch, batch_idx: int) -> None:
-        losses = self._losses(batch)
+        losses = self.losses(batch)
         values = {"loss": torch.stack(list(losses.values())).sum(), **losses}
         named = {f"validation/{name}": value for name, value in values.items()}
         self.log_dict(named, batch_size=len(batch[1]), sync_dist=self.trainer.world_size > 1)
 
-    def _losses(self, batch: CodeBatch) -> dict[str, Tensor]:
-        """The nats a code of each level, the mean over the batch: ``[]`` each."""
+    def losses(self, batch: CodeBatch, label_dropout: float = 0.0) -> dict[str, Tensor]:
+        """The nats a code of each level, the mean over the batch: ``[]`` each.
+
+        label_dropout: share of the labels that each prior does not see; 1 for the nats without labels.
+        """
         codes, labels = batch
-        losses, upper = {}, None
+        losses = {}
         names = level_names(len(codes))
-        for name, prior, run, level in zip(names, self.model, self.run_priors, codes, strict=True):
+        priors: Iterable[Any] = self.model
+        for prior, run, level in zip(priors, self.run_priors, self.levels, strict=True):
             conditions = labels if prior.num_classes is not None else None
-            losses[f"nats_per_code{name}"] = -run(level, conditions, upper).mean() / level[0].numel()
-            upper = level
+            if label_dropout and conditions is not None:
+                is_dropped = torch.rand(len(labels), device=labels.device) < label_dropout
+                null = torch.full_like(conditions, prior.null_label)
+                conditions = torch.where(is_dropped, null, conditions)
+            upper = codes[level - 1] if level else None
+            nats = -run(codes[level], conditions, upper)
+            losses[f"nats_per_code{names[level]}"] = nats.mean() / codes[level][0].numel()
         return losses
 
 

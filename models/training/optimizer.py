@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 
 
-def fused_adam(parameters: Iterable[nn.Parameter], lr: float) -> Adam:
-    """Adam as torch defines it, by its fused kernels.
+def fused_adam(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0) -> Adam:
+    """Adam as torch defines it, by its fused kernels; with ``weight_decay`` AdamW.
 
-    A state that was saved by another implementation, or of weights of other strides, is taken over.
+    The decay spares what has one axis: biases, norms, scales. A state that was saved by another
+    implementation, or of weights of other strides, is taken over.
     """
-    optimizer = Adam(parameters, lr=lr, fused=True)
+    if weight_decay:
+        every = list(parameters)
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in every if (p.ndim > 1) == decays], "weight_decay": share}
+            for decays, share in ((True, weight_decay), (False, 0.0))
+        ]
+        optimizer: Adam = AdamW(groups, lr=lr, fused=True)
+    else:
+        optimizer = Adam(parameters, lr=lr, fused=True)
     # Else the kernel would divide by the loss scale itself, and Lightning refuses to clip gradients then.
     optimizer._step_supports_amp_scaling = False
     optimizer.register_load_state_dict_post_hook(_as_built)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from models.codes.description import CodeDescription
 from models.codes.given import as_code_store
@@ -14,9 +19,11 @@ from models.data.kinds import kind_of_settings
 from models.data.loader import BatchLoader
 from models.data.sources import GIVEN
 from models.evaluation.pictures import save_curves
+from models.files import write_whole
 from models.priors.base import AutoregressivePrior
-from models.runs.build import build_priors
+from models.runs.build import build_priors, trained_levels
 from models.runs.config import PriorConfig
+from models.runs.export import usable_levels
 from models.runs.history import curves_of, read_history
 from models.runs.reproducible import seed_run
 from models.runs.start import started_run
@@ -57,10 +64,12 @@ def train_prior(
     config = _with_given(PriorConfig() if config is None else config, store, given)
     resume = check_start(config, resume, overwrite)
     store = CodeStore(config.codes) if store is None else store
-    if given and len(given) != len(store.description.shapes):
-        raise ValueError(
-            f"prior is of {len(given)} levels; accepted: one for each of {len(store.description.shapes)}"
-        )
+    levels = trained_levels(config, store.description)
+    if given and len(given) != len(levels):
+        raise ValueError(f"prior is of {len(given)} levels; accepted: one for each of {len(levels)}")
+    if config.above is not None:
+        _check_above(config.above, store.description)
+        prior_levels_above(config.above, levels[0])
     if resume:
         _check_codes(config, store.description)
     if processes().rank == 0:
@@ -123,17 +132,24 @@ def _train(
     rank, world, _ = processes()
     loader = training_loader(store.split("train"), config, world, rank)
     validation = BatchLoader(store.split("validation"), config.batch_size, rank=rank, world=world)
-    module = PriorModule(priors, config, loader)
+    levels = trained_levels(config, store.description)
+    module = PriorModule(priors, config, loader, levels)
     with started_run(config, module, resume, overwrite, rank) as checkpoint:
         if rank == 0:  # before training, so that an interrupted run knows its codes
             store.description.save(config.folder)
-            for level, prior in enumerate(given):
+            for level, prior in zip(levels, given, strict=False):
                 prior.save_description(config.layout.level(level))
+            for source in [] if config.above is None else prior_levels_above(config.above, levels[0]):
+                shutil.copytree(source, config.layout.folder / source.name, dirs_exist_ok=True)
         load_best(module, fit(config, module, validation, list(callbacks), checkpoint))
         priors = [prior.cpu().eval() for prior in priors]
         if rank == 0:
-            for level, prior in enumerate(priors):
+            for level, prior in zip(levels, priors, strict=True):
                 prior.save_pretrained(config.layout.level(level))
+            nats = _measure(module, store)
+            write_whole(config.layout.nats, json.dumps(nats, indent=2) + "\n")
+            if config.progress:
+                print(_describe(nats), flush=True)
             history = read_history(config.folder)
             settings = f"seed {config.seed}, batch size {config.batch_size}"
             save_curves(
@@ -143,6 +159,55 @@ def _train(
                 caption=f"{store.description.data}, {config.prior}; {settings}",
             )
     return priors, module
+
+
+@torch.no_grad()
+def _measure(module: PriorModule, store: CodeStore) -> dict[str, dict[str, float]]:
+    """The nats a code of every trained level: of as many training images as there are held-out ones, of
+    these, and of these without their labels where the priors know what that means."""
+    held_out = store.validation
+    rows = {
+        "training": (store.train, some_rows(len(store.train), len(held_out))),
+        "held out": (held_out, torch.arange(len(held_out))),
+    }
+    if all(prior.null_label is not None for prior in module.model):
+        rows["held out, without labels"] = rows["held out"]
+    nats: dict[str, dict[str, float]] = {}
+    for name, (split, chosen) in rows.items():
+        totals: dict[str, float] = {}
+        for some in chosen.split(module.config.batch_size):
+            batch = (split.batch(some), split.batch_labels(some))
+            for key, value in module.losses(batch, float(name.endswith("labels"))).items():
+                totals[key] = totals.get(key, 0.0) + float(value) * len(some) / len(chosen)
+        nats[name] = totals
+    return nats
+
+
+def _describe(nats: dict[str, dict[str, float]]) -> str:
+    """One line a level."""
+    keys = list(next(iter(nats.values())))
+    return "\n".join(
+        f"{key}: " + ", ".join(f"{name} {values[key]:.3f}" for name, values in nats.items()) for key in keys
+    )
+
+
+def _check_above(run: str, description: CodeDescription) -> None:
+    """ValueError unless ``run`` trained priors over codes of the same weights as ``description`` says."""
+    above = CodeDescription.load(Path(run))
+    if (above.weights, above.shapes) != (description.weights, description.shapes):
+        raise ValueError(
+            f"above is {run}, whose priors are over codes of {above.model}; accepted: a run over codes of "
+            f"the same model, {description.model}"
+        )
+
+
+def prior_levels_above(run: str, level: int) -> list[Path]:
+    """The folders of the priors of ``run`` above ``level``; FileNotFoundError if one is missing."""
+    folders = {folder.name: folder for folder in usable_levels(run)}
+    for number in range(level):
+        if f"level{number}" not in folders:
+            raise FileNotFoundError(f"above is {run}, which has no prior of level {number}; train it first")
+    return [folders[f"level{number}"] for number in range(level)]
 
 
 def _check_codes(config: PriorConfig, description: CodeDescription) -> None:

@@ -203,9 +203,9 @@ class Kind(ABC):
     @classmethod
     def check_settings(cls, config: DataConfig) -> None:
         """DataError for a setting of the form of items that this kind does not have."""
-        for name in ("size", "length", "rate", "channels", "value_range"):
+        for name in ("size", "crop", "orient", "length", "rate", "channels", "value_range"):
             value = getattr(config, name)
-            if value is not None and name not in cls.own_settings:
+            if value not in (None, False) and name not in cls.own_settings:
                 accepted = ", ".join(cls.own_settings)
                 raise DataError(
                     f"{name} is {value}, but the data are {cls.items}, whose form is set by {accepted}; "

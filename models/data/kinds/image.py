@@ -32,6 +32,7 @@ GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
 class Images(Kind):
     """Images of one size, of 1 channel or 3; a pixel is a byte.
 
+    crop: share of each side of an image that is kept, about its centre, before all else; None for all of it.
     resize, recolour: fit an image of another size, or a coloured one among grey ones; else it is an error.
     """
 
@@ -44,7 +45,7 @@ class Images(Kind):
         *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif"),
         *(".tiff", ".webp"),
     )
-    own_settings: ClassVar[tuple[str, ...]] = ("size", "channels")
+    own_settings: ClassVar[tuple[str, ...]] = ("size", "crop", "orient", "channels")
     figures: ClassVar[Mapping[str, Figure]] = {
         "ssim": Figure("SSIM", "SSIM", higher_is_better=True),
         "inner_ssim": Figure("inner SSIM", "SSIM", higher_is_better=True, is_drawn=False),
@@ -53,6 +54,7 @@ class Images(Kind):
 
     size: tuple[int, ...]
     channels: int
+    crop: float | None = None
     resize: bool = field(default=False, compare=False)
     recolour: bool = field(default=False, compare=False)
 
@@ -77,11 +79,17 @@ class Images(Kind):
     def fitted(cls, splits: Mapping[str, Encoded], config: DataConfig) -> tuple[Self, tuple[str, ...]]:
         """The size and colours of the first training image, where ``config`` does not say them."""
         (first,) = splits["train"].map(open_image, [0])
-        size = parse_size(config.size) if config.size else (first.height, first.width)
+        if config.crop is not None and not 0 < config.crop <= 1:
+            raise DataError(
+                f"crop is {config.crop}; accepted: a share above 0, up to 1, none for the whole image"
+            )
+        own_size = cropped_size(first.height, first.width, config.crop or 1.0)
+        size = parse_size(config.size) if config.size else own_size
         channels = (1 if first.mode in GREY_MODES else 3) if config.channels is None else config.channels
         if channels not in (1, 3):
             raise DataError(f"channels is {channels}; accepted: 1 for grey, 3 for colour")
-        return cls(size, channels, resize=config.size is not None, recolour=config.channels is not None), ()
+        resize, recolour = config.size is not None, config.channels is not None
+        return cls(size, channels, config.crop, resize=resize, recolour=recolour), ()
 
     @classmethod
     def from_array(cls, array: NDArray[Any], row: int) -> NDArray[np.integer]:
@@ -107,15 +115,17 @@ class Images(Kind):
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
         # What a program gave says neither, and pictures need neither.
         size = parse_size(settings["size"]) if "size" in settings else ()
-        return cls(size, settings.get("channels", 0))
+        return cls(size, settings.get("channels", 0), settings.get("crop"))
 
     def settings(self) -> dict[str, Any]:
-        return {"size": f"{self.size[0]}x{self.size[1]}", "channels": self.channels}
+        crop = {} if self.crop is None else {"crop": self.crop}  # what was made before does not name it
+        return {"size": f"{self.size[0]}x{self.size[1]}", "channels": self.channels} | crop
 
     def decoding(self) -> dict[str, Any]:
         import PIL
 
-        return {"resize": self.resize, "recolour": self.recolour, "pillow": PIL.__version__}
+        how = {"resize": self.resize, "recolour": self.recolour, "crop": self.crop}
+        return how | {"pillow": PIL.__version__}
 
     def describe(self) -> str:
         colours = "grey (1 channel)" if self.channels == 1 else "colour (3 channels)"
@@ -138,6 +148,7 @@ class Images(Kind):
         with naming(name, self.item):
             image = eight_bits(image) if image.mode.startswith("I;16") else image
             image = image if image.mode == mode else image.convert(mode)
+            image = image if self.crop is None else central_part(image, self.crop)
         if (image.height, image.width) != (height, width):
             if not self.resize:
                 raise DataError(
@@ -182,6 +193,18 @@ def open_image(encoded: bytes, name: str) -> Image:
     with naming(name, "image", "save it again without EXIF data"), contextlib.suppress(SyntaxError):
         ImageOps.exif_transpose(image, in_place=True)
     return image
+
+
+def central_part(image: Image, share: float) -> Image:
+    """The middle of an image: of each side the ``share``, of one pixel at least."""
+    height, width = cropped_size(image.height, image.width, share)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def cropped_size(height: int, width: int, share: float) -> tuple[int, int]:
+    """The size of :func:`central_part` of an image of ``height`` x ``width``."""
+    return max(1, round(height * share)), max(1, round(width * share))
 
 
 def resize_and_crop(image: Image, height: int, width: int) -> Image:

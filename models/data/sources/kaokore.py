@@ -50,13 +50,6 @@ class KaoKore(Source):
         return SourceData(splits)
 
 
-def other_labels(config: DataConfig) -> list[str]:
-    """The columns of labels that KaoKore has beside the one of ``config``; none for other data."""
-    if not KaoKore().claims(config.data):
-        return []
-    return [column for column in LABELS if column != (config.label_column or "status")]
-
-
 def _read_rows(table: Path) -> list[dict[str, str]]:
     """The rows of ``labels.csv``; DataError naming the line and column of the first wrong entry."""
     columns, rows = read_table(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from run_support import tiny_hierarchy
 
 from models import VAE, VQVAE2, TransformerPrior
@@ -263,3 +265,84 @@ def test_priors_are_built_for_every_level(kind: str, data, model: VQVAE2) -> Non
     assert {prior.num_classes for prior in unconditional} == {None}
     with pytest.raises(ValueError, match="prior is 'gpt'; accepted: 'transformer', 'pixelcnn', 'pixelsnail'"):
         build_priors(PriorConfig(prior="gpt"), description)
+
+
+def test_samples_of_classes_of_two_columns_are_chosen_and_measured(tmp_path: Path, capsys) -> None:
+    """From images with two columns of labels to samples that were ranked, rejected, judged and compared."""
+    import datasets
+
+    generator = np.random.default_rng(0)
+    kinds = [(light, wide) for light in (0, 1) for wide in (0, 1)] * 15
+    images = []
+    for light, wide in kinds:
+        pixels = generator.integers(0, 60, (8, 8), dtype=np.uint8)
+        pixels[2:6, 1 if wide else 3 : 7 if wide else 5] += np.uint8(180 if light else 90)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        images.append({"bytes": file.getvalue(), "path": None})
+    columns = {
+        "image": datasets.Image(),
+        "shade": datasets.ClassLabel(names=["dark", "light"]),
+        "form": datasets.ClassLabel(names=["narrow", "wide"]),
+    }
+    rows = {"image": images, "shade": [kind[0] for kind in kinds], "form": [kind[1] for kind in kinds]}
+    table = datasets.Dataset.from_dict(rows, datasets.Features(columns))
+    table.to_parquet(tmp_path / "data" / "train.parquet")
+    runs = ["--runs", str(tmp_path), "--no-progress"]
+    quick = "--hidden 8 --residual-hidden 4 --embedding-dim 4 --codebook-size 16 --epochs 2 --batch-size 16"
+    flags = [
+        "--model",
+        "vqvae2",
+        "--downscales",
+        "2,2",
+        "--kmeans-init",
+        "--level-dropout",
+        "0,0.3",
+        "--l1",
+        "1",
+    ]
+    data = ["--data", str(tmp_path / "data"), "--label-column", "shade,form"]
+    assert main(["train", "--name", "run", *data, *flags, *quick.split(), "--shift", "0.1", *runs]) == 0
+    assert main(["encode", str(tmp_path / "run"), "--copies", "2"]) == 0
+    prior = [
+        "--width",
+        "8",
+        "--layers",
+        "1",
+        "--heads",
+        "2",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "16",
+        "--label-dropout",
+        "0.3",
+    ]
+    codes = ["--codes", str(tmp_path / "run" / "codes")]
+    assert main(["train-prior", "--name", "top", "--level", "0", *codes, *prior, *runs]) == 0
+    above = ["--level", "1", "--above", str(tmp_path / "top")]
+    assert main(["train-prior", "--name", "prior", *above, *codes, *prior, *runs]) == 0
+    asked = "--classes dark,light+wide --count 3 --temperature 0.9,0.5 --top-p none,0.9 --guidance 2,1.2"
+    chosen = "--best-of 2 --reject 2 --two-sample --neighbours --judge-model cnn"
+    arguments = [*asked.split(), *chosen.split(), "--judge", str(tmp_path / "data")]
+    assert main(["sample", str(tmp_path / "prior"), *arguments]) == 0
+    folder = tmp_path / "prior" / "samples"
+    figures = json.loads((folder / "figures.json").read_text())
+    assert set(figures) == {
+        *("plain", "ranked", "kept", "real test images", "squared error to the nearest training image")
+    }
+    assert set(figures["kept"]["judge"]) == {"shade", "form"}
+    assert set(figures["kept"]["judge"]["shade"]) == {"all", "dark", "light"}
+    assert 0 <= figures["plain"]["two_sample"] <= 1
+    assert (folder / "neighbours.png").is_file()
+    with np.load(folder / "codes.npz") as stored:
+        names = sorted({"dark+narrow", "dark+wide", "light+narrow", "light+wide"})
+        assert [names[label] for label in stored["labels"]] == [
+            *("dark+narrow", "dark+wide", "dark+narrow", *["light+wide"] * 3)
+        ]
+        assert stored["level1"].shape == (6, 4, 4)
+    capsys.readouterr()
+    assert main(["sample", str(tmp_path / "prior"), "--classes", "dark,blue"]) == 2
+    assert "unknown class 'blue'; accepted: dark+narrow" in capsys.readouterr().err
+    assert main(["sample", str(tmp_path / "prior"), "--temperature", "0.9,0.5,1"]) == 2
+    assert "temperature is 0.9,0.5,1.0; accepted: one value, or one for each of 2" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from models.codes.description import CodeDescription
 from models.codes.encode import OtherCodesError, encode
 from models.codes.store import CodeStore
 from models.data import DataConfig, load_data, to_float
+from models.data.augment import AugmentSettings
 from models.data.splits import SPLITS
 
 pytestmark = pytest.mark.xdist_group("training")
@@ -217,3 +218,33 @@ def test_codes_of_changed_images_or_labels_are_not_kept(tmp_path: Path) -> None:
     del values["settings"]["digest"]
     file.write_text(json.dumps(values))
     assert len(encoded().split("train")) == 17
+
+
+def test_copies_of_the_training_images_are_augmented_and_always_alike(tmp_path: Path) -> None:
+    data = load_data(DataConfig(data="digits", limit=70))
+    torch.manual_seed(0)
+    model = VQVAE(1, downscale=2, kmeans_init=True, **TINY).train()
+    model(to_float(data.train.batch(range(70))))
+    model.eval()
+    changes = AugmentSettings(shift=0.3, mirror=True)
+    plain = encode(model, data, tmp_path / "plain")
+    copied = encode(model, data, tmp_path / "copied", copies=3, augmentation=changes, batch_size=32)
+    shape = {"batch_size": 50, "shard_size": 99}
+    other = encode(model, data, tmp_path / "other", copies=3, augmentation=changes, **shape)
+    images = len(data.train)
+    assert (len(copied.train), len(copied.validation)) == (3 * images, len(plain.validation))
+    for level, (one, all_copies, others) in enumerate(
+        zip(*(store.train.batch(range(len(store.train))) for store in (plain, copied, other)), strict=True)
+    ):
+        assert torch.equal(all_copies[:images], one), level
+        assert torch.equal(all_copies, others), level
+        assert not torch.equal(all_copies[images : 2 * images], one)
+        assert not torch.equal(all_copies[images : 2 * images], all_copies[2 * images :])
+    labels = copied.train.batch_labels(range(3 * images))
+    assert torch.equal(labels, data.train.labels.repeat(3))
+    assert copied.description.settings["copies"] == 3
+    assert "copies" not in plain.description.settings
+    with pytest.raises(OtherCodesError, match="holds codes with copies 3, now it is None"):
+        encode(model, data, tmp_path / "copied")
+    with pytest.raises(ValueError, match="copies is 2; accepted: 1 for images as they are"):
+        encode(model, data, tmp_path / "refused", copies=2)

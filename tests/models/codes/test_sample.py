@@ -12,11 +12,10 @@ from hierarchy_support import CODES, hierarchy
 from PIL import Image
 
 from models import VQVAE, VQVAE2, load_pretrained
-from models.cli import main
+from models.cli import drawing, main
 from models.codes.encode import encode
 from models.codes.sample import decode, sample_codes
 from models.data import DataConfig, load_data, to_float
-from models.evaluation import pictures
 from models.evaluation.evaluate import evaluate
 from models.evaluation.pictures import side_by_side
 from models.runs.config import TrainConfig
@@ -73,7 +72,7 @@ def test_every_prior_gets_its_conditions_and_the_filters() -> None:
 
     priors = [Recorder(10), Recorder(None), Recorder(10)]
     labels = torch.tensor([3, 1])
-    filters = {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "generator": torch.Generator()}
+    filters = {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "guidance": 1.5, "generator": torch.Generator()}
     levels = sample_codes(priors, [(1, 1), (2, 2), (4, 4)], labels, **filters)
     assert [call.pop("labels") is labels for call in calls] == [True, False, True]
     for call, upper in zip(calls, [None, levels[0], levels[1]], strict=True):
@@ -107,7 +106,7 @@ def test_the_picture_of_samples_shows_their_codes_one_class_a_row(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[tuple[torch.Tensor, list[str]]] = []
-    monkeypatch.setattr(pictures, "labelled_rows", lambda path, images, names: shown.append((images, names)))
+    monkeypatch.setattr(drawing, "labelled_rows", lambda path, images, names: shown.append((images, names)))
     drawn = sample(runs, tmp_path, "--count", "2")
     codes = [torch.from_numpy(drawn[f"level{level}"]) for level in range(2)]
     ((images, names),) = shown

@@ -9,7 +9,7 @@ import torch
 from data_support import load, write_images
 
 from models.data import to_float
-from models.evaluation.judge import Judge
+from models.evaluation.judge import Judge, parts_of_classes
 
 pytestmark = pytest.mark.xdist_group("training")
 
@@ -39,3 +39,36 @@ def test_judge_refuses_images_without_classes(tmp_path: Path) -> None:
     write_images(tmp_path / "one" / "ant", 20)
     with pytest.raises(ValueError, match="are of one class; accepted: images of two classes"):
         Judge(load(tmp_path / "one").train)
+
+
+def test_a_convolutional_judge_tells_digits_apart_and_is_the_same_again() -> None:
+    data = load("digits")
+    images = data.test.batch(range(50))
+    judges = [Judge(data.train, kind="cnn", steps=150) for _ in range(2)]
+    assert judges[0].accuracy(data.test) > 0.85
+    assert torch.equal(*(judge.probabilities(images) for judge in judges))
+    assert judges[0].probabilities(images).sum(1).allclose(torch.ones(50))
+    with pytest.raises(ValueError, match="judge is 'tree'; accepted: 'svm', 'cnn'"):
+        Judge(data.train, kind="tree")
+
+
+def test_shares_by_class_are_of_each_column_alone() -> None:
+    names, column = ("f+high", "f+low", "m+high", "m+low"), "sex,rank"
+    parts = parts_of_classes(names, column)
+    assert {name: (of, index.tolist()) for name, (of, index) in parts.items()} == {
+        "sex": (["f", "m"], [0, 0, 1, 1]),
+        "rank": (["high", "low"], [0, 1, 0, 1]),
+    }
+    assert parts_of_classes(("a+b", "c"), "label")["class"][0] == ["a+b", "c"]
+
+    class Fixed(Judge):
+        def __init__(self) -> None:
+            pass
+
+        def probabilities(self, images: torch.Tensor) -> torch.Tensor:
+            # Most likely f+low, but m in all; then f+high.
+            return torch.tensor([[0.0, 0.4, 0.3, 0.3], [0.9, 0.1, 0.0, 0.0]])
+
+    labels = torch.tensor([3, 1])  # m+low, f+low
+    figures = Fixed().by_class(torch.zeros(2, 1, 2, 2).byte(), labels, names, column)
+    assert figures == {"sex": {"all": 1.0, "f": 1.0, "m": 1.0}, "rank": {"all": 0.5, "low": 0.5}}

@@ -1,0 +1,161 @@
+"""The part of ``sample`` for priors over codes: draws, choice among them, pictures and figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.autoencoders.base import DiscreteAutoencoder, require_codes
+from models.cli.flags import check_output
+from models.cli.latents import write_samples
+from models.codes.description import CodeDescription
+from models.codes.store import CodeStore
+from models.data import ImageData, some_rows
+from models.data.columns import label_columns
+from models.data.kinds import Kind, kind_of_settings
+from models.evaluation.drawn import decoded_codes, describe, draw_neighbours, measure_stages
+from models.evaluation.judge import Judge
+from models.evaluation.pictures import grid, labelled_rows, save_image
+from models.evaluation.selection import Drawing, Stage, draw_stages
+from models.files import only_writer, write_whole
+from models.priors.base import AutoregressivePrior
+from models.progress import progress_bar
+from models.runs.config import PriorConfig
+from models.runs.export import say_if_unfinished, usable_model
+from models.runs.layout import RunLayout
+from models.runs.open import load_pretrained
+from models.runs.priors import check_prior_of, class_rows, judge_data
+
+
+def draw_and_measure(
+    arguments: argparse.Namespace, layout: RunLayout, priors: Sequence[AutoregressivePrior], device: str
+) -> None:
+    """Write ``samples.png``, ``codes.npz`` and what else the flags ask for. ValueError."""
+    how = Drawing(
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        guidance=1.0 if arguments.guidance is None else [1.0 if s is None else s for s in arguments.guidance],
+        best_of=arguments.best_of or 1,
+        reject=arguments.reject or 1,
+    )
+    description = CodeDescription.load(layout.folder)
+    decoder = usable_model(arguments.model or description.model)
+    check_prior_of(layout.folder, decoder)
+    say_if_unfinished(decoder)
+    loaded: Any = load_pretrained(decoder, device)
+    model, kind = require_codes(loaded), kind_of_settings(description.settings)
+    rows = class_rows(arguments.classes, description.class_names, priors[0].num_classes)
+    folder = check_output(arguments.out or layout.samples, folder=True)
+    needs_real = how.reject > 1 or arguments.two_sample or arguments.neighbours
+    store = _real_codes(arguments.codes, layout, description) if needs_real else None
+    real = decoded_codes(model, store, "train") if store is not None else None
+    data, judge = None, None
+    if arguments.judge is not None:
+        data = judge_data(arguments.judge, layout.folder, priors, description)
+        print(f"training a classifier on {data.describe()}", flush=True)
+        judge = Judge(data.train, kind=arguments.judge_model, progress=True)
+    labels = torch.tensor([members[i % len(members)] for _, members in rows for i in range(arguments.count)])
+    generator = torch.Generator(device).manual_seed(arguments.seed)
+    codes = len(labels) * how.best_of * how.reject * sum(math.prod(shape) for shape in description.shapes)
+    with only_writer(folder):
+        with progress_bar(codes, "sample", "code", enabled=True) as bar:
+            stages = draw_stages(
+                model,
+                priors,
+                description.shapes,
+                labels.to(device),
+                how,
+                real=real,
+                kind=kind,
+                generator=generator,
+                on_drawn=bar.update,
+                progress=True,
+            )
+        names = [name for name, _ in rows]
+        _write_samples(folder, kind, names, labels, list(stages.values())[-1], arguments.count)
+        figures = _figures(arguments, folder, stages, labels, description, data, judge, model, store, real)
+        if figures:
+            write_whole(folder / "figures.json", json.dumps(figures, indent=2) + "\n")
+            print(describe(figures))
+    as_files = f", as files in {folder / kind.items}" if kind.has_files else ""
+    codes_in = folder / "codes.npz"
+    print(f"{len(labels)} samples in {folder / 'samples.png'}{as_files}, their codes in {codes_in}")
+    if judge is not None and data is not None:
+        images = list(stages.values())[-1].images
+        print(
+            f"a classifier, right on {judge.accuracy(data.test):.1%} of the real test {kind.items}, takes "
+            f"{judge.agreement(images, labels):.1%} of the samples for the class asked for"
+        )
+
+
+def _real_codes(given: str | None, layout: RunLayout, description: CodeDescription) -> CodeStore:
+    """The codes in the folder ``given``, or those that the prior was trained on. ValueError."""
+    store = CodeStore(given or PriorConfig.of_run(layout.config).codes)
+    if store.description.weights != description.weights:
+        raise ValueError(
+            f"codes is {store.folder}, of another model than the prior's codes; accepted: codes of "
+            f"{description.model}"
+        )
+    return store
+
+
+def _write_samples(
+    folder: Path, kind: Kind, names: list[str], labels: Tensor, stage: Stage, count: int
+) -> None:
+    """``samples.png``, a row a class, ``codes.npz``, and each sample as a file where pictures do not do."""
+    picture, pictures = folder / "samples.png", kind.pictures(stage.images)
+    columns = min(count, 2 * kind.columns)
+    if any(names):
+        labelled_rows(picture, pictures, names, columns)
+    else:
+        save_image(grid(pictures, columns), picture)
+    if kind.has_files:
+        write_samples(kind, stage.images, folder, names if any(names) else [])
+    arrays: dict[str, Any] = {f"level{i}": level.cpu().numpy() for i, level in enumerate(stage.codes)}
+    np.savez(folder / "codes.npz", labels=labels.numpy(), **arrays)
+
+
+def _figures(
+    arguments: argparse.Namespace,
+    folder: Path,
+    stages: dict[str, Stage],
+    labels: Tensor,
+    description: CodeDescription,
+    data: ImageData | None,
+    judge: Judge | None,
+    model: DiscreteAutoencoder,
+    store: CodeStore | None,
+    real: Tensor | None,
+) -> dict[str, Any]:
+    """All that was asked for, of every stage; empty where one line says all, as for plain samples."""
+    column = description.settings.get("label_column")
+    is_plain = len(stages) == 1 and store is None and arguments.judge_model == "svm"
+    if is_plain and len(label_columns(column)) < 2:
+        return {}
+    names = description.class_names
+    compared = real if arguments.two_sample else None
+    kind = kind_of_settings(description.settings)
+    figures = measure_stages(
+        stages, labels, names, column, judge=judge, real=compared, kind=kind, progress=True
+    )
+    if judge is not None and data is not None and data.test.labels is not None:
+        real_images = data.test.batch(range(len(data.test)))
+        figures["real test images"] = {"judge": judge.by_class(real_images, data.test.labels, names, column)}
+    if arguments.neighbours and store is not None and real is not None:
+        held_out = decoded_codes(model, store, "test")
+        images = list(stages.values())[-1].images
+        spread = images[some_rows(len(images), len(images))]
+        path = folder / "neighbours.png"
+        figures["squared error to the nearest training image"] = draw_neighbours(
+            path, spread, real, held_out, kind
+        )
+    return figures

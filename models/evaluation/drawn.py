@@ -1,0 +1,123 @@
+"""Figures of samples: taken for their class, told from real codes, and how near they come to real images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from models.codes.sample import decode
+from models.data import some_rows, to_float
+from models.data.kinds import Images, Kind, kind_of_settings
+from models.evaluation.pictures import labelled_rows
+from models.evaluation.realism import nearest, two_sample
+
+if TYPE_CHECKING:
+    from models.autoencoders.base import DiscreteAutoencoder
+    from models.codes.store import CodeStore
+    from models.evaluation.judge import Judge
+    from models.evaluation.selection import Stage
+
+Figures = dict[str, Any]  # as JSON has them
+
+
+def decoded_codes(
+    model: DiscreteAutoencoder, store: CodeStore, split: str, limit: int | None = None
+) -> Tensor:
+    """What the stored codes of a split look like: levels ``[N, C, *S]``, of images uint8, on the CPU.
+
+    limit: of the images, drawn at random, always the same ones. Of augmented copies the first alone are
+    taken, the images as they are.
+    """
+    rows_of = store.split(split)
+    copies = int(store.description.settings.get("copies", 1)) if split == "train" else 1
+    count = len(rows_of) // copies
+    device = next(model.parameters()).device
+    rows = some_rows(count, count if limit is None else limit)
+    kind = kind_of_settings(store.description.settings)
+    images = [
+        kind.to_levels(decode(model, [level.to(device) for level in rows_of.batch(some)]).cpu())
+        for some in rows.split(256)
+    ]
+    return torch.cat(images)
+
+
+def measure_stages(
+    stages: dict[str, Stage],
+    labels: Tensor,
+    class_names: Sequence[str],
+    label_column: str | None,
+    *,
+    judge: Judge | None = None,
+    real: Tensor | None = None,
+    kind: Kind | None = None,
+    progress: bool = False,
+) -> Figures:
+    """Of each stage of :func:`models.evaluation.selection.draw_stages` what ``judge`` and ``real`` allow.
+
+    ``judge``: :meth:`models.evaluation.judge.Judge.by_class`. ``two_sample``: the share of samples and of as
+    many of ``real``, levels ``[N, C, *S]``, that a classifier tells apart. kind: of the data; None: images.
+    """
+    kind = Images((), 0) if kind is None else kind
+    figures: Figures = {}
+    for name, stage in stages.items():
+        images, of_stage = kind.to_levels(stage.images), Figures()
+        if judge is not None:
+            of_stage["judge"] = judge.by_class(images, labels, class_names, label_column)
+        if real is not None:
+            of_stage["two_sample"] = two_sample(real, images, progress=progress).accuracy
+        figures[name] = of_stage
+    return figures
+
+
+def draw_neighbours(
+    path: Path,
+    samples: Tensor,
+    training: Tensor,
+    held_out: Tensor,
+    kind: Kind | None = None,
+    columns: int = 12,
+) -> Figures:
+    """A picture of samples above the training images nearest to them, and how near these are.
+
+    samples: in the models' range, ``[N, C, *S]``, all of which are measured and the first ``columns``
+    shown. training, held_out: levels ``[N, C, *S]``, of images uint8, decoded from their codes as the samples
+    are: a sample that copies a training image is one of error 0. What a held-out image has for its nearest
+    one is the measure of what is near. kind: of the data; None: images.
+    """
+    kind = Images((), 0) if kind is None else kind
+    rows, errors = nearest(kind.to_levels(samples), training)
+    _, real_errors = nearest(held_out, training)
+    shown = min(columns, len(samples))
+    pairs = kind.pictures(torch.cat([samples[:shown].float(), to_float(training[rows[:shown]])]))
+    labelled_rows(
+        path, pairs, ("sample", "nearest"), columns, "Samples and the training images nearest to them"
+    )
+    return {
+        name: {
+            "median": float(values.median()),
+            "least": float(values.min()),
+            "equal": int((values == 0).sum()),
+        }
+        for name, values in (("samples", errors), ("held-out images", real_errors))
+    }
+
+
+def describe(figures: Figures) -> str:
+    """The figures as lines of a Markdown table, one a figure, for all that have a value."""
+    lines = ["| figure | value |", "|---|---|"]
+    for name, value in flat_figures(figures):
+        lines.append(f"| {name} | {value:.4g} |" if isinstance(value, float) else f"| {name} | {value} |")
+    return "\n".join(lines)
+
+
+def flat_figures(figures: Figures, before: str = "") -> list[tuple[str, Any]]:
+    """Every figure by the names on the way to it: ``("kept, judge, gender, all", 0.9)``."""
+    flat: list[tuple[str, Any]] = []
+    for name, value in figures.items():
+        whole = f"{before}, {name}" if before else name
+        flat += flat_figures(value, whole) if isinstance(value, dict) else [(whole, value)]
+    return flat
