@@ -26,9 +26,9 @@ def two_sample(
     """Train a classifier to tell ``samples`` from ``real``; judge each image by one that has not seen it.
 
     Both are levels ``[N, C, *S]``, of images uint8; as many of each are taken, at random where there are more
-    real images. Two classifiers are trained, on one half each, and judge the other half (Lopez-Paz and Oquab, 2017,
-    arXiv:1610.06545). The accuracy grows with the number of images, and is to be compared for equal numbers
-    only. ValueError for fewer than four images of either, or more samples than real images.
+    real images. Two classifiers are trained, on one half each, and judge the other half (Lopez-Paz and Oquab,
+    2017, arXiv:1610.06545). The accuracy grows with the number of images, and is to be compared for equal
+    numbers only. ValueError for fewer than four images of either, or more samples than real images.
     """
     count = len(samples)
     if not 4 <= count <= len(real):

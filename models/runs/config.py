@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from models.autoencoders.pixel_decoder import DecoderSettings
 from models.autoencoders.quantizer import WITH_CODES, QuantizerSettings
 from models.data.augment import AugmentSettings
 from models.data.settings import DataConfig
@@ -192,7 +193,7 @@ class LoopConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(QuantizerSettings, DataConfig, AugmentSettings, LoopConfig):
+class TrainConfig(QuantizerSettings, DecoderSettings, DataConfig, AugmentSettings, LoopConfig):
     """A VAE, VQ-VAE or VQ-VAE-2 and its data.
 
     ``TrainConfig(data="digits", downscale=2, embedding_dim=16)`` trains a VQ-VAE that stands for an image
@@ -266,6 +267,7 @@ class TrainConfig(QuantizerSettings, DataConfig, AugmentSettings, LoopConfig):
         for share in self.level_dropout:
             check_number(0, 1, level_dropout=share)
         self.check_quantizer()
+        self.check_decoder()
 
 
 @dataclass(frozen=True, kw_only=True)
