@@ -137,7 +137,7 @@ class SeededModule(pl.LightningModule):
 
 
 class AutoencoderModule(SeededModule):
-    """A VAE, VQ-VAE or VQ-VAE-2 on batches of (uint8 images, labels)."""
+    """A VAE, VQ-VAE or VQ-VAE-2 on batches of (levels of images, labels)."""
 
     config: TrainConfig
     model: Autoencoder
@@ -146,7 +146,8 @@ class AutoencoderModule(SeededModule):
         super().__init__(model, config, loader)
         weights_channels_last_(model)
         self.run_model = self.compiled(model.__call__)
-        self.variance = variance
+        split: Any = loader.split
+        self.variance, self.kind = variance, split.kind
         self.meter = self._new_meter()
         self.validation_sums: dict[str, Tensor] = {}
         self.validation_images = 0
@@ -222,7 +223,8 @@ class AutoencoderModule(SeededModule):
         self.meter.set_sums(total[len(losses) :])
 
     def _new_meter(self) -> ReconstructionMeter:
-        return ReconstructionMeter([quantizer.codebook_sizes for quantizer in self.model.level_quantizers])
+        sizes = [quantizer.codebook_sizes for quantizer in self.model.level_quantizers]
+        return ReconstructionMeter(sizes, self.kind)
 
 
 class PriorModule(SeededModule):
