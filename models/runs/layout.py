@@ -9,7 +9,7 @@ from pathlib import Path
 from models.codes.description import DESCRIPTION_FILE
 from models.pretrained import WEIGHTS_FILE
 
-_EVERY_LOOP = ("checkpoints", "logs", "tensorboard", "curves.png")
+_EVERY_LOOP = ("checkpoints", "logs", "tensorboard", "curves.png", "warnings.txt")
 # All that a command writes into the folder of its run beside config.yaml and the folders of levels.
 _OUTPUTS = {
     "train": (*_EVERY_LOOP, "data.json", "model", "reconstructions"),
@@ -22,7 +22,8 @@ class RunLayout:
     """Where the files of one run lie: ``RunLayout(Path("runs/digits")).model`` is ``runs/digits/model``.
 
     `train` writes ``config.yaml``, ``data.json``, ``checkpoints/{best,last}.ckpt``, ``logs/``,
-    ``tensorboard/``, ``reconstructions/``, ``model/`` and ``curves.png``; `train-prior` the same with
+    ``tensorboard/``, ``reconstructions/``, ``model/``, ``curves.png`` and, where something went wrong,
+    ``warnings.txt``; `train-prior` the same with
     ``level0/`` (top), ``level1/``, ... and ``codes.json`` in place of ``data.json``, ``model/`` and
     ``reconstructions/``. The other commands
     add ``codes/``, ``evaluation-SPLIT.json``, ``reconstruct-SPLIT/`` and ``samples/``. Nothing is read or
@@ -90,6 +91,11 @@ class RunLayout:
     def curves(self) -> Path:
         """The figure of losses over the steps."""
         return self.folder / "curves.png"
+
+    @property
+    def warnings(self) -> Path:
+        """What was noticed in training, a line each; there is none where nothing was."""
+        return self.folder / "warnings.txt"
 
     @property
     def reconstructions(self) -> Path:

@@ -36,6 +36,7 @@ from models.training.logs import check_installed, make_loggers
 from models.training.modules import SeededModule
 from models.training.processes import cluster_environment, join_tasks, processes, requeue
 from models.training.signals import StopSignals, TrainingStopped
+from models.training.watch import TrainingWatch
 from vq_kernels.checks import check_choice
 
 
@@ -216,7 +217,7 @@ def make_trainer(
         gradient_clip_val=config.clip,
         log_every_n_steps=module.log_every,
         logger=loggers,
-        callbacks=[*checkpoint_callbacks, *stopping, *bar, *callbacks],
+        callbacks=[*checkpoint_callbacks, *stopping, *bar, *callbacks, TrainingWatch(config)],
         enable_progress_bar=config.progress,
         enable_model_summary=False,
         num_sanity_val_steps=0,
