@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import warnings
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from models.data.loader import BatchLoader, Split
 from models.runs.config import LoopConfig
 from models.runs.device import check_compiler, find_gpu, has_bfloat16
+from models.runs.machine import recorded
 from models.runs.reproducible import deterministic_algorithms
 from models.runs.start import check_folder, read_checkpoint
 from models.settings import format_value
@@ -107,7 +109,8 @@ def fit(
     loss or the weights diverge, and OSError for a file that cannot be written.
     """
     best, last = config.layout.best, config.layout.last
-    with warnings.catch_warnings(), StopSignals() as signals:
+    record = recorded(config.layout.machine) if processes().rank == 0 else nullcontext()
+    with record, warnings.catch_warnings(), StopSignals() as signals:
         state = {"epoch": 0, "global_step": 0} if checkpoint is None else read_checkpoint(checkpoint)
         loggers = make_loggers(config.layout, int(state["global_step"]), config.logger)
         trainer = make_trainer(config, module, callbacks, loggers, signals)
