@@ -193,7 +193,7 @@ class AutoencoderModule(SeededModule):
         self.meter = self._new_meter()
         self.validation_sums, self.validation_images = {}, 0
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, tuple[Tensor, ...]]:
         x = to_float(channels_last(batch[0]))
         output = self.run_model(x)
         self.meter.update(x, output.reconstruction, output.codes)
@@ -201,6 +201,7 @@ class AutoencoderModule(SeededModule):
         for name, value in {"loss": total.detach(), **terms}.items():
             self.validation_sums[name] = self.validation_sums.get(name, 0.0) + value * len(x)
         self.validation_images += len(x)
+        return {"codes": output.codes}  # for callbacks
 
     def on_validation_epoch_end(self) -> None:
         """Log figures of all processes' images."""
