@@ -213,6 +213,9 @@ class TrainConfig(QuantizerSettings, TermSettings, DataConfig, AugmentSettings, 
     downscales: tuple[int, ...] = setting(
         (4, 2), "vqvae2: downscale of each level, bottom first", model=("vqvae2",)
     )
+    level_codebook_sizes: tuple[int, ...] = setting(
+        (0,), "vqvae2: number of codes of each level, top first; 0 for codebook_size", model=("vqvae2",)
+    )
     beta: float | None = setting(
         None, "weight of the commitment loss, by default 0.25; vae: of the KL term, by default 1"
     )
@@ -244,6 +247,7 @@ class TrainConfig(QuantizerSettings, TermSettings, DataConfig, AugmentSettings, 
         self._check_integers(2, "hidden")  # the first convolution has half as many
         self._check_integers(1, "residual_hidden", "downscale", "downscales", "latent_dim", "channels_vae")
         self._check_integers(1, "limit")
+        self._check_integers(0 if self.level_codebook_sizes == (0,) else 1, "level_codebook_sizes")
         self._check_integers(0, "residual_layers", "kl_warmup", "pictures_every")
         check_number(beta=self.beta)
         self.check_augment()
