@@ -27,17 +27,18 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
+def only_writer(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Inside, no other process is in such a block for ``folder``, which is made if needed.
 
-    Raises ValueError at once where another one is. The lock is one of the system's on the folder itself: it
-    leaves no file, and ends with the process, however that ends. File systems without locks have none.
+    Raises ValueError at once where another one is, or with ``wait`` waits for its end. The lock is one of
+    the system's on the folder itself: it leaves no file, and ends with the process, however that ends. File
+    systems without locks have none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise ValueError(
                 f"{folder} is being written by another process; wait for its end, or give another folder "

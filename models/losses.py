@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x`` in float32 where autocast has made 16 bits of it: sums and differences of a loss need more."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def mean_or_zero(values: Tensor) -> Tensor:

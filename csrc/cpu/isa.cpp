@@ -70,6 +70,10 @@ bool detect(int isa) {
   switch (isa) {
     case VQ_ISA_PORTABLE:
       return true;
+#ifdef __aarch64__
+    case VQ_ISA_NEON:
+      return true;
+#endif
     case VQ_ISA_AVX2:
       return has_avx2();
     case VQ_ISA_AVX512:
@@ -93,7 +97,7 @@ int chosen = -1;
 }  // namespace vq_cpu
 
 extern "C" const char* vq_cpu_isa_name(int isa) {
-  static const char* const names[VQ_ISA_COUNT] = {"portable", "avx2", "avx512", "amx"};
+  static const char* const names[VQ_ISA_COUNT] = {"portable", "neon", "avx2", "avx512", "amx"};
   return names[isa];
 }
 
@@ -101,6 +105,10 @@ extern "C" int vq_cpu_isa_compiled(int isa) {
   switch (isa) {
     case VQ_ISA_PORTABLE:
       return 1;
+#ifdef VQ_HAVE_NEON
+    case VQ_ISA_NEON:
+      return 1;
+#endif
 #ifdef VQ_HAVE_AVX2
     case VQ_ISA_AVX2:
       return 1;
@@ -120,7 +128,7 @@ extern "C" int vq_cpu_isa_compiled(int isa) {
 
 extern "C" int vq_cpu_isa_supported(int isa) {
   using vq_cpu::detect;
-  static const bool supported[VQ_ISA_COUNT] = {detect(0), detect(1), detect(2), detect(3)};
+  static const bool supported[VQ_ISA_COUNT] = {detect(0), detect(1), detect(2), detect(3), detect(4)};
   return supported[isa];
 }
 
@@ -148,6 +156,10 @@ const Kernels* kernels_in_use() {
 #ifdef VQ_HAVE_AVX2
     case VQ_ISA_AVX2:
       return &kernels_avx2;
+#endif
+#ifdef VQ_HAVE_NEON
+    case VQ_ISA_NEON:
+      return &kernels_neon;
 #endif
     default:
       return &kernels_portable;

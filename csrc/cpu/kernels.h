@@ -125,6 +125,9 @@ const Kernels* kernels_in_use();
 const MatrixKernels* matrix_kernels_in_use();
 
 extern const Kernels kernels_portable;
+#ifdef VQ_HAVE_NEON
+extern const Kernels kernels_neon;
+#endif
 #ifdef VQ_HAVE_AVX2
 extern const Kernels kernels_avx2;
 #endif

@@ -36,22 +36,35 @@ class Buffer {
   T* data_ = nullptr;
 };
 
-// Sets the control word of this thread's vector unit, whatever the caller has set
-// (torch.set_flush_denormal), until the end of the scope.
-template <unsigned WORD>
-class ControlWord {
+enum class Subnormals { kept, zero };
+
+// Sets this thread's vector unit to round to nearest, whatever the caller has set (torch.set_flush_denormal),
+// until the end of the scope.
+template <Subnormals SUBNORMALS>
+class Rounding {
 #if defined(__SSE__)
  public:
-  ControlWord() : saved_(_mm_getcsr()) { _mm_setcsr(WORD); }
-  ~ControlWord() { _mm_setcsr(saved_); }
+  Rounding() : saved_(_mm_getcsr()) { _mm_setcsr(SUBNORMALS == Subnormals::zero ? 0x9fc0 : 0x1f80); }
+  ~Rounding() { _mm_setcsr(saved_); }
 
  private:
   unsigned saved_;
+#elif defined(__aarch64__)
+ public:
+  Rounding() {
+    __asm__ volatile("mrs %0, fpcr" : "=r"(saved_));
+    set(SUBNORMALS == Subnormals::zero ? uint64_t(1) << 24 : 0);
+  }
+  ~Rounding() { set(saved_); }
+
+ private:
+  static void set(uint64_t word) { __asm__ volatile("msr fpcr, %0" ::"r"(word) : "memory"); }
+  uint64_t saved_;
 #endif
 };
 
-using DefaultRounding = ControlWord<0x1f80>;   // round to nearest, with subnormals
-using FlushSubnormals = ControlWord<0x9fc0>;   // round to nearest, subnormals are zero
+using DefaultRounding = Rounding<Subnormals::kept>;
+using FlushSubnormals = Rounding<Subnormals::zero>;
 
 // Waking a thread costs some microseconds: no more threads than `work` (elements touched or products)
 // pays for.

@@ -48,7 +48,14 @@ int vq_cpu_vector_quantize_backward(const VqRows* grad_quantized, const float* l
                                     int threads, const VqRows* grad_x);
 
 // --- instruction sets ---
-enum VqIsa { VQ_ISA_PORTABLE = 0, VQ_ISA_AVX2 = 1, VQ_ISA_AVX512 = 2, VQ_ISA_AMX = 3, VQ_ISA_COUNT = 4 };
+enum VqIsa {
+  VQ_ISA_PORTABLE = 0,
+  VQ_ISA_NEON = 1,
+  VQ_ISA_AVX2 = 2,
+  VQ_ISA_AVX512 = 3,
+  VQ_ISA_AMX = 4,
+  VQ_ISA_COUNT = 5
+};
 
 const char* vq_cpu_isa_name(int isa);
 // 1 if this binary holds kernels for it, if this machine can run it.

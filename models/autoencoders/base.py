@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.autoencoders.likelihoods import Likelihood
-from models.losses import mean_or_zero
+from models.losses import at_least_float32, mean_or_zero
 from models.pretrained import Pretrained
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Autoencoder(Pretrained, ABC):
     likelihood: Likelihood
     # Weight of the KL term in training, for models that have one: raised from 0, so that the latent is not
     # given up at the start.
-    kl_warmup_factor: float = 1.0
+    kl_warmup_factor: float | Tensor = 1.0
 
     @abstractmethod
     def forward(self, x: Tensor) -> AutoencoderOutput:
@@ -162,9 +162,10 @@ class DiscreteAutoencoder(Autoencoder):
         """
         self._check_images(x)
         levels = self._quantize(x)
-        parameters = self._decode(self._drop_levels([level.quantized for level in levels]))
+        kept = self._drop_levels([level.quantized for level in levels])
+        parameters = at_least_float32(self._decode(kept))
         reconstruction_loss = self.likelihood.loss(parameters, x)
-        errors = [mean_or_zero((level.z.detach() - level.quantized.detach()).square()) for level in levels]
+        errors = [_squared_distance(level.z.detach(), level.quantized.detach()) for level in levels]
         terms = {"reconstruction": reconstruction_loss.detach(), "commitment": torch.stack(errors).sum()}
         loss = reconstruction_loss + torch.stack([level.loss for level in levels]).sum()
         codes = tuple(level.codes for level in levels)
@@ -282,6 +283,11 @@ class DiscreteAutoencoder(Autoencoder):
                 f"codes is of the shapes {shapes}; accepted: equal batches of maps, top first, with "
                 f"{self.ndim} sizes that are {', '.join(ratios)} of the image's"
             )
+
+
+def _squared_distance(z: Tensor, quantized: Tensor) -> Tensor:
+    """The mean over all elements, ``[]``, in float32 where they have 16 bits."""
+    return mean_or_zero((at_least_float32(z) - at_least_float32(quantized)).square())
 
 
 def require_codes(model: Autoencoder) -> DiscreteAutoencoder:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.autoencoders.base import Autoencoder, AutoencoderOutput
 from models.autoencoders.blocks import check_sizes
 from models.autoencoders.likelihoods import make_likelihood
-from models.losses import mean_or_zero
+from models.losses import at_least_float32, mean_or_zero
 from models.pretrained import constructor_arguments
 from vq_kernels.checks import check_integer, check_number
 
@@ -97,7 +97,7 @@ class VAE(Autoencoder):
                 f"{self.image_size[1]}]"
             )
         self._check_dtype(x)
-        mean, log_variance = self.encoder(x).chunk(2, dim=1)
+        mean, log_variance = at_least_float32(self.encoder(x)).chunk(2, dim=1)
         return mean, log_variance
 
     def decode(self, z: Tensor) -> Tensor:
@@ -164,8 +164,7 @@ class VAE(Autoencoder):
 
     def _decode(self, z: Tensor) -> Tensor:
         start = F.relu(self.from_latent(z)).view(-1, *self.smallest)
-        parameters: Tensor = self.decoder(start)
-        return parameters
+        return at_least_float32(self.decoder(start))
 
 
 def initialize(layer: nn.Module) -> None:
@@ -191,8 +190,7 @@ def initialize(layer: nn.Module) -> None:
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL(N(mean, exp(log_variance)) || N(0, 1)) of ``[B, L]`` parameters: ``[B]`` nats, float32 at least.
 
-    Under autocast the parameters are 16 bits, in which exp(v) - 1 - v would cancel to little.
+    In 16 bits exp(v) - 1 - v would cancel to little.
     """
-    if mean.dtype in (torch.bfloat16, torch.float16):
-        mean, log_variance = mean.float(), log_variance.float()
+    mean, log_variance = at_least_float32(mean), at_least_float32(log_variance)
     return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,7 @@ class CodeSplit:
     ``[32, 4, 4]`` and ``[32, 8, 8]``.
     """
 
-    cached = True
+    cached = False  # a batch takes milliseconds
 
     def __init__(self, dataset: Dataset, shapes: tuple[tuple[int, ...], ...]) -> None:
         self.dataset, self.shapes = dataset.with_format("numpy"), shapes
@@ -68,7 +69,12 @@ class CodeSplit:
 
     def batch_labels(self, rows: Sequence[int] | Tensor) -> Tensor:
         """The labels of the given rows, -1 where there are none: ``[B]`` int64."""
-        return torch.as_tensor(self.dataset[_as_list(rows)]["label"]).long()
+        return self._labels[torch.as_tensor(_as_list(rows), dtype=torch.int64)]
+
+    @cached_property
+    def _labels(self) -> Tensor:
+        """Those of all rows, ``[N]``: one by one they take as long as the codes."""
+        return torch.as_tensor(self.dataset.select_columns("label")[:]["label"]).long()
 
 
 class CodeStore:

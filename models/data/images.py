@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.data.cache import Decoded, DecodedCache
 from models.data.orientation import turned
 from models.data.records import image_name, naming_the_image, open_image
 from models.data.sources import DataError
@@ -31,6 +32,10 @@ def some_rows(count: int, limit: int) -> Tensor:
     The first rows would not do: folders of images are sorted by class.
     """
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:limit].sort().values
+
+
+def _nothing(count: int) -> None:
+    """Told of decoded images, do nothing."""
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -54,6 +59,8 @@ class ImageSplit:
     axis: images are mirrored to its positive side where it is set, see :mod:`models.data.orientation`.
     roots: folders in which files that records name must lie, see :func:`models.data.records.read_encoded`.
     cache: decode all images now and keep them; else they are decoded batch by batch.
+    store: keeps decoded images on disk, mapped into memory. Those that it has are not decoded again, without
+        ``cache`` neither.
     check: without a cache, decode all images once, so that a bad one is found before training starts.
     resize, recolour: fit an image of another size, or a coloured one among grey ones; else it is an error.
     on_decoded: called with the number of images each time some have been decoded for the cache or the check.
@@ -74,6 +81,7 @@ class ImageSplit:
         resize: bool,
         recolour: bool,
         cache: bool,
+        store: DecodedCache | None = None,
         crop: float | None = None,
         check: bool = True,
         on_decoded: Callable[[int], object] | None = None,
@@ -84,32 +92,38 @@ class ImageSplit:
         self.crop = crop
         self._encoded = dataset.with_format(None).select_columns([image_column])
         self._column = image_column
-        self._pixels: Tensor | None = None
+        self._decoded: Decoded | None = None
         self._histogram: Tensor | None = None
-        if cache:
-            self._pixels = torch.empty(len(dataset), channels, *size, dtype=torch.uint8)
+        if cache and store is not None:
+            self._decoded = store.fill(hashes, self._decode, on_decoded or _nothing)
+        elif cache:
+            pixels = np.empty((len(dataset), channels, *size), dtype=np.uint8)
             for start in range(0, len(dataset), 1024):
                 rows = range(start, min(start + 1024, len(dataset)))
-                self._pixels[start : rows.stop] = self._decode(rows)
+                pixels[start : rows.stop] = self._decode(rows)
                 if on_decoded is not None:
                     on_decoded(len(rows))
-        elif check:
-            self._check(on_decoded)
+            self._decoded = Decoded.of_array(pixels)
+        else:
+            self._decoded = None if store is None else store.find(hashes)
+            if check and self._decoded is None:
+                self._check(on_decoded)
 
     @property
     def cached(self) -> bool:
         """Whether the decoded images are in memory."""
-        return self._pixels is not None
+        return self._decoded is not None and self._decoded.in_memory
 
     def __len__(self) -> int:
         return len(self._encoded)
 
     def batch(self, rows: Sequence[int] | Tensor) -> Tensor:
         """Images of the given rows: ``[B, C, H, W]`` uint8."""
-        if self._pixels is not None:
-            images = self._pixels[torch.as_tensor(rows, dtype=torch.int64)]
+        index = torch.as_tensor(rows, dtype=torch.int64)
+        if self._decoded is not None:
+            images = torch.from_numpy(self._decoded.take(index.numpy()))
         else:
-            images = self._decode([int(row) for row in rows])
+            images = torch.from_numpy(self._decode(index.tolist()))
         return images if self.axis is None else turned(images, self.axis)
 
     def batch_labels(self, rows: Sequence[int] | Tensor) -> Tensor:
@@ -117,13 +131,15 @@ class ImageSplit:
         index = torch.as_tensor(rows, dtype=torch.int64)
         return torch.full((len(index),), -1) if self.labels is None else self.labels[index]
 
-    def _decode(self, rows: Iterable[int]) -> Tensor:
+    def _decode(self, rows: Iterable[int]) -> NDArray[np.uint8]:
         index = list(rows)
         records = self._encoded[index][self._column]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             arrays = list(pool.map(self._pixels_of, records, index))
-        stacked = torch.from_numpy(np.stack(arrays))  # [B, H, W] or [B, H, W, C]
-        return stacked.unsqueeze(1) if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2).contiguous()
+        if not arrays:
+            return np.empty((0, self.channels, *self.size), dtype=np.uint8)
+        stacked = np.stack(arrays)  # [B, H, W] or [B, H, W, C]
+        return stacked[:, None] if stacked.ndim == 3 else np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))
 
     def _pixels_of(self, record: dict[str, Any], row: int) -> NDArray[np.uint8]:
         image = open_image(record, row, self._roots)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from models.data.cache import WORTH_KEEPING, DecodedCache
 from models.data.columns import (
     find_image_column,
     find_label_column,
@@ -22,13 +25,12 @@ from models.data.images import GREY_MODES, ImageSplit, cropped_size, some_rows
 from models.data.orientation import principal_axis
 from models.data.records import open_image
 from models.data.settings import DataConfig
-from models.data.sources import DataError, SourceData, open_source
+from models.data.sources import DataError, SourceData, location, open_source
 from models.data.splits import SPLITS, content_hashes, named_splits, repeated_images, split_rows
 from models.progress import progress_bar
 from vq_kernels.checks import check_choice
 
 if TYPE_CHECKING:
-    import numpy as np
     from datasets import Dataset
     from numpy.typing import NDArray
 
@@ -169,7 +171,9 @@ def data_from(
     if channels not in (1, 3):
         raise DataError(f"channels is {channels}; accepted: 1 for grey, 3 for colour")
     images = sum(len(split) for split in splits.values())
-    cache = not stream and images * channels * size[0] * size[1] <= config.cache_gb * 2**30
+    nbytes = images * channels * size[0] * size[1]
+    cache = not stream and nbytes <= config.cache_gb * 2**30
+    store = None if nbytes < WORTH_KEEPING else _decoded_images(config, size, channels)
     with progress_bar(images, "decode", "image", enabled=progress and not stream) as bar:
         ready = {
             name: ImageSplit(
@@ -183,6 +187,7 @@ def data_from(
                 resize=config.size is not None,
                 recolour=config.channels is not None,
                 cache=cache,
+                store=store,
                 crop=config.crop,
                 check=not stream,
                 on_decoded=bar.update,
@@ -217,6 +222,22 @@ def data_from(
         settings=settings,
         left_out=(*source.left_out, *left_out),
     )
+
+
+def _decoded_images(config: DataConfig, size: tuple[int, int], channels: int) -> DecodedCache:
+    """Where decoded images of this form of the data lie; other settings may refuse an image of theirs."""
+    import datasets
+    import PIL
+
+    form = {
+        "data": location(config.data),
+        "resize": config.size is not None,
+        "recolour": config.channels is not None,
+        "crop": config.crop,
+        "pillow": PIL.__version__,
+    }
+    root = Path(config.cache_dir or datasets.config.HF_DATASETS_CACHE) / "decoded"
+    return DecodedCache(root, form, (channels, *size), np.uint8)
 
 
 def parse_size(size: str) -> tuple[int, int]:

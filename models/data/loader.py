@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from vq_kernels.checks import check_integer
 
+_AHEAD = 2  # batches that are read before they are asked for
 Batch = tuple[Tensor, Tensor]  # images [B, C, H, W] uint8, labels [B] int64 (-1 for none)
 
 
@@ -36,8 +38,10 @@ class BatchLoader:
     The order of an epoch depends on (seed, epoch) alone. ``state_dict`` holds epoch and position, so
     that a loader restored in the middle of an epoch goes on with the next batch. With ``world`` processes
     process ``rank`` takes every world-th image and all take equally many; only with ``shuffle`` are the
-    few that would make the last batch smaller left out. One batch is prepared ahead when images are
-    decoded on the way.
+    few that would make the last batch smaller left out. Of a split that is not ``cached`` the next two
+    batches are read in a thread while one is used, so that training waits for none of them.
+
+    pin: put what is read into pinned memory, from which a GPU copies while it computes.
     """
 
     def __init__(
@@ -49,10 +53,11 @@ class BatchLoader:
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
+        pin: bool = False,
     ) -> None:
         check_integer(1, batch_size=batch_size)
         self.split, self.batch_size, self.shuffle, self.seed = split, batch_size, shuffle, seed
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.pin = rank, world, pin
         self.epoch, self.position = -1, 0
         self._resume = False
         if len(self) == 0:
@@ -99,15 +104,23 @@ class BatchLoader:
         if self.split.cached:
             yield from (self._read(rows) for rows in batches)
             return
-        if not batches:
-            return
-        with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(self._read, batches[0])
-            for following in batches[1:]:
-                batch = ahead.result()
-                ahead = pool.submit(self._read, following)
-                yield batch
-            yield ahead.result()
+        pool = ThreadPoolExecutor(1)
+        ahead: deque[Future[tuple[Any, Tensor]]] = deque()
+        try:
+            for rows in batches:
+                ahead.append(pool.submit(self._read, rows))
+                if len(ahead) > _AHEAD:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _read(self, rows: Tensor) -> tuple[Any, Tensor]:
-        return self.split.batch(rows), self.split.batch_labels(rows)
+        batch, labels = self.split.batch(rows), self.split.batch_labels(rows)
+        return (_pinned(batch), labels.pin_memory()) if self.pin else (batch, labels)
+
+
+def _pinned(batch: Any) -> Any:
+    """Images, or the codes of every level, in pinned memory."""
+    return tuple(map(_pinned, batch)) if isinstance(batch, tuple) else batch.pin_memory()

@@ -35,7 +35,9 @@ class DataConfig:
     validation: float = setting(0.1, "share of the training images set aside if there is no such split")
     test: float = setting(0.2, "share of the training images set aside if there is no such split")
     limit: int | None = setting(None, "use at most this many images of each split, drawn at random")
-    cache_gb: float = setting(4.0, "keep decoded images in memory up to this size")
+    cache_gb: float = setting(4.0, "keep decoded images up to this size, on disk and mapped into memory")
     split_seed: int = setting(0, "of the splits cut from the training images, and of what limit draws")
     split_by: str = setting("content", "content: equal images fall together; number: as earlier runs")
-    cache_dir: str | None = setting(None, "folder in which Hugging Face datasets keeps converted data")
+    cache_dir: str | None = setting(
+        None, "folder of converted and decoded data, by default that of Hugging Face datasets"
+    )

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.priors.dropout import drop_keys
+
 
 class KeyValueCache:
     """The keys and values of the positions seen so far, with room for ``capacity`` of them."""
@@ -42,7 +44,9 @@ def attend(
     """softmax(q k^T / sqrt(d)) v for each head, ``[B, N, C]`` to ``[B, N, C]``, never storing N x N.
 
     ``causal``: position t attends to positions up to and including t. With a ``cache`` the inputs are the one
-    next position, N = 1, which attends to all that the cache holds and to itself.
+    next position, N = 1, which attends to all that the cache holds and to itself. ``dropout``: probability
+    with which a head leaves a position out for all queries of a map, see
+    :func:`models.priors.dropout.drop_keys`.
     """
     q, k, v = (
         x.reshape(*x.shape[:2], heads, x.shape[2] // heads).transpose(1, 2) for x in (query, key, value)
@@ -50,7 +54,9 @@ def attend(
     if cache is not None:
         k, v = cache.append(k, v)
         causal = False  # nothing later is in the cache
-    attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
+    if dropout:
+        v = drop_keys(v, dropout)
+    attended = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     return attended.transpose(1, 2).flatten(2)
 
 

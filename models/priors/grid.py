@@ -10,6 +10,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from models.priors.attention import upsample_to
 from models.priors.base import AutoregressivePrior, Decoder
+from models.priors.dropout import Dropout
 
 
 class GridPrior(AutoregressivePrior):
@@ -69,7 +70,7 @@ class _UpperBlock(nn.Module):
         super().__init__()
         self.conv1 = weight_norm(nn.Conv2d(channels, channels, 3, padding=1))
         self.conv2 = weight_norm(nn.Conv2d(channels, 2 * channels, 3, padding=1))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.dropout(F.elu(self.conv1(F.elu(x))))

@@ -20,6 +20,7 @@ from models.priors.causal import (
     shift_down,
     shift_right,
 )
+from models.priors.dropout import Dropout
 from models.priors.grid import GridPrior, UpperStack
 from vq_kernels.checks import check_integer
 
@@ -44,7 +45,7 @@ class GatedLayer(nn.Module):
         self.residual_and_skip = nn.Linear(channels, 2 * channels)
         self.label = None if num_classes is None else nn.Embedding(num_classes, 4 * channels)
         self.upper = nn.Conv2d(upper_channels, 4 * channels, 1) if upper_channels else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, v: Tensor, h: Tensor, labels: Tensor | None, upper: Tensor | None

@@ -56,7 +56,7 @@ class PixelSNAIL(GridPrior):
         res_channels: hidden channels of residual blocks; None for as many as ``channels``.
         attention, heads: causal attention at the end of each block; ``heads`` divides ``channels / 2``.
         out_res_blocks: 1 x 1 residual blocks before the output.
-        dropout: in residual blocks and on attention weights.
+        dropout: in residual blocks, and of positions from a head's attention.
         num_classes: adds a bias of the class to every gate; None for no labels.
         upper_codebook_size: codes of the level above; None for no upper level.
         null_label: one label more, which says nothing of the class.

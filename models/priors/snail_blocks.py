@@ -9,6 +9,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from models.priors.attention import KeyValueCache, attend
 from models.priors.causal import LeftCache, LeftConv, RowsCache, RowsConv
+from models.priors.dropout import Dropout
 
 
 class CausalConv(nn.Module):
@@ -58,7 +59,7 @@ class GatedResidual(nn.Module):
         super().__init__()
         self.conv1 = CausalConv(channels, hidden, kernel_size)
         self.conv2 = CausalConv(hidden, 2 * channels, kernel_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.label = None if num_classes is None else nn.Embedding(num_classes, 2 * channels)
         self.upper = None
         if upper_channels:
@@ -106,7 +107,7 @@ class GatedPointwise(nn.Module):
         self.linear1 = weight_norm(nn.Linear(channels, hidden))
         self.auxiliary = weight_norm(nn.Linear(auxiliary, hidden)) if auxiliary else None
         self.linear2 = weight_norm(nn.Linear(hidden, 2 * channels))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, auxiliary: Tensor | None = None) -> Tensor:
         hidden = self.linear1(F.elu(x))

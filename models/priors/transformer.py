@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from models.pretrained import constructor_arguments
 from models.priors.attention import KeyValueCache, attend, token_map, token_rows, upsample_to
 from models.priors.base import AutoregressivePrior, Decoder, check_dropout
+from models.priors.dropout import Dropout
 from vq_kernels.checks import check_integer
 
 
@@ -29,11 +30,11 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(width)
         self.expand = nn.Linear(width, 4 * width)
         self.contract = nn.Linear(4 * width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.query_key_value(self.attention_norm(x)).chunk(3, dim=-1)
-        dropout = self.dropout.p if self.training else 0.0
+        dropout = self.dropout.probability if self.training else 0.0
         attended = attend(query, key, value, heads=self.heads, causal=self.causal, dropout=dropout)
         x = x + self.dropout(self.project(attended))
         return x + self.dropout(self.contract(F.gelu(self.expand(self.mlp_norm(x)))))
@@ -70,7 +71,8 @@ class TransformerPrior(AutoregressivePrior):
         codebook_size: K, codes are in [0, K).
         width: of the residual stream; the hidden layer of an MLP is 4 times that.
         shape: the largest map, ``(L,)``, ``(H, W)`` or ``(T, H, W)``; it fixes the number of axes.
-        layers, heads, dropout: of the decoder; ``heads`` divides ``width``.
+        layers, heads, dropout: of the decoder; ``heads`` divides ``width``. In training ``dropout`` zeroes
+            features, and leaves positions out of a head's attention.
         num_classes: one start token for each class; None for no labels.
         upper_codebook_size: codes of the level above; None for no upper level.
         null_label: one label more, which says nothing of the class.
@@ -118,7 +120,7 @@ class TransformerPrior(AutoregressivePrior):
             )
             self.upper_norm = nn.LayerNorm(width)
             self.upper_out = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, codebook_size)
         self._initialise(layers, upper_layers)

@@ -47,6 +47,7 @@ class LoopConfig:
     clip: float | None = setting(None, "clip the norm of the gradient to this")
     accumulate: int = setting(1, "batches whose gradients are averaged into one step")
     precision: str = setting("32-true", "32-true, bf16-mixed or 16-mixed")
+    compile: bool = setting(False, "compile the model with torch.compile, which takes minutes at the start")
     devices: int | None = setting(None, "devices on each machine; by default as torchrun says, else 1")
     accelerator: str = setting("auto", "auto, cpu or gpu")
     deterministic: bool = setting(True, "on a GPU: equal seeds give equal runs, at some speed")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from pathlib import Path
+
 import torch
 
 # The types of GPU that models run on, as torch names them and its modules: the first that is there is taken.
@@ -11,6 +15,25 @@ GPU_TYPES = ("cuda",)
 def find_gpu() -> str | None:
     """The type of GPU that torch finds here, or None."""
     return next((name for name in GPU_TYPES if getattr(torch, name).is_available()), None)
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor has instructions that multiply bfloat16; False where the system does not say."""
+    file = Path("/proc/cpuinfo")
+    names = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is Arm's
+    lines = file.read_text().splitlines() if file.is_file() else []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return not names.isdisjoint(flags.partition(":")[2].split())
+
+
+def check_compiler() -> None:
+    """ValueError unless the C++ compiler is there that ``torch.compile`` runs for the CPU."""
+    name = os.environ.get("CXX", "g++")
+    if shutil.which(name.split()[0]) is None:
+        raise ValueError(
+            f"compile is true, which needs a C++ compiler, and {name} is not installed; accepted: false, or "
+            f"true with the path of a compiler in CXX"
+        )
 
 
 def find_device(name: str) -> str:

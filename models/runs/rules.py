@@ -11,9 +11,10 @@ from models.settings import format_value
 # A resumed run may change these. The others decide the model, its data and their order, or come back with
 # the checkpoint, as the learning rate does.
 RESUMABLE_SETTINGS = (
-    *("name", "runs", "epochs", "steps", "patience", "schedule", "warmup", "clip", "precision", "devices"),
-    *("accelerator", "deterministic", "log_every", "checkpoint_every", "progress", "pictures_every"),
-    *("cache_gb", "cache_dir", "requeue", "logger", "minutes"),
+    *("name", "runs", "epochs", "steps", "patience", "schedule", "warmup", "clip", "precision", "compile"),
+    *("devices", "accelerator", "deterministic", "log_every", "checkpoint_every", "progress", "requeue"),
+    *("pictures_every", "logger", "minutes"),
+    *("cache_gb", "cache_dir"),
 )
 # What runs had before there was such a setting, where that is not its default.
 BEFORE = {"split_by": "number"}

@@ -28,6 +28,7 @@ from models.training.loop import (
     load_best,
     training_loader,
 )
+from models.training.memory_format import weights_contiguous_
 from models.training.modules import AutoencoderModule
 from models.training.processes import processes
 from models.training.rehearsal import Plan, StepTimer, rehearse
@@ -132,6 +133,7 @@ def _train(
                 given.save_description(config.layout.model)
         load_best(module, fit(config, module, validation, [*callbacks, *pictures], checkpoint))
         model = model.cpu().eval()
+        weights_contiguous_(model)
         calibrate(model, data.validation, config.batch_size)
         if rank == 0:
             model.save_pretrained(config.layout.model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -18,10 +18,15 @@ from models.data.loader import Batch, BatchLoader
 from models.evaluation.metrics import ReconstructionMeter, level_names
 from models.losses import gradient_difference, mean_or_zero
 from models.runs.config import LoopConfig, PriorConfig, TrainConfig
+from models.training.memory_format import channels_last, weights_channels_last_
+from models.training.optimizer import fused_adam
 
 if TYPE_CHECKING:
     from models.autoencoders.base import Autoencoder, AutoencoderOutput
     from models.priors.base import AutoregressivePrior
+
+
+Call = Callable[..., Any]
 
 
 class SeededModule(pl.LightningModule):
@@ -39,6 +44,14 @@ class SeededModule(pl.LightningModule):
         self.diverged_at = torch.tensor(-1)  # the first step whose loss was not finite
         self.train_loss = math.nan  # that was logged last
         self.time_share = 0.0  # of ``minutes``, that have passed
+
+    def compiled(self, call: Call) -> Call:
+        """``call`` itself, or compiled where the settings ask for it; every size of a batch by itself.
+
+        The few sizes of a run are compiled with their numbers inside: which kernel a batch meets then does
+        not depend on what came before it, so that a resumed run computes what an uninterrupted one does.
+        """
+        return torch.compile(call, dynamic=False) if self.config.compile else call
 
     def on_fit_start(self) -> None:
         self.diverged_at = torch.tensor(-1, device=self.device)
@@ -91,7 +104,7 @@ class SeededModule(pl.LightningModule):
         torch.manual_seed(batch_idx)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = make_optimizer(self.model, self.config)
+        optimizer = fused_adam(self.model.parameters(), self.config.lr, self.config.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -131,17 +144,21 @@ class AutoencoderModule(SeededModule):
 
     def __init__(self, model: Autoencoder, config: TrainConfig, loader: BatchLoader, variance: float) -> None:
         super().__init__(model, config, loader)
+        weights_channels_last_(model)
+        self.run_model = self.compiled(model.__call__)
         self.variance = variance
         self.meter = self._new_meter()
         self.validation_sums: dict[str, Tensor] = {}
         self.validation_images = 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        self.model.kl_warmup_factor = min(1.0, (self.trainer.global_step + 1) / (self.config.kl_warmup + 1))
-        x = to_float(batch[0])
+        factor = min(1.0, (self.trainer.global_step + 1) / (self.config.kl_warmup + 1))
+        # A number would be compiled in, and each step compiled anew.
+        self.model.kl_warmup_factor = torch.tensor(factor) if self.config.compile else factor
+        x = to_float(channels_last(batch[0]))
         if self.config.augments:
             x = augment(x, torch.rand(len(x), NOISE, device=x.device), self.config)
-        output = self.model(x)
+        output = self.run_model(x)
         total, terms = self._loss(x, output)
         values = {"loss": total.detach(), **terms}
         quantizers = self.model.level_quantizers
@@ -176,8 +193,8 @@ class AutoencoderModule(SeededModule):
         self.validation_sums, self.validation_images = {}, 0
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        x = to_float(batch[0])
-        output = self.model(x)
+        x = to_float(channels_last(batch[0]))
+        output = self.run_model(x)
         self.meter.update(x, output.reconstruction, output.codes)
         total, terms = self._loss(x, output)
         for name, value in {"loss": total.detach(), **terms}.items():
@@ -226,6 +243,7 @@ class PriorModule(SeededModule):
     ) -> None:
         super().__init__(nn.ModuleList(priors), config, loader)
         self.levels = range(len(priors)) if levels is None else levels
+        self.run_priors = [self.compiled(prior.__call__) for prior in priors]
 
     def training_step(self, batch: CodeBatch, batch_idx: int) -> Tensor:
         losses = self.losses(batch, self.config.label_dropout)
@@ -249,27 +267,16 @@ class PriorModule(SeededModule):
         losses = {}
         names = level_names(len(codes))
         priors: Iterable[Any] = self.model
-        for prior, level in zip(priors, self.levels, strict=True):
+        for prior, run, level in zip(priors, self.run_priors, self.levels, strict=True):
             conditions = labels if prior.num_classes is not None else None
             if label_dropout and conditions is not None:
                 is_dropped = torch.rand(len(labels), device=labels.device) < label_dropout
                 null = torch.full_like(conditions, prior.null_label)
                 conditions = torch.where(is_dropped, null, conditions)
             upper = codes[level - 1] if level else None
-            nats = -prior(codes[level], conditions, upper)
+            nats = -run(codes[level], conditions, upper)
             losses[f"nats_per_code{names[level]}"] = nats.mean() / codes[level][0].numel()
         return losses
-
-
-def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
-    """Adam; with ``weight_decay`` AdamW, whose decay spares what has one axis: biases, norms, scales."""
-    if not config.weight_decay:
-        return torch.optim.Adam(model.parameters(), lr=config.lr)
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in model.parameters() if (p.ndim > 1) == decays], "weight_decay": share}
-        for decays, share in ((True, config.weight_decay), (False, 0.0))
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr)
 
 
 def total_steps(config: LoopConfig, batches: int) -> int:

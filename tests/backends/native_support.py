@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vq_kernels.backends import marshal, native
 
-ISAS = ("portable", "avx2", "avx512", "amx")
+ISAS = ("portable", "neon", "avx2", "avx512", "amx")
 
 
 def use_isa(name: str, monkeypatch: pytest.MonkeyPatch) -> str:

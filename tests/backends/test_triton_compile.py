@@ -87,8 +87,6 @@ SPILLS = {
     "90-f32-f32-exact-64-middle": 9,
     "90-f32-f32-exact-64-maps-middle": 8,
     "90-bf16-f32-exact-64-middle": 7,
-    # Triton 3.7 keeps the products of Blackwell's matrix unit in registers here: to be mended.
-    "100-f32-f32-exact-64-resolve": 476,
     # One number, before the loop, with 3.6 at the limit of 128 registers.
     "90-f32-f32-exact-100": 2,
     "90-f32-f32-exact-128": 2,
@@ -108,7 +106,10 @@ def test_searches_use_the_tensor_cores(targets: dict[str, Any]) -> None:
 def test_searches_fit_the_machine(targets: dict[str, Any]) -> None:
     for name, result in searches(targets).items():
         assert result["registers"] <= result["limit"], name
-        assert result["shared"] <= SHARED[name.split("-")[0]] * 1024, name
+    for name, result in targets.items():
+        assert result.get("shared", 0) <= SHARED.get(name.split("-")[0], 227) * 1024, name
+        # Beyond the columns of a multiprocessor of 10.x Triton compiles a kernel that traps.
+        assert result.get("tensor_memory", 0) <= 512, name
 
 
 def test_two_programs_share_a_multiprocessor(targets: dict[str, Any]) -> None:

@@ -110,6 +110,7 @@ def inspect(compiled: Any, pairs: float = 0.0, fused: int = 1) -> dict[str, Any]
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),  # type: ignore[index]
         "spills": total["LDL"] + total["STL"],
         "shared": compiled.metadata.shared,
+        "tensor_memory": getattr(compiled.metadata, "tmem_size", 0),
         "mma": sorted(n for n in total if "MMA" in n),
         "fused_float64": total["DFMA"],
         "approximate": len(re.findall(r"(?:sqrt|div)\.(?:approx|full)", compiled.asm["ptx"])),
@@ -242,7 +243,9 @@ MORE_SEARCHES: list[tuple[Any, ...]] = [
     (90, "f16", "f16", "exact", 64), (90, "bf16", "bf16", "fast", 128), (90, "bf16", "bf16", "fast", 256),
     (90, "f32", "f32", "fast", 64),
     (80, "bf16", "bf16", "fast", 64), (80, "f32", "f32", "exact", 64), (100, "bf16", "bf16", "fast", 64),
-    (100, "f32", "f32", "exact", 64), (120, "f32", "f32", "exact", 64),
+    (100, "f32", "f32", "exact", 64), (100, "f32", "f32", "exact", 128, "maps"),
+    (100, "f32", "f32", "exact", 128, "odd"), (100, "f32", "f32", "exact", 256),
+    (120, "f32", "f32", "exact", 64),
 ]  # fmt: skip
 TRAINING: list[tuple[str, str, int, bool, int, int]] = [
     ("rows", "f32", 64, False, ROWS, 512),

@@ -1,7 +1,7 @@
-"""The CPU backend: C++ kernels of ``vq_kernels._C`` for AMX, AVX-512, AVX2 and any other CPU.
+"""The CPU backend: C++ kernels of ``vq_kernels._C`` for AMX, AVX-512, AVX2, NEON and any other CPU.
 
-The instruction set is chosen at run time; the environment variable ``VQ_ISA`` (portable, avx2, avx512
-or amx) overrides the choice, for tests. Tensors arrive checked (``base.py``); here they become
+The instruction set is chosen at run time; the environment variable ``VQ_ISA`` (portable, neon,
+avx2, avx512 or amx) overrides the choice, for tests. Tensors arrive checked (``base.py``); here they become
 addresses, sizes and strides.
 """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
@@ -57,3 +59,27 @@ def test_loader_shares_images_between_processes() -> None:
     assert sorted(row for part in parts for batch in part for row in batch) == list(range(23))
     with pytest.raises(ValueError, match="for only 3 images; choose a smaller batch_size"):
         BatchLoader(Numbers(3, True), 2, shuffle=True, world=2)
+
+
+class Watched(Numbers):
+    """Tells which batches have been read."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count, cached=False)
+        self.read: list[threading.Event] = [threading.Event() for _ in range(count // 4)]
+
+    def batch(self, rows: torch.Tensor) -> torch.Tensor:
+        self.read[int(rows[0]) // 4].set()
+        return super().batch(rows)
+
+
+def test_two_batches_are_read_while_one_is_used() -> None:
+    """They are there before they are asked for, so that training does not wait; no more than two."""
+    split = Watched(20)
+    batches = iter(BatchLoader(split, 4))
+    for used in range(3):
+        next(batches)
+        assert all(done.wait(10) for done in split.read[: used + 3])
+        assert not any(done.is_set() for done in split.read[used + 3 :])
+    batches.close()  # type: ignore[attr-defined]
+    assert not any(thread.name.startswith("ThreadPoolExecutor") for thread in threading.enumerate())

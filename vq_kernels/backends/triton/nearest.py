@@ -236,7 +236,7 @@ def resolve(
     _, M, D = x.shape
     K = codebook.shape[0]
     device = x.device
-    config = resolve_config(result.config, D, common.loads_vectors(x))
+    config = resolve_config(common.architecture(device), result.config, D, common.loads_vectors(x))
     programs = resolve_programs(device)
     rows = programs * config.rows
 

@@ -88,7 +88,17 @@ def make_config(architecture: int, plan: Plan, dim: int, vectors: bool = True) -
     """
     # The table is looked at anew every time: the tuner writes into it.
     rules = TABLE[_newest(architecture, tuple(TABLE))][plan.products]
-    return _fit(next(values for largest, values in rules if dim <= largest), plan, dim, vectors)
+    values = next(values for largest, values in rules if dim <= largest)
+    return _fit(values, plan, dim, vectors, has_tensor_memory(architecture))
+
+
+def has_tensor_memory(architecture: int) -> bool:
+    """Whether the matrix unit keeps its sums in tensor memory, 512 columns a multiprocessor (10.x, 11.x).
+
+    Every product of resident parts of rows takes columns of its own there, so that many short chunks
+    do not fit: Triton 3.7.1 then compiles a kernel that traps.
+    """
+    return 100 <= architecture < 120
 
 
 @functools.lru_cache(1024)
@@ -97,12 +107,13 @@ def _newest(architecture: int, known: tuple[int, ...]) -> int:
 
 
 @functools.lru_cache(1024)
-def _fit(values: tuple[Any, ...], plan: Plan, dim: int, vectors: bool) -> Config:
+def _fit(values: tuple[Any, ...], plan: Plan, dim: int, vectors: bool, tensor_memory: bool) -> Config:
     config = Config(*values)
     whole = max(16, next_power_of_2(dim))
     config = config._replace(depth=whole if config.depth == 0 else min(config.depth, whole))
     if not vectors:
-        return config._replace(depth=SHORTEST, registers=None)
+        resident = config.resident and not tensor_memory
+        return config._replace(depth=SHORTEST, registers=None, resident=resident)
     if plan.exact and config.registers is not None:
         # The second best scores take registers, which the row's parts must not wait in.
         return config._replace(depth=SHORTEST)
@@ -113,24 +124,29 @@ def _fit(values: tuple[Any, ...], plan: Plan, dim: int, vectors: bool) -> Config
 def middle_config(architecture: int, plan: Plan, dim: int, padded_dim: int, vectors: bool = True) -> Config:
     """Tiles of the middle pass: a search with all products, in chunks that the prepared codes have."""
     config = make_config(architecture, plan, dim, vectors)
+    if has_tensor_memory(architecture):
+        # Its rows come from a list: an address for every number of channel-first maps, hundreds of spills.
+        return config._replace(depth=SHORTEST, resident=False)
     return config if padded_dim % config.depth == 0 else config._replace(depth=SHORTEST)
 
 
 @functools.lru_cache(1024)
-def resolve_config(config: Config, dim: int, vectors: bool = True) -> Config:
+def resolve_config(architecture: int, config: Config, dim: int, vectors: bool = True) -> Config:
     """Tiles of the second pass, for codes that were padded for the search's configuration.
 
     64 rows are the least that Hopper's matrix instruction takes; the parts of the codes of two stages fit
-    the 99 KiB of shared memory of the smaller GPUs.
+    the 99 KiB of shared memory of the smaller GPUs. With tensor memory, resident parts of rows would come
+    and go around every product: 468 spills at D = 64 and 7,251 at D = 128 (Triton 3.7.1).
     """
+    tensor_memory = has_tensor_memory(architecture)
     return config._replace(
         rows=64,
         codes=64 if dim <= 64 else 32,
         depth=SHORTEST,
-        warps=4,
+        warps=8 if tensor_memory else 4,
         stages=2,
         registers=None,
-        resident=dim <= (128 if vectors else 64),
+        resident=not tensor_memory and dim <= (128 if vectors else 64),
     )
 
 
