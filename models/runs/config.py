@@ -74,10 +74,8 @@ class LoopConfig:
         for logger in self.logger:
             check_choice(LOGGERS, logger=logger)
         if "csv" not in self.logger:
-            raise ValueError(
-                f"logger is {format_value(self.logger)}; accepted: csv, from which figures are "
-                f"drawn, and others"
-            )
+            logger = format_value(self.logger)
+            raise ValueError(f"logger is {logger}; accepted: csv, from which figures are drawn, and others")
         check_choice(("constant", "cosine"), schedule=self.schedule)
         check_choice(PRECISIONS, precision=self.precision)
         check_choice(("auto", "cpu", "gpu"), accelerator=self.accelerator)
@@ -214,9 +212,6 @@ class TrainConfig(QuantizerSettings, TermSettings, DataConfig, AugmentSettings, 
     downscales: tuple[int, ...] = setting(
         (4, 2), "vqvae2: downscale of each level, bottom first", model=("vqvae2",)
     )
-    level_codebook_sizes: tuple[int, ...] = setting(
-        (0,), "vqvae2: number of codes of each level, top first; 0 for codebook_size", model=("vqvae2",)
-    )
     beta: float | None = setting(
         None, "weight of the commitment loss, by default 0.25; vae: of the KL term, by default 1"
     )
@@ -248,7 +243,6 @@ class TrainConfig(QuantizerSettings, TermSettings, DataConfig, AugmentSettings, 
         self._check_integers(2, "hidden")  # the first convolution has half as many
         self._check_integers(1, "residual_hidden", "downscale", "downscales", "latent_dim", "channels_vae")
         self._check_integers(1, "limit")
-        self._check_integers(0 if self.level_codebook_sizes == (0,) else 1, "level_codebook_sizes")
         self._check_integers(0, "residual_layers", "kl_warmup", "pictures_every")
         check_number(beta=self.beta)
         self.check_augment()
