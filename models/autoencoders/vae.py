@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models.autoencoders.base import Autoencoder, AutoencoderOutput
 from models.autoencoders.blocks import check_sizes
 from models.autoencoders.likelihoods import make_likelihood
+from models.autoencoders.pixel_decoder import make_pixel_decoder
 from models.losses import at_least_float32, mean_or_zero
 from models.pretrained import constructor_arguments
 from vq_kernels.checks import check_integer, check_number
@@ -35,6 +36,8 @@ class VAE(Autoencoder):
         in_channels, image_size: of the data; image_size is a number or (height, width).
         latent_dim: L. channels: widths of the four convolutions.
         beta: weight of the KL term. likelihood, variance: see :mod:`models.autoencoders.likelihoods`.
+        decoder, decoder_width, decoder_layers: ``independent``, or ``autoregressive`` over pixels, with the
+            width and number of layers of its PixelCNN; see :mod:`models.autoencoders.pixel_decoder`.
     """
 
     def __init__(
@@ -47,6 +50,9 @@ class VAE(Autoencoder):
         beta: float = 1.0,
         likelihood: str = "gaussian",
         variance: float = 0.05,
+        decoder: str = "independent",
+        decoder_width: int = 32,
+        decoder_layers: int = 3,
     ) -> None:
         config = constructor_arguments(locals())
         super().__init__()
@@ -58,7 +64,9 @@ class VAE(Autoencoder):
         height, width = self.image_size = check_sizes("image_size", pair, 2, 2)
         self.in_channels, self.latent_dim, self.beta = in_channels, latent_dim, beta
         self.likelihood = make_likelihood(likelihood, in_channels, variance)
-        outputs = in_channels * self.likelihood.parameters_per_channel
+        parameters = in_channels * self.likelihood.parameters_per_channel
+        pixels = make_pixel_decoder(decoder, in_channels, parameters, decoder_width, decoder_layers)
+        outputs = parameters if pixels is None else decoder_width
         down: list[nn.Module] = []
         up: list[nn.Module] = []
         for before, after in zip([in_channels, *channels], channels, strict=False):
@@ -74,6 +82,7 @@ class VAE(Autoencoder):
         self.from_latent = nn.Linear(latent_dim, flat)
         self.decoder = nn.Sequential(*up[:-1])
         self.apply(initialize)
+        self.pixels = pixels
 
     def forward(self, x: Tensor) -> AutoencoderOutput:
         """x: ``[B, C, H, W]`` float in -0.5..0.5. The noise comes from torch's global generator.
@@ -81,7 +90,7 @@ class VAE(Autoencoder):
         The loss of an empty batch is 0.
         """
         mean, log_variance = self.encode(x)
-        parameters = self._decode(self._draw(mean, log_variance))
+        parameters = self._likelihood_parameters(self._decode(self.draw(mean, log_variance)), x)
         reconstruction_loss = self.likelihood.loss(parameters, x)
         kl = mean_or_zero(kl_divergence(mean, log_variance)) / math.prod(x.shape[1:])
         terms = {"reconstruction": reconstruction_loss.detach(), "kl": kl.detach()}
@@ -102,7 +111,7 @@ class VAE(Autoencoder):
 
     def decode(self, z: Tensor) -> Tensor:
         """Mean image ``[B, C, H, W]`` of latents ``[B, L]``."""
-        return self.likelihood.mean(self._decode(z))
+        return self._mean_image(self._decode(z))
 
     @torch.no_grad()
     def sample(
@@ -142,7 +151,8 @@ class VAE(Autoencoder):
 
     def likely_reconstruction(self, x: Tensor) -> Tensor:
         """The mean image of a latent drawn from q(z | x), with noise from torch's global generator."""
-        return self.decode(self._draw(*self.encode(x)))
+        decoded = self._decode(self.draw(*self.encode(x)))
+        return self.likelihood.mean(self._likelihood_parameters(decoded, x))
 
     def nats(self, x: Tensor, output: AutoencoderOutput) -> dict[str, Tensor]:
         """``decoder``, -log p(x | z) of one sample of the latent, and ``kl``: the negative ELBO."""
@@ -155,11 +165,16 @@ class VAE(Autoencoder):
     def elbo(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """One-sample estimate of E log p(x | z), and -KL: ``[B]`` each, in nats an image."""
         mean, log_variance = self.encode(x)
-        log_prob = self.likelihood.log_prob(self._decode(self._draw(mean, log_variance)), x)
+        log_prob = self.decoder_log_prob(x, self.draw(mean, log_variance))
         return log_prob.flatten(1).sum(1), -kl_divergence(mean, log_variance)
 
+    def decoder_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x | z) of every element in nats, for latents z ``[B, L]``: x's shape."""
+        return self.likelihood.log_prob(self._likelihood_parameters(self._decode(z), x), x)
+
     @staticmethod
-    def _draw(mean: Tensor, log_variance: Tensor) -> Tensor:
+    def draw(mean: Tensor, log_variance: Tensor) -> Tensor:
+        """A latent of N(mean, exp(log_variance)), ``[B, L]``; noise from torch's global generator."""
         return mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
 
     def _decode(self, z: Tensor) -> Tensor:
@@ -188,9 +203,14 @@ def initialize(layer: nn.Module) -> None:
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(mean, exp(log_variance)) || N(0, 1)) of ``[B, L]`` parameters: ``[B]`` nats, float32 at least.
+    """KL(N(mean, exp(log_variance)) || N(0, 1)) of ``[B, L]`` parameters: ``[B]`` nats, float32 at least."""
+    return kl_of_dimensions(mean, log_variance).sum(1)
+
+
+def kl_of_dimensions(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """The same for each dimension of the latent: ``[B, L]``.
 
     In 16 bits exp(v) - 1 - v would cancel to little.
     """
     mean, log_variance = at_least_float32(mean), at_least_float32(log_variance)
-    return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(1)
+    return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance)

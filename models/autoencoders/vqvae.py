@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from models.autoencoders.base import DiscreteAutoencoder, QuantizedLevel
 from models.autoencoders.blocks import CONV, Decoder, Encoder, check_convolutions
+from models.autoencoders.discrete import DiscreteAutoencoder, QuantizedLevel
 from models.autoencoders.likelihoods import make_likelihood
+from models.autoencoders.pixel_decoder import make_pixel_decoder
 from models.autoencoders.quantizer import QuantizerArguments, make_quantizer
 from models.pretrained import constructor_arguments
 from vq_kernels.quantizers import Quantizer
@@ -32,6 +33,8 @@ class VQVAE(DiscreteAutoencoder):
             residual blocks on either side.
         downscale: 2, 4, 8, ...: data size over code map size, for each dimension.
         likelihood, variance: see :mod:`models.autoencoders.likelihoods`.
+        decoder, decoder_width, decoder_layers: ``independent``, or ``autoregressive`` over pixels, with the
+            width and number of layers of its PixelCNN; see :mod:`models.autoencoders.pixel_decoder`.
         relu_skip: for converted checkpoints, see :class:`models.autoencoders.blocks.ResidualBlock`.
         quantizer: by name, what :class:`models.autoencoders.quantizer.QuantizerArguments` lists:
             ``embedding_dim`` D and ``codebook_size`` K, ``heads`` codes a position, ``codebook``, the
@@ -51,6 +54,9 @@ class VQVAE(DiscreteAutoencoder):
         likelihood: str = "mse",
         variance: float = 1.0,
         relu_skip: bool = False,
+        decoder: str = "independent",
+        decoder_width: int = 32,
+        decoder_layers: int = 3,
         **quantizer: Any,
     ) -> None:
         config = constructor_arguments(locals(), leave_out="quantizer")
@@ -72,8 +78,11 @@ class VQVAE(DiscreteAutoencoder):
         self.encoder = Encoder(in_channels, *shape, downscale, ndim, relu_skip)
         self.to_embedding = CONV[ndim](hidden, dim, 1)
         self.quantizer = make_quantizer(arguments)
-        outputs = in_channels * self.likelihood.parameters_per_channel
+        parameters = in_channels * self.likelihood.parameters_per_channel
+        pixels = make_pixel_decoder(decoder, in_channels, parameters, decoder_width, decoder_layers, ndim)
+        outputs = parameters if pixels is None else decoder_width
         self.decoder = Decoder(dim, outputs, *shape, downscale, ndim, relu_skip)
+        self.pixels = pixels
 
     @property
     def level_quantizers(self) -> tuple[Quantizer, ...]:

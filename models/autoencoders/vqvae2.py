@@ -10,7 +10,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from models.autoencoders.base import DiscreteAutoencoder, QuantizedLevel
 from models.autoencoders.blocks import (
     CONV,
     CONV_TRANSPOSED,
@@ -20,7 +19,9 @@ from models.autoencoders.blocks import (
     check_sizes,
     log2_downscale,
 )
+from models.autoencoders.discrete import DiscreteAutoencoder, QuantizedLevel
 from models.autoencoders.likelihoods import make_likelihood
+from models.autoencoders.pixel_decoder import make_pixel_decoder
 from models.autoencoders.quantizer import QuantizerArguments, make_quantizer
 from models.pretrained import constructor_arguments
 from vq_kernels.quantizers import Quantizer
@@ -56,6 +57,9 @@ class VQVAE2(DiscreteAutoencoder):
         likelihood: str = "mse",
         variance: float = 1.0,
         level_codebook_sizes: Sequence[int] | None = None,
+        decoder: str = "independent",
+        decoder_width: int = 32,
+        decoder_layers: int = 3,
         **quantizer: Any,
     ) -> None:
         config = constructor_arguments(locals(), leave_out="quantizer")
@@ -97,8 +101,11 @@ class VQVAE2(DiscreteAutoencoder):
         self.upsamplers = nn.ModuleList(
             _upsampler(dim, math.prod(downscales[1 : level + 1]), ndim) for level in range(1, levels)
         )
-        outputs = in_channels * self.likelihood.parameters_per_channel
+        parameters = in_channels * self.likelihood.parameters_per_channel
+        pixels = make_pixel_decoder(decoder, in_channels, parameters, decoder_width, decoder_layers, ndim)
+        outputs = parameters if pixels is None else decoder_width
         self.decoder = Decoder(levels * dim, outputs, *shape, downscales[0], ndim)
+        self.pixels = pixels
 
     @property
     def level_quantizers(self) -> tuple[Quantizer, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.autoencoders.base import DiscreteAutoencoder, require_codes
+from models.autoencoders.discrete import DiscreteAutoencoder, require_codes
 from models.cli.flags import check_output
 from models.codes.description import CodeDescription
 from models.codes.store import CodeStore

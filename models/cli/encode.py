@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from models.autoencoders.base import require_codes
+from models.autoencoders.discrete import require_codes
 from models.cli.flags import (
     add_command,
     add_config_flags,

@@ -26,7 +26,7 @@ from models.progress import progress_bar
 from vq_kernels.checks import check_integer
 
 if TYPE_CHECKING:
-    from models.autoencoders.base import DiscreteAutoencoder
+    from models.autoencoders.discrete import DiscreteAutoencoder
 
 
 class OtherCodesError(ValueError):

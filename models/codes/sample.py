@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from models.autoencoders.base import DiscreteAutoencoder
+    from models.autoencoders.discrete import DiscreteAutoencoder
     from models.priors.base import AutoregressivePrior
 
 

@@ -15,7 +15,7 @@ from models.evaluation.pictures import labelled_rows
 from models.evaluation.realism import nearest, two_sample
 
 if TYPE_CHECKING:
-    from models.autoencoders.base import DiscreteAutoencoder
+    from models.autoencoders.discrete import DiscreteAutoencoder
     from models.codes.store import CodeStore
     from models.evaluation.judge import Judge
     from models.evaluation.selection import Stage

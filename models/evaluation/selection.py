@@ -16,7 +16,7 @@ from models.evaluation.realism import two_sample
 from vq_kernels.checks import check_integer
 
 if TYPE_CHECKING:
-    from models.autoencoders.base import DiscreteAutoencoder
+    from models.autoencoders.discrete import DiscreteAutoencoder
     from models.priors.base import AutoregressivePrior
 
 AT_ONCE = 512  # codes that are drawn together

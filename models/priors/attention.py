@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.priors.dropout import drop_keys
+from models.layers.dropout import drop_keys
 
 
 class KeyValueCache:
@@ -46,7 +46,7 @@ def attend(
     ``causal``: position t attends to positions up to and including t. With a ``cache`` the inputs are the one
     next position, N = 1, which attends to all that the cache holds and to itself. ``dropout``: probability
     with which a head leaves a position out for all queries of a map, see
-    :func:`models.priors.dropout.drop_keys`.
+    :func:`models.layers.dropout.drop_keys`.
     """
     q, k, v = (
         x.reshape(*x.shape[:2], heads, x.shape[2] // heads).transpose(1, 2) for x in (query, key, value)

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from models.layers.dropout import Dropout
 from models.priors.attention import upsample_to
 from models.priors.base import AutoregressivePrior, Decoder
-from models.priors.dropout import Dropout
 
 
 class GridPrior(AutoregressivePrior):

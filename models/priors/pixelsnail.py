@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from models.layers.causal import LeftCache, LeftConv, RowsCache, RowsConv, check_kernel, shift_raster
 from models.pretrained import constructor_arguments
 from models.priors.attention import KeyValueCache, token_map, token_rows
 from models.priors.base import Decoder, check_dropout
-from models.priors.causal import LeftCache, LeftConv, RowsCache, RowsConv, check_kernel, shift_raster
 from models.priors.grid import GridPrior, UpperStack
 from models.priors.snail_blocks import (
     CausalAttention,

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from models.layers.causal import LeftCache, LeftConv, RowsCache, RowsConv
+from models.layers.dropout import Dropout
 from models.priors.attention import KeyValueCache, attend
-from models.priors.causal import LeftCache, LeftConv, RowsCache, RowsConv
-from models.priors.dropout import Dropout
 
 
 class CausalConv(nn.Module):

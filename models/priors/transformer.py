@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers.dropout import Dropout
 from models.pretrained import constructor_arguments
 from models.priors.attention import KeyValueCache, attend, token_map, token_rows, upsample_to
 from models.priors.base import AutoregressivePrior, Decoder, check_dropout
-from models.priors.dropout import Dropout
 from vq_kernels.checks import check_integer
 
 

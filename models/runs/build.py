@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 def build_model(config: TrainConfig, data: ImageData) -> Autoencoder:
     """The model that ``config`` names, for images of ``data``'s channels and size.
 
-    The fixed variance of the ``mse`` likelihood is the variance of the data, so that its loss is the
-    normalised squared error. Raises ValueError for an unknown model or a size that does not divide.
+    The fixed variance of the ``mse`` likelihood is by default the variance of the data, so that its loss is
+    the normalised squared error. Raises ValueError for an unknown model or a size that does not divide.
     """
     check_choice(("vqvae", "vqvae2", "vae"), model=config.model)
     loss: dict[str, Any] = {
         "beta": config.beta,
         "likelihood": config.likelihood,
-        "variance": data.variance,
+        **config.decoder_settings(data.variance),
     }
     if config.model == "vae":
         return VAE(

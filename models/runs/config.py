@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from models.autoencoders.pixel_decoder import DecoderSettings
 from models.autoencoders.quantizer import WITH_CODES, QuantizerSettings
 from models.autoencoders.terms import TermSettings
 from models.data.augment import AugmentSettings
@@ -190,7 +191,7 @@ class LoopConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(QuantizerSettings, TermSettings, DataConfig, AugmentSettings, LoopConfig):
+class TrainConfig(QuantizerSettings, DecoderSettings, TermSettings, DataConfig, AugmentSettings, LoopConfig):
     """A VAE, VQ-VAE or VQ-VAE-2 and its data.
 
     ``TrainConfig(data="digits", downscale=2, embedding_dim=16)`` trains a VQ-VAE that stands for an image
@@ -248,6 +249,7 @@ class TrainConfig(QuantizerSettings, TermSettings, DataConfig, AugmentSettings, 
         self.check_augment()
         self.check_terms(len(self.downscales))
         self.check_quantizer()
+        self.check_decoder()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,9 +276,7 @@ class PriorConfig(LevelSettings, LoopConfig):
     res_channels: tuple[int, ...] = setting(
         (0,), "pixelsnail: inside residual blocks; 0 for width; " + PER_LEVEL, prior=_SNAIL
     )
-    attention: tuple[bool, ...] = setting(
-        (True,), "pixelsnail: attend to all earlier codes; " + PER_LEVEL, prior=_SNAIL
-    )
+    attention: tuple[bool, ...] = setting((True,), "pixelsnail: attend to all; " + PER_LEVEL, prior=_SNAIL)
     out_res_blocks: tuple[int, ...] = setting(
         (0,), "pixelsnail: blocks before the output; " + PER_LEVEL, prior=_SNAIL
     )

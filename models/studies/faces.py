@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from models.autoencoders.base import require_codes
+from models.autoencoders.discrete import require_codes
 from models.codes.store import CodeStore
 from models.data import DataConfig, ImageData, load_data
 from models.data.augment import AugmentSettings

@@ -17,7 +17,8 @@ from models.evaluation.pictures import grid, legend_below, name_rows, new_figure
 from models.runs.layout import RunLayout
 
 if TYPE_CHECKING:
-    from models.autoencoders.base import Autoencoder, DiscreteAutoencoder
+    from models.autoencoders.base import Autoencoder
+    from models.autoencoders.discrete import DiscreteAutoencoder
 
 # Of a VQ-VAE with the `mse` likelihood.
 LOSS_UNITS = {

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from models.autoencoders.base import require_codes
+from models.autoencoders.discrete import require_codes
 from models.data import load_data, some_rows
 from models.evaluation.judge import Judge
 from models.evaluation.pictures import grid, labelled_rows, save_curves, save_image

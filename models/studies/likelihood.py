@@ -3,6 +3,9 @@
 Published on CIFAR-10 (van den Oord et al. 2017): VAE 4.51, VQ-VAE 4.67, VIMCO 5.14 bits per dimension.
 The VQ-VAE there: two stride-2 convolutions, two residual blocks of 256 hidden units, Adam 2e-4, batch 128,
 250,000 steps, beta 0.25, decay 0.99, 8 x 8 x 10 codes an image.
+
+Of the theory there: with an autoregressive decoder a VAE gives its latents up and a VQ-VAE does not; log p(x)
+is taken for log p(x | z_q) p(z_q); the gradient copied to the encoder moves its outputs into other cells.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from models.evaluation.tables import Row
 from models.studies.figures import compare_reconstructions, stacked_bars
 from models.studies.runner import Runner, StudyOptions
+from models.studies.theory import embedding_picture, likelihood_bound, posterior_collapse
 
 if TYPE_CHECKING:
     from models.priors.base import AutoregressivePrior
@@ -62,6 +66,30 @@ PRIORS: dict[str, dict[str, Any]] = {
     # Over the ten codes of a position too, which a PixelCNN over maps does not take.
     "paper": {"prior": "transformer", "width": 256, "layers": 8, "heads": 8, "epochs": 100, "batch_size": 64},
 }
+# Of the theory, beside the settings above.
+COLLAPSE: dict[str, dict[str, Any]] = {
+    "small": {
+        "likelihood": "logistic",
+        "decoder_width": 16,
+        "decoder_layers": 2,
+        "epochs": 40,
+    },
+    "paper": {
+        "likelihood": "categorical",
+        "decoder_width": 64,
+        "decoder_layers": 6,
+        "steps": 50_000,
+    },
+}
+# 2 x 2 positions of 8 codes: 4,096 maps.
+FEW_MAPS: dict[str, dict[str, Any]] = {
+    "small": {"downscale": 4, "codebook_size": 8},
+    "paper": {"downscale": 16, "codebook_size": 8, "heads": 1, "steps": 20_000},
+}
+TWO_DIMENSIONS: dict[str, dict[str, Any]] = {
+    "small": {"embedding_dim": 2, "codebook_size": 16},
+    "paper": {"embedding_dim": 2, "codebook_size": 64, "heads": 1, "steps": 20_000},
+}
 LIKELIHOODS = ("gaussian", "logistic", "categorical")
 PUBLISHED = "Published on CIFAR-10: VAE 4.51, VQ-VAE 4.67, VIMCO 5.14."
 UNITS = "A dimension is one channel of one pixel with 256 levels"
@@ -110,4 +138,8 @@ def run(options: StudyOptions) -> Path:
     caption = runner.caption("test", "beta")
     stacked_bars(runner.folder / "bits.png", bars, "bits per dimension", caption=caption)
     compare_reconstructions(runner.folder / "reconstructions.png", runner.data, shown, caption=caption)
+    posterior_collapse(runner, COLLAPSE[options.scale])
+    prior = PRIORS[options.scale] | {"conditional": False}
+    likelihood_bound(runner, FEW_MAPS[options.scale], prior)
+    embedding_picture(runner, TWO_DIMENSIONS[options.scale])
     return runner.folder

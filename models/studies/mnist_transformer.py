@@ -5,8 +5,8 @@ Settings as published for MNIST, Fashion-MNIST and CelebA: downscale 4, K=128, D
 temperature 2. One start token a class makes samples diverse: with one for all, no sample is a 1 or a 7.
 
 The published loss (equation 4) weighs the codebook term by 2 and the commitment by 2 x 0.1, and does not
-divide the squared error by the variance of the data; here they are 2 and 0.1, and it is divided. Five heads
-at width 64, as published, do not divide: 4 are used.
+divide the squared error by the variance of the data. Here it is divided, with 2 and 0.1, in all variants but
+one, which has the published weights. Five heads at width 64, as published, do not divide: 4 are used.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ SHARED: dict[str, Any] = {
     "kmeans_init": True,
     "dead_code_threshold": 1.0,
 }
+# Equation 4: the squared error is not divided, as by a variance of 1.
+PUBLISHED_WEIGHTS: dict[str, Any] = {"alpha": 2.0, "beta": 0.2, "variance": 1.0}
 PRIORS: dict[str, dict[str, Any]] = {
     "small": {"width": 64, "layers": 3, "dropout": 0.2, "lr": 2e-3, "epochs": 40, "schedule": "cosine"},
     "paper": {"width": 64, "layers": 3, "dropout": 0.1, "lr": 1.5e-3, "epochs": 10},
@@ -92,12 +94,17 @@ def run(options: StudyOptions) -> Path:
     curves: dict[str, dict[str, Any]] = {"unconditional": {}, "conditional": {}}
     classes: list[Row] = []
     decoders: dict[str, Autoencoder] = {}
-    for variant in fitting:
-        rows.append(_variant(runner, variant, judge, curves, classes, decoders))
+    cases = [(variant, False) for variant in fitting]
+    if base in fitting:
+        cases.insert(1, (base, True))
+    for variant, as_published in cases:
+        rows.append(_variant(runner, variant, as_published, judge, curves, classes, decoders))
     left_out = [f"downscale {v['downscale']}" for v in variants if v not in fitting]
     skipped = f" Left out, as the image size is not a multiple: {', '.join(left_out)}." if left_out else ""
     runner.write_table(
-        "variants", rows, f"Test split of {runner.data.name}. {_of_classes(runner, judge)}{skipped}"
+        "variants",
+        rows,
+        f"Test split of {runner.data.name}. {_of_weights(runner)} {_of_classes(runner, judge)}{skipped}",
     )
     panels = {f"{kind} prior, validation": lines for kind, lines in curves.items()}
     caption = runner.caption("validation", *VARIANTS[options.scale])
@@ -108,6 +115,11 @@ def run(options: StudyOptions) -> Path:
     path, caption = runner.folder / "reconstructions.png", runner.caption("test", *VARIANTS[options.scale])
     compare_reconstructions(path, runner.data, decoders, caption=caption)
     return runner.folder
+
+
+def _of_weights(runner: Runner) -> str:
+    own = f"codebook {SHARED['alpha']:g}, commitment {runner.config.beta:g}, error over the data's variance"
+    return f"Weights: {own}; those published are codebook 2, commitment 0.2, error as it is."
 
 
 def _of_classes(runner: Runner, judge: Judge | None) -> str:
@@ -122,6 +134,7 @@ def _of_classes(runner: Runner, judge: Judge | None) -> str:
 def _variant(
     runner: Runner,
     variant: dict[str, int],
+    as_published: bool,
     judge: Judge | None,
     curves: dict[str, dict[str, Any]],
     classes: list[Row],
@@ -129,15 +142,20 @@ def _variant(
 ) -> Row:
     """Train one VQ-VAE and its priors; one row of the table, and a picture of samples of each prior.
 
-    Adds to ``curves``, the classes of samples to ``classes``, and the model to ``decoders``.
+    as_published: with the weights of the losses as published. Adds to ``curves``, the classes of samples to
+    ``classes``, and the model to ``decoders``.
 
     The conditional prior is left out where there are no classes, and so no ``judge``.
     """
     from models.runs.history import read_history
 
     name = "-".join(f"{key}{value}" for key, value in variant.items())
-    trained = runner.train(name, **(SHARED | variant))
-    row: dict[str, str | float | int] = dict(variant)
+    weights, suffix = {}, ""
+    if as_published:
+        weights, suffix = PUBLISHED_WEIGHTS, ", published weights"
+        name += "-published"
+    trained = runner.train(name, **(SHARED | variant | weights))
+    row: dict[str, str | float | int] = {**variant, "weights": "published" if as_published else "ours"}
     names = runner.data.class_names
     panels: dict[str, tuple[Tensor, Sequence[str]]] = {}
     for kind in ("unconditional", "conditional") if judge else ("unconditional",):
@@ -150,7 +168,7 @@ def _variant(
         row[f"bits/dim {kind}"] = metrics["bits_per_dim"]
         history = read_history(runner.folder / f"{name}-{kind}")
         used = trained.config
-        label = f"K={used.codebook_size}, D={used.embedding_dim}, {row['sequence length']} codes"
+        label = f"K={used.codebook_size}, D={used.embedding_dim}, {row['sequence length']} codes{suffix}"
         decoders[label] = trained.model
         curves[kind][label] = history["validation/nats_per_code"]
         for title, (temperature, top_k) in SAMPLING.items():
@@ -162,7 +180,9 @@ def _variant(
             if judge:
                 counts = judge.classes(to_uint8(images)).bincount(minlength=len(names)).tolist()
                 taken: dict[str, str | int] = {"prior": kind, "sampling": title}
-                classes.append({**variant, **taken, **dict(zip(names, counts, strict=True))})
+                classes.append(
+                    {**variant, "weights": row["weights"], **taken, **dict(zip(names, counts, strict=True))}
+                )
             if judge and kind == "conditional":
                 row[f"agreement, {title}"] = judge.agreement(images, labels)
     caption = f"{runner.caption('train', *variant)}; {label}"

@@ -180,7 +180,7 @@ class Runner:
 
         data: by default the study's. settings: of :func:`models.codes.encode.encode`.
         """
-        from models.autoencoders.base import require_codes
+        from models.autoencoders.discrete import require_codes
         from models.codes.encode import OtherCodesError, encode
 
         layout = run.config.layout
@@ -216,7 +216,7 @@ class Runner:
         """Images ``[classes * per_class, C, H, W]``, one class after the other, and their labels."""
         import torch
 
-        from models.autoencoders.base import require_codes
+        from models.autoencoders.discrete import require_codes
         from models.codes.sample import decode, sample_codes
 
         labels = torch.arange(max(1, len(self.data.class_names))).repeat_interleave(per_class)

@@ -145,6 +145,8 @@ def save_training_curves(config: TrainConfig) -> Path:
     """``curves.png`` in the run's folder: losses, and how the codes are used, over the steps."""
     history = read_history(config.folder)
     is_vae, error = config.model == "vae", "squared error / variance"
+    if config.variance is not None:
+        error = "squared error" + (f" / {config.variance:g}" if config.variance != 1 else "")
     if config.likelihood != "mse":
         error = "nats a dimension"
     # By title: the logged quantity, whose name a level may follow, and its unit.

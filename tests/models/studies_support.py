@@ -43,11 +43,19 @@ CASES: dict[str, tuple[dict[str, object], set[str], int]] = {
     "mnist-transformer": (
         {"PRIORS": {"small": QUICK_PRIOR}, "VARIANTS": {"small": {"downscale": (4, 16)}}},
         {"variants.md", "variants.csv", "priors.png", "reconstructions.png", "classes.md"},
-        2,
+        3,
     ),
     "likelihood": (
-        {"PRIORS": {"small": QUICK_PRIOR}, "LIKELIHOODS": ("gaussian",)},
-        {"bits.md", "bits.csv", "bits.png", "reconstructions.png"},
+        {
+            "PRIORS": {"small": QUICK_PRIOR},
+            "LIKELIHOODS": ("gaussian",),
+            "COLLAPSE": {"small": {"likelihood": "logistic", "decoder_width": 4, "decoder_layers": 1}},
+            "FEW_MAPS": {"small": {"downscale": 4, "codebook_size": 3}},
+        },
+        {
+            *("bits.md", "bits.csv", "bits.png", "reconstructions.png"),
+            *("collapse.md", "collapse.png", "bound.md", "bound.png", "embedding.png"),
+        },
         2,
     ),
 }

@@ -12,7 +12,7 @@ from training_support import settings, train
 
 from models import VAE, VQVAE, VQVAE2, evaluate, train_prior
 from models.autoencoders import vqvae, vqvae2
-from models.autoencoders.base import require_codes
+from models.autoencoders.discrete import require_codes
 from models.autoencoders.quantizer import QuantizerArguments, QuantizerSettings, make_quantizer
 from models.codes.encode import encode
 from models.codes.sample import decode, sample_codes

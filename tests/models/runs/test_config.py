@@ -27,6 +27,7 @@ from models.runs.config import PriorConfig, TrainConfig
         ("batch_size", "0", "batch_size is 0; accepted: an integer of at least 1"),
         ("clip", "-1", "clip is -1.0; accepted: a number above 0"),
         ("patience", "0", "patience is 0; accepted: an integer of at least 1"),
+        ("variance", "0", "variance is 0.0; accepted: a number above 0"),
         ("devices", "0", "devices is 0; accepted: an integer of at least 1"),
         ("lr", "0", "lr is 0.0; accepted: a number above 0, up to 1e30"),
         ("lr", "inf", "lr is inf; accepted: a finite number"),

@@ -94,10 +94,12 @@ def test_cifar_trains_each_model_with_each_batch_size(tmp_path: Path, monkeypatc
 def test_the_transformer_study_compares_priors_and_samples_as_published(tmp_path: Path, monkeypatch) -> None:
     """Of each variant an unconditional and a conditional prior; temperature 2 with top-k 8, then plain."""
     spied = run("mnist-transformer", tmp_path, monkeypatch, epochs=1)
-    assert values(spied.trained, "codebook", "alpha") == [("gradient", 2.0)] * 2
-    assert values(spied.priors, "conditional") == [(False,), (True,)] * 2
-    assert spied.splits == ["test"] * 4
-    assert [(k["temperature"], k["top_k"]) for _, k in spied.samples] == [(2.0, 8), (1.0, None)] * 4
+    weights = [(2.0, 1.0, None), (2.0, 0.2, 1.0), (2.0, 1.0, None)]  # the second as published
+    assert values(spied.trained, "alpha", "beta", "variance") == weights
+    assert values(spied.trained, "codebook", "downscale") == [("gradient", size) for size in (2, 2, 4)]
+    assert values(spied.priors, "conditional") == [(False,), (True,)] * 3
+    assert spied.splits == ["test"] * 6
+    assert [(k["temperature"], k["top_k"]) for _, k in spied.samples] == [(2.0, 8), (1.0, None)] * 6
     classes = sorted(20 * list(range(10)))
     assert all(labels == classes for labels, _ in spied.samples)
 
@@ -105,17 +107,27 @@ def test_the_transformer_study_compares_priors_and_samples_as_published(tmp_path
 def test_the_likelihood_study_adds_up_the_bits_of_trained_priors(tmp_path: Path, monkeypatch) -> None:
     """And a number of epochs that is given is that of models and priors alike."""
     spied = run("likelihood", tmp_path, monkeypatch, epochs=3)
-    assert values(spied.trained, "model", "likelihood", "beta", "epochs") == [
-        ("vae", "gaussian", 1.0, 3),
-        ("vqvae", "gaussian", 0.25, 3),
+    assert values(spied.trained, "model", "decoder", "likelihood", "beta") == [
+        ("vae", "independent", "gaussian", 1.0),
+        ("vqvae", "independent", "gaussian", 0.25),
+        ("vae", "independent", "logistic", 1.0),
+        ("vae", "autoregressive", "logistic", 1.0),
+        ("vqvae", "independent", "logistic", 0.25),
+        ("vqvae", "autoregressive", "logistic", 0.25),
+        ("vqvae", "independent", "logistic", 0.25),  # of few code maps
+        ("vqvae", "independent", "mse", 0.25),  # of two dimensions
     ]
-    assert values(spied.priors, "conditional", "epochs") == [(False, 3)]
-    assert spied.splits == ["test"] * 2
+    assert values(spied.trained, "epochs") == [(3,)] * 8
+    assert values(spied.priors, "conditional", "epochs") == [(False, 3)] * 2
+    assert spied.splits == ["test"] * 6
     vae, vqvae = read_table(tmp_path, "likelihood", "bits")
     for row in (vae, vqvae):
         assert float(row["bits/dim"]) == pytest.approx(float(row["decoder"]) + float(row["KL or codes"]))
     assert vae["bits/dim, uniform codes"] == ""
     assert vqvae["bits/dim"] != vqvae["bits/dim, uniform codes"], "a trained prior is not uniform"
+    for row in read_table(tmp_path, "likelihood", "bound"):
+        assert float(row["log p(x | z_q) p(z_q)"]) < float(row["log p(x)"])
+        assert int(row["code maps"]) == 3**4
 
 
 def test_the_sweep_ranks_by_validation_and_trains_its_best_setting_longer(

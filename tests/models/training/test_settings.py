@@ -217,6 +217,10 @@ def test_every_setting_reaches_the_model(model: str) -> None:
         dead_code_threshold=0.3,
         accumulate=2,
         likelihood="logistic",
+        variance=0.3,
+        decoder="autoregressive",
+        decoder_width=10,
+        decoder_layers=1,
         latent_dim=11,
         channels_vae=(3, 4, 5, 6),
     )
@@ -225,10 +229,11 @@ def test_every_setting_reaches_the_model(model: str) -> None:
     expected = vars(config) | {
         "in_channels": data.channels,
         "image_size": data.size,
-        "variance": data.variance,
         "channels": config.channels_vae,
         "manual_ema_update": True,
     }
+    plain = build_model(TrainConfig(model=model, downscale=2, downscales=(2, 2), channels_vae=(4,)), data)
+    assert plain.config["variance"] == data.variance
     no_settings = {"eps", "ndim", "relu_skip"}
     for name in set(found) - no_settings:
         value = tuple(found[name]) if isinstance(found[name], list) else found[name]

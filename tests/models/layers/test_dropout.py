@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from models.layers.dropout import Dropout, drop_keys, keep_mask
 from models.priors.attention import attend
-from models.priors.dropout import Dropout, drop_keys, keep_mask
 
 
 @pytest.mark.parametrize("probability", [0.001, 0.1, 0.5, 0.9])
