@@ -50,9 +50,10 @@ def build_model(config: TrainConfig, data: ImageData) -> Autoencoder:
     if config.model == "vqvae":
         model: Autoencoder = VQVAE(data.channels, downscale=config.downscale, **shared)
     else:
+        sizes = config.level_codebook_sizes
+        shared |= {"level_codebook_sizes": sizes} if sizes != (0,) else {}
         model = hierarchy = VQVAE2(data.channels, downscales=config.downscales, **shared)
-        shares, levels = config.level_dropout, len(config.downscales)
-        hierarchy.level_dropout = shares * levels if len(shares) == 1 else shares
+        hierarchy.level_dropout = tuple(config.shares_of_levels(len(config.downscales)))
     if config.init_weights == "sonnet":
         model.apply(initialize_as_sonnet)
     model.check_size(data)
