@@ -79,25 +79,19 @@ Bound Certificate::matrix(const Codebook& codebook) const {
 // rest is made of are less than 16 u of |x'||t p|, |x'||g| and |e'|^2/2; the last was summed in float32, D more.
 // A bfloat16 sum has `sums` roundings, doubled for truncation. Subnormals that are lost are far below the
 // offset, since ordinary codes have lengths of 1 to 2.
+// The contract's own score: (|x| + |e|)^2 <= 3 (|x'|^2 + |e'|^2 + 4 |c|^2), once for each of two codes, of which |e'|^2
+// is part of `half` (cosine: |x||e|, part of `kept` and `lost`).
+// Float64 scores: sum_d (x'_d - e'_d/2) e'_d with x' and e' rounded to it, gamma_{d+8} (|x'||e'| + |e'|^2/2).
 NarrowFactors Certificate::narrow(int64_t dim, int64_t sums) const {
   NarrowFactors result;
   result.lost = float(scale_ * (1.0 + 0x1p-12));
   result.kept = float(scale_ * 1.01 * sum_error(2.0 * double(sums) + 16.0));
   result.half = float(scale_ * (double(dim) + 32.0) * 0x1p-24);
   result.offset = float(scale_ * 0x1p-90);
+  result.slack = 6.1 * contract_error(dim);
+  result.score = 1.01 * scale_ * (double(dim) + 12.0) * 0x1p-53;
+  result.contract = 3.1 * contract_error(dim);
   return result;
-}
-
-// Of the contract's own score: (|x| + |e|)^2 <= 3 (|x'|^2 + |e'|^2 + 4 |c|^2), of which |e'|^2 is part of
-// NarrowFactors::half (cosine: |x||e|, part of `kept` and `lost`). Once for each of two codes.
-float Certificate::narrow_slack(int64_t dim, double norm, double centre_norm) const {
-  return float(6.1 * contract_error(dim) * (norm * norm + 4.0 * centre_norm * centre_norm));
-}
-
-// sum_d (x'_d - e'_d/2) e'_d with x' and e' rounded to float64: gamma_{d+8} (|x'||e'| + |e'|^2/2).
-double Certificate::narrow_candidate(int64_t dim, double x_norm, double e_norm) const {
-  const double error = 1.01 * scale_ * (double(dim) + 12.0) * 0x1p-53;
-  return error * (x_norm * e_norm + 0.5 * e_norm * e_norm) + 3.1 * contract_error(dim) * e_norm * e_norm;
 }
 
 // sum_d (e_d/2 - x_d) e_d on the values as given, in float64 and any order: gamma_{d+4} (|e|^2/2 + |x| |e|).

@@ -38,11 +38,6 @@ class Certificate {
   double matrix_candidate(const Codebook& codebook, float norm2) const;
   // Of an int8 or bfloat16 sweep whose sums round `sums` times.
   NarrowFactors narrow(int64_t dim, int64_t sums) const;
-  // What a row's lower bound gives up for the contract's own score, on values that were not centred; norms are
-  // scaled as the row is.
-  float narrow_slack(int64_t dim, double norm, double centre_norm) const;
-  // Of NarrowKernels::score, both centred and scaled.
-  double narrow_candidate(int64_t dim, double x_norm, double e_norm) const;
   // Of Kernels::score_rows.
   double float64(int64_t dim, double x_norm, double e_norm) const;
 

@@ -7,7 +7,7 @@ namespace {
 constexpr int64_t kMatrixLeastDim = 16;
 // Below these, packing and finishing a row costs more than a narrow sweep gains.
 constexpr int64_t kInt8LeastDim = 16;
-constexpr int64_t kInt8LeastWork = 16384;  // of codes times dimensions
+constexpr int64_t kInt8LeastWork = 8192;  // of codes times dimensions
 // Beyond this a sum of int8 products could overflow.
 constexpr int64_t kInt8MostDim = 65536;
 

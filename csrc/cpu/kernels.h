@@ -53,7 +53,7 @@ struct Kernels {
   // Rows first .. first + n - 1 as float32 [n][dim], and back.
   void (*load_rows)(const VqRows* x, int64_t first, int n, float* out);
   void (*store_rows)(const VqRows* out, int64_t first, int n, const float* rows);
-  // packed [dim][tile] = the rows centred, of zeros beyond n; norm2 [tile] = sum of squares.
+  // packed [dim][tile] = the rows centred, beyond n whatever; norm2 [tile] = sum of squares.
   void (*pack_tile)(const VqRows* x, int64_t first, int n, Centring centring, float* packed, float* norm2);
 
   void (*sweep)(const BestSweep*);

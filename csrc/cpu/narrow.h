@@ -16,6 +16,7 @@ namespace vq_cpu {
 
 constexpr int kNarrowChunk = 512;      // codes between two searches for candidates
 constexpr int kNarrowCandidates = 64;  // of a row, before it is given up
+constexpr int kNarrowPitch = kNarrowCandidates + 8;  // of its lists, which are written a group at a time
 
 // All codes, [groups * group] unless said otherwise; those that cannot be chosen have minus_half = -inf.
 struct NarrowCodes {
@@ -26,6 +27,8 @@ struct NarrowCodes {
   const float* lost;         // |g|
   const float* kept;         // |t p|
   const float* minus_half;   // -|e'|^2 / 2, as much larger as its rounding may be
+  // [groups]: the largest of a group's lost, kept and |e'|^2 / 2; infinite where its codes differ in size.
+  const float *most_lost, *most_kept, *most_half;
 };
 
 // What pack_codes writes of a group of codes.
@@ -42,22 +45,32 @@ struct NarrowTile {
   float* norm;    // |x'|; infinite where the row has no bound, which finds nothing
   float* lost;    // |r|
   float* bound;   // of each code for this tile
+  float* group_bound;  // the largest of each group, infinite where its codes differ in size
   float* most;    // [kNarrowChunk / group][tile]: scratch
   float* slack;   // taken off the lower bound of a row's best score
   float* least;   // the lower bound of the best score so far
   // The codes whose upper bound reaches it, in any order. A row with more than kNarrowCandidates is given up:
   // its count stays above.
-  int32_t* candidates;  // [tile][kNarrowCandidates]
-  float* upper;         // [tile][kNarrowCandidates]
+  int32_t* candidates;  // [tile][kNarrowPitch]
+  float* upper;         // [tile][kNarrowPitch]
   int32_t* counts;
 };
 
-// Factors of a code's bound for a tile, see Certificate::narrow.
+// The factors of all bounds, see Certificate::narrow.
 struct NarrowFactors {
-  float lost, kept;       // of |g| and |t p|
-  float half;             // of |e'|^2 / 2: what is left of rounding in minus_half, once more for a lower bound
-  float offset;           // and underflow
+  float lost, kept;  // of |g| and |t p| in the bound of a code for a tile
+  float half;        // of |e'|^2 / 2: what is left of rounding in minus_half, once more for a lower bound
+  float offset;      // and underflow
+  // Of |x'|^2 + 4 |c|^2 in the slack of a row: the contract's own score, on values that were not centred.
+  double slack;
+  // Of NarrowKernels::score: times |x'||e'| + |e'|^2 / 2, and of |e'|^2.
+  double score, contract;
 };
+
+// How far the bounds reach on both sides of a score: the upper one less this is a lower one.
+inline float twice_bound(const NarrowFactors& factors, float norm, float bound, float half) {
+  return 2.001f * (norm * bound + (factors.half * half + factors.offset));
+}
 
 struct NarrowKernels {
   int lanes, vectors, group;  // rows of a vector, vectors of a tile, codes of a group

@@ -3,13 +3,14 @@
 
 #include "cpu/kernels.h"
 #include "cpu/narrow.h"
+#include "cpu/narrow_lanes_avx512.h"
+#include "cpu/narrow_score_avx512.h"
 
 namespace vq_cpu {
 namespace {
 
-struct N {
+struct N : NarrowLanes {
   static constexpr int UNIT = 4;
-  typedef __m256 Group;  // a value of each code of a group
 
   // Four unsigned bytes of each row times four signed ones of a code: exact, no saturation.
   static V::I multiply_add(V::I sum, V::I row, V::I code) { return _mm512_dpbusd_epi32(sum, row, code); }
@@ -30,27 +31,9 @@ struct N {
     }
     if (step < steps) even = _mm256_dpbusd_epi32(even, _mm256_set1_epi32(x[step * tile]), load(e + step * 8));
     const __m256 value = _mm256_cvtepi32_ps(_mm256_add_epi32(even, odd));
-    const __m256 rest = _mm256_fmadd_ps(_mm256_set1_ps(t->norm[row]), _mm256_loadu_ps(t->bound + first),
-                                        _mm256_loadu_ps(codes->minus_half + first));
     return _mm256_fmadd_ps(_mm256_mul_ps(value, _mm256_loadu_ps(codes->scale + first)),
-                           _mm256_set1_ps(t->scale[row]), rest);
+                           _mm256_set1_ps(t->scale[row]), rest(codes, t, row, first));
   }
-  static unsigned at_least(Group values, float least) {
-    return _mm256_cmp_ps_mask(values, _mm256_set1_ps(least), _CMP_GE_OQ);
-  }
-  // The code of the largest value.
-  static int largest(Group values) {
-    Group top = _mm256_max_ps(values, _mm256_permute2f128_ps(values, values, 1));
-    top = _mm256_max_ps(top, _mm256_permute_ps(top, 0x4e));
-    top = _mm256_max_ps(top, _mm256_permute_ps(top, 0xb1));
-    return __builtin_ctz(_mm256_cmp_ps_mask(values, top, _CMP_EQ_OQ) | 0x80u);
-  }
-  static float get(Group values, int code) {
-    alignas(32) float lanes[8];
-    _mm256_store_ps(lanes, values);
-    return lanes[code];
-  }
-
   struct Scales {
     V::F scale, inverse;
     explicit Scales(V::F scale) : scale(scale), inverse(V::div(V::set(1.0f), scale)) {}
@@ -88,9 +71,6 @@ struct N {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(words), _mm512_cvtepi32_epi8(integer));
   }
   static int32_t start(const CodeSums& sums) { return -128 * _mm512_reduce_add_epi32(sums.sum); }
-
- private:
-  static __m256i load(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 };
 
 }  // namespace

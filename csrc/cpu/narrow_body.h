@@ -16,14 +16,6 @@ namespace {
 constexpr int NARROW_TILE = V::W * V::VECTORS;
 constexpr int GROUP = V::PANEL;
 
-// How far the bounds reach on both sides of a score: the upper one less this is a lower one.
-inline float twice_bound(const NarrowCodes* codes, const NarrowFactors* factors, const NarrowTile* t, int row,
-                         int64_t code) {
-  const double half = -double(codes->minus_half[code]);
-  return float(1.0001 * (2.0 * double(t->norm[row]) * double(t->bound[code]) +
-                         2.0 * (double(factors->half) * half + double(factors->offset))));
-}
-
 // Groups first .. first + count - 1 against R vectors of rows.
 template <int R>
 void narrow_sweep(const NarrowCodes* codes, const NarrowTile* t, int64_t first, int64_t count) {
@@ -70,8 +62,8 @@ void narrow_sweep(const NarrowCodes* codes, const NarrowTile* t, int64_t first, 
 
 // Leaves out what the row's least score has ruled out since it was listed.
 inline void narrow_drop(NarrowTile* t, int row) {
-  int32_t* candidates = t->candidates + row * kNarrowCandidates;
-  float* upper = t->upper + row * kNarrowCandidates;
+  int32_t* candidates = t->candidates + row * kNarrowPitch;
+  float* upper = t->upper + row * kNarrowPitch;
   int n = 0;
   for (int i = 0; i < t->counts[row]; ++i) {
     if (!(upper[i] >= t->least[row])) continue;
@@ -81,42 +73,56 @@ inline void narrow_drop(NarrowTile* t, int row) {
   t->counts[row] = n;
 }
 
-// Lists the open ones among a group's upper bounds.
-inline void narrow_list(NarrowTile* t, int row, int64_t group, const typename N::Group& values) {
-  for (unsigned open = N::at_least(values, t->least[row]); open; open &= open - 1) {
-    if (t->counts[row] == kNarrowCandidates) narrow_drop(t, row);
-    int32_t& n = t->counts[row];
-    if (n >= kNarrowCandidates) {
-      n = kNarrowCandidates + 1;
-      t->least[row] = INFINITY;
-      return;
-    }
-    const int c = __builtin_ctz(open);
-    t->candidates[row * kNarrowCandidates + n] = int32_t(group * GROUP) + c;
-    t->upper[row * kNarrowCandidates + n] = N::get(values, c);
-    ++n;
-  }
+// Lists the open codes of a group.
+inline void narrow_list(const NarrowCodes* codes, NarrowTile* t, int row, int64_t group) {
+  int32_t& n = t->counts[row];
+  if (n > kNarrowCandidates) return;  // given up
+  const typename N::Group values = N::upper(codes, t, NARROW_TILE, row, group);
+  const int at = row * kNarrowPitch + n;
+  n += N::append(values, t->least[row], int32_t(group * GROUP), t->candidates + at, t->upper + at);
+  if (__builtin_expect(n <= kNarrowCandidates, 1)) return;
+  narrow_drop(t, row);
+  if (n <= kNarrowCandidates) return;
+  n = kNarrowCandidates + 1;
+  t->least[row] = INFINITY;
 }
 
-// Raises a row's least score by the likely best code of the group of the largest upper bound.
-inline void narrow_lead(const NarrowCodes* codes, const NarrowFactors* factors, NarrowTile* t, int row,
-                        int64_t group) {
+// A lower bound of the best score of a group, by its likely best code alone.
+inline float narrow_lead(const NarrowCodes* codes, const NarrowFactors* factors, const NarrowTile* t, int row,
+                         int64_t group) {
   const typename N::Group values = N::upper(codes, t, NARROW_TILE, row, group);
   const int c = N::largest(values);
-  const float reach = twice_bound(codes, factors, t, row, group * GROUP + c) + t->slack[row];
-  const float least = N::get(values, c) - reach;
-  // Rounded down, and not raised where the bound is infinite.
-  const float down = least - fabsf(least) * 0x1p-22f;
-  if (down > t->least[row]) t->least[row] = down;
-  narrow_list(t, row, group, values);
+  const int64_t code = group * GROUP + c;
+  return N::get(values, c) - twice_bound(*factors, t->norm[row], t->bound[code], -codes->minus_half[code]);
+}
+
+// Raises the least scores of one vector of rows by the groups of their largest upper bounds.
+inline void narrow_raise(const NarrowCodes* codes, const NarrowFactors* factors, NarrowTile* t, int base,
+                         V::F best, V::I lead, int64_t first, unsigned open) {
+  int32_t leads[V::W];
+  float least[V::W];
+  V::store(leads, lead);
+  const V::F half = V::fma(V::set(factors->half), N::gather(codes->most_half + first, lead), V::set(factors->offset));
+  const V::F bound = N::gather(t->group_bound + first, lead);
+  const V::F reach = V::fma(V::load(t->norm + base), bound, half);
+  V::store(least, V::fma(reach, V::set(-2.001f), best));
+  // Groups whose codes differ in size: one long code's bound is not that of the others.
+  for (unsigned left = open & ~V::bits(V::gt(V::set(INFINITY), bound)); left; left &= left - 1) {
+    const int lane = __builtin_ctz(left);
+    least[lane] = narrow_lead(codes, factors, t, base + lane, first + leads[lane]);
+  }
+  const V::F low = V::sub(V::load(least), V::load(t->slack + base));
+  // Rounded down.
+  const V::F down = V::fma(V::max(low, V::sub(V::set(0.0f), low)), V::set(-0x1p-22f), low);
+  const V::F before = V::load(t->least + base);
+  V::store(t->least + base, V::select(V::gt(down, before), down, before));
 }
 
 // What a chunk of `count` groups, of which t->most is known, leaves open for one vector of rows.
-inline void narrow_reduce(const NarrowCodes* codes, const NarrowFactors* factors, NarrowTile* t, int vector,
+inline void narrow_reduce(const NarrowCodes* codes, const NarrowFactors* factors, NarrowTile* t, int base,
                           int64_t first, int64_t count) {
-  const int base = vector * V::W;
   const int lanes = t->n - base < V::W ? t->n - base : V::W;
-  const unsigned in_use = lanes == V::W ? (V::W == 32 ? ~0u : (1u << V::W) - 1u) : (1u << lanes) - 1u;
+  const unsigned in_use = (1u << lanes) - 1u;
   const float* most = t->most + base;
   V::F best = V::load(most);
   V::I lead = V::set(int32_t(0));
@@ -127,23 +133,18 @@ inline void narrow_reduce(const NarrowCodes* codes, const NarrowFactors* factors
   }
   const unsigned open = V::bits(V::ge(best, V::load(t->least + base))) & in_use;
   if (!open) return;
-  int32_t leads[V::W];
-  V::store(leads, lead);
-  for (unsigned left = open; left; left &= left - 1) {
-    const int lane = __builtin_ctz(left);
-    narrow_lead(codes, factors, t, base + lane, first + leads[lane]);
-  }
-  V::F least = V::load(t->least + base);
+  narrow_raise(codes, factors, t, base, best, lead, first, open);
+  const V::F least = V::load(t->least + base);
+  // In the first chunk every other group is open for some row: a jump there would be guessed wrongly.
+  const bool rarely = first > 0;
+  int32_t hits[kNarrowChunk / GROUP * V::W + V::W];  // group * W + lane
+  int n = 0;
   for (int64_t g = 0; g < count; ++g) {
-    unsigned hits = V::bits(V::ge(V::load(most + g * NARROW_TILE), least)) & open;
-    if (__builtin_expect(!hits, 1)) continue;
-    for (; hits; hits &= hits - 1) {
-      const int lane = __builtin_ctz(hits);
-      if (leads[lane] == int32_t(g)) continue;
-      narrow_list(t, base + lane, first + g, N::upper(codes, t, NARROW_TILE, base + lane, first + g));
-      least = V::load(t->least + base);
-    }
+    const unsigned hit = V::bits(V::ge(V::load(most + g * NARROW_TILE), least)) & open;
+    if (rarely && !hit) continue;
+    n += N::lanes_of(hit, int32_t(g) * V::W, hits + n);
   }
+  for (int h = 0; h < n; ++h) narrow_list(codes, t, base + hits[h] % V::W, first + hits[h] / V::W);
 }
 
 void narrow_search(const NarrowCodes* codes, const NarrowFactors* factors, NarrowTile* t) {
@@ -165,8 +166,9 @@ void narrow_search(const NarrowCodes* codes, const NarrowFactors* factors, Narro
       default:
         narrow_sweep<V::VECTORS>(codes, t, first, count);
     }
-    for (int v = 0; v < vectors; ++v) narrow_reduce(codes, factors, t, v, first, count);
+    for (int v = 0; v < vectors; ++v) narrow_reduce(codes, factors, t, v * V::W, first, count);
   }
+  if (codes->groups <= kGroups) return;
   for (int row = 0; row < t->n; ++row)
     if (t->counts[row] <= kNarrowCandidates) narrow_drop(t, row);
 }
@@ -185,6 +187,10 @@ void narrow_set_bounds(const NarrowCodes* codes, const NarrowFactors* factors, N
     V::store(t->bound + j, V::fma(V::load(codes->kept + j), of_kept, V::mul(V::load(codes->lost + j), of_lost)));
   for (; j < padded; ++j)
     t->bound[j] = codes->kept[j] * (factors->lost * ratio + factors->kept) + codes->lost[j] * factors->lost;
+  // A little more than of the largest of them: each of the two may be of another code.
+  for (int64_t g = 0; g < codes->groups; ++g)
+    t->group_bound[g] = codes->most_kept[g] * (factors->lost * ratio + factors->kept) +
+                        codes->most_lost[g] * factors->lost;
 }
 
 }  // namespace

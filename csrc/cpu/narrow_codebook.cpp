@@ -27,7 +27,8 @@ bool NarrowCodebook::prepare(const Codebook& codebook, const NarrowKernels* kern
   const int64_t steps = divide_up(dim, kernels->unit), groups = divide_up(codebook.count, group);
   const int64_t padded = groups * group;
   if (!packed_.resize(padded * steps) || !start_.resize(padded) || !scale_.resize(padded) ||
-      !lost_.resize(padded) || !kept_.resize(padded) || !minus_half_.resize(padded) || !centre_.resize(dim))
+      !lost_.resize(padded) || !kept_.resize(padded) || !minus_half_.resize(padded) || !centre_.resize(dim) ||
+      !most_lost_.resize(groups) || !most_kept_.resize(groups) || !most_half_.resize(groups))
     return false;
   centring_ = {scale_for(codebook.typical_norm), codebook.l2 ? centre_.get() : nullptr};
   double square = 0.0;
@@ -36,7 +37,8 @@ bool NarrowCodebook::prepare(const Codebook& codebook, const NarrowKernels* kern
     square += double(centre_[d]) * double(centre_[d]);
   }
   centre_norm_ = sqrt(square);
-  codes_ = {dim, steps, groups, packed_, start_, scale_, lost_, kept_, minus_half_};
+  codes_ = {dim,   steps, groups,      packed_,    start_,     scale_,
+            lost_, kept_, minus_half_, most_lost_, most_kept_, most_half_};
   const int64_t task_groups = kTaskCodes / group;
   return parallel_for(threads, divide_up(groups, task_groups), interruption, kTaskCodes * dim, [&](int64_t t) {
     bool far = false;
@@ -57,12 +59,30 @@ bool NarrowCodebook::prepare(const Codebook& codebook, const NarrowKernels* kern
           scale_[j] = lost_[j] = kept_[j] = 0.0f;
         }
       }
+      sum_up_group(g, group, codebook.l2);
     }
     if (far && !codebook.l2) {
 #pragma omp critical(vq_narrow_codebook_bounded)
       bounded_ = false;
     }
   });
+}
+
+void NarrowCodebook::sum_up_group(int64_t g, int64_t group, bool l2) {
+  constexpr float kMostRatio = 2.0f;
+  float lost[2] = {INFINITY, 0.0f}, kept[2] = {INFINITY, 0.0f}, half = 0.0f;
+  for (int64_t j = g * group; j < (g + 1) * group; ++j) {
+    if (minus_half_[j] == -INFINITY) continue;
+    lost[0] = fminf(lost[0], lost_[j]);
+    lost[1] = fmaxf(lost[1], lost_[j]);
+    kept[0] = fminf(kept[0], kept_[j]);
+    kept[1] = fmaxf(kept[1], kept_[j]);
+    half = fmaxf(half, -minus_half_[j]);
+  }
+  const bool alike = lost[1] <= kMostRatio * lost[0] && kept[1] <= kMostRatio * kept[0];
+  most_lost_[g] = alike ? lost[1] : INFINITY;
+  most_kept_[g] = kept[1];
+  most_half_[g] = l2 ? half : 0.0f;
 }
 
 }  // namespace vq_cpu

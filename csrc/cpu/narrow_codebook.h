@@ -25,7 +25,10 @@ class NarrowCodebook {
   double centre_norm_ = 0.0;
   bool bounded_ = true;
   Buffer<int32_t> packed_, start_;
-  Buffer<float> scale_, lost_, kept_, minus_half_, centre_;
+  Buffer<float> scale_, lost_, kept_, minus_half_, centre_;   // [groups * group], [dim]
+  Buffer<float> most_lost_, most_kept_, most_half_;           // [groups]
+
+  void sum_up_group(int64_t g, int64_t group, bool l2);
 };
 
 }  // namespace vq_cpu

@@ -4,7 +4,6 @@
 #include <float.h>
 #include <math.h>
 
-#include "cpu/code_lanes.h"
 #include "cpu/narrow.h"
 #include "cpu/row_lanes.h"
 
@@ -118,22 +117,6 @@ void narrow_pack_codes(const float* codes, const uint8_t* usable, Centring centr
     out->scale[c] = out->lost[c] = out->kept[c] = 0.0f;
     out->square[c] = -1.0f;
   }
-}
-
-double narrow_score(const float* x, const float* code, Centring centring, int64_t dim, int l2) {
-  const double scale = double(centring.scale);
-  const CodeD half = CodeD{} + (l2 ? 0.5 : 0.0);
-  CodeD sum = {};
-  over_code(dim, [&](int64_t d, int64_t n) {
-    CodeD row, e, c = {};
-    code_load(row, x + d, n);
-    code_load(e, code + d, n);
-    if (centring.centre) code_load(c, centring.centre + d, n);
-    e = e * scale - c;
-    row = row * scale - c;
-    sum += (row - half * e) * e;
-  });
-  return code_sum(sum);
 }
 
 }  // namespace

@@ -25,6 +25,7 @@ class NarrowSearch {
   void search_tile(int first);
   void resolve_row(int i, int lane);
   const float* row(int i);
+  void fetch_rows(int first, int n);
 
   Search* search_ = nullptr;
   ExactSearch* exact_ = nullptr;
@@ -38,7 +39,7 @@ class NarrowSearch {
 
   // Of a tile
   Buffer<int32_t> rows_, candidates_, counts_;
-  Buffer<float> scale_, norm_, lost_, bound_, most_, slack_, least_, upper_;
+  Buffer<float> scale_, norm_, lost_, bound_, group_bound_, most_, slack_, least_, upper_;
   Buffer<float> scratch_;  // [dim][lanes]
   Buffer<float> row_;      // [dim]
 };

@@ -30,7 +30,7 @@ inline V::F centre_lanes(V::F v, Centring centring, int64_t d) {
   return centring.centre ? V::fma(v, scale, V::set(-centring.centre[d])) : V::mul(v, scale);
 }
 
-// One vector of rows into its lanes of the packed tile, of PITCH rows.
+// One vector of rows into its lanes of the packed tile, of PITCH rows; lanes beyond n repeat the last row.
 template <class T, int PITCH>
 void pack_vector(const VqRows* x, int64_t first, int n, Centring centring, float* packed, float* norm2) {
   const int64_t dim = x->dim, step = x->stride_dim;
@@ -46,18 +46,17 @@ void pack_vector(const VqRows* x, int64_t first, int n, Centring centring, float
     return;
   }
   const T* p[V::W];
-  const int lanes = n < V::W ? n : V::W;
-  for (int r = 0; r < lanes; ++r) p[r] = row_start<const T>(x, first + r);
+  for (int r = 0; r < V::W; ++r) p[r] = row_start<const T>(x, first + (r < n ? r : n - 1));
   for (int64_t d = 0; d < dim; d += V::W) {
     const int width = dim - d < V::W ? int(dim - d) : V::W;
     V::F square[V::W];
     if (step == 1 && width == V::W) {
-      for (int r = 0; r < V::W; ++r) square[r] = r < lanes ? V::load(p[r] + d) : V::set(0.0f);
+      for (int r = 0; r < V::W; ++r) square[r] = V::load(p[r] + d);
     } else if (step == 1) {
-      for (int r = 0; r < V::W; ++r) square[r] = r < lanes ? V::load_n(p[r] + d, width) : V::set(0.0f);
+      for (int r = 0; r < V::W; ++r) square[r] = V::load_n(p[r] + d, width);
     } else {
       float part[V::W][V::W] = {};
-      for (int r = 0; r < lanes; ++r)
+      for (int r = 0; r < V::W; ++r)
         for (int c = 0; c < width; ++c) part[r][c] = to_float(p[r][(d + c) * step]);
       for (int r = 0; r < V::W; ++r) square[r] = V::load(part[r]);
     }

@@ -16,6 +16,7 @@ PATHS = {
     "avx2": ("avx2", "float32"),
     "avx512": ("avx512", "float32"),
     "avx512vnni": ("avx512vnni", "int8"),
+    "avx512bf16": ("avx512bf16", "bfloat16"),
     "amx": ("amx", "bfloat16"),
 }
 
