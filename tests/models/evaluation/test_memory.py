@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
-# The peak of a process holds torch's memory too, whose allocator takes some 2,000 images to settle. Images come
-# from a data set that makes each when it is asked for.
+# The peak of a process holds torch's memory too, whose allocator takes some 2,000 images to settle. Images
+# come from a data set that makes each when it is asked for.
 PROGRAM = """
 import resource, sys
 
