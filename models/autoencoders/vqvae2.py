@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -40,6 +41,7 @@ class VQVAE2(DiscreteAutoencoder):
     Args:
         downscales: downscale of each level with respect to the one below it (the first: to the data),
             bottom first; ``(4, 2)`` in the paper, ``(4, 2, 2)`` for three levels.
+        level_codebook_sizes: number of codes of each level, top first, in place of ``codebook_size``.
         The others are those of :class:`models.VQVAE`, the same for every level.
     """
 
@@ -54,6 +56,9 @@ class VQVAE2(DiscreteAutoencoder):
         ndim: int = 2,
         likelihood: str = "mse",
         variance: float = 1.0,
+        data_levels: int = 256,
+        scale: float = 1.0,
+        level_codebook_sizes: Sequence[int] | None = None,
         decoder: str = "independent",
         decoder_width: int = 32,
         decoder_layers: int = 3,
@@ -73,10 +78,10 @@ class VQVAE2(DiscreteAutoencoder):
         self.downscales = check_sizes("downscales", downscales, shortest=2)
         levels = len(downscales)
         self.in_channels, self.ndim = in_channels, ndim
-        self.codebook_size = arguments.codebook_size
+        self.codebook_size, self.scale = arguments.codebook_size, scale
         self.level_downscales = tuple(math.prod(downscales[: level + 1]) for level in reversed(range(levels)))
         dim, shape = arguments.features, (hidden, residual_layers, residual_hidden)
-        self.likelihood = make_likelihood(likelihood, in_channels, variance)
+        self.likelihood = make_likelihood(likelihood, in_channels, variance, data_levels, scale)
         self.encoders = nn.ModuleList(
             Encoder(hidden if level else in_channels, *shape, scale, ndim)
             for level, scale in enumerate(downscales)
@@ -85,7 +90,12 @@ class VQVAE2(DiscreteAutoencoder):
         self.to_embedding = nn.ModuleList(
             CONV[ndim](hidden if level == top else hidden + dim, dim, 1) for level in range(levels)
         )
-        self.quantizers = nn.ModuleList(make_quantizer(arguments) for _ in range(levels))
+        sizes = [arguments.codebook_size] * levels
+        if level_codebook_sizes is not None:
+            sizes = list(check_sizes("level_codebook_sizes", level_codebook_sizes, levels, levels))[::-1]
+        self.quantizers = nn.ModuleList(
+            make_quantizer(replace(arguments, codebook_size=size)) for size in sizes
+        )
         self.conditioners = nn.ModuleList(
             Decoder(dim if level == top else 2 * dim, dim, *shape, downscales[level], ndim)
             for level in range(1, levels)
@@ -106,6 +116,7 @@ class VQVAE2(DiscreteAutoencoder):
 
     def _quantize(self, x: Tensor, freeze: bool | None = None) -> list[QuantizedLevel]:
         features = []
+        x = self._in_units(x)
         for encoder in self.encoders:
             x = encoder(x)
             features.append(x)

@@ -12,9 +12,11 @@ from typing import Any, ClassVar, Self
 
 from models.autoencoders.pixel_decoder import DecoderSettings
 from models.autoencoders.quantizer import WITH_CODES, QuantizerSettings
+from models.autoencoders.terms import TermSettings
 from models.data.augment import AugmentSettings
 from models.data.settings import DataConfig
 from models.runs.layout import RunLayout
+from models.runs.levels import LevelSettings
 from models.runs.rules import BEFORE, PLACE_SETTINGS, RESUMABLE_SETTINGS, SELDOM_SET, check_name
 from models.settings import convert_value, format_value, read_yaml, setting, setting_types, write_yaml
 from vq_kernels.checks import check_choice, check_integer, check_number
@@ -37,9 +39,7 @@ class LoopConfig:
     runs: str = setting("runs", "folder of all runs")
     epochs: int = setting(20, "passes over the training split")
     steps: int | None = setting(None, "stop after this many optimizer steps, whatever the epoch")
-    minutes: float | None = setting(
-        None, "stop after this many minutes of training, which end the schedule too"
-    )
+    minutes: float | None = setting(None, "stop after so many minutes of training; the schedule ends there")
     batch_size: int = setting(64, "images in a batch, on each process")
     lr: float = setting(3e-4, "learning rate of Adam")
     weight_decay: float = setting(0.0, "of matrices and convolutions at each step, as AdamW has it")
@@ -75,10 +75,8 @@ class LoopConfig:
         for logger in self.logger:
             check_choice(LOGGERS, logger=logger)
         if "csv" not in self.logger:
-            raise ValueError(
-                f"logger is {format_value(self.logger)}; accepted: csv, from which figures are "
-                f"drawn, and others"
-            )
+            logger = format_value(self.logger)
+            raise ValueError(f"logger is {logger}; accepted: csv, from which figures are drawn, and others")
         check_choice(("constant", "cosine"), schedule=self.schedule)
         check_choice(PRECISIONS, precision=self.precision)
         check_choice(("auto", "cpu", "gpu"), accelerator=self.accelerator)
@@ -193,7 +191,7 @@ class LoopConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(QuantizerSettings, DecoderSettings, DataConfig, AugmentSettings, LoopConfig):
+class TrainConfig(QuantizerSettings, DecoderSettings, TermSettings, DataConfig, AugmentSettings, LoopConfig):
     """A VAE, VQ-VAE or VQ-VAE-2 and its data.
 
     ``TrainConfig(data="digits", downscale=2, embedding_dim=16)`` trains a VQ-VAE that stands for an image
@@ -221,16 +219,6 @@ class TrainConfig(QuantizerSettings, DecoderSettings, DataConfig, AugmentSetting
     likelihood: str | None = setting(
         None, "mse, gaussian, logistic or categorical; by default gaussian for a vae, else mse"
     )
-    l1: float = setting(0.0, "weight of the absolute error of the reconstruction, added to the loss")
-    gradient_l1: float = setting(
-        0.0, "weight of the absolute error of the differences between neighbouring pixels, added to the loss"
-    )
-    level_dropout: tuple[float, ...] = setting(
-        (0.0,),
-        "vqvae2: share of the images that are decoded without the codes of a level in training, so that the "
-        "others carry the image; " + PER_LEVEL,
-        model=("vqvae2",),
-    )
     latent_dim: int = setting(128, "vae: dimension of the latent", model=("vae",))
     init: str | None = setting(None, "run or model folder whose weights to start from")
     init_weights: str = setting(
@@ -257,21 +245,15 @@ class TrainConfig(QuantizerSettings, DecoderSettings, DataConfig, AugmentSetting
         self._check_integers(1, "residual_hidden", "downscale", "downscales", "latent_dim", "channels_vae")
         self._check_integers(1, "limit")
         self._check_integers(0, "residual_layers", "kl_warmup", "pictures_every")
-        check_number(beta=self.beta, l1=self.l1, gradient_l1=self.gradient_l1)
+        check_number(beta=self.beta)
         self.check_augment()
-        if len(self.level_dropout) not in (1, len(self.downscales)):
-            raise ValueError(
-                f"level_dropout is {format_value(self.level_dropout)}; accepted: one value, or one for each "
-                f"of {len(self.downscales)} levels"
-            )
-        for share in self.level_dropout:
-            check_number(0, 1, level_dropout=share)
+        self.check_terms(len(self.downscales))
         self.check_quantizer()
         self.check_decoder()
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorConfig(LoopConfig):
+class PriorConfig(LevelSettings, LoopConfig):
     """Priors over the codes of a trained VQ-VAE or VQ-VAE-2, one for each level.
 
     ``PriorConfig(codes="runs/digits/codes", width=64)`` trains a Transformer on the codes that `encode`
@@ -285,11 +267,6 @@ class PriorConfig(LoopConfig):
     codes: str = setting("", "folder of codes written by `encode`")
     prior: str = setting("transformer", "transformer, pixelcnn or pixelsnail")
     conditional: bool | None = setting(None, "condition on the labels; by default where the codes have them")
-    label_dropout: float = setting(
-        0.0, "share of the images whose label the prior does not see in training, for guidance (`sample`)"
-    )
-    level: int | None = setting(None, "train the prior of this level alone, 0 the top one; by default of all")
-    above: str | None = setting(None, "train-prior run whose upper levels the run takes over, with level")
     width: int = setting(64, "channels of the network")
     layers: int = setting(3, "number of layers or blocks")
     heads: int = setting(4, "attention heads (transformer, pixelsnail)", prior=("transformer", "pixelsnail"))
@@ -299,9 +276,7 @@ class PriorConfig(LoopConfig):
     res_channels: tuple[int, ...] = setting(
         (0,), "pixelsnail: inside residual blocks; 0 for width; " + PER_LEVEL, prior=_SNAIL
     )
-    attention: tuple[bool, ...] = setting(
-        (True,), "pixelsnail: attend to all earlier codes; " + PER_LEVEL, prior=_SNAIL
-    )
+    attention: tuple[bool, ...] = setting((True,), "pixelsnail: attend to all; " + PER_LEVEL, prior=_SNAIL)
     out_res_blocks: tuple[int, ...] = setting(
         (0,), "pixelsnail: blocks before the output; " + PER_LEVEL, prior=_SNAIL
     )
@@ -314,16 +289,9 @@ class PriorConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_levels()
         self._check_integers(1, "width", "layers", "heads", "res_blocks", "upper_blocks", "upper_channels")
         self._check_integers(0, "res_channels", "out_res_blocks")
-        self._check_integers(0, "level")
-        if (self.above is not None) and not self.level:
-            raise ValueError(
-                f"above is {self.above}; accepted: none, without a level below the top (--level 1)"
-            )
-        check_number(0, 1, label_dropout=self.label_dropout)
-        if self.label_dropout == 1:
-            raise ValueError("label_dropout is 1; accepted: a number from 0 to below 1")
         if not self.attention:
             raise ValueError("attention is empty; accepted: true or false for each level")
         if self.kernel_size < 3 or self.kernel_size % 2 == 0:

@@ -115,7 +115,7 @@ def run(options: StudyOptions) -> Path:
     seeds = range(options.seed, options.seed + count)
     runner = Runner("kaokore-vqvae2", options, SETTINGS, OPTIONS, len(seeds))
     models = ("vqvae", "vqvae2")
-    names = {f"{model}, seed {seed}": (model, seed) for seed in seeds for model in models}
+    names = {f"{model}, seed {seed}": (model, seed) for model in models for seed in seeds}
     others = {f"vqvae, downscale {scale}": scale for scale in DOWNSCALES.get(options.scale, ())}
     minutes = dict.fromkeys([*names, *others], MINUTES["models"])
     faces = options.scale in FACES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -214,3 +215,21 @@ def test_encoding_learns_nothing_even_in_train_mode(kind: type[VQVAE | VQVAE2]) 
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     model(x)
     assert not all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_levels_may_have_codebooks_of_their_own_sizes(tmp_path: Path) -> None:
+    sizes = {"hidden": 8, "residual_hidden": 4, "embedding_dim": 4}
+    model = VQVAE2(1, downscales=(2, 2), level_codebook_sizes=(7, 5), **sizes).eval()
+    assert model.codebook_sizes == ((7,), (5,))
+    x = torch.rand(3, 1, 8, 8) - 0.5
+    top, bottom = model.encode(x)
+    assert int(top.max()) < 7
+    assert int(bottom.max()) < 5
+    model.save_pretrained(tmp_path)
+    again = VQVAE2.from_pretrained(tmp_path)
+    assert again.codebook_sizes == model.codebook_sizes
+    assert torch.equal(again.reconstruct(x), model.reconstruct(x))
+    with pytest.raises(ValueError, match="level_codebook_sizes"):
+        VQVAE2(1, downscales=(2, 2), level_codebook_sizes=(7, 5, 3), **sizes)
+    with pytest.raises(ValueError, match="level_codebook_sizes"):
+        VQVAE2(1, downscales=(2, 2), level_codebook_sizes=(7,), **sizes)
