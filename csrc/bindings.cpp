@@ -76,16 +76,36 @@ void use_isa(const std::string& name) {
   throw py::value_error("VQ_ISA is '" + name + "'; accepted here: " + usable_isas());
 }
 
-// VQ_ISA is read at every call, so that a test can change it; it is parsed only when it has changed.
+std::string usable_first_passes() {
+  std::string names;
+  for (int pass = 0; pass < VQ_FIRST_PASS_COUNT; ++pass)
+    if (vq_cpu_first_pass_usable(pass))
+      names += (names.empty() ? "" : ", ") + std::string(vq_cpu_first_pass_name(pass));
+  return names;
+}
+
+void use_first_pass(const std::string& name) {
+  int chosen = name.empty() ? -1 : VQ_FIRST_PASS_COUNT;
+  for (int pass = 0; pass < VQ_FIRST_PASS_COUNT; ++pass)
+    if (name == vq_cpu_first_pass_name(pass)) chosen = pass;
+  if (chosen < VQ_FIRST_PASS_COUNT && vq_cpu_use_first_pass(chosen) == 0) return;
+  throw py::value_error("VQ_FIRST_PASS is '" + name + "'; accepted with " + vq_cpu_isa_name(vq_cpu_isa()) + ": " +
+                        usable_first_passes());
+}
+
+// VQ_ISA and VQ_FIRST_PASS are read at every call, so that a test can change them; they are parsed only when
+// one has changed.
 void follow_environment() {
   static std::mutex guard;
-  static std::string seen;
-  const char* value = std::getenv("VQ_ISA");
-  const std::string wanted = value ? value : "";
+  static std::string seen_isa, seen_pass;
+  const char *isa = std::getenv("VQ_ISA"), *pass = std::getenv("VQ_FIRST_PASS");
+  const std::string wanted_isa = isa ? isa : "", wanted_pass = pass ? pass : "";
   const std::lock_guard<std::mutex> lock(guard);
-  if (wanted == seen) return;
-  use_isa(wanted);
-  seen = wanted;
+  if (wanted_isa == seen_isa && wanted_pass == seen_pass) return;
+  use_isa(wanted_isa);
+  use_first_pass(wanted_pass);
+  seen_isa = wanted_isa;
+  seen_pass = wanted_pass;
 }
 
 py::dict cpu_features() {
@@ -99,7 +119,17 @@ py::dict cpu_features() {
   features["machine"] = has;
   features["compiled"] = compiled;
   features["used"] = vq_cpu_isa_name(vq_cpu_isa());
+  py::list passes;
+  for (int pass = 0; pass < VQ_FIRST_PASS_COUNT; ++pass)
+    if (vq_cpu_first_pass_usable(pass)) passes.append(vq_cpu_first_pass_name(pass));
+  features["first_passes"] = passes;
   return features;
+}
+
+std::string first_pass(const py::tuple& x, const py::tuple& codebook) {
+  follow_environment();
+  const VqRows rows = rows_from(x);
+  return vq_cpu_first_pass_name(vq_cpu_first_pass(&rows, codes_from(codebook).count));
 }
 
 void nearest_code(const py::tuple& x, const py::tuple& codebook, const py::tuple& options, int threads,
@@ -172,7 +202,8 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of vq_kernels";
   vq_cpu_on_stop_requested(&handle_signals);
   m.def("cpu_features", &cpu_features,
-        "Instruction sets: of the machine, compiled in, and the one used (VQ_ISA overrides).");
+        "Instruction sets: of the machine, compiled in, and the one used (VQ_ISA overrides); first passes it has.");
+  m.def("first_pass", &first_pass, "The pass a search begins with (VQ_FIRST_PASS overrides the rule).");
   m.def("nearest_code", &nearest_code);
   m.def("gather_codes", &gather_codes);
   m.def("code_statistics", &code_statistics);

@@ -21,7 +21,7 @@ from .build_info import read_build_info
 
 _INSTRUCTION_SETS = (
     *("avx2", "fma", "f16c"),
-    *("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"),
+    *("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16"),
     *("amx_tile", "amx_bf16"),
     *("asimd", "sve"),
 )
@@ -135,6 +135,7 @@ def _lines(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "  instruction sets", ", ".join(cpu["found"]) or "unknown"
     if (kernels := cpu["kernels"]) is not None:
         yield "  kernels use", f"{kernels['used']} (compiled: {', '.join(kernels['compiled'])})"
+        yield "  first passes", ", ".join(kernels["first_passes"])
     yield "  CUDA", f"torch runtime {cuda['torch_runtime'] or 'none'}, driver {cuda['driver'] or 'none'}"
     for gpu in cuda["gpus"]:
         yield "  GPU", f"{gpu['name']}, compute capability {gpu['capability']}, {gpu['memory_gib']} GiB"

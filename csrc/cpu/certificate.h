@@ -7,6 +7,7 @@
 namespace vq_cpu {
 
 struct Codebook;
+struct NarrowFactors;
 
 // The bound of a row's scores with every code of a codebook, from the row's norms.
 struct Bound {
@@ -35,6 +36,8 @@ class Certificate {
   Bound matrix(const Codebook& codebook) const;
   // Of MatrixKernels::score; norm2: the computed sum of squares of the packed row.
   double matrix_candidate(const Codebook& codebook, float norm2) const;
+  // Of an int8 or bfloat16 sweep whose sums round `sums` times.
+  NarrowFactors narrow(int64_t dim, int64_t sums) const;
   // Of Kernels::score_rows.
   double float64(int64_t dim, double x_norm, double e_norm) const;
 

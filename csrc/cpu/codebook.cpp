@@ -3,12 +3,27 @@
 #include <math.h>
 #include <string.h>
 
+#include <algorithm>
+
 #include "cpu/exact.h"
 
 namespace vq_cpu {
 namespace {
 
 constexpr int kTaskCodes = 64;
+
+// The median of up to 1,024 of the values that are not left out, evenly spread; 0 without any.
+double sampled_median(const double* values, const int64_t* task_of, int64_t count) {
+  constexpr int64_t kMostSamples = 1024;
+  double sample[kMostSamples];
+  const int64_t step = divide_up(count, kMostSamples);
+  int n = 0;
+  for (int64_t j = 0; j < count; j += step)
+    if (task_of[j] >= 0) sample[n++] = values[j];
+  if (!n) return 0.0;
+  std::nth_element(sample, sample + n / 2, sample + n);
+  return sample[n / 2];
+}
 
 }  // namespace
 
@@ -28,7 +43,7 @@ const float* codes_as_float(const VqCodes* codes, const Kernels* kernels, int th
   return done ? storage.get() : nullptr;
 }
 
-bool Codebook::prepare(const VqCodes* given, int metric, const Kernels* kernels, const MatrixKernels* matrix,
+bool Codebook::prepare(const VqCodes* given, int metric, const Kernels* kernels, const FirstPass& first,
                        int threads, Interruption* interruption) {
   count = given->count;
   dim = given->dim;
@@ -39,7 +54,8 @@ bool Codebook::prepare(const VqCodes* given, int metric, const Kernels* kernels,
   if (!find_usable(kernels, team, interruption) || !drop_copies() ||
       !find_centre(kernels, team, interruption))
     return false;
-  return matrix ? pack_matrix(matrix, team, interruption) : pack(kernels, team, interruption);
+  if (first.matrix) return pack_matrix(first.matrix, team, interruption);
+  return first.narrow || pack(kernels, team, interruption);
 }
 
 bool Codebook::find_usable(const Kernels* kernels, int threads, Interruption* interruption) {
@@ -73,18 +89,44 @@ bool Codebook::drop_copies() {
   return true;
 }
 
-// The mean of the usable codes. Subtracting the same vector from rows and codes changes no argmin and
-// makes the products, and with them the bound, small where all values share a large offset.
+// The mean of the usable codes but for those far out. Subtracting the same vector from rows and codes changes no
+// argmin and makes the products, and with them the bound, small where all values share a large offset. One code
+// of a length of 1e7 would take the mean far from all others.
 bool Codebook::find_centre(const Kernels* kernels, int threads, Interruption* interruption) {
+  constexpr int kMostRounds = 4;
+  constexpr double kFarSquare = 64.0;  // times the median square distance from the mean
   const int64_t tasks = divide_up(count, kTaskCodes);
   Buffer<int64_t> task_of;  // -1 for codes left out
-  Buffer<double> sums;      // [tasks][dim], added in order
-  if (!task_of.resize(count) || !sums.resize(tasks * dim)) return false;
-  int64_t usable_count = 0;
-  for (int64_t j = 0; j < count; ++j) {
-    task_of[j] = usable[j] ? j / kTaskCodes : -1;
-    usable_count += usable[j];
+  Buffer<double> square;
+  if (!task_of.resize(count) || !square.resize(count)) return false;
+  for (int64_t j = 0; j < count; ++j) task_of[j] = usable[j] ? j / kTaskCodes : -1;
+  for (int round = 0; round < kMostRounds; ++round) {
+    if (!find_mean(kernels, task_of, threads, interruption)) return false;
+    const bool done = parallel_for(threads, tasks, interruption, kTaskCodes * dim, [&](int64_t t) {
+      const int64_t first = t * kTaskCodes, n = count - first < kTaskCodes ? count - first : kTaskCodes;
+      kernels->square_distances(codes + first * dim, n, dim, row_centre(), square + first);
+    });
+    if (!done) return false;
+    const double median = sampled_median(square, task_of, count);
+    typical_norm = sqrt(median);
+    bool far = false;
+    for (int64_t j = 0; l2 && j < count; ++j) {
+      if (task_of[j] < 0 || square[j] <= kFarSquare * median) continue;
+      task_of[j] = -1;
+      far = true;
+    }
+    if (!far) break;
   }
+  return true;
+}
+
+bool Codebook::find_mean(const Kernels* kernels, const int64_t* task_of, int threads,
+                         Interruption* interruption) {
+  const int64_t tasks = divide_up(count, kTaskCodes);
+  Buffer<double> sums;  // [tasks][dim], added in order
+  if (!sums.resize(tasks * dim)) return false;
+  int64_t taken = 0;
+  for (int64_t j = 0; j < count; ++j) taken += task_of[j] >= 0;
   const bool done = parallel_for(threads, tasks, interruption, kTaskCodes * dim, [&](int64_t t) {
     const int64_t first = t * kTaskCodes, n = count - first < kTaskCodes ? count - first : kTaskCodes;
     for (int64_t i = t * dim; i < (t + 1) * dim; ++i) sums[i] = 0.0;
@@ -95,7 +137,7 @@ bool Codebook::find_centre(const Kernels* kernels, int threads, Interruption* in
     for (int64_t i = 0; i < dim; ++i) sums[i] += sums[t * dim + i];
   double square = 0.0;
   for (int64_t i = 0; i < dim; ++i) {
-    centre[i] = usable_count ? float(sums[i] / double(usable_count)) : 0.0f;
+    centre[i] = taken ? float(sums[i] / double(taken)) : 0.0f;
     square += double(centre[i]) * double(centre[i]);
   }
   centre_norm = sqrt(square);

@@ -1,7 +1,7 @@
 // A codebook prepared once a call: float32, centred, packed into panels, with the norms that bounds need.
 #pragma once
 
-#include "cpu/kernels.h"
+#include "cpu/first_pass.h"
 #include "cpu/support.h"
 
 namespace vq_cpu {
@@ -14,6 +14,7 @@ struct Codebook {
   Buffer<uint8_t> usable;  // [count]: finite, and no copy of an earlier code
   Buffer<float> centre;    // [dim]
   double centre_norm = 0.0;
+  double typical_norm = 0.0;  // of a code minus the centre (cosine: of a code): the median of a sample
 
   // For float32 sweeps, once ensure_panels() was called
   Buffer<float> panels;  // [panel_count][dim][panel]: codes - centre
@@ -34,9 +35,10 @@ struct Codebook {
 
   const float* row_centre() const { return l2 ? centre.get() : nullptr; }
 
-  // False if there is no memory or it was interrupted. With a matrix unit the panels are left out.
-  bool prepare(const VqCodes* given, int metric, const Kernels* kernels, const MatrixKernels* matrix,
-               int threads, Interruption* interruption);
+  // False if there is no memory or it was interrupted. Panels are left out unless the first
+  // pass is a float32 sweep.
+  bool prepare(const VqCodes* given, int metric, const Kernels* kernels, const FirstPass& first, int threads,
+               Interruption* interruption);
   // Thread-safe. False if there is no memory.
   bool ensure_panels(const Kernels* kernels);
   bool ensure_squares();
@@ -47,6 +49,8 @@ struct Codebook {
 
   bool find_usable(const Kernels* kernels, int threads, Interruption* interruption);
   bool find_centre(const Kernels* kernels, int threads, Interruption* interruption);
+  // Of the codes with task_of >= 0.
+  bool find_mean(const Kernels* kernels, const int64_t* task_of, int threads, Interruption* interruption);
   bool pack(const Kernels* kernels, int threads, Interruption* interruption);
   bool pack_matrix(const MatrixKernels* matrix, int threads, Interruption* interruption);
   bool drop_copies();

@@ -1,51 +1,11 @@
-// Work on codes in float64 over the compiler's own vectors, of the size of V's (simd_*.h).
+// Work on codes over V (one of simd_*.h, included before).
 #pragma once
 
-#include <math.h>
-#include <string.h>
-
+#include "cpu/code_lanes.h"
 #include "cpu/kernels.h"
 
 namespace vq_cpu {
 namespace {
-
-constexpr int CODE_LANES = V::W / 2;
-
-typedef float CodeF __attribute__((vector_size(4 * CODE_LANES)));
-typedef double CodeD __attribute__((vector_size(8 * CODE_LANES)));
-typedef uint32_t CodeU __attribute__((vector_size(4 * CODE_LANES)));
-
-// v = the n <= CODE_LANES values at p, 0 beyond.
-template <class T>
-inline __attribute__((always_inline)) void code_load(T& v, const float* p, int64_t n) {
-  if (n == CODE_LANES) {
-    memcpy(&v, p, sizeof v);
-    return;
-  }
-  float part[CODE_LANES] = {};
-  for (int64_t i = 0; i < n; ++i) part[i] = p[i];
-  memcpy(&v, part, sizeof v);
-}
-
-inline __attribute__((always_inline)) void code_load(CodeD& v, const float* p, int64_t n) {
-  CodeF f;
-  code_load(f, p, n);
-  v = __builtin_convertvector(f, CodeD);
-}
-
-inline double code_sum(const CodeD& v) {
-  double sum = 0.0;
-  for (int i = 0; i < CODE_LANES; ++i) sum += v[i];
-  return sum;
-}
-
-// step(d, n) for every CODE_LANES dimensions, n < CODE_LANES in the last ones only.
-template <class Step>
-inline __attribute__((always_inline)) void over_code(int64_t dim, Step step) {
-  int64_t d = 0;
-  for (; d + CODE_LANES <= dim; d += CODE_LANES) step(d, int64_t(CODE_LANES));
-  if (d < dim) step(d, dim - d);
-}
 
 void inspect_codes(const float* codes, int64_t k, int64_t dim, uint8_t* finite, uint64_t* hashes) {
   for (int64_t j = 0; j < k; ++j, codes += dim) {
@@ -67,6 +27,19 @@ void inspect_codes(const float* codes, int64_t k, int64_t dim, uint8_t* finite, 
     }
     finite[j] = good;
     hashes[j] = all ^ all >> 32;
+  }
+}
+
+void square_distances(const float* codes, int64_t count, int64_t dim, const float* centre, double* square) {
+  for (int64_t j = 0; j < count; ++j, codes += dim) {
+    CodeD sum = {};
+    over_code(dim, [&](int64_t d, int64_t n) {
+      CodeD e, c = {};
+      code_load(e, codes + d, n);
+      if (centre) code_load(c, centre + d, n);
+      sum += (e - c) * (e - c);
+    });
+    square[j] = code_sum(sum);
   }
 }
 

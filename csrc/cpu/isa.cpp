@@ -1,5 +1,5 @@
 // Which instruction sets the machine has, and the choice between the kernel tables.
-#include "cpu/kernels.h"
+#include "cpu/narrow.h"
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
@@ -42,6 +42,10 @@ bool has_avx512() {
          bit(seven.b, 30) && bit(seven.b, 31);  // f, dq, bw, vl
 }
 
+bool has_avx512vnni() { return has_avx512() && bit(Cpuid(7, 0).c, 11); }
+
+bool has_avx512bf16() { return has_avx512vnni() && bit(Cpuid(7, 1).a, 5); }
+
 // Linux hands out the tile registers only on request (arch/x86/include/uapi/asm/prctl.h).
 bool request_tiles() {
 #if defined(__linux__) && defined(__x86_64__)
@@ -53,15 +57,17 @@ bool request_tiles() {
 }
 
 bool has_amx() {
-  const Cpuid seven(7, 0), seven1(7, 1);
-  return has_avx512() && (saved_state() & 0x60000) == 0x60000 && bit(seven.d, 22) && bit(seven.d, 24) &&
-         bit(seven1.a, 5) && request_tiles();  // amx-bf16, amx-tile, avx512-bf16
+  const Cpuid seven(7, 0);
+  return has_avx512bf16() && (saved_state() & 0x60000) == 0x60000 && bit(seven.d, 22) && bit(seven.d, 24) &&
+         request_tiles();  // amx-bf16, amx-tile
 }
 
 #else
 
 bool has_avx2() { return false; }
 bool has_avx512() { return false; }
+bool has_avx512vnni() { return false; }
+bool has_avx512bf16() { return false; }
 bool has_amx() { return false; }
 
 #endif
@@ -78,6 +84,10 @@ bool detect(int isa) {
       return has_avx2();
     case VQ_ISA_AVX512:
       return has_avx512();
+    case VQ_ISA_AVX512VNNI:
+      return has_avx512vnni();
+    case VQ_ISA_AVX512BF16:
+      return has_avx512bf16();
     case VQ_ISA_AMX:
       return has_amx();
     default:
@@ -97,7 +107,8 @@ int chosen = -1;
 }  // namespace vq_cpu
 
 extern "C" const char* vq_cpu_isa_name(int isa) {
-  static const char* const names[VQ_ISA_COUNT] = {"portable", "neon", "avx2", "avx512", "amx"};
+  static const char* const names[VQ_ISA_COUNT] = {"portable",   "neon",       "avx2", "avx512",
+                                                  "avx512vnni", "avx512bf16", "amx"};
   return names[isa];
 }
 
@@ -117,6 +128,14 @@ extern "C" int vq_cpu_isa_compiled(int isa) {
     case VQ_ISA_AVX512:
       return 1;
 #endif
+#if defined(VQ_HAVE_AVX512VNNI) && defined(VQ_HAVE_AVX512)
+    case VQ_ISA_AVX512VNNI:
+      return 1;
+#endif
+#if defined(VQ_HAVE_AVX512BF16) && defined(VQ_HAVE_AVX512VNNI) && defined(VQ_HAVE_AVX512)
+    case VQ_ISA_AVX512BF16:
+      return 1;
+#endif
 #if defined(VQ_HAVE_AMX) && defined(VQ_HAVE_AVX512)
     case VQ_ISA_AMX:
       return 1;
@@ -128,7 +147,8 @@ extern "C" int vq_cpu_isa_compiled(int isa) {
 
 extern "C" int vq_cpu_isa_supported(int isa) {
   using vq_cpu::detect;
-  static const bool supported[VQ_ISA_COUNT] = {detect(0), detect(1), detect(2), detect(3), detect(4)};
+  static const bool supported[VQ_ISA_COUNT] = {detect(0), detect(1), detect(2), detect(3),
+                                               detect(4), detect(5), detect(6)};
   return supported[isa];
 }
 
@@ -150,6 +170,8 @@ const Kernels* kernels_in_use() {
   switch (vq_cpu_isa()) {
 #ifdef VQ_HAVE_AVX512
     case VQ_ISA_AMX:
+    case VQ_ISA_AVX512BF16:
+    case VQ_ISA_AVX512VNNI:
     case VQ_ISA_AVX512:
       return &kernels_avx512;
 #endif
@@ -169,6 +191,20 @@ const Kernels* kernels_in_use() {
 const MatrixKernels* matrix_kernels_in_use() {
 #ifdef VQ_HAVE_AMX
   if (vq_cpu_isa() == VQ_ISA_AMX) return &kernels_amx;
+#endif
+  return nullptr;
+}
+
+const NarrowKernels* int8_kernels_in_use() {
+#ifdef VQ_HAVE_AVX512VNNI
+  if (vq_cpu_isa() >= VQ_ISA_AVX512VNNI) return &kernels_int8_avx512vnni;
+#endif
+  return nullptr;
+}
+
+const NarrowKernels* bfloat16_kernels_in_use() {
+#ifdef VQ_HAVE_AVX512BF16
+  if (vq_cpu_isa() >= VQ_ISA_AVX512BF16) return &kernels_bfloat16_avx512bf16;
 #endif
   return nullptr;
 }

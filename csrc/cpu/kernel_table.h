@@ -22,6 +22,7 @@ constexpr Kernels kernel_table() {
   table.collect = collect;
   table.exact_scan = exact_scan;
   table.inspect_codes = inspect_codes;
+  table.square_distances = square_distances;
   table.pack_code = pack_code_float32;
   table.score_rows = score_rows;
   table.quantize_rows = quantize_rows;

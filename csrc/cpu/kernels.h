@@ -36,6 +36,13 @@ struct CandidateSweep : SweepInput {
   int32_t capacity;
 };
 
+// Rows and codes as the passes take them: scale * value - centre, in one rounding. `centre` [dim] is scaled
+// already; null: 0.
+struct Centring {
+  float scale;
+  const float* centre;
+};
+
 constexpr int kExactLanes = 8;    // rows at once of exact_scan
 constexpr int kMostTileRows = 64;  // lanes * vectors of any table
 
@@ -46,8 +53,8 @@ struct Kernels {
   // Rows first .. first + n - 1 as float32 [n][dim], and back.
   void (*load_rows)(const VqRows* x, int64_t first, int n, float* out);
   void (*store_rows)(const VqRows* out, int64_t first, int n, const float* rows);
-  // packed [dim][tile] = rows - centre (null: 0), zero beyond n; norm2 [tile] = sum of squares.
-  void (*pack_tile)(const VqRows* x, int64_t first, int n, const float* centre, float* packed, float* norm2);
+  // packed [dim][tile] = the rows centred, beyond n whatever; norm2 [tile] = sum of squares.
+  void (*pack_tile)(const VqRows* x, int64_t first, int n, Centring centring, float* packed, float* norm2);
 
   void (*sweep)(const BestSweep*);
   void (*collect)(const CandidateSweep*);
@@ -59,6 +66,8 @@ struct Kernels {
 
   // Of each code: whether it is finite, and a hash that equal codes share.
   void (*inspect_codes)(const float* codes, int64_t count, int64_t dim, uint8_t* finite, uint64_t* hashes);
+  // square [count] = |code - centre|^2 (null: 0).
+  void (*square_distances)(const float* codes, int64_t count, int64_t dim, const float* centre, double* square);
   // out, `pitch` floats apart = code - centre (null: 0); returns its square norm.
   double (*pack_code)(const float* code, const float* centre, int64_t dim, float* out, int64_t pitch);
   // The scores e.e/2 - x.e (or -x.e) of one code with n rows, in float64 in any order; returns e.e. Rows

@@ -44,10 +44,10 @@ void MatrixSearch::pack_groups() {
   int vector = 0;
   for (int row = 0; row < n; row += tile) {
     const int rows = n - row < tile ? n - row : tile;
-    search_->kernels->pack_tile(search_->x, block_.first + row, rows, search_->codebook.row_centre(), packed_,
+    search_->kernels->pack_tile(search_->x, block_.first + row, rows, Centring{1.0f, search_->codebook.row_centre()}, packed_,
                                 norm2_ + row);
     for (int lane = 0; lane < rows; lane += kHalfGroup, ++vector)
-      search_->matrix->pack_rows(packed_ + lane, tile, dim, vector % 2, groups_ + vector / 2 * group,
+      search_->first.matrix->pack_rows(packed_ + lane, tile, dim, vector % 2, groups_ + vector / 2 * group,
                                  error2_ + vector * kHalfGroup);
   }
   // An odd half group is multiplied with whatever its memory holds, but never looked at.
@@ -59,7 +59,7 @@ void MatrixSearch::pack_groups() {
 }
 
 void MatrixSearch::search_block() {
-  const MatrixKernels& matrix = *search_->matrix;
+  const MatrixKernels& matrix = *search_->first.matrix;
   const Codebook& codebook = search_->codebook;
   const int64_t groups = divide_up(block_.n, kMatrixRows);
   const int64_t block = codebook.matrix_steps * kMatrixDepth * kMatrixCodes;
@@ -119,7 +119,7 @@ void MatrixSearch::resolve_row(int i) {
   search_->kernels->load_rows(search_->x, block_.first + i, 1, row_);
   double best = INFINITY, second = INFINITY, score[kCandidates];
   for (int c = 0; c < near; ++c) {
-    score[c] = search_->matrix->score(row_, codebook.codes + candidates[c] * codebook.dim, codebook.dim,
+    score[c] = search_->first.matrix->score(row_, codebook.codes + candidates[c] * codebook.dim, codebook.dim,
                                       codebook.l2);
     if (score[c] < best) {
       second = best;
@@ -138,7 +138,7 @@ void MatrixSearch::resolve_row(int i) {
 }
 
 bool MatrixSearch::fall_back_to_sweep() {
-  return !given_up_count_ || sweep_->run_rows(block_, given_up_rows_, given_up_count_, norm2_);
+  return !given_up_count_ || sweep_->run_rows(block_, given_up_rows_, given_up_count_);
 }
 
 }  // namespace vq_cpu

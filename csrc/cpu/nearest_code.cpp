@@ -13,7 +13,7 @@ extern "C" int vq_cpu_nearest_code(const VqRows* x, const VqCodes* codebook, con
                                                         &interruption, indices, nonfinite));
   }
   const DefaultRounding rounding;
-  Search search(x, *options, &interruption);
+  Search search(x, codebook->count, *options, &interruption);
   if (!search.prepare(codebook, options->metric, threads)) return interruption.status(false);
   const int team = threads_for(threads, search.rows() * codebook->count);
   bool ok = true;

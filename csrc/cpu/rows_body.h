@@ -4,21 +4,12 @@
 #include <math.h>
 
 #include "cpu/kernels.h"
+#include "cpu/row_lanes.h"
 
 namespace vq_cpu {
 namespace {
 
 constexpr int ROWS_TILE = V::W * V::VECTORS;
-
-template <class T>
-inline T* row_start(const VqRows* x, int64_t row) {
-  return static_cast<T*>(x->data) + (row / x->rows) * x->stride_batch + (row % x->rows) * x->stride_row;
-}
-
-// Rows row .. row + W - 1 exist, lie in one b, and neighbours are adjacent in memory.
-inline bool lanes_are_adjacent(const VqRows* x, int64_t row, int n) {
-  return n >= V::W && x->stride_row == 1 && row / x->rows == (row + V::W - 1) / x->rows;
-}
 
 template <class T>
 void load_rows_as(const VqRows* x, int64_t first, int n, float* out) {
@@ -78,53 +69,10 @@ void store_rows_as(const VqRows* out, int64_t first, int n, const float* rows) {
   }
 }
 
-// One vector of rows into its lanes of the packed tile.
 template <class T>
-void pack_vector(const VqRows* x, int64_t first, int n, const float* centre, float* packed, float* norm2) {
-  const int64_t dim = x->dim, step = x->stride_dim;
-  V::F sum = V::set(0.0f);
-  if (lanes_are_adjacent(x, first, n)) {
-    const T* p = row_start<const T>(x, first);
-    for (int64_t d = 0; d < dim; ++d) {
-      V::F v = V::load(p + d * step);
-      if (centre) v = V::sub(v, V::set(centre[d]));
-      V::store(packed + d * ROWS_TILE, v);
-      sum = V::fma(v, v, sum);
-    }
-    V::store(norm2, sum);
-    return;
-  }
-  const T* p[V::W];
-  const int lanes = n < V::W ? n : V::W;
-  for (int r = 0; r < lanes; ++r) p[r] = row_start<const T>(x, first + r);
-  for (int64_t d = 0; d < dim; d += V::W) {
-    const int width = dim - d < V::W ? int(dim - d) : V::W;
-    V::F square[V::W];
-    if (step == 1 && width == V::W) {
-      for (int r = 0; r < V::W; ++r) square[r] = r < lanes ? V::load(p[r] + d) : V::set(0.0f);
-    } else if (step == 1) {
-      for (int r = 0; r < V::W; ++r) square[r] = r < lanes ? V::load_n(p[r] + d, width) : V::set(0.0f);
-    } else {
-      float part[V::W][V::W] = {};
-      for (int r = 0; r < lanes; ++r)
-        for (int c = 0; c < width; ++c) part[r][c] = to_float(p[r][(d + c) * step]);
-      for (int r = 0; r < V::W; ++r) square[r] = V::load(part[r]);
-    }
-    V::transpose(square);
-    for (int c = 0; c < width; ++c) {
-      V::F v = square[c];
-      if (centre) v = V::sub(v, V::set(centre[d + c]));
-      V::store(packed + (d + c) * ROWS_TILE, v);
-      sum = V::fma(v, v, sum);
-    }
-  }
-  V::store(norm2, sum);
-}
-
-template <class T>
-void pack_tile_as(const VqRows* x, int64_t first, int n, const float* centre, float* packed, float* norm2) {
+void pack_tile_as(const VqRows* x, int64_t first, int n, Centring centring, float* packed, float* norm2) {
   for (int v = 0; v * V::W < n; ++v)
-    pack_vector<T>(x, first + v * V::W, n - v * V::W, centre, packed + v * V::W, norm2 + v * V::W);
+    pack_vector<T, ROWS_TILE>(x, first + v * V::W, n - v * V::W, centring, packed + v * V::W, norm2 + v * V::W);
 }
 
 void load_rows(const VqRows* x, int64_t first, int n, float* out) {
@@ -139,18 +87,10 @@ void store_rows(const VqRows* out, int64_t first, int n, const float* rows) {
   store_rows_as<float>(out, first, n, rows);
 }
 
-void pack_tile(const VqRows* x, int64_t first, int n, const float* centre, float* packed, float* norm2) {
-  if (x->dtype == VQ_BFLOAT16) return pack_tile_as<Bf16>(x, first, n, centre, packed, norm2);
-  if (x->dtype == VQ_FLOAT16) return pack_tile_as<F16>(x, first, n, centre, packed, norm2);
-  pack_tile_as<float>(x, first, n, centre, packed, norm2);
-}
-
-// step(d, n) for every vector of a row, n < W in the last one only.
-template <class Step>
-inline __attribute__((always_inline)) void over_row(int64_t dim, Step step) {
-  int64_t d = 0;
-  for (; d + V::W <= dim; d += V::W) step(d, V::W);
-  if (d < dim) step(d, int(dim - d));
+void pack_tile(const VqRows* x, int64_t first, int n, Centring centring, float* packed, float* norm2) {
+  if (x->dtype == VQ_BFLOAT16) return pack_tile_as<Bf16>(x, first, n, centring, packed, norm2);
+  if (x->dtype == VQ_FLOAT16) return pack_tile_as<F16>(x, first, n, centring, packed, norm2);
+  pack_tile_as<float>(x, first, n, centring, packed, norm2);
 }
 
 inline V::F get(const float* p, int n) { return n == V::W ? V::load(p) : V::load_n(p, n); }

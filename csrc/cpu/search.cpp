@@ -5,15 +5,13 @@ namespace {
 
 constexpr int64_t kRowBytes = 256 << 10;  // packed rows of a block
 constexpr int kMostRows = 1024;           // of a block
-// Below this, padding the dimensions to the depth of a tile costs more than the matrix unit gains.
-constexpr int64_t kMatrixLeastDim = 16;
 
 }  // namespace
 
-Search::Search(const VqRows* x, const VqSearchOptions& options, Interruption* interruption)
+Search::Search(const VqRows* x, int64_t codes, const VqSearchOptions& options, Interruption* interruption)
     : kernels(kernels_in_use()),
-      matrix(x->dim >= kMatrixLeastDim ? matrix_kernels_in_use() : nullptr),
       x(x),
+      first(choose_first_pass(x, codes)),
       precision(options.precision),
       certificate(options.bound_scale),
       interruption(interruption) {
@@ -25,13 +23,19 @@ Search::Search(const VqRows* x, const VqSearchOptions& options, Interruption* in
 }
 
 bool Search::prepare(const VqCodes* codes, int metric, int threads) {
-  return codebook.prepare(codes, metric, kernels, matrix, threads, interruption);
+  if (!codebook.prepare(codes, metric, kernels, first, threads, interruption)) return false;
+  if (!first.narrow) return true;
+  const int64_t dim = codes->dim;
+  narrow_factors = certificate.narrow(dim, first.kind == VQ_INT8_FIRST ? 0 : dim + 2);
+  return narrow.prepare(codebook, first.narrow, narrow_factors, threads_for(threads, codes->count * dim),
+                        interruption);
 }
 
 bool BlockSearch::open(Search* search) {
-  matrix_ = search->matrix != nullptr;
+  first_ = search->first;
   return exact_.open(search) && sweep_.open(search, &exact_) &&
-         (!matrix_ || matrix_search_.open(search, &exact_, &sweep_));
+         (!first_.matrix || matrix_.open(search, &exact_, &sweep_)) &&
+         (!first_.narrow || narrow_.open(search, &exact_, &sweep_));
 }
 
 }  // namespace vq_cpu

@@ -1,12 +1,15 @@
-// The nearest code of a block of rows: what nearest_code.cpp and vector_quantize.cpp share. Three searches
-// stand behind it: float32 sweeps, a matrix unit, and one of their own for a handful of rows.
+// The nearest code of a block of rows: what nearest_code.cpp and vector_quantize.cpp share. Four searches
+// stand behind it: float32 sweeps, a matrix unit, int8 or bfloat16 on vector units, and one for a handful of rows.
 #pragma once
 
 #include "cpu/certificate.h"
 #include "cpu/codebook.h"
 #include "cpu/exact_search.h"
+#include "cpu/first_pass.h"
 #include "cpu/kernels.h"
 #include "cpu/matrix_search.h"
+#include "cpu/narrow_codebook.h"
+#include "cpu/narrow_search.h"
 #include "cpu/support.h"
 #include "cpu/sweep_search.h"
 
@@ -15,15 +18,17 @@ namespace vq_cpu {
 // What all threads of one call share.
 struct Search {
   const Kernels* kernels;
-  const MatrixKernels* matrix;  // null: float32 sweeps alone
   const VqRows* x;
+  FirstPass first;
   int precision;
   Certificate certificate;
   Interruption* interruption;
   int64_t block_rows;  // from the shapes alone
   Codebook codebook;
+  NarrowFactors narrow_factors;  // and `narrow`: where the first pass is narrow
+  NarrowCodebook narrow;
 
-  Search(const VqRows* x, const VqSearchOptions& options, Interruption* interruption);
+  Search(const VqRows* x, int64_t codes, const VqSearchOptions& options, Interruption* interruption);
   // False if there is no memory or it was interrupted.
   bool prepare(const VqCodes* codes, int metric, int threads);
   int64_t rows() const { return x->batches * x->rows; }
@@ -36,13 +41,16 @@ class BlockSearch {
  public:
   // False if there is no memory; so does run, or if it was interrupted.
   bool open(Search* search);
-  bool run(const RowBlock& block) { return matrix_ ? matrix_search_.run(block) : sweep_.run(block); }
+  bool run(const RowBlock& block) {
+    return first_.matrix ? matrix_.run(block) : first_.narrow ? narrow_.run(block) : sweep_.run(block);
+  }
 
  private:
-  bool matrix_ = false;
+  FirstPass first_ = {};
   ExactSearch exact_;
   SweepSearch sweep_;
-  MatrixSearch matrix_search_;
+  MatrixSearch matrix_;
+  NarrowSearch narrow_;
 };
 
 }  // namespace vq_cpu

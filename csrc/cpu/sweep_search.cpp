@@ -24,10 +24,10 @@ bool SweepSearch::open(Search* search, ExactSearch* exact) {
   const int64_t n = search->block_rows, dim = search->x->dim, tile = search->tile();
   return norm2_.resize(n) && bound_.resize(n) && best_.resize(n) && second_.resize(n) &&
          best_index_.resize(n) && ambiguous_rows_.resize(n) && row_.resize(dim) &&
-         compact_.resize(dim * tile) && threshold_.resize(tile) && lane_best_.resize(tile) &&
+         compact_.resize(dim * tile) && threshold_.resize(tile) && compact_norm2_.resize(tile) &&
+         lane_best_.resize(tile) &&
          lane_second_.resize(tile) && lane_best_index_.resize(tile) &&
-         candidates_.resize(tile * kCandidates) && counts_.resize(tile) &&
-         (search->matrix || packed_.resize(n * dim));
+         candidates_.resize(tile * kCandidates) && counts_.resize(tile);
 }
 
 // packed [tiles][dim][tile] against all codes.
@@ -79,13 +79,15 @@ void SweepSearch::certify(const Bound& bound, int i) {
 }
 
 bool SweepSearch::run(const RowBlock& block) {
+  if (!search_->codebook.ensure_panels(search_->kernels)) return false;
+  if (!packed_.get() && !packed_.resize(search_->block_rows * search_->x->dim)) return false;
   block_ = block;
   ambiguous_count_ = 0;
   exact_->start(block);
   const int tile = search_->tile();
   for (int row = 0; row < block.n; row += tile)
     search_->kernels->pack_tile(search_->x, block.first + row, block.n - row < tile ? block.n - row : tile,
-                                search_->codebook.row_centre(), packed_ + row * search_->x->dim,
+                                Centring{1.0f, search_->codebook.row_centre()}, packed_ + row * search_->x->dim,
                                 norm2_ + row);
   if (!sweep_codes(packed_, block.n, best_, second_, best_index_)) return false;
   const Bound bound = search_->certificate.sweep(search_->codebook);
@@ -93,7 +95,7 @@ bool SweepSearch::run(const RowBlock& block) {
   return resolve_ambiguous_rows() && exact_->scan_queued_rows();
 }
 
-bool SweepSearch::run_rows(const RowBlock& block, const int* rows, int count, const float* norm2) {
+bool SweepSearch::run_rows(const RowBlock& block, const int* rows, int count) {
   if (!search_->codebook.ensure_panels(search_->kernels)) return false;
   block_ = block;
   ambiguous_count_ = 0;
@@ -101,11 +103,11 @@ bool SweepSearch::run_rows(const RowBlock& block, const int* rows, int count, co
   const Bound bound = search_->certificate.sweep(search_->codebook);
   for (int first = 0; first < count; first += tile) {
     const int n = count - first < tile ? count - first : tile;
-    gather_rows(rows + first, n);
+    gather_rows(rows + first, n, compact_norm2_);
     if (!sweep_codes(compact_, n, lane_best_, lane_second_, lane_best_index_)) return false;
     for (int lane = 0; lane < n; ++lane) {
       const int i = rows[first + lane];
-      norm2_[i] = norm2[i];
+      norm2_[i] = compact_norm2_[lane];
       best_[i] = lane_best_[lane];
       second_[i] = lane_second_[lane];
       best_index_[i] = lane_best_index_[lane];
@@ -125,7 +127,7 @@ bool SweepSearch::resolve_ambiguous_rows() {
 }
 
 // n <= tile rows of the block into the compact tile.
-void SweepSearch::gather_rows(const int* rows, int n) {
+void SweepSearch::gather_rows(const int* rows, int n, float* norm2) {
   const int64_t tile = search_->tile(), dim = search_->x->dim;
   const float* centre = search_->codebook.row_centre();
   for (int64_t i = 0; i < dim * tile; ++i) compact_[i] = 0.0f;
@@ -133,13 +135,18 @@ void SweepSearch::gather_rows(const int* rows, int n) {
     search_->kernels->load_rows(search_->x, block_.first + rows[lane], 1, row_);
     for (int64_t d = 0; d < dim; ++d) compact_[d * tile + lane] = centre ? row_[d] - centre[d] : row_[d];
   }
+  for (int lane = 0; lane < tile; ++lane) norm2[lane] = 0.0f;
+  for (int64_t d = 0; d < dim; ++d) {
+    const float* values = compact_ + d * tile;
+    for (int lane = 0; lane < tile; ++lane) norm2[lane] += values[lane] * values[lane];
+  }
 }
 
 bool SweepSearch::resolve_candidates(const int* rows, int n) {
   const Kernels& kernels = *search_->kernels;
   const Codebook& codebook = search_->codebook;
   const int tile = search_->tile();
-  gather_rows(rows, n);
+  gather_rows(rows, n, compact_norm2_);
   for (int lane = 0; lane < tile; ++lane) {
     counts_[lane] = 0;
     threshold_[lane] = INFINITY;

@@ -18,29 +18,29 @@ class SweepSearch {
   // cannot.
   bool open(Search* search, ExactSearch* exact);
   bool run(const RowBlock& block);
-  // Rows [count] of a block that another search gave up, which has given the ExactSearch its start. norm2
-  // [block_rows]: their square norms as packed.
-  bool run_rows(const RowBlock& block, const int* rows, int count, const float* norm2);
+  // Rows [count] of a block that another search gave up, which has given the ExactSearch its start.
+  bool run_rows(const RowBlock& block, const int* rows, int count);
 
  private:
   bool sweep_codes(const float* packed, int rows, float* best, float* second, int32_t* best_index);
   void certify(const Bound& bound, int i);
   bool resolve_ambiguous_rows();
-  void gather_rows(const int* rows, int n);
+  // norm2 [tile]: their square norms.
+  void gather_rows(const int* rows, int n, float* norm2);
   bool resolve_candidates(const int* rows, int n);
 
   Search* search_ = nullptr;
   ExactSearch* exact_ = nullptr;
   RowBlock block_ = {};
 
-  Buffer<float> packed_;                      // [tiles][dim][tile], for run alone
+  Buffer<float> packed_;                      // [tiles][dim][tile], once run() was called
   Buffer<float> norm2_, bound_;               // [block_rows]
   Buffer<float> best_, second_;               // [block_rows]
   Buffer<int32_t> best_index_;                // [block_rows]
   Buffer<int> ambiguous_rows_;                // [block_rows]
   int ambiguous_count_ = 0;
   Buffer<float> row_;                         // [dim]
-  Buffer<float> compact_, threshold_;         // [dim][tile], [tile]
+  Buffer<float> compact_, threshold_, compact_norm2_;  // [dim][tile], [tile], [tile]
   Buffer<float> lane_best_, lane_second_;     // [tile]
   Buffer<int32_t> lane_best_index_;           // [tile]
   Buffer<int32_t> candidates_, counts_;       // [tile][capacity], [tile]

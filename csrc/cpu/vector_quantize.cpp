@@ -136,7 +136,7 @@ extern "C" int vq_cpu_vector_quantize(const VqRows* x, const VqCodes* codebook, 
     if (!step.codes || !quantize_few_rows(step, codebook->count, options->search, threads, &error))
       return interruption.status(false);
   } else {
-    Search search(x, options->search, &interruption);
+    Search search(x, codebook->count, options->search, &interruption);
     if (!search.prepare(codebook, options->search.metric, threads)) return interruption.status(false);
     step.codes = search.codebook.codes;
     if (!quantize_blocks(step, search, threads, &error)) return interruption.status(false);

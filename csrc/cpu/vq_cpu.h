@@ -53,8 +53,10 @@ enum VqIsa {
   VQ_ISA_NEON = 1,
   VQ_ISA_AVX2 = 2,
   VQ_ISA_AVX512 = 3,
-  VQ_ISA_AMX = 4,
-  VQ_ISA_COUNT = 5
+  VQ_ISA_AVX512VNNI = 4,
+  VQ_ISA_AVX512BF16 = 5,  // with VNNI
+  VQ_ISA_AMX = 6,
+  VQ_ISA_COUNT = 7
 };
 
 const char* vq_cpu_isa_name(int isa);
@@ -65,6 +67,17 @@ int vq_cpu_isa_supported(int isa);
 // best; it returns 0 on success and 1 if the instruction set is not both compiled and supported.
 int vq_cpu_isa(void);
 int vq_cpu_use_isa(int isa);
+
+// --- the first pass of a search ---
+enum VqFirstPass { VQ_FLOAT32_FIRST = 0, VQ_BFLOAT16_FIRST = 1, VQ_INT8_FIRST = 2, VQ_FIRST_PASS_COUNT = 3 };
+
+const char* vq_cpu_first_pass_name(int pass);
+// 1 if the instruction set in use has it.
+int vq_cpu_first_pass_usable(int pass);
+// The one that a search with these rows (their sizes and dtype) and so many codes begins with.
+int vq_cpu_first_pass(const VqRows* x, int64_t codes);
+// Every search begins with `pass`, -1: with the one that suits it. 0 on success, 1 if it is not usable.
+int vq_cpu_use_first_pass(int pass);
 
 #ifdef __cplusplus
 }

@@ -37,7 +37,9 @@ class Autoencoder(Pretrained, ABC):
     reconstruction ``[8, 3, 32, 32]`` and a loss ``[]``.
     """
 
+    ndim: int = 2  # axes of the data beside the channels
     in_channels: int
+    scale: float = 1.0  # the unit in which the convolutions see the data
     likelihood: Likelihood
     pixels: PixelDecoder | None  # the last part of an autoregressive decoder
     # Weight of the KL term in training, for models that have one: raised from 0, so that the latent is not
@@ -65,7 +67,7 @@ class Autoencoder(Pretrained, ABC):
 
     @abstractmethod
     def accepted_size(self, size: Sequence[int]) -> str | None:
-        """Which sizes of images the model takes, in words; None if it takes ``size`` = (H, W)."""
+        """Which sizes of data the model takes, in words; None if it takes ``size``, (H, W) of images."""
 
     @property
     def level_quantizers(self) -> tuple[Quantizer, ...]:
@@ -89,18 +91,30 @@ class Autoencoder(Pretrained, ABC):
             quantizer.update_codebooks()
 
     def check_size(self, data: ImageData) -> None:
-        """ValueError naming the remedy unless the model takes images of ``data``'s size and channels."""
+        """ValueError naming the remedy unless the model takes data of ``data``'s kind, size and channels."""
+        kind = data.kind
+        levels = getattr(self.likelihood, "levels", kind.levels)  # one of your own may not say
+        if (self.ndim, levels) != (kind.ndim, kind.levels):
+            raise ValueError(
+                f"{data.name} holds {kind.items}, of {kind.ndim} axes and {kind.levels} levels; accepted: "
+                f"data of {self.ndim} axes and {levels} levels, which this model was built for"
+            )
         accepted = self.accepted_size(data.size)
         if accepted is not None:
+            name, size = data.kind.size_setting, "x".join(map(str, data.size))
             raise ValueError(
-                f"the size of {data.name} is {data.size[0]}x{data.size[1]}; accepted: {accepted}; give a "
-                f"size (--size) or other downscales"
+                f"the {name} of {data.name} is {size}; accepted: {accepted}; give a {name} (--{name}) or "
+                f"other downscales"
             )
         if self.in_channels != data.channels:
             raise ValueError(
                 f"channels of {data.name} is {data.channels}; accepted: {self.in_channels}, those of the "
                 f"model; give channels (--channels {self.in_channels})"
             )
+
+    def _in_units(self, x: Tensor) -> Tensor:
+        """``x`` in units of :attr:`scale`, as the first convolution sees it."""
+        return x if self.scale == 1 else x / self.scale
 
     def _likelihood_parameters(self, decoded: Tensor, x: Tensor) -> Tensor:
         """Parameters of the likelihood of ``x`` from what the convolutions of the decoder make of z."""

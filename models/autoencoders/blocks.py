@@ -147,7 +147,8 @@ def check_sizes(
     if not isinstance(sizes, Sequence) or isinstance(sizes, str):
         raise TypeError(f"{name} is {sizes!r}; accepted: a sequence of integers of at least 1")
     if len(sizes) < shortest or (longest is not None and len(sizes) > longest):
-        accepted = f"{shortest} integers" if longest == shortest else f"{shortest} or more integers"
+        most = f"{shortest} or more" if longest is None else f"{shortest} to {longest}"
+        accepted = f"{shortest} integers" if longest == shortest else f"{most} integers"
         raise ValueError(f"{name} is {list(sizes)}; accepted: {accepted}")
     for place, size in enumerate(sizes):
         check_integer(1, **{f"{name}[{place}]": size})

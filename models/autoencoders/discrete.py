@@ -37,7 +37,6 @@ class DiscreteAutoencoder(Autoencoder):
     ``((512,), (512,))``.
     """
 
-    ndim: int  # spatial dimensions of the data
     # In training, share of the images for which the decoder sees zeros in place of each level's map, top
     # first; empty for none. A lower level that can carry the whole image otherwise leaves the upper ones
     # empty.
@@ -170,7 +169,8 @@ class DiscreteAutoencoder(Autoencoder):
     def accepted_size(self, size: Sequence[int]) -> str | None:
         if all(side % self.total_downscale == 0 for side in size):
             return None
-        return f"a multiple of {self.total_downscale} in height and width"
+        each = " in height and width" if len(size) == 2 else " along every axis" if len(size) > 2 else ""
+        return f"a multiple of {self.total_downscale}{each}"
 
     def _drop_levels(self, quantized: list[Tensor]) -> list[Tensor]:
         """The maps with zeros where ``level_dropout`` says so; an image keeps one level at least."""

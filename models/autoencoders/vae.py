@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.autoencoders.base import Autoencoder, AutoencoderOutput
-from models.autoencoders.blocks import check_sizes
+from models.autoencoders.blocks import CONV, CONV_TRANSPOSED, check_sizes
 from models.autoencoders.likelihoods import make_likelihood
 from models.autoencoders.pixel_decoder import make_pixel_decoder
 from models.losses import at_least_float32, mean_or_zero
@@ -27,15 +27,18 @@ class VAE(Autoencoder):
     negative ELBO in nats per dimension.
 
     Shapes, for the defaults: x ``[B, 3, 32, 32]``, mean and log-variance of the latent ``[B, 128]`` each,
-    reconstruction ``[B, 3, 32, 32]``. Images only, of the size given.
+    reconstruction ``[B, 3, 32, 32]``. The data are of the size given; with a size of one number or three they
+    are sounds ``[B, C, T]`` or volumes ``[B, C, D, H, W]``.
 
-    A convolution has stride 2 (kernel 4) while the size is even and above 1, else stride 1 (kernel 3), so
+    A convolution has stride 2 (kernel 4) while all sizes are even and above 1, else stride 1 (kernel 3), so
     that 8 x 8, 28 x 28 and 64 x 64 images all pass through four of them.
 
     Args:
-        in_channels, image_size: of the data; image_size is a number or (height, width).
+        in_channels, image_size: of the data; image_size is a number for square images, or (height, width),
+            (length,) or (depth, height, width).
         latent_dim: L. channels: widths of the four convolutions.
-        beta: weight of the KL term. likelihood, variance: see :mod:`models.autoencoders.likelihoods`.
+        beta: weight of the KL term. likelihood, variance, data_levels, scale: see
+            :mod:`models.autoencoders.likelihoods`.
         decoder, decoder_width, decoder_layers: ``independent``, or ``autoregressive`` over pixels, with the
             width and number of layers of its PixelCNN; see :mod:`models.autoencoders.pixel_decoder`.
     """
@@ -50,6 +53,8 @@ class VAE(Autoencoder):
         beta: float = 1.0,
         likelihood: str = "gaussian",
         variance: float = 0.05,
+        data_levels: int = 256,
+        scale: float = 1.0,
         decoder: str = "independent",
         decoder_width: int = 32,
         decoder_layers: int = 3,
@@ -61,22 +66,25 @@ class VAE(Autoencoder):
         check_number(beta=beta)
         check_sizes("channels", channels)
         pair = (image_size, image_size) if isinstance(image_size, int) else image_size
-        height, width = self.image_size = check_sizes("image_size", pair, 2, 2)
-        self.in_channels, self.latent_dim, self.beta = in_channels, latent_dim, beta
-        self.likelihood = make_likelihood(likelihood, in_channels, variance)
+        sizes = self.image_size = check_sizes("image_size", pair, 1, 3)
+        self.ndim = len(sizes)
+        self.in_channels, self.latent_dim, self.beta, self.scale = in_channels, latent_dim, beta, scale
+        self.likelihood = make_likelihood(likelihood, in_channels, variance, data_levels, scale)
         parameters = in_channels * self.likelihood.parameters_per_channel
-        pixels = make_pixel_decoder(decoder, in_channels, parameters, decoder_width, decoder_layers)
+        pixels = make_pixel_decoder(
+            decoder, in_channels, parameters, decoder_width, decoder_layers, self.ndim
+        )
         outputs = parameters if pixels is None else decoder_width
         down: list[nn.Module] = []
         up: list[nn.Module] = []
         for before, after in zip([in_channels, *channels], channels, strict=False):
-            stride = 2 if min(height, width) > 1 and height % 2 == 0 and width % 2 == 0 else 1
-            height, width = height // stride, width // stride
+            stride = 1 if any(size % 2 for size in sizes) else 2
+            sizes = tuple(size // stride for size in sizes)
             kernel = 2 + stride if stride == 2 else 3
-            down += [nn.Conv2d(before, after, kernel, stride, padding=1), nn.ReLU()]
+            down += [CONV[self.ndim](before, after, kernel, stride, padding=1), nn.ReLU()]
             back = outputs if before == in_channels and not up else before
-            up = [nn.ConvTranspose2d(after, back, kernel, stride, padding=1), nn.ReLU(), *up]
-        self.smallest = (channels[-1], height, width)
+            up = [CONV_TRANSPOSED[self.ndim](after, back, kernel, stride, padding=1), nn.ReLU(), *up]
+        self.smallest = (channels[-1], *sizes)
         flat = math.prod(self.smallest)
         self.encoder = nn.Sequential(*down, nn.Flatten(), nn.Linear(flat, 2 * latent_dim))
         self.from_latent = nn.Linear(latent_dim, flat)
@@ -85,7 +93,7 @@ class VAE(Autoencoder):
         self.pixels = pixels
 
     def forward(self, x: Tensor) -> AutoencoderOutput:
-        """x: ``[B, C, H, W]`` float in -0.5..0.5. The noise comes from torch's global generator.
+        """x: ``[B, C, *S]`` float in -0.5..0.5. The noise comes from torch's global generator.
 
         The loss of an empty batch is 0.
         """
@@ -102,22 +110,22 @@ class VAE(Autoencoder):
         """Mean and log-variance of q(z | x): ``[B, L]`` each."""
         if tuple(x.shape[1:]) != (self.in_channels, *self.image_size):
             raise ValueError(
-                f"x is of shape {tuple(x.shape)}; accepted: [B, {self.in_channels}, {self.image_size[0]}, "
-                f"{self.image_size[1]}]"
+                f"x is of shape {tuple(x.shape)}; accepted: "
+                f"[B, {', '.join(map(str, (self.in_channels, *self.image_size)))}]"
             )
         self._check_dtype(x)
-        mean, log_variance = at_least_float32(self.encoder(x)).chunk(2, dim=1)
+        mean, log_variance = at_least_float32(self.encoder(self._in_units(x))).chunk(2, dim=1)
         return mean, log_variance
 
     def decode(self, z: Tensor) -> Tensor:
-        """Mean image ``[B, C, H, W]`` of latents ``[B, L]``."""
+        """Mean image ``[B, C, *S]`` of latents ``[B, L]``."""
         return self._mean_image(self._decode(z))
 
     @torch.no_grad()
     def sample(
         self, count: int, *, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Mean images ``[count, C, H, W]`` of latents drawn from the prior, and the latents ``[count, L]``.
+        """Mean images ``[count, C, *S]`` of latents drawn from the prior, and the latents ``[count, L]``.
 
         temperature: deviation of the latents, 1 in the prior itself. generator: on the model's device.
         """
@@ -129,11 +137,10 @@ class VAE(Autoencoder):
 
     @torch.no_grad()
     def interpolate(self, first: Tensor, second: Tensor, steps: int = 10) -> Tensor:
-        """Mean images on the way from each of ``first`` to its partner in ``second``: ``[B, steps, C, H,
-        W]``.
+        """Mean images on the way from each of ``first`` to its partner in ``second``: ``[B, steps, C, *S]``.
 
-        The latents lie on a straight line, evenly spaced, from the mean latent of the one image ``[C, H,
-        W]`` to that of the other; the first and the last step are the images' reconstructions.
+        The latents lie on a straight line, evenly spaced, from the mean latent of the one image ``[C, *S]``
+        to that of the other; the first and the last step are the images' reconstructions.
         """
         check_integer(2, steps=steps)
         start, end = self.encode(first)[0], self.encode(second)[0]  # [B, L]
@@ -190,9 +197,9 @@ def initialize(layer: nn.Module) -> None:
     """
     if isinstance(layer, nn.Linear):
         inputs = layer.in_features
-    elif isinstance(layer, nn.Conv2d):
+    elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         inputs = layer.in_channels * math.prod(layer.kernel_size)
-    elif isinstance(layer, nn.ConvTranspose2d):
+    elif isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
         # An output pixel sees only every stride-th row and column of the kernel.
         inputs = layer.in_channels * math.prod(layer.kernel_size) // math.prod(layer.stride)
     else:

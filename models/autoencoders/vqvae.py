@@ -32,7 +32,7 @@ class VQVAE(DiscreteAutoencoder):
         hidden, residual_layers, residual_hidden: width of the convolutions, number and width of the
             residual blocks on either side.
         downscale: 2, 4, 8, ...: data size over code map size, for each dimension.
-        likelihood, variance: see :mod:`models.autoencoders.likelihoods`.
+        likelihood, variance, data_levels, scale: see :mod:`models.autoencoders.likelihoods`.
         decoder, decoder_width, decoder_layers: ``independent``, or ``autoregressive`` over pixels, with the
             width and number of layers of its PixelCNN; see :mod:`models.autoencoders.pixel_decoder`.
         relu_skip: for converted checkpoints, see :class:`models.autoencoders.blocks.ResidualBlock`.
@@ -53,6 +53,8 @@ class VQVAE(DiscreteAutoencoder):
         ndim: int = 2,
         likelihood: str = "mse",
         variance: float = 1.0,
+        data_levels: int = 256,
+        scale: float = 1.0,
         relu_skip: bool = False,
         decoder: str = "independent",
         decoder_width: int = 32,
@@ -72,8 +74,8 @@ class VQVAE(DiscreteAutoencoder):
         )
         self.in_channels, self.ndim = in_channels, ndim
         self.downscale, self.level_downscales = downscale, (downscale,)
-        self.codebook_size = arguments.codebook_size
-        self.likelihood = make_likelihood(likelihood, in_channels, variance)
+        self.codebook_size, self.scale = arguments.codebook_size, scale
+        self.likelihood = make_likelihood(likelihood, in_channels, variance, data_levels, scale)
         dim, shape = arguments.features, (hidden, residual_layers, residual_hidden)
         self.encoder = Encoder(in_channels, *shape, downscale, ndim, relu_skip)
         self.to_embedding = CONV[ndim](hidden, dim, 1)
@@ -90,7 +92,7 @@ class VQVAE(DiscreteAutoencoder):
         return (self.quantizer,)
 
     def _quantize(self, x: Tensor, freeze: bool | None = None) -> list[QuantizedLevel]:
-        z = self.to_embedding(self.encoder(x))  # [B, D, *S / downscale]
+        z = self.to_embedding(self.encoder(self._in_units(x)))  # [B, D, *S / downscale]
         return [self._quantize_level(self.quantizer, z, freeze)]
 
     def _decode(self, quantized: Sequence[Tensor]) -> Tensor:

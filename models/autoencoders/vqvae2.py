@@ -56,6 +56,8 @@ class VQVAE2(DiscreteAutoencoder):
         ndim: int = 2,
         likelihood: str = "mse",
         variance: float = 1.0,
+        data_levels: int = 256,
+        scale: float = 1.0,
         level_codebook_sizes: Sequence[int] | None = None,
         decoder: str = "independent",
         decoder_width: int = 32,
@@ -76,10 +78,10 @@ class VQVAE2(DiscreteAutoencoder):
         self.downscales = check_sizes("downscales", downscales, shortest=2)
         levels = len(downscales)
         self.in_channels, self.ndim = in_channels, ndim
-        self.codebook_size = arguments.codebook_size
+        self.codebook_size, self.scale = arguments.codebook_size, scale
         self.level_downscales = tuple(math.prod(downscales[: level + 1]) for level in reversed(range(levels)))
         dim, shape = arguments.features, (hidden, residual_layers, residual_hidden)
-        self.likelihood = make_likelihood(likelihood, in_channels, variance)
+        self.likelihood = make_likelihood(likelihood, in_channels, variance, data_levels, scale)
         self.encoders = nn.ModuleList(
             Encoder(hidden if level else in_channels, *shape, scale, ndim)
             for level, scale in enumerate(downscales)
@@ -114,6 +116,7 @@ class VQVAE2(DiscreteAutoencoder):
 
     def _quantize(self, x: Tensor, freeze: bool | None = None) -> list[QuantizedLevel]:
         features = []
+        x = self._in_units(x)
         for encoder in self.encoders:
             x = encoder(x)
             features.append(x)

@@ -16,6 +16,7 @@ from models.cli import (
     evaluate,
     export,
     reconstruct,
+    report,
     reproduce,
     sample,
     sweep,
@@ -28,7 +29,7 @@ from models.training.signals import TrainingStopped
 
 COMMANDS = (
     *(train, train_prior, encode, reconstruct, sample, evaluate),
-    *(reproduce, convert, export, sweep, compare),
+    *(reproduce, convert, export, sweep, compare, report),
 )
 AFTER_INTERRUPTION = {
     train.run: "; go on with --resume",

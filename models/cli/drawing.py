@@ -15,10 +15,12 @@ from torch import Tensor
 
 from models.autoencoders.discrete import DiscreteAutoencoder, require_codes
 from models.cli.flags import check_output
+from models.cli.latents import write_samples
 from models.codes.description import CodeDescription
 from models.codes.store import CodeStore
 from models.data import ImageData, some_rows
 from models.data.columns import label_columns
+from models.data.kinds import Kind, kind_of_settings
 from models.evaluation.drawn import decoded_codes, describe, draw_neighbours, measure_stages
 from models.evaluation.judge import Judge
 from models.evaluation.pictures import grid, labelled_rows, save_image
@@ -50,7 +52,7 @@ def draw_and_measure(
     check_prior_of(layout.folder, decoder)
     say_if_unfinished(decoder)
     loaded: Any = load_pretrained(decoder, device)
-    model = require_codes(loaded)
+    model, kind = require_codes(loaded), kind_of_settings(description.settings)
     rows = class_rows(arguments.classes, description.class_names, priors[0].num_classes)
     folder = check_output(arguments.out or layout.samples, folder=True)
     needs_real = how.reject > 1 or arguments.two_sample or arguments.neighbours
@@ -73,20 +75,24 @@ def draw_and_measure(
                 labels.to(device),
                 how,
                 real=real,
+                kind=kind,
                 generator=generator,
                 on_drawn=bar.update,
                 progress=True,
             )
-        _write_samples(folder, [name for name, _ in rows], labels, list(stages.values())[-1], arguments.count)
+        names = [name for name, _ in rows]
+        _write_samples(folder, kind, names, labels, list(stages.values())[-1], arguments.count)
         figures = _figures(arguments, folder, stages, labels, description, data, judge, model, store, real)
         if figures:
             write_whole(folder / "figures.json", json.dumps(figures, indent=2) + "\n")
             print(describe(figures))
-    print(f"{len(labels)} samples in {folder / 'samples.png'}, their codes in {folder / 'codes.npz'}")
+    as_files = f", as files in {folder / kind.items}" if kind.has_files else ""
+    codes_in = folder / "codes.npz"
+    print(f"{len(labels)} samples in {folder / 'samples.png'}{as_files}, their codes in {codes_in}")
     if judge is not None and data is not None:
         images = list(stages.values())[-1].images
         print(
-            f"a classifier, right on {judge.accuracy(data.test):.1%} of the real test images, takes "
+            f"a classifier, right on {judge.accuracy(data.test):.1%} of the real test {kind.items}, takes "
             f"{judge.agreement(images, labels):.1%} of the samples for the class asked for"
         )
 
@@ -102,13 +108,18 @@ def _real_codes(given: str | None, layout: RunLayout, description: CodeDescripti
     return store
 
 
-def _write_samples(folder: Path, names: list[str], labels: Tensor, stage: Stage, count: int) -> None:
-    """``samples.png``, a row a class, and ``codes.npz``."""
-    picture = folder / "samples.png"
+def _write_samples(
+    folder: Path, kind: Kind, names: list[str], labels: Tensor, stage: Stage, count: int
+) -> None:
+    """``samples.png``, a row a class, ``codes.npz``, and each sample as a file where pictures do not do."""
+    picture, pictures = folder / "samples.png", kind.pictures(stage.images)
+    columns = min(count, 2 * kind.columns)
     if any(names):
-        labelled_rows(picture, stage.images, names)
+        labelled_rows(picture, pictures, names, columns)
     else:
-        save_image(grid(stage.images, min(count, 16)), picture)
+        save_image(grid(pictures, columns), picture)
+    if kind.has_files:
+        write_samples(kind, stage.images, folder, names if any(names) else [])
     arrays: dict[str, Any] = {f"level{i}": level.cpu().numpy() for i, level in enumerate(stage.codes)}
     np.savez(folder / "codes.npz", labels=labels.numpy(), **arrays)
 
@@ -132,7 +143,10 @@ def _figures(
         return {}
     names = description.class_names
     compared = real if arguments.two_sample else None
-    figures = measure_stages(stages, labels, names, column, judge=judge, real=compared, progress=True)
+    kind = kind_of_settings(description.settings)
+    figures = measure_stages(
+        stages, labels, names, column, judge=judge, real=compared, kind=kind, progress=True
+    )
     if judge is not None and data is not None and data.test.labels is not None:
         real_images = data.test.batch(range(len(data.test)))
         figures["real test images"] = {"judge": judge.by_class(real_images, data.test.labels, names, column)}
@@ -141,5 +155,7 @@ def _figures(
         images = list(stages.values())[-1].images
         spread = images[some_rows(len(images), len(images))]
         path = folder / "neighbours.png"
-        figures["squared error to the nearest training image"] = draw_neighbours(path, spread, real, held_out)
+        figures["squared error to the nearest training image"] = draw_neighbours(
+            path, spread, real, held_out, kind
+        )
     return figures

@@ -34,7 +34,9 @@ def add_parser(commands: Any) -> None:
     )
     add_model_flags(parser)
     parser.add_argument("--out", help="folder of the store (RUN/codes)")
-    parser.add_argument("--shard-size", type=int, default=16_384, help="images in a file (16384)")
+    parser.add_argument(
+        "--shard-size", type=int, default=16_384, help="items, images for example, in a file (16384)"
+    )
     parser.add_argument(
         "--copies", type=int, default=1, help="of each training image, all but one augmented (1)"
     )
@@ -71,4 +73,4 @@ def run(arguments: argparse.Namespace) -> None:
         progress=True,
     )
     sizes = ", ".join(f"{len(split)} {name}" for name, split in store.splits.items())
-    print(f"codes of {sizes} images in {folder}")
+    print(f"codes of {sizes} {data.kind.items} in {folder}")

@@ -134,7 +134,9 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", metavar="RUN", help="folder of a trained run, for example runs/NAME")
     add_device_flag(parser)
     add_import_flag(parser)
-    parser.add_argument("--batch-size", type=int, default=256, help="images in a batch (256)")
+    parser.add_argument(
+        "--batch-size", type=int, default=256, help="items, images for example, in a batch (256)"
+    )
     add_config_flags(parser, DataConfig, ", by default those of the run")
 
 

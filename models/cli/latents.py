@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from models.cli.flags import check_output
 from models.files import only_writer
 from models.runs.layout import RunLayout
 from models.runs.open import load_pretrained, open_run
 from vq_kernels.checks import check_integer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from models.data.kinds import Kind
 
 AT_ONCE = 512  # images
 STEPS = 10  # images in a row on the way from one to another
@@ -22,6 +30,7 @@ def sample_latents(arguments: argparse.Namespace, layout: RunLayout, device: str
     from models.autoencoders.vae import VAE
     from models.data import some_rows, to_float
     from models.evaluation.pictures import grid, save_image
+    from models.runs.data import kind_of_run
     from models.runs.export import say_if_unfinished, usable_model
 
     source = usable_model(layout.folder)
@@ -37,6 +46,7 @@ def sample_latents(arguments: argparse.Namespace, layout: RunLayout, device: str
         if getattr(arguments, name):
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"{flag} is for priors over codes; accepted for a VAE: --temperature and --seed")
+    kind = kind_of_run(layout)
     if len(arguments.temperature) > 1 or arguments.temperature[0] is None:
         raise ValueError("temperature is of several levels; accepted for a VAE: one number")
     folder = check_output(arguments.out or layout.samples, folder=True)
@@ -48,9 +58,13 @@ def sample_latents(arguments: argparse.Namespace, layout: RunLayout, device: str
             drawn = model.sample(count, temperature=arguments.temperature[0], generator=generator)
             parts.append((drawn[0].clamp(-0.5, 0.5).cpu(), drawn[1].cpu()))
         images, latents = (torch.cat(part) for part in zip(*parts, strict=True))
-        path = save_image(grid(images, columns=min(arguments.count, 16)), folder / "samples.png")
+        columns = min(arguments.count, 2 * kind.columns)
+        path = save_image(grid(kind.pictures(images), columns), folder / "samples.png")
         np.savez(folder / "latents.npz", latents=latents.numpy())
         print(f"{arguments.count} samples in {path}")
+        if kind.has_files:
+            write_samples(kind, images, folder, [])
+            print(f"the same as files in {folder / kind.items}")
         if arguments.interpolate is None:
             return
         check_integer(1, interpolate=arguments.interpolate)
@@ -62,5 +76,18 @@ def sample_latents(arguments: argparse.Namespace, layout: RunLayout, device: str
         between = model.interpolate(x[:pairs], x[pairs : 2 * pairs], STEPS)  # [pairs, STEPS, C, H, W]
         ends = (x[:pairs].unsqueeze(1), between, x[pairs : 2 * pairs].unsqueeze(1))
         shown = torch.cat(ends, dim=1).flatten(0, 1).cpu().clamp(-0.5, 0.5)
-        path = save_image(grid(shown, columns=STEPS + 2), folder / "interpolation.png")
-        print(f"{pairs} rows between two test images, which stand at the ends, in {path}")
+        path = save_image(grid(kind.pictures(shown), columns=STEPS + 2), folder / "interpolation.png")
+        print(f"{pairs} rows between two test {kind.items}, which stand at the ends, in {path}")
+
+
+def write_samples(kind: Kind, samples: Tensor, folder: Path, classes: Sequence[str]) -> None:
+    """Write each of ``samples`` into its own file in a folder of ``folder``, called by number and class.
+
+    classes: names of the classes, each of which has the same number of samples, one after the other; none for
+    samples without a class.
+    """
+    names = [f"{number:06d}" for number in range(len(samples))]
+    if classes:
+        each = len(samples) // len(classes)
+        names = [f"{name}-{classes[number // each]}" for number, name in enumerate(names)]
+    kind.write_all(samples, folder / kind.items, names)

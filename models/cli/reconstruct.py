@@ -27,9 +27,9 @@ def add_parser(commands: Any) -> None:
     )
     add_model_flags(parser)
     parser.add_argument("--split", default="test", help="train, validation or test (test)")
-    parser.add_argument("--count", type=int, default=64, help="images in the picture (64)")
+    parser.add_argument("--count", type=int, default=64, help="items in the picture (64)")
     parser.add_argument(
-        "--images", action="store_true", help="also write each reconstruction of the split as PNG"
+        "--images", action="store_true", help="also write each reconstruction of the split as a file"
     )
     parser.add_argument("--out", help="folder (RUN/reconstruct-SPLIT)")
     parser.set_defaults(run=run)
@@ -38,7 +38,7 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     import torch
 
-    from models.data import BatchLoader, to_float, to_uint8
+    from models.data import BatchLoader, to_float
     from models.evaluation.pictures import save_image, side_by_side
     from models.runs.device import find_device
 
@@ -49,23 +49,29 @@ def run(arguments: argparse.Namespace) -> None:
     model, data = open_run(layout.folder, config, device, progress=True)
     print(data.describe(), flush=True)
     model.check_size(data)
-    split = data.split(arguments.split)
+    split, kind = data.split(arguments.split), data.kind
     folder = check_output(arguments.out or layout.reconstruct(arguments.split), folder=True)
     with torch.no_grad(), only_writer(folder):
         x = to_float(split.batch(range(min(arguments.count, len(split)))).to(device))
         reconstructed = torch.cat([model.reconstruct(batch) for batch in x.split(arguments.batch_size)])
-        path = save_image(side_by_side(x, reconstructed), folder / "side_by_side.png")
+        picture = side_by_side(kind.pictures(x), kind.pictures(reconstructed), kind.columns)
+        path = save_image(picture, folder / "side_by_side.png")
         print(f"originals beside reconstructions in {path}")
+        if kind.has_files:
+            numbers = [f"{number:06d}" for number in range(len(x))]
+            kind.write_all(x, folder / "originals", numbers)
+            kind.write_all(reconstructed, folder / "reconstructions", numbers)
+            print(f"the same {len(x)} as files in {folder / 'originals'} and {folder / 'reconstructions'}")
         if not arguments.images:
             return
         # Those of an earlier run on more images would pass for this one's.
-        for earlier in (folder / "images").glob("[0-9]*.png"):
-            earlier.unlink()
+        files = folder / kind.items
+        kind.clear(files)
         number = 0
-        with progress_bar(len(split), "reconstruct", "image", enabled=True) as bar:
+        with progress_bar(len(split), "reconstruct", kind.item, enabled=True) as bar:
             for images, _ in BatchLoader(split, arguments.batch_size):
-                for image in to_uint8(model.reconstruct(to_float(images.to(device)))).cpu():
-                    save_image(image, folder / "images" / f"{number:06d}.png", smallest=1)
+                for image in kind.to_levels(model.reconstruct(to_float(images.to(device)))).cpu():
+                    kind.write(image, files / f"{number:06d}")
                     number += 1
                 bar.update(len(images))
-    print(f"{number} reconstructions in {folder / 'images'}")
+    print(f"{number} reconstructions in {files}")

@@ -79,4 +79,4 @@ def run(arguments: argparse.Namespace) -> None:
         progress=not arguments.no_progress,
     )
     folder = arguments.study.load()(options)
-    print(f"tables and figures in {folder}")
+    print(f"tables and figures in {folder}, and all of them in {folder / 'report.html'}")

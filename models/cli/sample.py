@@ -1,4 +1,4 @@
-"""``sample``: new images from priors and decoder, or a VAE, as a picture, with their codes or latents."""
+"""``sample``: new items from priors and decoder, or a VAE, as a picture, with their codes or latents."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "sample",
-        "draw new images",
-        "Draw new images from priors and decoder, or from a VAE, as a picture, with their codes or latents.",
+        "draw new images, sounds or volumes",
+        "Draw new images, sounds or volumes from priors and decoder, or from a VAE, as a picture (sounds and "
+        "volumes as files too), with their codes or latents.",
         [
             "runs/vae --count 100 --interpolate 8",
             "runs/demo-prior",
@@ -90,7 +91,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--judge",
         metavar="DATA",
-        help="train a classifier on these real images and print how many samples it takes for their class",
+        help="train a classifier on these real data and print how many samples it takes for their class",
     )
     parser.add_argument(
         "--judge-model",

@@ -101,7 +101,7 @@ def encode(
     with (
         evaluating(model),
         only_writer(folder),
-        progress_bar(sum(sizes.values()), "encode", "image", enabled=progress) as bar,
+        progress_bar(sum(sizes.values()), "encode", data.kind.item, enabled=progress) as bar,
     ):
         _say_if_collapsed(model, data.train, batch_size, device)
         if overwrite:
@@ -149,7 +149,8 @@ class _Copies:
 def _say_if_collapsed(model: DiscreteAutoencoder, split: ImageSplit, batch_size: int, device: str) -> None:
     rows = some_rows(len(split), SAMPLE)
     batches = [model.encode(to_float(split.batch(batch).to(device))) for batch in rows.split(batch_size)]
-    say_if_collapsed([torch.cat(level) for level in zip(*batches, strict=True)], model.codebook_sizes)
+    codes = [torch.cat(level) for level in zip(*batches, strict=True)]
+    say_if_collapsed(codes, model.codebook_sizes, split.kind.items)
 
 
 @torch.no_grad()

@@ -1,10 +1,11 @@
-"""Images and labels from anywhere, in one form: see :func:`load_data`."""
+"""Images, sounds or volumes and their labels from anywhere, in one form: see :func:`load_data`."""
 
-from models.data.images import ImageSplit, some_rows, to_float, to_uint8
+from models.data.errors import DataError
+from models.data.images import ImageSplit, some_rows
+from models.data.kinds import to_float, to_uint8
 from models.data.load import ImageData, load_data
 from models.data.loader import BatchLoader
 from models.data.settings import DataConfig
-from models.data.sources import DataError
 
 __all__ = [
     "BatchLoader",

@@ -1,4 +1,4 @@
-"""Which column of a data set holds the images and which the labels, and the labels as numbers."""
+"""Which column of a data set holds the items and which the labels, and the labels as numbers."""
 
 from __future__ import annotations
 
@@ -8,51 +8,67 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from models.data.errors import DataError
+from models.data.kinds import KINDS, Kind, kind_named
 from models.data.settings import NO_LABELS, DataConfig
-from models.data.sources import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+ITEM_COLUMNS = ("image", "audio", "volume")
 LABEL_COLUMNS = ("label", "labels", "status", "fine_label", "class", "target")
 
 
-def with_image_type(dataset: Dataset) -> Dataset:
-    """The data set with columns of {"bytes", "path"} as images, where its schema does not call them so.
+def find_item_column(dataset: Dataset, config: DataConfig) -> tuple[str, type[Kind], tuple[str, ...]]:
+    """The column that holds the items, their kind, and in words which others of that kind were left out.
 
-    Tables that were not written by Hugging Face datasets say no more of an image than this form.
+    It is the one that ``config`` names, else the only one, else the only one whose name is among
+    ``ITEM_COLUMNS``: a volume often has its mask beside it. Tables that were not written by Hugging Face
+    datasets say no more of an item than {"bytes", "path"}: of what kind these are the first of them shows.
+    Raises DataError.
     """
-    import datasets
-
-    for name, kind in dataset.features.items():
-        if isinstance(kind, dict) and set(kind) == {"bytes", "path"}:
-            dataset = dataset.cast_column(name, datasets.Image(decode=False))
-    return dataset
-
-
-def find_image_column(dataset: Dataset, config: DataConfig) -> str:
-    """The column that holds the images: the one that ``config`` names, else the only one of the type."""
-    import datasets
-
-    columns = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
+    every = {name: kind for name in dataset.column_names if (kind := _kind_of(dataset, name)) is not None}
+    if not every:
+        plain = [(name, kind) for name, feature in dataset.features.items() for kind in KINDS
+                 if kind.is_plain_feature(feature)]  # fmt: skip
+        every = dict(plain)
+    wanted = None if config.kind is None else kind_named(config.kind)
+    columns = {name: kind for name, kind in every.items() if wanted in (None, kind)}
+    items = " or ".join(kind.items for kind in KINDS) if wanted is None else wanted.items
     listing = ", ".join(dataset.column_names)
     if config.image_column is not None:
         if config.image_column not in columns:
             raise DataError(
-                f"{config.data} has no image column {config.image_column!r}; its columns are {listing}, "
-                f"of which {', '.join(columns) or 'none'} hold images"
+                f"{config.data} has no column {config.image_column!r} of {items}; its columns are "
+                f"{listing}, of which {', '.join(columns) or 'none'} hold such"
             )
-        return config.image_column
+        return config.image_column, columns[config.image_column], ()
     if not columns:
         raise DataError(
-            f"{config.data} has no column of images; its columns are {listing}; "
-            f"store one with the type datasets.Image"
+            f"{config.data} has no column of {items}; its columns are {listing}; store one with the type "
+            f"datasets.Image, datasets.Audio or datasets.Array3D"
         )
-    if len(columns) > 1:
+    named = [name for name in columns if name.lower() in ITEM_COLUMNS] if len(columns) > 1 else list(columns)
+    if len(named) != 1 or len(set(columns.values())) > 1:
         raise DataError(
-            f"{config.data} has several image columns ({', '.join(columns)}); choose one with --image-column"
+            f"{config.data} has several columns of {items} ({', '.join(columns)}); choose one with "
+            f"--image-column, or a kind with --kind"
         )
-    return columns[0]
+    kind = columns[named[0]]
+    beside = [name for name in columns if name != named[0]]
+    return named[0], kind, tuple(f"the {kind.items} of column {name} beside {named[0]}" for name in beside)
+
+
+def _kind_of(dataset: Dataset, column: str) -> type[Kind] | None:
+    """The kind of the items in ``column``; None where it holds none."""
+    feature = dataset.features[column]
+    for kind in KINDS:
+        if kind.is_feature(feature):
+            return kind
+    if not (isinstance(feature, dict) and set(feature) == {"bytes", "path"}):
+        return None
+    record = dataset.with_format(None).select_columns([column])[0][column] or {"bytes": None, "path": None}
+    return next(kind for kind in reversed(KINDS) if kind.is_record(record))
 
 
 def find_label_column(dataset: Dataset, config: DataConfig) -> str | None:
@@ -112,32 +128,26 @@ def label_columns(label_column: str | None) -> list[str]:
     return [name.strip() for name in str(label_column).split(",") if name.strip()]
 
 
-def undecoded(dataset: Dataset, image_column: str) -> Dataset:
-    """The data set with its images as {"path", "bytes"}."""
-    import datasets
-
-    return dataset.cast_column(image_column, datasets.Image(decode=False))
-
-
 def number_labels(
-    splits: dict[str, Dataset], column: str | None
+    splits: dict[str, Dataset], column: str | None, item: str
 ) -> tuple[dict[str, Tensor | None], tuple[str, ...]]:
-    """Label numbers of each split and the class names, from names, numbers or strings in ``column``."""
+    """Label numbers of each split and the class names, from names, numbers or strings in ``column``.
+
+    item: what one of the labelled things is called in messages.
+    """
     import datasets
 
     if column is None:
         return dict.fromkeys(splits), ()
     kind: Any = splits["train"].features[column]
     values = {name: list(split[column]) for name, split in splits.items()}
-    remedy = (
-        "choose another with --label-column, leave labels out (--label-column none), or remove such images"
-    )
+    remedy = "choose another with --label-column, leave labels out (--label-column none), or remove such rows"
     for name, split in values.items():
         for row, value in enumerate(split):
             if value is None or not isinstance(value, Hashable):
                 raise DataError(
-                    f"image {row} of split {name} has the label {value!r} in column {column!r}, "
-                    f"which must hold one number or name an image; {remedy}"
+                    f"{item} {row} of split {name} has the label {value!r} in column {column!r}, "
+                    f"which must hold one number or name for each; {remedy}"
                 )
     if isinstance(kind, datasets.ClassLabel):
         names = tuple(kind.names)
@@ -149,14 +159,14 @@ def number_labels(
         unknown = {value for split in values.values() for value in split} - set(trained)
         if unknown:
             raise DataError(
-                f"label {min(unknown, key=str)!r} of column {column!r} occurs in no training image; {remedy}"
+                f"label {min(unknown, key=str)!r} of column {column!r} occurs in no training {item}; {remedy}"
             )
         numbers = {name: [position[value] for value in split] for name, split in values.items()}
     for name, split in numbers.items():
         for row, number in enumerate(split):
             if not 0 <= number < len(names):
                 raise DataError(
-                    f"image {row} of split {name} has label {number} in column {column!r}, "
+                    f"{item} {row} of split {name} has label {number} in column {column!r}, "
                     f"which has {len(names)} classes, numbered from 0; {remedy}"
                 )
     return {name: torch.tensor(split, dtype=torch.int64) for name, split in numbers.items()}, names

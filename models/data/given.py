@@ -1,4 +1,4 @@
-"""Images that a program has already: arrays, data sets of Hugging Face, data sets of torch."""
+"""Images, sounds or volumes that a program has already, as arrays or data sets of Hugging Face or torch."""
 
 from __future__ import annotations
 
@@ -11,29 +11,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.data.errors import DataError
 from models.data.images import ImageSplit
+from models.data.kinds import Images, Kind, kind_named
 from models.data.load import ImageData, data_from, load_data
 from models.data.settings import DataConfig
-from models.data.sources import GIVEN, DataError, SourceData
+from models.data.sources import GIVEN, SourceData
 from models.data.splits import named_splits, split_rows
 
 
 class _Images(Protocol):
-    """What is done with images of any kind: one row at a time, ``[C, H, W]`` uint8 and the label or -1."""
+    """What is done with items in any container: one row at a time, levels ``[C, *S]`` and the label or -1."""
 
+    kind: type[Kind]
     is_cached: bool
 
     def __len__(self) -> int: ...
 
-    def item(self, row: int) -> tuple[NDArray[np.uint8], int]: ...
+    def item(self, row: int) -> tuple[NDArray[np.integer], int]: ...
 
 
 class _Arrays:
     is_cached = True
 
-    def __init__(self, images: Any, labels: Any) -> None:
+    def __init__(self, images: Any, labels: Any, kind: type[Kind]) -> None:
+        self.kind = kind
         self.images = images if isinstance(images, np.ndarray) else torch.as_tensor(images).cpu().numpy()
-        if self.images.ndim not in (3, 4):
+        if kind is Images and self.images.ndim not in (3, 4):
             raise DataError(f"data is of shape {self.images.shape}; accepted: [N, H, W] or [N, C, H, W]")
         self.labels = None if labels is None else np.asarray(labels).reshape(-1)
         if self.labels is not None and len(self.labels) != len(self.images):
@@ -44,8 +48,10 @@ class _Arrays:
     def __len__(self) -> int:
         return len(self.images)
 
-    def item(self, row: int) -> tuple[NDArray[np.uint8], int]:
-        return _pixels(self.images[row], row), -1 if self.labels is None else int(self.labels[row])
+    def item(self, row: int) -> tuple[NDArray[np.integer], int]:
+        return self.kind.from_array(self.images[row], row), -1 if self.labels is None else int(
+            self.labels[row]
+        )
 
 
 class _Items:
@@ -53,24 +59,24 @@ class _Items:
 
     is_cached = False
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Any, kind: type[Kind]) -> None:
+        self.dataset, self.kind = dataset, kind
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def item(self, row: int) -> tuple[NDArray[np.uint8], int]:
+    def item(self, row: int) -> tuple[NDArray[np.integer], int]:
         item = self.dataset[row]
         image, label = (item[0], int(item[1])) if isinstance(item, tuple | list) else (item, -1)
-        return _pixels(image, row), label
+        array = image.numpy(force=True) if isinstance(image, Tensor) else np.asarray(image)
+        return self.kind.from_array(array, row), label
 
 
 class GivenSplit(ImageSplit):
     """Rows of given images in the form of a split."""
 
-    def __init__(self, images: _Images, rows: Sequence[int], shape: Sequence[int], **given: Any) -> None:
-        self._images, self._rows = images, list(rows)
-        self.channels, self.size = shape[0], (shape[1], shape[2])
+    def __init__(self, images: _Images, rows: Sequence[int], kind: Kind, **given: Any) -> None:
+        self._images, self._rows, self.kind = images, list(rows), kind
         self.labels: Tensor | None = given["labels"]
         self.hashes: NDArray[np.bytes_] = given["hashes"]
         self._histogram = None
@@ -88,7 +94,7 @@ class GivenSplit(ImageSplit):
         chosen = [self._rows[int(row)] for row in rows]
         shape = (0, self.channels, *self.size)
         images = [self._images.item(row)[0] for row in chosen]
-        return torch.from_numpy(np.stack(images)) if images else torch.empty(shape, dtype=torch.uint8)
+        return torch.from_numpy(np.stack(images)) if images else torch.empty(shape, dtype=self.kind.dtype)
 
 
 def as_image_data(data: Any, config: DataConfig) -> ImageData:
@@ -98,8 +104,9 @@ def as_image_data(data: Any, config: DataConfig) -> ImageData:
         data: an ImageData; arrays or tensors of bytes ``[N, H, W]`` or ``[N, C, H, W]``, or a pair of these
             and labels ``[N]``; a ``datasets.Dataset`` with a column of images; a data set of torch, whose
             items are such an image, a PIL image, or a pair of one and a label; or any of these by the name
-            of the split.
-        config: shares, limit and seed of the splits, and for a ``datasets.Dataset`` all else.
+            of the split. With the setting ``kind`` "audio" sounds of int16 ``[N, T]`` or ``[N, C, T]``, whose
+            ``rate`` is a setting too, and with "volume" volumes of bytes ``[N, D, H, W]`` in their place.
+        config: kind, shares, limit and seed of the splits, and for a ``datasets.Dataset`` all else.
 
     Raises DataError.
     """
@@ -116,36 +123,37 @@ def as_image_data(data: Any, config: DataConfig) -> ImageData:
             f"{name} is {getattr(config, name)}; accepted for images given as arrays: none, as they are "
             f"taken as they are"
         )
-    named, left_out = named_splits({name: _wrap(part) for name, part in by_name.items()}, config)
+    kind = Images if config.kind is None else kind_named(config.kind)
+    named, left_out = named_splits({name: _wrap(part, kind) for name, part in by_name.items()}, config)
     hashes, labels = {}, {}
     shape = named["train"].item(0)[0].shape
     for name, images in named.items():
         hashes[name], labels[name] = _read(images, shape, name)
     sizes = {name: len(images) for name, images in named.items()}
-    rows, beyond = split_rows(sizes, hashes if config.split_by == "content" else None, config)
+    rows, beyond = split_rows(sizes, hashes if config.split_by == "content" else None, config, kind.items)
     if beyond:
-        left_out.append(f"{beyond} images beyond the limit of {config.limit} a split")
+        left_out.append(f"{beyond} {kind.items} beyond the limit of {config.limit} a split")
     has_labels = all((values >= 0).all() for values in labels.values())
     classes = 1 + max(int(values.max()) for values in labels.values()) if has_labels else 0
+    form = kind.of_arrays(shape, config)
     splits = {
         name: GivenSplit(
             named[origin],
             chosen,
-            shape,
+            form,
             hashes=hashes[origin][chosen],
             labels=torch.from_numpy(labels[origin][chosen]) if has_labels else None,
         )
         for name, (origin, chosen) in rows.items()
     }
-    settings = {"size": f"{shape[1]}x{shape[2]}", "channels": shape[0], "split_by": config.split_by}
+    settings = form.settings() | {"split_by": config.split_by}
     settings |= {name: getattr(config, name) for name in ("validation", "test", "limit", "split_seed")}
     return ImageData(
         GIVEN,
         splits["train"],
         splits["validation"],
         splits["test"],
-        size=(shape[1], shape[2]),
-        channels=shape[0],
+        kind=form,
         class_names=tuple(map(str, range(classes))),
         settings=settings,
         left_out=tuple(left_out),
@@ -157,17 +165,17 @@ def load_or_take(data: Any, config: DataConfig, *, progress: bool) -> ImageData:
     return load_data(config, progress=progress) if data is None else as_image_data(data, config)
 
 
-def _wrap(part: Any) -> Any:
+def _wrap(part: Any, kind: type[Kind]) -> Any:
     if isinstance(part, np.ndarray | Tensor):
-        return _Arrays(part, None)
+        return _Arrays(part, None, kind)
     if (
         isinstance(part, tuple)
         and len(part) == 2
         and all(isinstance(p, np.ndarray | Tensor | list) for p in part)
     ):
-        return _Arrays(*part)
+        return _Arrays(*part, kind)
     if hasattr(part, "__len__") and hasattr(part, "__getitem__"):
-        return _Items(part)
+        return _Items(part, kind)
     raise DataError(
         f"data is a {type(part).__name__}; accepted: arrays of bytes, a datasets.Dataset or a data "
         f"set of torch "
@@ -183,25 +191,8 @@ def _read(images: _Images, shape: tuple[int, ...], name: str) -> tuple[NDArray[n
         pixels, labels[row] = images.item(row)
         if pixels.shape != shape:
             raise DataError(
-                f"image {row} of {name} is of shape {pixels.shape}; accepted: {shape}, as the first"
+                f"{images.kind.item} {row} of {name} is of shape {pixels.shape}; accepted: {shape}, as the "
+                f"first"
             )
         hashes[row] = hashlib.sha256(pixels.tobytes()).digest()
     return hashes, labels
-
-
-def _pixels(image: Any, row: int) -> NDArray[np.uint8]:
-    """An image as ``[C, H, W]`` bytes."""
-    array = image.numpy(force=True) if isinstance(image, Tensor) else np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3):
-        raise DataError(
-            f"image {row} is {array.dtype} of shape {array.shape}; accepted: uint8 [H, W], [C, H, W] "
-            f"or an image "
-            f"of PIL"
-        )
-    if array.ndim == 2:
-        array = array[None]
-    elif array.shape[0] not in (1, 3) and array.shape[2] in (1, 3):  # as PIL has it
-        array = array.transpose(2, 0, 1)
-    if array.shape[0] not in (1, 3):
-        raise DataError(f"image {row} is of shape {array.shape}; accepted: 1 or 3 channels")
-    return np.ascontiguousarray(array)

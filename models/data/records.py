@@ -1,87 +1,128 @@
-"""One encoded image: reading its bytes, from where they may lie, and decoding, with errors that name it."""
+"""Encoded items: reading their bytes, from where they may lie, and errors that name them."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from models.data.sources import DataError
+import numpy as np
+
+from models.data.errors import DataError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from datasets import Dataset
 
 Record = dict[str, Any]  # {"path": str | None, "bytes": bytes | None}
+Result = TypeVar("Result")
 
 
-def read_encoded(record: Record | None, row: int, roots: Sequence[Path] | None) -> bytes:
-    """The bytes of the image in ``row`` of a split.
+class Encoded:
+    """The encoded items of one column of a split.
 
-    roots: folders in one of which a file that the record names must lie once links are resolved, as in a
-    table that may come from anywhere; a path that is not absolute begins at the first. None where the files
-    were found by looking. Raises DataError, also for what is no regular file: devices have no end.
+    item: what one of them is called. at_once: how many are read together. roots: folders in one of which a
+    file that a record names must lie once links are resolved, as in a table that may come from anywhere; a
+    path that is not absolute begins at the first. None where the files were found by looking.
     """
-    if record is None or (record["bytes"] is None and record["path"] is None):
-        raise DataError(f"image {row} of the split is missing (null); remove that row from the data")
-    if record["bytes"] is not None:
-        encoded: bytes = record["bytes"]
-        return encoded
-    path = Path(record["path"])
-    if roots is not None:
-        path = (roots[0] / path).resolve()
-        if not any(path.is_relative_to(root.resolve()) for root in roots):
+
+    def __init__(
+        self, dataset: Dataset, column: str, item: str, at_once: int, roots: Sequence[Path] | None
+    ) -> None:
+        self.item, self.at_once, self._roots = item, at_once, roots
+        self._column = column
+        self._dtype = _dtype_of(dataset.features[column])
+        self._dataset = dataset.select_columns([column]).with_format("numpy" if self._dtype else None)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def select(self, rows: Sequence[int]) -> Encoded:
+        """The items of some rows, in their order."""
+        return Encoded(self._dataset.select(rows), self._column, self.item, self.at_once, self._roots)
+
+    def map(self, function: Callable[[bytes, str], Result], rows: Sequence[int]) -> list[Result]:
+        """``function`` of the bytes of each of ``rows`` and of what to call it in a message, by threads.
+
+        DataError for an item that cannot be read.
+        """
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return list(pool.map(lambda *item: function(*self._read(*item)), self._records(rows), rows))
+
+    def chunks(self) -> Iterator[range]:
+        """All rows in order, as many at a time as are read together."""
+        for start in range(0, len(self), self.at_once):
+            yield range(start, min(start + self.at_once, len(self)))
+
+    def _records(self, rows: Sequence[int]) -> list[Record | None]:
+        values: Any = self._dataset[list(rows)][self._column]
+        if self._dtype is None:
+            return list(values)
+        column = self._dataset.with_format("arrow")[list(rows)][self._column]
+        is_null = column.is_null().to_pylist()
+        return [
+            None if null else self._as_file(value, row)
+            for value, null, row in zip(values, is_null, rows, strict=True)
+        ]
+
+    def _as_file(self, array: Any, row: int) -> Record:
+        """An array of the table as the bytes of a ``.npy`` file."""
+        file = io.BytesIO()
+        with naming(f"{self.item} {row} of the split", self.item, "store it as an array of equal rows"):
+            np.save(file, np.asarray(array).astype(self._dtype), allow_pickle=False)
+        return {"path": None, "bytes": file.getvalue()}
+
+    def _read(self, record: Record | None, row: int) -> tuple[bytes, str]:
+        if record is None or (record["bytes"] is None and record["path"] is None):
             raise DataError(
-                f"image {row} of the split is in the file {record['path']}, which lies outside {roots[0]}; "
-                f"put it inside, or store the image's bytes in the table"
+                f"{self.item} {row} of the split is missing (null); remove that row from the data"
             )
-    if path.exists() and not path.is_file():
-        raise DataError(f"{record['path']} is no regular file; replace or remove it")
-    with naming_the_image(record, row):
-        return path.read_bytes()
+        name = str(record["path"] or f"{self.item} {row} of the split")
+        if record["bytes"] is not None:
+            return record["bytes"], name
+        path = Path(record["path"])
+        if self._roots is not None:
+            path = (self._roots[0] / path).resolve()
+            if not any(path.is_relative_to(root.resolve()) for root in self._roots):
+                raise DataError(
+                    f"{self.item} {row} of the split is in the file {record['path']}, which lies outside "
+                    f"{self._roots[0]}; put it inside, or store the bytes of each {self.item} in the table"
+                )
+        if path.exists() and not path.is_file():  # devices have no end
+            raise DataError(f"{record['path']} is no regular file; replace or remove it")
+        with naming(name, self.item):
+            return path.read_bytes(), name
 
 
-def open_image(record: Record | None, row: int, roots: Sequence[Path] | None) -> Image:
-    """The image of one record, turned as its EXIF orientation says; DataError naming the file.
+def _dtype_of(feature: Any) -> str | None:
+    """The dtype of the numbers in a column of arrays or of lists of lists; None for other columns."""
+    import datasets
 
-    A block that is no EXIF at all gives no orientation. roots: see :func:`read_encoded`.
-    """
-    from PIL import Image as pillow
-    from PIL import ImageOps
-
-    encoded = read_encoded(record, row, roots)
-    assert record is not None
-    with naming_the_image(record, row):
-        image = pillow.open(io.BytesIO(encoded))
-        image.load()
-    with naming_the_image(record, row, "save it again without EXIF data"), contextlib.suppress(SyntaxError):
-        ImageOps.exif_transpose(image, in_place=True)
-    return image
+    if isinstance(feature, datasets.Array3D):
+        return str(feature.dtype)
+    while isinstance(feature, datasets.List):
+        feature = feature.feature
+    return str(feature.dtype) if isinstance(feature, datasets.Value) else None
 
 
 @contextlib.contextmanager
-def naming_the_image(
-    record: dict[str, Any], row: int, remedy: str = "replace or remove the file"
-) -> Iterator[None]:
+def naming(name: str, item: str, remedy: str = "replace or remove the file") -> Iterator[None]:
     """Whatever a decoder raises inside becomes a DataError with the file, the reason and the remedy.
 
     Damaged and hostile files make decoders raise anything: struct.error, KeyError, MemoryError and errors
-    of their own, Pillow's DecompressionBombError for enormous dimensions among them.
+    of their own, Pillow's DecompressionBombError for enormous dimensions among them. What is a DataError
+    already stays as it is.
     """
-    from PIL import UnidentifiedImageError
-
     try:
         yield
+    except DataError:
+        raise
     except Exception as error:
         # Pillow would name the buffer in memory that it was given.
-        reason = "no known format" if isinstance(error, UnidentifiedImageError) else str(error)
-        reason = reason or type(error).__name__
-        raise DataError(
-            f"{image_name(record, row)} cannot be read as an image ({reason}); {remedy}"
-        ) from error
-
-
-def image_name(record: dict[str, Any], row: int) -> str:
-    """What to call an image in a message: its file, or its row in the split."""
-    return str(record["path"] or f"image {row} of the split")
+        is_unknown = type(error).__name__ == "UnidentifiedImageError"
+        reason = ("no known format" if is_unknown else str(error)) or type(error).__name__
+        article = "an" if item[0] in "aeiou" else "a"
+        raise DataError(f"{name} cannot be read as {article} {item} ({reason}); {remedy}") from error

@@ -13,18 +13,16 @@ shuffled instead, in an order that depends on ``split_seed`` and their number al
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from models.data.records import read_encoded
+from models.data.errors import DataError
+from models.data.records import Encoded
 from models.data.settings import DataConfig
-from models.data.sources import DataError, split_named
+from models.data.sources import split_named
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,7 +40,7 @@ def named_splits(
     for source_name, split in source_splits.items():
         name = split_named(source_name) or ""
         if not name:
-            left_out.append(f"the split {source_name} of {len(split)} images")
+            left_out.append(f"the split {source_name} of {len(split)} rows")
         elif name in splits:
             raise DataError(
                 f"{config.data} has the split {name} twice, also as {source_name}; keep one of them"
@@ -57,31 +55,25 @@ def named_splits(
     return splits, left_out
 
 
-def content_hashes(
-    split: Dataset, column: str, roots: Sequence[Path] | None, on_read: Callable[[int], object]
-) -> NDArray[np.bytes_]:
-    """The SHA-256 of each image's encoded bytes: ``[N]``. DataError for one that cannot be read."""
-    records = split.with_format(None).select_columns([column])
-    hashes = np.empty(len(records), dtype="S32")
-
-    def hash_of(record: dict[str, object], row: int) -> bytes:
-        return hashlib.sha256(read_encoded(record, row, roots)).digest()
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(records), 1024):
-            rows = range(start, min(start + 1024, len(records)))
-            hashes[start : rows.stop] = list(pool.map(hash_of, records[list(rows)][column], rows))
-            on_read(len(rows))
+def content_hashes(items: Encoded, on_read: Callable[[int], object]) -> NDArray[np.bytes_]:
+    """The SHA-256 of each item's encoded bytes: ``[N]``. DataError for one that cannot be read."""
+    hashes = np.empty(len(items), dtype="S32")
+    for rows in items.chunks():
+        hashes[rows.start : rows.stop] = items.map(lambda encoded, _: hashlib.sha256(encoded).digest(), rows)
+        on_read(len(rows))
     return hashes
 
 
 def split_rows(
-    sizes: Mapping[str, int], hashes: Mapping[str, NDArray[np.bytes_]] | None, config: DataConfig
+    sizes: Mapping[str, int],
+    hashes: Mapping[str, NDArray[np.bytes_]] | None,
+    config: DataConfig,
+    items: str = "images",
 ) -> tuple[dict[str, tuple[str, list[int]]], int]:
     """For each split whence it is taken and which rows of that, ascending; and how many ``limit`` leaves out.
 
     sizes: images of each split that the data have. hashes: of their images, for ``split_by`` "content".
-    Raises DataError where there are too few images to set some aside.
+    items: what they are called in a message. Raises DataError where there are too few to set some aside.
     """
     for name in ("validation", "test"):
         if not 0 < getattr(config, name) < 0.5:
@@ -95,8 +87,8 @@ def split_rows(
         taken = _cut_by_content(numbers["train"], shares)
     if not all(map(len, taken.values())):
         images = sizes["train"] if hashes is None else len(np.unique(hashes["train"]))
-        kind = "training images" if images == sizes["train"] else "different training images"
-        raise DataError(f"{config.data} has only {images} {kind}, too few to split")
+        different = "" if images == sizes["train"] else "different "
+        raise DataError(f"{config.data} has only {images} {different}training {items}, too few to split")
     whole = {name: (name, list(range(size))) for name, size in sizes.items()}
     rows = whole | {name: ("train", chosen) for name, chosen in taken.items()}
     beyond = 0

@@ -37,7 +37,7 @@ def squared_error(model: Autoencoder, split: ImageSplit, batch_size: int) -> Ten
         torch.manual_seed(0)
         for images, _ in BatchLoader(split, batch_size):
             x = to_float(images.to(device))
-            total += (model.likely_reconstruction(x) - x).double().square().sum((0, 2, 3))
+            total += (model.likely_reconstruction(x) - x).double().square().transpose(0, 1).flatten(1).sum(1)
     return (total / (len(split) * math.prod(split.size))).float()
 
 

@@ -45,7 +45,7 @@ class ConvClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class Examples:
-    """Images to learn from or to judge: ``batch(rows)`` gives uint8 ``[B, C, *S]``; labels ``[N]`` int64."""
+    """Images to learn from or to judge: ``batch(rows)`` gives levels ``[B, C, *S]``; labels ``[N]`` int64."""
 
     batch: Callable[[Tensor], Tensor]
     labels: Tensor
@@ -95,7 +95,7 @@ def train_classifier(
 
 @torch.no_grad()
 def class_probabilities(model: ConvClassifier, images: Tensor, batch_size: int = 256) -> Tensor:
-    """Of uint8 images ``[N, C, *S]``: float32 ``[N, classes]`` on the CPU."""
+    """Of levels ``[N, C, *S]``, of images uint8: float32 ``[N, classes]`` on the CPU."""
     device = next(model.parameters()).device
     parts = [model(to_float(some.to(device))).float().softmax(1).cpu() for some in images.split(batch_size)]
     return torch.cat(parts)

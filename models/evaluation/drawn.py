@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from models.codes.sample import decode
-from models.data import some_rows, to_uint8
+from models.data import some_rows, to_float
+from models.data.kinds import Images, Kind, kind_of_settings
 from models.evaluation.pictures import labelled_rows
 from models.evaluation.realism import nearest, two_sample
 
@@ -26,7 +27,7 @@ Figures = dict[str, Any]  # as JSON has them
 def decoded_codes(
     model: DiscreteAutoencoder, store: CodeStore, split: str, limit: int | None = None
 ) -> Tensor:
-    """What the stored codes of a split look like: uint8 ``[N, C, *S]``, on the CPU.
+    """What the stored codes of a split look like: levels ``[N, C, *S]``, of images uint8, on the CPU.
 
     limit: of the images, drawn at random, always the same ones. Of augmented copies the first alone are
     taken, the images as they are.
@@ -36,8 +37,9 @@ def decoded_codes(
     count = len(rows_of) // copies
     device = next(model.parameters()).device
     rows = some_rows(count, count if limit is None else limit)
+    kind = kind_of_settings(store.description.settings)
     images = [
-        to_uint8(decode(model, [level.to(device) for level in rows_of.batch(some)]).cpu())
+        kind.to_levels(decode(model, [level.to(device) for level in rows_of.batch(some)]).cpu())
         for some in rows.split(256)
     ]
     return torch.cat(images)
@@ -51,18 +53,20 @@ def measure_stages(
     *,
     judge: Judge | None = None,
     real: Tensor | None = None,
+    kind: Kind | None = None,
     progress: bool = False,
 ) -> Figures:
     """Of each stage of :func:`models.evaluation.selection.draw_stages` what ``judge`` and ``real`` allow.
 
     ``judge``: :meth:`models.evaluation.judge.Judge.by_class`. ``two_sample``: the share of samples and of as
-    many of ``real``, uint8 ``[N, C, *S]``, that a classifier tells apart: of few samples it learns little, so
-    that a share near 0.5 says nothing. ``two_sample_before_rejection``: the same of all candidates of a
-    rejection, which are more.
+    many of ``real``, levels ``[N, C, *S]``, that a classifier tells apart: of few samples it learns little,
+    so that a share near 0.5 says nothing. ``two_sample_before_rejection``: the same of all candidates of a
+    rejection, which are more. kind: of the data; None: images.
     """
+    kind = Images((), 0) if kind is None else kind
     figures: Figures = {}
     for name, stage in stages.items():
-        images, of_stage = to_uint8(stage.images), Figures()
+        images, of_stage = kind.to_levels(stage.images), Figures()
         if judge is not None:
             of_stage["judge"] = judge.by_class(images, labels, class_names, label_column)
         if real is not None:
@@ -74,19 +78,25 @@ def measure_stages(
 
 
 def draw_neighbours(
-    path: Path, samples: Tensor, training: Tensor, held_out: Tensor, columns: int = 12
+    path: Path,
+    samples: Tensor,
+    training: Tensor,
+    held_out: Tensor,
+    kind: Kind | None = None,
+    columns: int = 12,
 ) -> Figures:
     """A picture of samples above the training images nearest to them, and how near these are.
 
-    samples: in the models' range, ``[N, C, H, W]``, all of which are measured and the first ``columns``
-    shown. training, held_out: uint8 ``[N, C, H, W]``, decoded from their codes as the samples are: a sample
-    that copies a training image is one of error 0. What a held-out image has for its nearest one is the
-    measure of what is near.
+    samples: in the models' range, ``[N, C, *S]``, all of which are measured and the first ``columns``
+    shown. training, held_out: levels ``[N, C, *S]``, of images uint8, decoded from their codes as the samples
+    are: a sample that copies a training image is one of error 0. What a held-out image has for its nearest
+    one is the measure of what is near. kind: of the data; None: images.
     """
-    rows, errors = nearest(to_uint8(samples), training)
+    kind = Images((), 0) if kind is None else kind
+    rows, errors = nearest(kind.to_levels(samples), training)
     _, real_errors = nearest(held_out, training)
     shown = min(columns, len(samples))
-    pairs = torch.cat([to_uint8(samples[:shown]), training[rows[:shown]]])
+    pairs = kind.pictures(torch.cat([samples[:shown].float(), to_float(training[rows[:shown]])]))
     labelled_rows(
         path, pairs, ("sample", "nearest"), columns, "Samples and the training images nearest to them"
     )

@@ -36,10 +36,11 @@ def evaluate(
 ) -> dict[str, float | str]:
     """Every figure of one model on one split, by name.
 
-    mse, nmse, psnr, mean_psnr, ssim, inner_ssim, and perplexity and usage of each level as in
+    mse, nmse, psnr, mean_psnr, the figures of the kind of data (of images ssim and inner_ssim), and
+    perplexity and usage of each level as in
     :meth:`models.evaluation.metrics.ReconstructionMeter.compute`; commitment, the squared error between
     encodings and codes, summed over the levels. Then bits per dimension (a dimension is one channel of one
-    pixel, of 256 levels):
+    pixel, of 256 levels, or of one sample of a sound, of 65,536):
 
     - VQ-VAEs: ``bits_decoder`` of -log p(x | codes), ``bits_codes_uniform`` for codes that are all
       equally likely, and, with ``priors`` (one a level, top first), ``bits_codes_prior``; their sums
@@ -54,7 +55,8 @@ def evaluate(
     A Gaussian of fixed variance (``mse``) that ``train`` has not calibrated, as in a converted model, takes
     the squared error on the validation split for these figures; the model stays as it is.
 
-    ``rfid`` is the Frechet distance in the features of ``fid_weights``, or the reason why it is missing.
+    ``rfid``, of images, is the Frechet distance in the features of ``fid_weights``, or the reason why it is
+    missing.
     ``progress`` shows a bar. ValueError for a model, priors or feature network that do not take the data.
 
     For example, ``evaluate(model, data, split="validation")["psnr"]`` is the PSNR in dB.
@@ -70,9 +72,9 @@ def evaluate(
     model = model.to(device)
     for prior in priors:
         prior.to(device)
-    meter = ReconstructionMeter([quantizer.codebook_sizes for quantizer in model.level_quantizers])
+    meter = ReconstructionMeter([level.codebook_sizes for level in model.level_quantizers], data.kind)
     images_of = data.split(split)
-    fid = RFID(fid_weights, data.size, len(images_of), device)
+    fid = RFID(fid_weights, data.kind, len(images_of), device)
     nats: dict[str, float] = {}
     per_code: dict[str, float] = {}
     names = level_names(len(model.level_quantizers))
@@ -82,7 +84,7 @@ def evaluate(
         evaluating(model, *priors),
         torch.random.fork_rng(cards),
         calibrated(model, data.validation, batch_size),
-        progress_bar(len(images_of), "evaluate", "image", enabled=progress) as bar,
+        progress_bar(len(images_of), "evaluate", data.kind.item, enabled=progress) as bar,
     ):
         torch.manual_seed(seed)
         for images, labels in BatchLoader(images_of, batch_size):
@@ -107,7 +109,8 @@ def evaluate(
         result["commitment"] = commitment / meter.images
     result |= bits_per_dim(nats, meter.elements)
     result |= {f"nats_per_code{name}": total / meter.images for name, total in per_code.items()}
-    result["rfid"] = fid.compute()
+    if data.kind.has_rfid:
+        result["rfid"] = fid.compute()
     return result
 
 

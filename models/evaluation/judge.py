@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.data import ImageSplit, some_rows, to_uint8
+from models.data import ImageSplit, some_rows
 from models.data.columns import JOINED, label_columns
 from models.evaluation.classifier import Examples, class_probabilities, train_classifier
 from vq_kernels.checks import check_choice
@@ -24,9 +24,10 @@ KINDS = ("svm", "cnn")
 class Judge:
     """A classifier of at most ``limit`` training images, drawn at random, always the same ones.
 
-    kind: ``svm``, a support vector machine with a radial kernel on raw pixels, or ``cnn``, a convolutional
-    network (:mod:`models.evaluation.classifier`), which photographs and paintings need. ValueError unless
-    the images have two classes or more.
+    kind: ``svm``, a support vector machine with a radial kernel on what
+    :meth:`models.data.kinds.Kind.features` gives, raw pixels of images, or ``cnn``, a convolutional network
+    (:mod:`models.evaluation.classifier`), which photographs and paintings need. ValueError unless the images
+    have two classes or more.
     """
 
     def __init__(
@@ -41,12 +42,19 @@ class Judge:
     ) -> None:
         check_choice(KINDS, judge=kind)
         if split.labels is None:
-            raise ValueError("labels of the judge's images is None; accepted: images in a folder per class")
+            items = split.kind.items
+            raise ValueError(
+                f"labels of the judge's {items} is None; accepted: {items} in a folder per class"
+            )
         rows = some_rows(len(split), limit)
         labels = split.batch_labels(rows)
         if len(labels.unique()) < 2:
-            raise ValueError("the judge's images are of one class; accepted: images of two classes or more")
+            items = split.kind.items
+            raise ValueError(
+                f"the judge's {items} are of one class; accepted: {items} of two classes or more"
+            )
         self.num_classes = int(split.labels.max()) + 1
+        self.data_kind = split.kind
         self.network, self.classifier = None, None
         if kind == "cnn":
             images = split.batch(rows)
@@ -57,27 +65,27 @@ class Judge:
         else:
             from sklearn.svm import SVC
 
-            self.classifier = SVC(C=10).fit(_pixels(split.batch(rows)), labels.numpy())
+            self.classifier = SVC(C=10).fit(self._features(split.batch(rows)), labels.numpy())
 
     def accuracy(self, split: ImageSplit) -> float:
         """The share of real images of ``split`` whose label it finds."""
         rows = range(len(split))
-        return self.agreement_of_pixels(split.batch(rows), split.batch_labels(rows))
+        return self.agreement_of_levels(split.batch(rows), split.batch_labels(rows))
 
     def agreement(self, samples: Tensor, labels: Tensor) -> float:
-        """The share of samples ``[N, C, H, W]`` in the models' range that it takes for their label."""
-        return self.agreement_of_pixels(to_uint8(samples), labels)
+        """The share of samples ``[N, C, *S]`` in the models' range that it takes for their label."""
+        return self.agreement_of_levels(self.data_kind.to_levels(samples), labels)
 
-    def agreement_of_pixels(self, images: Tensor, labels: Tensor) -> float:
-        """The share of uint8 images ``[N, C, H, W]`` that it takes for the class in ``labels``, ``[N]``."""
+    def agreement_of_levels(self, images: Tensor, labels: Tensor) -> float:
+        """The share of levels ``[N, C, *S]``, of images uint8, that it takes for the class in ``labels``."""
         return float((self.classes(images) == labels).float().mean())
 
     def classes(self, images: Tensor) -> Tensor:
-        """The labels that it gives uint8 images ``[N, C, H, W]``: ``[N]`` int64."""
+        """The labels that it gives levels ``[N, C, *S]``, of images uint8: ``[N]`` int64."""
         if self.network is not None:
             return self.probabilities(images).argmax(1)
         assert self.classifier is not None
-        return torch.from_numpy(self.classifier.predict(_pixels(images)))
+        return torch.from_numpy(self.classifier.predict(self._features(images)))
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Of each class: ``[N, classes]``; a support vector machine gives 1 to the class that it names."""
@@ -88,7 +96,7 @@ class Judge:
     def by_class(
         self, images: Tensor, labels: Tensor, class_names: Sequence[str], label_column: str | None
     ) -> dict[str, dict[str, float]]:
-        """The share of uint8 images that it takes for their class: of all, and of each class by its name.
+        """The share of images, as levels, that it takes for their class: of all, and of each class by name.
 
         Of classes that combine several columns (:func:`models.data.columns.joined_labels`) by column, a part
         of the class alone being asked for: ``{"gender": {"all": 0.92, "male": 0.93, ...}, "status":
@@ -105,6 +113,11 @@ class Judge:
                 if bool((wanted == number).any()):
                     figures[column][name] = float(is_right[wanted == number].mean())
         return figures
+
+    def _features(self, images: Tensor) -> NDArray[np.float32]:
+        parts = [self.data_kind.features(part.cpu()) for part in images.split(256)]
+        features: NDArray[np.float32] = torch.cat(parts).numpy()
+        return features
 
 
 def parts_of_classes(
@@ -123,8 +136,3 @@ def parts_of_classes(
         names = list(dict.fromkeys(part[place] for part in parts))
         result[column] = (names, torch.tensor([names.index(part[place]) for part in parts]))
     return result
-
-
-def _pixels(images: Tensor) -> NDArray[np.float32]:
-    flat: NDArray[np.float32] = images.flatten(1).float().div(255).cpu().numpy()
-    return flat

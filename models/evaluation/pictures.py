@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from models.data.images import to_uint8
+from models.data.kinds import to_uint8
 from models.evaluation.fonts import show_text_as_it_is
 
 if TYPE_CHECKING:
@@ -35,8 +35,11 @@ def grid(images: Tensor, columns: int, gap: int = 1) -> Tensor:
 
 
 def side_by_side(x: Tensor, reconstruction: Tensor, columns: int = 8) -> Tensor:
-    """Pairs of original and reconstruction, ``columns`` pairs a row: uint8 ``[C, H', W']``."""
-    pairs = torch.stack([x.cpu(), reconstruction.detach().float().cpu()], dim=1).flatten(0, 1)
+    """Pairs of original and reconstruction, ``columns`` pairs a row: uint8 ``[C, H', W']``.
+
+    x, reconstruction: images ``[N, C, H, W]``, both uint8 or both of the models' range.
+    """
+    pairs = torch.stack([x.cpu(), reconstruction.detach().to("cpu", x.dtype)], dim=1).flatten(0, 1)
     return grid(pairs, 2 * columns)
 
 

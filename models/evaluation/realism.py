@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from models.data import to_float
 from models.evaluation.classifier import Examples, class_probabilities, train_classifier
 
 REAL, DRAWN = 1, 0
@@ -24,10 +25,10 @@ def two_sample(
 ) -> TwoSample:
     """Train a classifier to tell ``samples`` from ``real``; judge each image by one that has not seen it.
 
-    Both are uint8 ``[N, C, *S]``; as many of each are taken, at random where there are more real images. Two
-    classifiers are trained, on one half each, and judge the other half (Lopez-Paz and Oquab, 2017,
-    arXiv:1610.06545). The accuracy grows with the number of images, and is to be compared for equal numbers
-    only. ValueError for fewer than four images of either, or more samples than real images.
+    Both are levels ``[N, C, *S]``, of images uint8; as many of each are taken, at random where there are more
+    real images. Two classifiers are trained, on one half each, and judge the other half (Lopez-Paz and Oquab,
+    2017, arXiv:1610.06545). The accuracy grows with the number of images, and is to be compared for equal
+    numbers only. ValueError for fewer than four images of either, or more samples than real images.
     """
     count = len(samples)
     if not 4 <= count <= len(real):
@@ -54,12 +55,13 @@ def two_sample(
 def nearest(images: Tensor, among: Tensor, batch_size: int = 256) -> tuple[Tensor, Tensor]:
     """For each of ``images`` the row of the nearest one ``among`` others, and the mean squared error to it.
 
-    Both uint8 ``[N, C, *S]``; pixels count from 0 to 1. Gives ``[N]`` int64 and float32.
+    Both levels ``[N, C, *S]``, of images uint8; the error is in the models' range, of length 1. Gives ``[N]``
+    int64 and float32.
     """
-    others = among.flatten(1).float() / 255
+    others = to_float(among).flatten(1)
     rows, errors = [], []
     for some in images.split(batch_size):
-        distances = torch.cdist(some.flatten(1).float() / 255, others).square() / others.shape[1]
+        distances = torch.cdist(to_float(some).flatten(1), others).square() / others.shape[1]
         error, row = distances.min(dim=1)
         rows.append(row)
         errors.append(error)

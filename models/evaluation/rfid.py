@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from models.data import to_uint8
+from models.data.kinds import Kind
 
 
 class RFID:
@@ -17,20 +19,25 @@ class RFID:
     The network takes uint8 ``[B, 3, H, W]`` and returns ``[B, F]``, like the exported Inception-v3 that
     published values use. It is not part of this project, so without its file there is no value.
 
-    weights: the network's file, or None. size: (H, W) of the images, on which it is tried at once.
-    count: number of images. ValueError unless there are two or more, and for a network that does not fit.
+    weights: the network's file, or None. kind: of the data, images of a size on which it is tried at once.
+    count: number of images. ValueError unless there are two or more, for a network that does not fit, and for
+    data that are no images.
     """
 
-    def __init__(self, weights: str | None, size: tuple[int, int], count: int, device: str) -> None:
+    def __init__(self, weights: str | None, kind: Kind, count: int, device: str) -> None:
         self.metric: Any = None
         if weights is None:
             return
+        if not kind.has_rfid:
+            raise ValueError(
+                f"fid_weights is {weights!r}; accepted for {kind.items}: none, rFID is of images"
+            )
         if count < 2:
             raise ValueError(
                 f"the number of images is {count}; accepted for rFID: 2 or more (leave out --fid-weights)"
             )
         network = _load(weights, device)
-        features = _Features(network, _feature_count(network, weights, size, device))
+        features = _Features(network, _feature_count(network, weights, kind.size, device))
         from torchmetrics.image.fid import FrechetInceptionDistance
 
         self.metric = FrechetInceptionDistance(feature=features).to(device)
@@ -73,7 +80,7 @@ def _load(weights: str, device: str) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def _feature_count(network: torch.nn.Module, weights: str, size: tuple[int, int], device: str) -> int:
+def _feature_count(network: torch.nn.Module, weights: str, size: Sequence[int], device: str) -> int:
     """Number of features of an image; ValueError unless the network gives one vector for each."""
     accepted = "accepted: a network that takes uint8 [B, 3, H, W] and returns features [B, F]"
     try:

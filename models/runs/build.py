@@ -21,15 +21,18 @@ if TYPE_CHECKING:
 
 
 def build_model(config: TrainConfig, data: ImageData) -> Autoencoder:
-    """The model that ``config`` names, for images of ``data``'s channels and size.
+    """The model that ``config`` names, for data of the kind, channels and size of ``data``.
 
     The fixed variance of the ``mse`` likelihood is by default the variance of the data, so that its loss is
     the normalised squared error. Raises ValueError for an unknown model or a size that does not divide.
     """
     check_choice(("vqvae", "vqvae2", "vae"), model=config.model)
+    check_choice(data.kind.likelihoods, likelihood=config.likelihood)
     loss: dict[str, Any] = {
         "beta": config.beta,
         "likelihood": config.likelihood,
+        "data_levels": data.kind.levels,
+        "scale": data.kind.scale(data.variance),
         **config.decoder_settings(data.variance),
     }
     if config.model == "vae":
@@ -41,6 +44,7 @@ def build_model(config: TrainConfig, data: ImageData) -> Autoencoder:
         "residual_layers": config.residual_layers,
         "residual_hidden": config.residual_hidden,
         "manual_ema_update": config.accumulate > 1,
+        "ndim": data.kind.ndim,
     }
     shared |= config.quantizer_settings()
     if config.model == "vqvae":

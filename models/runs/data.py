@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from models.data import DataConfig, ImageData
+from models.data.kinds import Kind, kind_of_settings
 from models.files import read_object, write_whole
 from models.runs.layout import RunLayout
 from models.settings import setting_types
@@ -27,6 +28,12 @@ def store_data(layout: RunLayout, data: ImageData) -> None:
     write_whole(layout.data, json.dumps(values, indent=2) + "\n")
 
 
+def kind_of_run(layout: RunLayout) -> Kind:
+    """The kind and form of the data that the run was trained on; images for runs that do not say."""
+    record = read_object(layout.data, "train again (--overwrite)") if layout.data.is_file() else {}
+    return kind_of_settings(record.get("settings", {}))
+
+
 def data_of_run(layout: RunLayout, data: ImageData, config: DataConfig, stored: DataConfig) -> ImageData:
     """``data`` with the variance that the run has stored for them; says on standard error if they changed.
 
@@ -43,8 +50,8 @@ def data_of_run(layout: RunLayout, data: ImageData, config: DataConfig, stored: 
         return dataclasses.replace(data, known_variance=record["variance"])
     if config.data == stored.data:
         print(
-            f"the images or labels of {data.name} have changed since {layout.folder} was trained: "
-            f"{', '.join(changes) or 'their size or channels'}",
+            f"the {data.kind.items} or labels of {data.name} have changed since {layout.folder} was trained: "
+            f"{', '.join(changes) or 'their form'}",
             file=sys.stderr,
             flush=True,
         )
@@ -57,7 +64,7 @@ def _changes(record: dict[str, Any], data: ImageData) -> list[str]:
     for name, digest in data.digests.items():
         stored, images = record["splits"][name], len(data.split(name))
         if stored["images"] != images:
-            changes.append(f"{name} had {stored['images']} images and has {images}")
+            changes.append(f"{name} had {stored['images']} {data.kind.items} and has {images}")
         elif stored["digest"] != digest:
             changes.append(f"{name} has other ones")
     return changes

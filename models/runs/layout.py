@@ -9,7 +9,7 @@ from pathlib import Path
 from models.codes.description import DESCRIPTION_FILE
 from models.pretrained import WEIGHTS_FILE
 
-_EVERY_LOOP = ("checkpoints", "logs", "tensorboard", "curves.png")
+_EVERY_LOOP = ("checkpoints", "logs", "tensorboard", "curves.png", "warnings.txt", "made.json")
 # All that a command writes into the folder of its run beside config.yaml and the folders of levels.
 _OUTPUTS = {
     "train": (*_EVERY_LOOP, "data.json", "model", "reconstructions"),
@@ -22,11 +22,11 @@ class RunLayout:
     """Where the files of one run lie: ``RunLayout(Path("runs/digits")).model`` is ``runs/digits/model``.
 
     `train` writes ``config.yaml``, ``data.json``, ``checkpoints/{best,last}.ckpt``, ``logs/``,
-    ``tensorboard/``, ``reconstructions/``, ``model/`` and ``curves.png``; `train-prior` the same with
-    ``level0/`` (top), ``level1/``, ..., ``codes.json`` and ``nats.json`` in place of ``data.json``,
-    ``model/`` and ``reconstructions/``. The other commands
-    add ``codes/``, ``evaluation-SPLIT.json``, ``reconstruct-SPLIT/`` and ``samples/``. Nothing is read or
-    made here.
+    ``tensorboard/``, ``reconstructions/``, ``model/``, ``curves.png``, ``made.json`` and, where something
+    went wrong, ``warnings.txt``; `train-prior` the same with ``level0/`` (top), ``level1/``, ...,
+    ``codes.json`` and ``nats.json`` in place of ``data.json``, ``model/`` and ``reconstructions/``. The other
+    commands add ``codes/``, ``evaluation-SPLIT.json``, ``reconstruct-SPLIT/``, ``samples/`` and
+    ``report.html``. Nothing is read or made here.
     """
 
     folder: Path
@@ -90,6 +90,16 @@ class RunLayout:
     def curves(self) -> Path:
         """The figure of losses over the steps."""
         return self.folder / "curves.png"
+
+    @property
+    def warnings(self) -> Path:
+        """What was noticed in training, a line each; there is none where nothing was."""
+        return self.folder / "warnings.txt"
+
+    @property
+    def machine(self) -> Path:
+        """Of every start of the run the commit, the time and the processor, as JSON."""
+        return self.folder / "made.json"
 
     @property
     def reconstructions(self) -> Path:

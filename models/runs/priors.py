@@ -106,11 +106,12 @@ def judge_data(
     unless the classes are those of the priors, in the same order.
     """
     from models.data import DataConfig, load_data
+    from models.data.kinds import kind_of_settings
     from models.data.sources import location
 
     if not priors[0].num_classes:
         raise ValueError("--judge needs samples of classes; this prior was trained without labels")
-    names: tuple[str, ...] = ("size", "channels", "crop", "orient")
+    names: tuple[str, ...] = ("kind", *kind_of_settings(description.settings).own_settings)
     if location(source) == description.data:
         names += ("image_column", "label_column", "validation", "test", "split_seed", "split_by")
     # Codes of before there was a choice do not say how the images were split.

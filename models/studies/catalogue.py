@@ -31,9 +31,18 @@ class Study:
     scales: tuple[str, ...]
 
     def load(self) -> Callable[[StudyOptions], Path]:
-        """The function that runs the study and returns the folder of its tables and figures."""
+        """The function that runs the study, writes its report and returns the folder of all."""
         module = import_module("models.studies." + self.name.replace("-", "_"))
-        return cast(Callable[[StudyOptions], Path], module.run)
+        study = cast(Callable[[StudyOptions], Path], module.run)
+
+        def run_and_report(options: StudyOptions) -> Path:
+            from models.report.page import write_report
+
+            folder = study(options)
+            write_report([folder])
+            return folder
+
+        return run_and_report
 
 
 def list_studies() -> dict[str, Study]:

@@ -189,8 +189,8 @@ def compare_reconstructions(
     figure.set_size_inches(count, 1.2 * len(rows) + (0.4 if caption else 0))
     axes = figure.subplots(len(rows), count, squeeze=False)
     for row, (label, images) in enumerate(rows.items()):
-        for column, image in enumerate(images.clamp(-0.5, 0.5).add(0.5).permute(0, 2, 3, 1)):
-            axes[row][column].imshow(image.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
+        for column, image in enumerate(data.kind.pictures(images).permute(0, 2, 3, 1)):
+            axes[row][column].imshow(image.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
             axes[row][column].set_axis_off()
         axes[row][0].set_title(label, loc="left", fontsize="small")
     return save_figure(figure, path, caption)

@@ -66,16 +66,19 @@ PRIORS: dict[str, dict[str, Any]] = {
     # Over the ten codes of a position too, which a PixelCNN over maps does not take.
     "paper": {"prior": "transformer", "width": 256, "layers": 8, "heads": 8, "epochs": 100, "batch_size": 64},
 }
-# Of the theory, beside the settings above.
+# Of the theory, beside the settings above. No warm-up of the KL term: with one, a dimension of the latent may
+# survive the autoregressive decoder (300 steps on digits: 1.4 nats in one dimension, 2 active units).
 COLLAPSE: dict[str, dict[str, Any]] = {
     "small": {
         "likelihood": "logistic",
+        "kl_warmup": 0,
         "decoder_width": 16,
         "decoder_layers": 2,
         "epochs": 40,
     },
     "paper": {
         "likelihood": "categorical",
+        "kl_warmup": 0,
         "decoder_width": 64,
         "decoder_layers": 6,
         "steps": 50_000,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from models.autoencoders.base import Autoencoder
 from models.data import BatchLoader, ImageData
 from models.data.given import load_or_take
+from models.data.kinds import Kind
 from models.data.sources import GIVEN
 from models.evaluation.calibration import calibrate
 from models.evaluation.pictures import save_curves
@@ -125,7 +126,7 @@ def _train(
     pictures: list[Callback] = []
     if config.pictures_every:
         images = data.validation.batch(range(min(64, len(data.validation))))
-        pictures = [ReconstructionPictures(images, config.layout, config.pictures_every)]
+        pictures = [ReconstructionPictures(images, data.kind, config.layout, config.pictures_every)]
     with started_run(config, module, resume, overwrite, rank) as checkpoint:
         if rank == 0:
             store_data(config.layout, data)
@@ -137,11 +138,11 @@ def _train(
         calibrate(model, data.validation, config.batch_size)
         if rank == 0:
             model.save_pretrained(config.layout.model)
-            save_training_curves(config)
+            save_training_curves(config, data.kind)
     return model, module
 
 
-def save_training_curves(config: TrainConfig) -> Path:
+def save_training_curves(config: TrainConfig, kind: Kind) -> Path:
     """``curves.png`` in the run's folder: losses, and how the codes are used, over the steps."""
     history = read_history(config.folder)
     is_vae, error = config.model == "vae", "squared error / variance"
@@ -149,13 +150,14 @@ def save_training_curves(config: TrainConfig) -> Path:
         error = "squared error" + (f" / {config.variance:g}" if config.variance != 1 else "")
     if config.likelihood != "mse":
         error = "nats a dimension"
+    shown = {name: figure for name, figure in kind.figures.items() if figure.is_drawn}
     # By title: the logged quantity, whose name a level may follow, and its unit.
     quantities = {
         "loss": ("loss", f"{error}\n+ weighted {'KL' if is_vae else 'commitment'}"),
         "reconstruction loss": ("reconstruction", error),
         "KL divergence": ("kl", "nats a dimension"),
         "commitment": ("commitment", "squared distance"),
-        "SSIM": ("ssim", "SSIM"),
+        **{figure.title: (name, figure.unit) for name, figure in shown.items()},
         "perplexity": ("perplexity", "codes"),
         "usage": ("usage", "share of codes"),
     }

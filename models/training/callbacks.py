@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.data import to_float
+from models.data.kinds import Kind
 from models.evaluation.pictures import save_image, side_by_side
 from models.runs.layout import RunLayout
 from models.training.modules import AutoencoderModule
@@ -65,8 +66,8 @@ class RunBar(ProgressBar):
 class ReconstructionPictures(pl.Callback):
     """Originals beside reconstructions after every few epochs, as PNG and in TensorBoard."""
 
-    def __init__(self, images: Tensor, layout: RunLayout, every: int) -> None:
-        self.images, self.layout, self.every = images, layout, every
+    def __init__(self, images: Tensor, kind: Kind, layout: RunLayout, every: int) -> None:
+        self.images, self.kind, self.layout, self.every = images, kind, layout, every
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero or (trainer.current_epoch + 1) % self.every:
@@ -75,7 +76,8 @@ class ReconstructionPictures(pl.Callback):
             raise TypeError(f"module is a {type(module).__name__}; accepted: an AutoencoderModule")
         x = to_float(self.images.to(module.device))
         with torch.no_grad():
-            picture = side_by_side(x, module.model(x).reconstruction)
+            reconstruction = module.model(x).reconstruction
+        picture = side_by_side(self.kind.pictures(x), self.kind.pictures(reconstruction), self.kind.columns)
         save_image(picture, self.layout.epoch_picture(trainer.current_epoch + 1))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

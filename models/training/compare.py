@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from models.evaluation.metrics import is_better_higher
 from models.evaluation.pictures import save_curves
 from models.evaluation.tables import Row, write_table
 from models.files import read_object
@@ -13,8 +14,6 @@ from models.runs.config import LoopConfig, PriorConfig, TrainConfig
 from models.runs.history import Series, read_history
 from models.runs.layout import RunLayout
 from models.settings import format_value, read_yaml
-
-_HIGHER = ("psnr", "mean_psnr", "ssim", "inner_ssim", "perplexity", "usage")
 
 
 def compare(runs: Sequence[str | Path], folder: str | Path) -> list[str]:
@@ -75,7 +74,7 @@ def _figures(layout: RunLayout, history: Mapping[str, Series]) -> dict[str, floa
     for name, (_, values) in sorted(history.items()):
         split, _, quantity = name.partition("/")
         if split == "validation" and values:
-            best = max if quantity.startswith(_HIGHER) else min
+            best = max if is_better_higher(quantity) else min
             figures[f"best validation {quantity}"] = best(values)
     return figures
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import warnings
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from models.data.loader import BatchLoader, Split
 from models.runs.config import LoopConfig
 from models.runs.device import check_compiler, find_gpu, has_bfloat16
+from models.runs.machine import recorded
 from models.runs.reproducible import deterministic_algorithms
 from models.runs.start import check_folder, read_checkpoint
 from models.settings import format_value
@@ -37,6 +39,7 @@ from models.training.logs import check_installed, make_loggers
 from models.training.modules import SeededModule
 from models.training.processes import cluster_environment, join_tasks, processes, requeue
 from models.training.signals import StopSignals, TrainingStopped
+from models.training.watch import TrainingWatch
 from vq_kernels.checks import check_choice
 
 
@@ -107,7 +110,8 @@ def fit(
     loss or the weights diverge, and OSError for a file that cannot be written.
     """
     best, last = config.layout.best, config.layout.last
-    with warnings.catch_warnings(), StopSignals() as signals:
+    record = recorded(config.layout.machine) if processes().rank == 0 else nullcontext()
+    with record, warnings.catch_warnings(), StopSignals() as signals:
         state = {"epoch": 0, "global_step": 0} if checkpoint is None else read_checkpoint(checkpoint)
         loggers = make_loggers(config.layout, int(state["global_step"]), config.logger)
         trainer = make_trainer(config, module, callbacks, loggers, signals)
@@ -216,7 +220,7 @@ def make_trainer(
         gradient_clip_val=config.clip,
         log_every_n_steps=module.log_every,
         logger=loggers,
-        callbacks=[*checkpoint_callbacks, *time_limit, *stopping, *bar, *callbacks],
+        callbacks=[*checkpoint_callbacks, *time_limit, *stopping, *bar, *callbacks, TrainingWatch(config)],
         enable_progress_bar=config.progress,
         enable_model_summary=False,
         num_sanity_val_steps=0,

@@ -137,7 +137,7 @@ class SeededModule(pl.LightningModule):
 
 
 class AutoencoderModule(SeededModule):
-    """A VAE, VQ-VAE or VQ-VAE-2 on batches of (uint8 images, labels)."""
+    """A VAE, VQ-VAE or VQ-VAE-2 on batches of (levels of images, labels)."""
 
     config: TrainConfig
     model: Autoencoder
@@ -146,7 +146,8 @@ class AutoencoderModule(SeededModule):
         super().__init__(model, config, loader)
         weights_channels_last_(model)
         self.run_model = self.compiled(model.__call__)
-        self.variance = variance
+        split: Any = loader.split
+        self.variance, self.kind = variance, split.kind
         self.meter = self._new_meter()
         self.validation_sums: dict[str, Tensor] = {}
         self.validation_images = 0
@@ -192,7 +193,7 @@ class AutoencoderModule(SeededModule):
         self.meter = self._new_meter()
         self.validation_sums, self.validation_images = {}, 0
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, tuple[Tensor, ...]]:
         x = to_float(channels_last(batch[0]))
         output = self.run_model(x)
         self.meter.update(x, output.reconstruction, output.codes)
@@ -200,6 +201,7 @@ class AutoencoderModule(SeededModule):
         for name, value in {"loss": total.detach(), **terms}.items():
             self.validation_sums[name] = self.validation_sums.get(name, 0.0) + value * len(x)
         self.validation_images += len(x)
+        return {"codes": output.codes}  # for callbacks
 
     def on_validation_epoch_end(self) -> None:
         """Log figures of all processes' images."""
@@ -222,7 +224,8 @@ class AutoencoderModule(SeededModule):
         self.meter.set_sums(total[len(losses) :])
 
     def _new_meter(self) -> ReconstructionMeter:
-        return ReconstructionMeter([quantizer.codebook_sizes for quantizer in self.model.level_quantizers])
+        sizes = [quantizer.codebook_sizes for quantizer in self.model.level_quantizers]
+        return ReconstructionMeter(sizes, self.kind)
 
 
 class PriorModule(SeededModule):

@@ -15,6 +15,7 @@ from models.codes.given import as_code_store
 from models.codes.store import CodeStore
 from models.codes.usage import SAMPLE, say_if_collapsed
 from models.data.images import some_rows
+from models.data.kinds import kind_of_settings
 from models.data.loader import BatchLoader
 from models.data.sources import GIVEN
 from models.evaluation.pictures import save_curves
@@ -73,7 +74,8 @@ def train_prior(
         _check_codes(config, store.description)
     if processes().rank == 0:
         sample = store.train.batch(some_rows(len(store.train), SAMPLE))
-        say_if_collapsed(sample, store.description.codebook_sizes)
+        items = kind_of_settings(store.description.settings).items
+        say_if_collapsed(sample, store.description.codebook_sizes, items)
     return _train(config, store, resume, overwrite, given)[0]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.evaluation import evaluate as measures
+from models.evaluation.metrics import is_better_higher
 from models.evaluation.pictures import save_curves
 from models.evaluation.tables import Row, write_table
 from models.runs.config import TrainConfig
@@ -19,19 +20,7 @@ if TYPE_CHECKING:
     from models.data import ImageData
 
 Case = Mapping[str, Any]  # settings by name, in their types
-# Figures that are better when they are higher.
-_HIGHER = ("psnr", "mean_psnr", "ssim", "inner_ssim", "perplexity", "usage")
-_SHOWN = (
-    "loss",
-    "mse",
-    "nmse",
-    "psnr",
-    "ssim",
-    "perplexity",
-    "usage",
-    "bits_per_dim",
-    "bits_per_dim_uniform",
-)
+_SHOWN = ("loss", "mse", "nmse", "psnr", "perplexity", "usage", "bits_per_dim", "bits_per_dim_uniform")
 
 
 @dataclass(frozen=True)
@@ -119,7 +108,7 @@ def sweep(
             accepted = ", ".join(name for name, value in figures.items() if isinstance(value, float))
             raise ValueError(f"by is {by!r}; accepted: {accepted}")
         swept.append(Swept(case, run, {k: v for k, v in figures.items() if isinstance(v, float)}))
-    return sorted(swept, key=lambda one: one.figures[by], reverse=by.startswith(_HIGHER))
+    return sorted(swept, key=lambda one: one.figures[by], reverse=is_better_higher(by))
 
 
 def write_sweep(folder: Path, swept: Sequence[Swept], data: ImageData, split: str, by: str) -> str:
@@ -127,7 +116,8 @@ def write_sweep(folder: Path, swept: Sequence[Swept], data: ImageData, split: st
 
     The figure has a line for each run, in the order of the table, of the quantities that all of them log.
     """
-    shown = [name for name in swept[0].figures if name.startswith(_SHOWN)]
+    drawn = [name for name, figure in data.kind.figures.items() if figure.is_drawn]
+    shown = [name for name in swept[0].figures if name.startswith((*_SHOWN, *drawn))]
     rows: list[Row] = []
     for one in swept:
         row: dict[str, Any] = {"run": one.run.config.name}
@@ -136,7 +126,7 @@ def write_sweep(folder: Path, swept: Sequence[Swept], data: ImageData, split: st
     caption = f"{split.capitalize()} split of {data.name}, best {by} first."
     table = write_table(folder, "sweep", rows, caption)
     panels: dict[str, dict[str, Any]] = {}
-    for name in ("loss", "reconstruction", "kl", "perplexity", "ssim"):
+    for name in ("loss", "reconstruction", "kl", "perplexity", *drawn):
         lines = {one.run.config.name: one.run.history.get(f"validation/{name}") for one in swept}
         panels[name] = {label: series for label, series in lines.items() if series}
     save_curves(folder / "sweep.png", panels, caption=f"{data.name}, validation split")

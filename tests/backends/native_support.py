@@ -1,4 +1,4 @@
-"""The instruction sets that the native backend's tests run over."""
+"""The instruction sets and first passes that the native backend's tests run over."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from torch import Tensor
 
 from vq_kernels.backends import marshal, native
 
-ISAS = ("portable", "neon", "avx2", "avx512", "amx")
+ISAS = ("portable", "neon", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx")
+# name -> instruction set and first pass of a search
+PATHS = {
+    "portable": ("portable", "float32"),
+    "neon": ("neon", "float32"),
+    "avx2": ("avx2", "float32"),
+    "avx512": ("avx512", "float32"),
+    "avx512vnni": ("avx512vnni", "int8"),
+    "avx512bf16": ("avx512bf16", "bfloat16"),
+    "amx": ("amx", "bfloat16"),
+}
 
 
 def use_isa(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -22,6 +32,15 @@ def use_isa(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
             pytest.skip(f"{name} {what}")
     monkeypatch.setenv("VQ_ISA", name)
     assert native.cpu_features()["used"] == name
+    return name
+
+
+def use_path(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Search with the instruction set and first pass of ``PATHS[name]``, or skip with the reason."""
+    isa, first_pass = PATHS[name]
+    use_isa(isa, monkeypatch)
+    assert first_pass in native.cpu_features()["first_passes"]
+    monkeypatch.setenv("VQ_FIRST_PASS", first_pass)
     return name
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from native_support import ISAS
+from native_support import ISAS, use_isa
 
-from vq_kernels.backends import native
+from vq_kernels.backends import marshal, native
 from vq_kernels.build_info import read_build_info
 
 
@@ -41,7 +41,10 @@ def test_features_agree_with_the_system() -> None:
         pytest.skip("/proc/cpuinfo has no flags line")
     machine = native.cpu_features()["machine"]
     assert ("avx2" in machine) == {"avx2", "fma", "f16c"}.issubset(flags)
-    assert ("avx512" in machine) == {"avx512f", "avx512bw", "avx512dq", "avx512vl"}.issubset(flags)
+    avx512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+    assert ("avx512" in machine) == avx512.issubset(flags)
+    assert ("avx512vnni" in machine) == (avx512 | {"avx512_vnni"}).issubset(flags)
+    assert ("avx512bf16" in machine) == (avx512 | {"avx512_vnni", "avx512_bf16"}).issubset(flags)
 
 
 def test_the_environment_is_followed_from_call_to_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,6 +73,55 @@ def test_an_instruction_set_that_is_not_there_is_an_error(monkeypatch: pytest.Mo
     monkeypatch.setenv("VQ_ISA", missing[0])
     with pytest.raises(ValueError, match=f"VQ_ISA is '{missing[0]}', but"):
         native.cpu_features()
+
+
+def _first_pass(n: int, d: int, k: int, dtype: torch.dtype = torch.float32) -> str:
+    from vq_kernels import _C
+
+    x, codebook = torch.empty(1, 1, d, dtype=dtype).expand(1, n, d), torch.empty(k, d)
+    first_pass: str = _C.first_pass(marshal.rows(x), marshal.codes(codebook))
+    return first_pass
+
+
+@pytest.mark.parametrize(
+    ("isa", "n", "d", "k", "want"),
+    [
+        ("portable", 65536, 64, 512, "float32"),
+        ("avx2", 65536, 64, 512, "float32"),
+        ("avx512", 8192, 256, 8192, "float32"),
+        ("avx512vnni", 65536, 64, 512, "int8"),
+        ("avx512vnni", 16384, 64, 8192, "int8"),
+        ("avx512vnni", 65536, 8, 16384, "float32"),
+        ("avx512vnni", 65536, 16, 512, "int8"),
+        ("avx512vnni", 65536, 16, 511, "float32"),
+        ("avx512vnni", 65536, 64, 128, "int8"),
+        ("avx512bf16", 65536, 64, 128, "int8"),
+        ("avx512vnni", 100, 65537, 2, "float32"),
+        ("amx", 65536, 64, 512, "bfloat16"),
+        ("amx", 65536, 8, 128, "float32"),
+    ],
+)
+def test_the_first_pass_follows_the_rule(
+    isa: str, n: int, d: int, k: int, want: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_isa(isa, monkeypatch)
+    assert _first_pass(n, d, k) == want
+
+
+def test_the_environment_forces_the_first_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    for wanted in native.cpu_features()["first_passes"]:
+        monkeypatch.setenv("VQ_FIRST_PASS", wanted)
+        assert _first_pass(10, 17, 3) == wanted
+    monkeypatch.delenv("VQ_FIRST_PASS")
+    assert _first_pass(10, 7, 3) == "float32"
+
+
+def test_a_first_pass_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VQ_ISA", "portable")
+    for wanted in ("int8", "int4"):
+        monkeypatch.setenv("VQ_FIRST_PASS", wanted)
+        with pytest.raises(ValueError, match=f"VQ_FIRST_PASS is '{wanted}'; accepted with portable: float32"):
+            native.nearest_code(torch.zeros(1, 2, 3), torch.zeros(4, 3), "l2", "exact")
 
 
 @pytest.mark.parametrize(

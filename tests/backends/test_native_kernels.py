@@ -18,7 +18,7 @@ from vq_kernels.backends import native
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "tests" / "native" / "kernels_test.cpp"
-X86 = ("_avx2.cpp", "_avx512.cpp", "_amx.cpp", "_vnni.cpp")
+X86 = ("_avx2.cpp", "_avx512.cpp", "_avx512vnni.cpp", "_avx512bf16.cpp", "_amx.cpp")
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fopenmp"]
 FLAGS += ["-Wall", "-Wextra", "-Werror"]
 

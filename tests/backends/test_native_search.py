@@ -6,16 +6,16 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from native_support import ISAS, nearest_code_with_bound, use_isa
+from native_support import PATHS, nearest_code_with_bound, use_path
 from support import rational_argmin
 from torch import Tensor
 
 from vq_kernels.backends import native, reference
 
 
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    return use_isa(request.param, monkeypatch)
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    return use_path(request.param, monkeypatch)
 
 
 # around the sizes of vectors, tiles, panels and blocks: 4, 8, 16, 24, 48 rows; 4, 8, 16 codes
@@ -44,7 +44,7 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 def test_equals_the_reference(
-    isa: str, shape: tuple[int, int, int, int], layout: str, dtype: str, metric: str
+    path: str, shape: tuple[int, int, int, int], layout: str, dtype: str, metric: str
 ) -> None:
     b, m, d, k = shape
     x = LAYOUTS[layout](b, m, d)
@@ -57,7 +57,7 @@ def test_equals_the_reference(
 
 @pytest.mark.parametrize("offset", [0.0, 1e3, 1e6, -1e30], ids=["centred", "1e3", "1e6", "minus_1e30"])
 @pytest.mark.parametrize("scale", [1e-43, 1e-30, 1.0, 1e15, 3e37], ids=lambda s: f"scale_{s:g}")
-def test_any_magnitude(isa: str, scale: float, offset: float) -> None:
+def test_any_magnitude(path: str, scale: float, offset: float) -> None:
     x = (torch.randn(1, 70, 9) * scale + offset * scale).clamp(-3e38, 3e38)
     codebook = (torch.randn(90, 9) * scale + offset * scale).clamp(-3e38, 3e38)
     want = rational_argmin(x[0, :12], codebook)
@@ -91,18 +91,32 @@ def _all_conversions_the_same_way(d: int) -> tuple[Tensor, Tensor]:
     return torch.ones(d), codebook
 
 
+def _all_residuals_the_same_way(d: int) -> tuple[Tensor, Tensor]:
+    """The like for int8: code 0 loses half a step of its scale in every value, code 1 gains one."""
+    step = 2.0**-7
+    codebook = torch.stack([torch.full((d,), 20.4995 * step), torch.full((d,), 20.5005 * step)])
+    codebook[:, 0] = 127 * step
+    codebook[1, 1] -= step
+    return torch.ones(d), codebook
+
+
 @pytest.mark.parametrize(
-    ("isa_name", "adversary", "too_tight"),
-    [("avx512", _all_roundings_the_same_way, 0.8), ("amx", _all_conversions_the_same_way, 0.9)],
-    ids=["avx512", "amx"],
+    ("path_name", "adversary", "too_tight"),
+    [
+        ("avx512", _all_roundings_the_same_way, 0.8),
+        ("avx512vnni", _all_residuals_the_same_way, 0.98),
+        ("avx512bf16", _all_conversions_the_same_way, 0.98),
+        ("amx", _all_conversions_the_same_way, 0.9),
+    ],
+    ids=["avx512", "avx512vnni", "avx512bf16", "amx"],
 )
 def test_the_worst_rounding_is_covered_and_no_less_would_do(
-    isa_name: str,
+    path_name: str,
     adversary: Callable[[int], tuple[Tensor, Tensor]],
     too_tight: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    use_isa(isa_name, monkeypatch)
+    use_path(path_name, monkeypatch)
     row, codebook = adversary(500)
     assert rational_argmin(row[None], codebook, "cosine") == 0
     x = row.expand(1, 20, -1).contiguous()
@@ -120,7 +134,7 @@ def _a_hair_apart() -> tuple[Tensor, Tensor]:
     return ((codebook[::2] + codebook[1::2]) / 2 + shift * step)[None], codebook
 
 
-def test_scores_a_hair_apart(isa: str) -> None:
+def test_scores_a_hair_apart(path: str) -> None:
     x, codebook = _a_hair_apart()
     want = reference.nearest_code(x, codebook, "l2", "exact")
     assert torch.equal(want[0, :20], rational_argmin(x[0, :20], codebook))
@@ -128,7 +142,7 @@ def test_scores_a_hair_apart(isa: str) -> None:
     assert not torch.equal(nearest_code_with_bound(x, codebook, "l2", 0.0), want)
 
 
-def test_few_rows_beyond_float64(isa: str) -> None:
+def test_few_rows_beyond_float64(path: str) -> None:
     """A handful of rows takes a float64 path of its own; permuted codes differ there by rounding alone."""
     d = 67
     code = torch.randn(d)
@@ -147,7 +161,7 @@ def test_few_rows_beyond_float64(isa: str) -> None:
     assert not torch.equal(in_parts(4, 0.0), everything)
 
 
-def test_more_candidates_than_fit_the_list(isa: str) -> None:
+def test_more_candidates_than_fit_the_list(path: str) -> None:
     """A hundred codes within the bound of each other: all codes are scored exactly."""
     codebook = torch.randn(1, 24).repeat(100, 1)
     for j in range(100):
@@ -160,7 +174,7 @@ def test_more_candidates_than_fit_the_list(isa: str) -> None:
     assert torch.equal(got, reference.nearest_code(x[None], codebook, "l2", "exact")[0])
 
 
-def test_copies_of_a_code_leave_the_first(isa: str) -> None:
+def test_copies_of_a_code_leave_the_first(path: str) -> None:
     codebook = torch.randn(300, 6)[torch.randint(0, 20, (300,))]
     x = torch.randn(1, 100, 6)
     got = native.nearest_code(x, codebook, "l2", "exact")
@@ -168,13 +182,13 @@ def test_copies_of_a_code_leave_the_first(isa: str) -> None:
     assert torch.equal(got, (codebook[got][:, :, None] == codebook).all(-1).int().argmax(-1))
 
 
-def test_negative_zero_ties_with_zero(isa: str) -> None:
+def test_negative_zero_ties_with_zero(path: str) -> None:
     codebook = torch.tensor([[1.0, 1.0], [-0.0, 0.0], [0.0, 0.0], [0.0, -0.0]])
     assert native.nearest_code(torch.zeros(1, 3, 2), codebook, "l2", "exact").tolist() == [[1, 1, 1]]
 
 
 @pytest.mark.parametrize("precision", ["exact", "high", "fast"])
-def test_a_row_does_not_depend_on_its_batch(isa: str, precision: str) -> None:
+def test_a_row_does_not_depend_on_its_batch(path: str, precision: str) -> None:
     x = torch.randn(1, 130, 24)
     codebook = torch.randn(700, 24)
     together = native.nearest_code(x, codebook, "l2", precision)
@@ -186,7 +200,7 @@ def test_a_row_does_not_depend_on_its_batch(isa: str, precision: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["high", "fast"])
-def test_lower_precisions_survive_overflow_and_bad_rows(isa: str, precision: str) -> None:
+def test_lower_precisions_survive_overflow_and_bad_rows(path: str, precision: str) -> None:
     x, codebook = torch.randn(1, 9, 5), torch.randn(30, 5)
     x[0, 1], x[0, 2, 0], x[0, 3, 1] = 1e38, torch.nan, torch.inf
     got = native.nearest_code(x, codebook, "l2", precision)[0]
@@ -194,7 +208,7 @@ def test_lower_precisions_survive_overflow_and_bad_rows(isa: str, precision: str
     assert got[1] == rational_argmin(x[0, 1:2], codebook)[0]
 
 
-def test_flushed_subnormals_change_nothing(isa: str) -> None:
+def test_flushed_subnormals_change_nothing(path: str) -> None:
     x, codebook = 1e-41 * torch.randn(1, 80, 7), 1e-41 * torch.randn(50, 7)
     want = native.nearest_code(x, codebook, "l2", "exact")
     assert want.unique().numel() > 5
@@ -207,7 +221,7 @@ def test_flushed_subnormals_change_nothing(isa: str) -> None:
         torch.set_flush_denormal(False)
 
 
-def test_many_codes_in_blocks(isa: str) -> None:
+def test_many_codes_in_blocks(path: str) -> None:
     """More codes and rows than one block holds, one code for each row planted near it."""
     d, k, n = 72, 5000, 1500
     codebook = torch.randn(k, d)
@@ -216,7 +230,7 @@ def test_many_codes_in_blocks(isa: str) -> None:
     assert torch.equal(native.nearest_code(x[None], codebook, "l2", "exact")[0], planted)
 
 
-def test_threads_change_nothing(isa: str) -> None:
+def test_threads_change_nothing(path: str) -> None:
     x, codebook = torch.randn(2, 700, 16), torch.randn(300, 16)
     threads = torch.get_num_threads()
     results = []

@@ -1,8 +1,9 @@
 """The CPU backend: C++ kernels of ``vq_kernels._C`` for AMX, AVX-512, AVX2, NEON and any other CPU.
 
-The instruction set is chosen at run time; the environment variable ``VQ_ISA`` (portable, neon,
-avx2, avx512 or amx) overrides the choice, for tests. Tensors arrive checked (``base.py``); here they become
-addresses, sizes and strides.
+The instruction set is chosen at run time, and by the shapes the pass that a search begins with (float32,
+bfloat16 or int8; the result is exact after each). The environment variables ``VQ_ISA`` (portable, neon,
+avx2, avx512, avx512vnni, avx512bf16 or amx) and ``VQ_FIRST_PASS`` override these choices, for tests.
+Tensors arrive checked (``base.py``); here they become addresses, sizes and strides.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def unsupported_reason(operation: Operation, x: Tensor, codebook: Tensor | None 
 
 
 def cpu_features() -> dict[str, list[str] | str]:
-    """``machine`` and ``compiled``: instruction sets; ``used``: the one that kernels run with."""
+    """``machine`` and ``compiled``: instruction sets; ``used``: the one that kernels run with, whose searches
+    can begin with ``first_passes``."""
     features: dict[str, list[str] | str] = _module().cpu_features()
     return features
 

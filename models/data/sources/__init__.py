@@ -1,4 +1,4 @@
-"""Where images come from: one source a file, each of which says which data it claims."""
+"""Where images, sounds and volumes come from: one source a file, each of which says which data it claims."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
+from models.data.errors import DataError
 from models.data.settings import DataConfig
-from models.data.sources.base import DataError, Source, SourceData, folder_of, split_named
+from models.data.sources.base import Source, SourceData, folder_of, split_named
 
 GIVEN = "given in Python"  # the setting ``data`` of a run whose images came from a program
 __all__ = ["GIVEN", "DataError", "Source", "SourceData", "location", "open_source", "split_named"]
@@ -16,8 +17,8 @@ __all__ = ["GIVEN", "DataError", "Source", "SourceData", "location", "open_sourc
 def open_source(config: DataConfig) -> SourceData:
     """What ``config.data`` names, as the first source that claims it opens it.
 
-    data: ``digits``; a folder of images, of parquet files or in the layout of KaoKore; or the id of a data
-    set on the Hugging Face hub, OWNER/NAME. Images are left encoded ({"path", "bytes"}). Raises DataError.
+    data: ``digits``; a folder of images, sounds or volumes, of parquet files or in the layout of KaoKore; or
+    the id of a data set on the Hugging Face hub, OWNER/NAME. Items are left encoded. Raises DataError.
     """
     if config.data == GIVEN:
         raise DataError(
@@ -51,8 +52,8 @@ def _unclaimed(data: str) -> str:
         return f"data is {data!r}; accepted: a folder ('.' for this one), a hub id or 'digits'"
     if path.is_dir():
         return (
-            f"data is {data}, a folder without images, parquet files or labels.csv; accepted: one with image "
-            f"files or .parquet files in it"
+            f"data is {data}, a folder without images, sounds, volumes, parquet files or labels.csv; "
+            f"accepted: one with such files in it"
         )
     if path.exists():
         return f"data is {data}, which is a file; accepted: the folder that holds it"

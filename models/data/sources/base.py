@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from models.data.errors import DataError
 from models.data.settings import DataConfig
 
 if TYPE_CHECKING:
@@ -24,15 +25,11 @@ _SPLIT_NAME = re.compile(
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
-class DataError(ValueError):
-    """Data that cannot be used; the message names the file or column and what to do about it."""
-
-
 @dataclass(frozen=True)
 class SourceData:
     """What a source opened.
 
-    splits: data sets by the name that the source gives the split, images left encoded as {"path", "bytes"}.
+    splits: data sets by the name that the source gives the split, items left encoded as {"path", "bytes"}.
     left_out: what lies there and is not among them, and why, in words.
     roots: folders in one of which files that the tables name must lie; None where the source looked for them.
     """
@@ -101,19 +98,20 @@ def folder_of(data: str) -> Path | None:
 
 
 def dataset_of_files(
-    files: Sequence[str], labels: Mapping[str, tuple[Sequence[str], Sequence[str]]]
+    files: Sequence[str], labels: Mapping[str, tuple[Sequence[str], Sequence[str]]], column: str = "image"
 ) -> Dataset:
-    """A data set with the column ``image`` of files, and one column for each entry of ``labels``.
+    """A data set with a column of files, by default of images, and one column for each entry of ``labels``.
 
     labels: for each column the class of every file, and the names of all classes in the order of their
     numbers.
     """
     import datasets
 
-    columns: dict[str, list[object]] = {"image": [{"path": file, "bytes": None} for file in files]}
-    features = datasets.Features({"image": datasets.Image(decode=False)})
-    for column, (values, names) in labels.items():
+    columns: dict[str, list[object]] = {column: [{"path": file, "bytes": None} for file in files]}
+    plain = {"path": datasets.Value("string"), "bytes": datasets.Value("binary")}
+    features = datasets.Features({column: datasets.Image(decode=False) if column == "image" else plain})
+    for label, (values, names) in labels.items():
         number = {name: index for index, name in enumerate(names)}
-        columns[column] = [number[value] for value in values]
-        features[column] = datasets.ClassLabel(names=list(names))
+        columns[label] = [number[value] for value in values]
+        features[label] = datasets.ClassLabel(names=list(names))
     return datasets.Dataset.from_dict(columns, features=features)

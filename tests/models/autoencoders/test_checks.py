@@ -43,7 +43,7 @@ def test_bad_arguments_of_both(kind, arguments: dict[str, object], message: str)
     ("arguments", "message"),
     [
         ({"image_size": 0}, r"image_size\[0\] is 0; accepted: an integer of at least 1"),
-        ({"image_size": (8, 8, 8)}, r"image_size is \[8, 8, 8\]; accepted: 2 integers"),
+        ({"image_size": (8,) * 4}, r"image_size is \[8, 8, 8, 8\]; accepted: 1 to 3 integers"),
         ({"latent_dim": 0}, "latent_dim is 0; accepted: an integer of at least 1"),
         ({"channels": (0, 1)}, r"channels\[0\] is 0; accepted: an integer of at least 1"),
         ({"channels": ()}, r"channels is \[\]; accepted: 1 or more integers"),

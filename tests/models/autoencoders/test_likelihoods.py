@@ -28,6 +28,31 @@ def test_probabilities_of_all_levels_sum_to_one(kind: str, variance: float, scal
         assert log_prob.exp().sum().item() == pytest.approx(1.0, abs=2e-4)
 
 
+@pytest.mark.parametrize("scale", [0.01, 1.0])
+@pytest.mark.parametrize("kind", ["mse", "gaussian", "logistic"])
+def test_probabilities_of_sixteen_bits_sum_to_one(kind: str, scale: float) -> None:
+    levels = torch.arange(65536).view(-1, 1, 1).float() / 65535 - 0.5
+    likelihood = make_likelihood(kind, 1, 1e-4, levels=65536, scale=scale)
+    parameters = torch.full((1, likelihood.parameters_per_channel, 1), 0.3).expand(65536, -1, -1)
+    log_prob = likelihood.log_prob(parameters, levels).double()
+    assert log_prob.exp().sum().item() == pytest.approx(1.0, abs=2e-3)
+    most_likely = levels.flatten()[log_prob.flatten().argmax()].item()
+    assert most_likely == pytest.approx(0.3 * scale, abs=1e-4), "the mean is in units of the scale"
+    assert likelihood.mean(parameters).unique().item() == pytest.approx(0.3 * scale)
+
+
+def test_levels_and_scales_that_there_are_not() -> None:
+    with pytest.raises(
+        ValueError, match="likelihood is 'categorical'; accepted: 'mse', 'gaussian', 'logistic'"
+    ):
+        make_likelihood("categorical", 1, levels=65536)
+    with pytest.raises(ValueError, match="levels is 1; accepted: an integer of at least 2"):
+        make_likelihood("mse", 1, levels=1)
+    for scale in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=r"scale is .*; accepted: a number above 0"):
+            make_likelihood("mse", 1, scale=scale)
+
+
 def test_gaussian_cell_equals_the_integral_of_the_density() -> None:
     likelihood = Gaussian(1, 0.01, learnt=True)
     mean = torch.full((LEVELS, 1, 1), 0.0371)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.data import DataConfig, cache, images, load_data
+from models.data import DataConfig, cache, load_data
 from models.data.cache import Decoded, DecodedCache
+from models.data.kinds import Images
 
 
 def painted(seed: int) -> Image.Image:
@@ -145,10 +146,8 @@ def test_images_are_decoded_once_for_a_data_set_and_size(
 ) -> None:
     monkeypatch.setattr("models.data.load.WORTH_KEEPING", 0)
     decoded: list[int] = []
-    original = images.ImageSplit._pixels_of
-    monkeypatch.setattr(
-        images.ImageSplit, "_pixels_of", lambda self, *a: decoded.append(1) or original(self, *a)
-    )
+    original = Images.decode
+    monkeypatch.setattr(Images, "decode", lambda self, *a: decoded.append(1) or original(self, *a))
     shared = {"data": str(folder), "cache_dir": str(tmp_path / "cache")}
 
     def load(stream: bool = False, **changes: object) -> np.ndarray:

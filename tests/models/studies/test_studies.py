@@ -52,6 +52,8 @@ def test_study(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         assert len(list(csv.DictReader(file))) == rows
     assert table.with_suffix(".md").read_text().startswith("| ")
     assert "tables and figures in" in capsys.readouterr().out
+    page = (folder / "report.html").read_text()
+    assert page.count("<img src") >= sum(name.endswith(".png") for name in files)
 
 
 @pytest.fixture

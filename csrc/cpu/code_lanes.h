@@ -1,0 +1,49 @@
+// Codes in float64 over the compiler's own vectors, of the size of V's (one of simd_*.h, included before).
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+namespace vq_cpu {
+namespace {
+
+constexpr int CODE_LANES = V::W / 2;
+
+typedef float CodeF __attribute__((vector_size(4 * CODE_LANES)));
+typedef double CodeD __attribute__((vector_size(8 * CODE_LANES)));
+typedef uint32_t CodeU __attribute__((vector_size(4 * CODE_LANES)));
+
+// v = the n <= CODE_LANES values at p, 0 beyond.
+template <class T>
+inline __attribute__((always_inline)) void code_load(T& v, const float* p, int64_t n) {
+  if (n == CODE_LANES) {
+    memcpy(&v, p, sizeof v);
+    return;
+  }
+  float part[CODE_LANES] = {};
+  for (int64_t i = 0; i < n; ++i) part[i] = p[i];
+  memcpy(&v, part, sizeof v);
+}
+
+inline __attribute__((always_inline)) void code_load(CodeD& v, const float* p, int64_t n) {
+  CodeF f;
+  code_load(f, p, n);
+  v = __builtin_convertvector(f, CodeD);
+}
+
+inline double code_sum(const CodeD& v) {
+  double sum = 0.0;
+  for (int i = 0; i < CODE_LANES; ++i) sum += v[i];
+  return sum;
+}
+
+// step(d, n) for every CODE_LANES dimensions, n < CODE_LANES in the last ones only.
+template <class Step>
+inline __attribute__((always_inline)) void over_code(int64_t dim, Step step) {
+  int64_t d = 0;
+  for (; d + CODE_LANES <= dim; d += CODE_LANES) step(d, int64_t(CODE_LANES));
+  if (d < dim) step(d, dim - d);
+}
+
+}  // namespace
+}  // namespace vq_cpu

@@ -1,0 +1,67 @@
+#include "cpu/first_pass.h"
+
+namespace vq_cpu {
+namespace {
+
+// Below this, padding the dimensions to the depth of a tile costs more than the matrix unit gains.
+constexpr int64_t kMatrixLeastDim = 16;
+// Below these, packing and finishing a row costs more than a narrow sweep gains.
+constexpr int64_t kInt8LeastDim = 16;
+constexpr int64_t kInt8LeastWork = 8192;  // of codes times dimensions
+// Beyond this a sum of int8 products could overflow.
+constexpr int64_t kInt8MostDim = 65536;
+
+int chosen = -1;
+
+FirstPass float32_first() { return FirstPass{VQ_FLOAT32_FIRST}; }
+
+FirstPass matrix_first() { return FirstPass{VQ_BFLOAT16_FIRST, matrix_kernels_in_use()}; }
+
+FirstPass narrow_first(int kind) {
+  return FirstPass{kind, nullptr,
+                   kind == VQ_INT8_FIRST ? int8_kernels_in_use() : bfloat16_kernels_in_use()};
+}
+
+}  // namespace
+
+FirstPass choose_first_pass(const VqRows* x, int64_t codes) {
+  const bool int8 = int8_kernels_in_use() && x->dim <= kInt8MostDim, bfloat16 = bfloat16_kernels_in_use();
+  if (chosen == VQ_FLOAT32_FIRST) return float32_first();
+  if (chosen == VQ_INT8_FIRST && int8) return narrow_first(VQ_INT8_FIRST);
+  if (chosen == VQ_BFLOAT16_FIRST && matrix_kernels_in_use()) return matrix_first();
+  if (chosen == VQ_BFLOAT16_FIRST && bfloat16) return narrow_first(VQ_BFLOAT16_FIRST);
+  if (matrix_kernels_in_use()) return x->dim >= kMatrixLeastDim ? matrix_first() : float32_first();
+  if (int8 && x->dim >= kInt8LeastDim && codes * x->dim >= kInt8LeastWork) return narrow_first(VQ_INT8_FIRST);
+  return float32_first();
+}
+
+}  // namespace vq_cpu
+
+extern "C" const char* vq_cpu_first_pass_name(int pass) {
+  static const char* const names[VQ_FIRST_PASS_COUNT] = {"float32", "bfloat16", "int8"};
+  return names[pass];
+}
+
+extern "C" int vq_cpu_first_pass_usable(int pass) {
+  using namespace vq_cpu;
+  switch (pass) {
+    case VQ_FLOAT32_FIRST:
+      return 1;
+    case VQ_BFLOAT16_FIRST:
+      return matrix_kernels_in_use() || bfloat16_kernels_in_use();
+    case VQ_INT8_FIRST:
+      return int8_kernels_in_use() != nullptr;
+    default:
+      return 0;
+  }
+}
+
+extern "C" int vq_cpu_first_pass(const VqRows* x, int64_t codes) {
+  return vq_cpu::choose_first_pass(x, codes).kind;
+}
+
+extern "C" int vq_cpu_use_first_pass(int pass) {
+  if (pass >= 0 && !vq_cpu_first_pass_usable(pass)) return 1;
+  vq_cpu::chosen = pass;
+  return 0;
+}

@@ -1,0 +1,18 @@
+// Which pass a search begins with: the one rule, by shape, dtype and instruction set.
+#pragma once
+
+#include "cpu/narrow.h"
+
+namespace vq_cpu {
+
+// The kernels of the first pass; at most one of the two pointers is set, none for the float32 sweep.
+struct FirstPass {
+  int kind;  // VqFirstPass
+  const MatrixKernels* matrix = nullptr;
+  const NarrowKernels* narrow = nullptr;
+};
+
+// The same for every precision: with a narrow pass all results are exact, as none would be faster for less.
+FirstPass choose_first_pass(const VqRows* x, int64_t codes);
+
+}  // namespace vq_cpu

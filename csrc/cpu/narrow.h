@@ -1,0 +1,103 @@
+// The first pass in int8 or bfloat16 on vector units: an upper bound of every score, of each row and code.
+//
+// Rows and codes are centred and scaled by one power of two; then x' = s q + r and e' = t p + g, with integers
+// q and p of -127..127 (int8) or rounded values and s = t = 1 (bfloat16). Scores are maximised:
+//
+//   v = x'.e' - |e'|^2 / 2 <= s t (q.p) - |e'|^2 / 2 + |x'| (|g| + rho |t p|) = u,   rho >= |r| / |x'|.
+//
+// certificate.cpp derives it. What a row leaves open are the codes whose u reaches the lower bound of the best.
+#pragma once
+
+#include <stdint.h>
+
+#include "cpu/kernels.h"
+
+namespace vq_cpu {
+
+constexpr int kNarrowChunk = 512;      // codes between two searches for candidates
+constexpr int kNarrowCandidates = 64;  // of a row, before it is given up
+constexpr int kNarrowPitch = kNarrowCandidates + 8;  // of its lists, which are written a group at a time
+
+// All codes, [groups * group] unless said otherwise; those that cannot be chosen have minus_half = -inf.
+struct NarrowCodes {
+  int64_t dim, steps, groups;
+  const int32_t* codes;      // [groups][steps][group], 32 bits: four int8 or two bfloat16 dimensions
+  const int32_t* start;      // int8: -128 sum(p), as rows are stored as q + 128
+  const float* scale;        // t
+  const float* lost;         // |g|
+  const float* kept;         // |t p|
+  const float* minus_half;   // -|e'|^2 / 2, as much larger as its rounding may be
+  // [groups]: the largest of a group's lost, kept and |e'|^2 / 2; infinite where its codes differ in size.
+  const float *most_lost, *most_kept, *most_half;
+};
+
+// What pack_codes writes of a group of codes.
+struct NarrowGroup {
+  int32_t *codes, *start;
+  float *scale, *lost, *kept, *square;  // square: |e'|^2
+};
+
+// A tile of rows and what it finds; arrays of one value a row are [tile].
+struct NarrowTile {
+  int n;          // rows in use
+  int32_t* rows;  // [steps][tile]
+  float* scale;   // s
+  float* norm;    // |x'|; infinite where the row has no bound, which finds nothing
+  float* lost;    // |r|
+  float* bound;   // of each code for this tile
+  float* group_bound;  // the largest of each group, infinite where its codes differ in size
+  float* most;    // [kNarrowChunk / group][tile]: scratch
+  float* slack;   // taken off the lower bound of a row's best score
+  float* least;   // the lower bound of the best score so far
+  // The codes whose upper bound reaches it, in any order. A row with more than kNarrowCandidates is given up:
+  // its count stays above.
+  int32_t* candidates;  // [tile][kNarrowPitch]
+  float* upper;         // [tile][kNarrowPitch]
+  int32_t* counts;
+};
+
+// The factors of all bounds, see Certificate::narrow.
+struct NarrowFactors {
+  float lost, kept;  // of |g| and |t p| in the bound of a code for a tile
+  float half;        // of |e'|^2 / 2: what is left of rounding in minus_half, once more for a lower bound
+  float offset;      // and underflow
+  // Of |x'|^2 + 4 |c|^2 in the slack of a row: the contract's own score, on values that were not centred.
+  double slack;
+  // Of NarrowKernels::score: times |x'||e'| + |e'|^2 / 2, and of |e'|^2.
+  double score, contract;
+};
+
+// How far the bounds reach on both sides of a score: the upper one less this is a lower one.
+inline float twice_bound(const NarrowFactors& factors, float norm, float bound, float half) {
+  return 2.001f * (norm * bound + (factors.half * half + factors.offset));
+}
+
+struct NarrowKernels {
+  int lanes, vectors, group;  // rows of a vector, vectors of a tile, codes of a group
+  int unit;                   // dimensions in 32 bits
+
+  // n <= group codes, of which unusable ones become zeros.
+  void (*pack_codes)(const float* codes, const uint8_t* usable, Centring centring, int n, int64_t dim,
+                     const NarrowGroup* out);
+  // tile->rows, scale, norm and lost of rows first .. first + tile->n - 1; scratch [dim][lanes].
+  void (*pack_rows)(const VqRows* x, int64_t first, Centring centring, float* scratch, NarrowTile* tile);
+  // tile->bound.
+  void (*set_bounds)(const NarrowCodes* codes, const NarrowFactors* factors, NarrowTile* tile);
+  // All codes.
+  void (*search)(const NarrowCodes* codes, const NarrowFactors* factors, NarrowTile* tile);
+  // x'.e' - |e'|^2 / 2 (cosine: x'.e') in float64, in any order.
+  double (*score)(const float* x, const float* code, Centring centring, int64_t dim, int l2);
+};
+
+// Null where the instruction set in use has no such pass.
+const NarrowKernels* int8_kernels_in_use();
+const NarrowKernels* bfloat16_kernels_in_use();
+
+#ifdef VQ_HAVE_AVX512VNNI
+extern const NarrowKernels kernels_int8_avx512vnni;
+#endif
+#ifdef VQ_HAVE_AVX512BF16
+extern const NarrowKernels kernels_bfloat16_avx512bf16;
+#endif
+
+}  // namespace vq_cpu

@@ -1,0 +1,34 @@
+// A codebook as the narrow first pass takes it, prepared once a call.
+#pragma once
+
+#include "cpu/narrow.h"
+#include "cpu/support.h"
+
+namespace vq_cpu {
+
+struct Codebook;
+
+class NarrowCodebook {
+ public:
+  // False if there is no memory or it was interrupted.
+  bool prepare(const Codebook& codebook, const NarrowKernels* kernels, const NarrowFactors& factors, int threads,
+               Interruption* interruption);
+  const NarrowCodes& codes() const { return codes_; }
+  Centring centring() const { return centring_; }
+  double centre_norm() const { return centre_norm_; }  // scaled
+  // False if no row has a bound: a code too long for one could be the best of any (cosine).
+  bool bounded() const { return bounded_; }
+
+ private:
+  NarrowCodes codes_ = {};
+  Centring centring_ = {};
+  double centre_norm_ = 0.0;
+  bool bounded_ = true;
+  Buffer<int32_t> packed_, start_;
+  Buffer<float> scale_, lost_, kept_, minus_half_, centre_;   // [groups * group], [dim]
+  Buffer<float> most_lost_, most_kept_, most_half_;           // [groups]
+
+  void sum_up_group(int64_t g, int64_t group, bool l2);
+};
+
+}  // namespace vq_cpu

@@ -1,0 +1,49 @@
+// What the narrow passes share with AVX-512: the eight upper bounds of a group, and lists of lanes.
+#pragma once
+
+#include "cpu/narrow.h"
+
+namespace vq_cpu {
+namespace {
+
+struct NarrowLanes {
+  typedef __m256 Group;  // a value of each code of a group
+
+  static __m256i load(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  // What is added to the products of a row with the codes from `first` on.
+  static Group rest(const NarrowCodes* codes, const NarrowTile* t, int row, int64_t first) {
+    return _mm256_fmadd_ps(_mm256_set1_ps(t->norm[row]), _mm256_loadu_ps(t->bound + first),
+                           _mm256_loadu_ps(codes->minus_half + first));
+  }
+  // Writes the values of at least `least` and their codes, and garbage up to eight; returns how many there are.
+  static int append(Group values, float least, int32_t first_code, int32_t* codes, float* upper) {
+    const __mmask8 open = _mm256_cmp_ps_mask(values, _mm256_set1_ps(least), _CMP_GE_OQ);
+    const __m256i code =
+        _mm256_add_epi32(_mm256_set1_epi32(first_code), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), _mm256_maskz_compress_epi32(open, code));
+    _mm256_storeu_ps(upper, _mm256_maskz_compress_ps(open, values));
+    return __builtin_popcount(open);
+  }
+  // Writes first + lane for every lane in `hit`, and garbage up to sixteen; returns how many there are.
+  static int lanes_of(unsigned hit, int32_t first, int32_t* out) {
+    const V::I lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    V::store(out, _mm512_maskz_compress_epi32(__mmask16(hit), _mm512_add_epi32(lanes, V::set(first))));
+    return __builtin_popcount(hit);
+  }
+  static V::F gather(const float* values, V::I index) { return _mm512_i32gather_ps(index, values, 4); }
+  // The code of the largest value.
+  static int largest(Group values) {
+    Group top = _mm256_max_ps(values, _mm256_permute2f128_ps(values, values, 1));
+    top = _mm256_max_ps(top, _mm256_permute_ps(top, 0x4e));
+    top = _mm256_max_ps(top, _mm256_permute_ps(top, 0xb1));
+    return __builtin_ctz(_mm256_cmp_ps_mask(values, top, _CMP_EQ_OQ) | 0x80u);
+  }
+  static float get(Group values, int code) {
+    alignas(32) float lanes[8];
+    _mm256_store_ps(lanes, values);
+    return lanes[code];
+  }
+};
+
+}  // namespace
+}  // namespace vq_cpu

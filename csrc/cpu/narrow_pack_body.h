@@ -1,0 +1,123 @@
+// Rows and codes as narrow values, over V (one of simd_*.h) and N; both included before.
+#pragma once
+
+#include <float.h>
+#include <math.h>
+
+#include "cpu/narrow.h"
+#include "cpu/row_lanes.h"
+
+namespace vq_cpu {
+namespace {
+
+// Beyond this many times the size of an ordinary code a row has no bound: no term may overflow, and codes that are
+// left out for their size cannot be near (docs/certificate.md).
+constexpr float kNarrowReach = 0x1p48f;
+// A square below 2^-149 is lost: less than this in the norm of 2^18 values.
+constexpr float kNarrowUnderflow = 0x1p-60f;
+
+// A computed norm as an upper bound of it: its sum of squares has `dim` roundings, or half as many in the root.
+inline float widened(float square, int64_t dim) {
+  return sqrtf(square) * (1.0f + (float(dim) + 16.0f) * 0x1p-24f) + kNarrowUnderflow;
+}
+
+inline V::F magnitude(V::F v) { return V::max(v, V::sub(V::set(0.0f), v)); }
+
+inline float greatest(V::F v) {
+  float lanes[V::W];
+  V::store(lanes, v);
+  float most = lanes[0];
+  for (int i = 1; i < V::W; ++i) most = lanes[i] > most ? lanes[i] : most;
+  return most;
+}
+
+template <class T>
+void narrow_pack_vector(const VqRows* x, int64_t first, int n, Centring centring, float* scratch, int base,
+                        NarrowTile* t) {
+  float norm2[V::W];
+  pack_vector<T, V::W>(x, first, n, centring, scratch, norm2);
+  const int64_t dim = x->dim;
+  V::F most = V::set(FLT_MIN * 128.0f);
+  for (int64_t d = 0; d < dim; ++d) most = V::max(magnitude(V::load(scratch + d * V::W)), most);
+  const V::F scale = V::mul(most, V::set(1.0f / 127.0f));
+  V::F lost = V::set(0.0f);
+  const N::Scales scales(scale);
+  int64_t d = 0;
+  for (int64_t step = 0; d < dim; ++step, d += N::UNIT) {
+    V::F value[N::UNIT];
+#pragma GCC unroll 4
+    for (int i = 0; i < N::UNIT; ++i) value[i] = d + i < dim ? V::load(scratch + (d + i) * V::W) : V::set(0.0f);
+    V::store(t->rows + step * (V::W * V::VECTORS) + base, N::pack_row(value, scales, lost));
+  }
+  V::store(t->scale + base, scale);
+  float residual[V::W];
+  V::store(residual, lost);
+  for (int lane = 0; lane < V::W; ++lane) {
+    const int row = base + lane;
+    const float norm = widened(norm2[lane], dim);
+    const bool good = norm < kNarrowReach;
+    t->norm[row] = good ? norm : INFINITY;
+    // What rounding x - c took counts as lost too.
+    t->lost[row] = good ? widened(residual[lane], dim) + 0x1p-22f * norm : 0.0f;
+    if (!good) t->scale[row] = 0.0f;
+  }
+}
+
+void narrow_pack_rows(const VqRows* x, int64_t first, Centring centring, float* scratch, NarrowTile* t) {
+  for (int base = 0; base < t->n; base += V::W) {
+    if (x->dtype == VQ_BFLOAT16)
+      narrow_pack_vector<Bf16>(x, first + base, t->n - base, centring, scratch, base, t);
+    else if (x->dtype == VQ_FLOAT16)
+      narrow_pack_vector<F16>(x, first + base, t->n - base, centring, scratch, base, t);
+    else
+      narrow_pack_vector<float>(x, first + base, t->n - base, centring, scratch, base, t);
+  }
+}
+
+// One code into its column of a group.
+void narrow_pack_code(const float* code, Centring centring, int64_t dim, int c, const NarrowGroup* out) {
+  const V::F factor = V::set(centring.scale), zero = V::set(0.0f);
+  V::F most = V::set(FLT_MIN * 128.0f), norm = zero;
+  const auto centred = [&](int64_t d, int n) {
+    const V::F e = V::load_n(code + d, n);
+    const V::F c = centring.centre ? V::load_n(centring.centre + d, n) : zero;
+    return V::fma(e, factor, V::sub(zero, c));
+  };
+  over_row(dim, [&](int64_t d, int n) {
+    const V::F e = centred(d, n);
+    most = V::max(magnitude(e), most);
+    norm = V::fma(e, e, norm);
+  });
+  const float scale = greatest(most) / 127.0f;
+  typename N::CodeSums sums;
+  const N::Scales scales(V::set(scale));
+  over_row(dim, [&](int64_t d, int n) {
+    int32_t words[V::W / N::UNIT];
+    N::pack_code(centred(d, n), scales, sums, words);
+    const int64_t step = d / N::UNIT;
+    for (int i = 0; i < (n + N::UNIT - 1) / N::UNIT; ++i) out->codes[(step + i) * V::PANEL + c] = words[i];
+  });
+  out->scale[c] = scale;
+  out->square[c] = V::sum(norm);
+  out->lost[c] = widened(V::sum(sums.lost), dim) + 0x1p-22f * widened(out->square[c], dim);
+  out->kept[c] = widened(V::sum(sums.kept), dim);
+  out->start[c] = N::start(sums);
+}
+
+void narrow_pack_codes(const float* codes, const uint8_t* usable, Centring centring, int n, int64_t dim,
+                       const NarrowGroup* out) {
+  const int64_t steps = (dim + N::UNIT - 1) / N::UNIT;
+  for (int c = 0; c < V::PANEL; ++c) {
+    if (c < n && usable[c]) {
+      narrow_pack_code(codes + c * dim, centring, dim, c, out);
+      continue;
+    }
+    for (int64_t step = 0; step < steps; ++step) out->codes[step * V::PANEL + c] = 0;
+    out->start[c] = 0;
+    out->scale[c] = out->lost[c] = out->kept[c] = 0.0f;
+    out->square[c] = -1.0f;
+  }
+}
+
+}  // namespace
+}  // namespace vq_cpu

@@ -1,0 +1,158 @@
+#include "cpu/narrow_search.h"
+
+#include <math.h>
+
+#include "cpu/search.h"
+
+namespace vq_cpu {
+
+bool NarrowSearch::open(Search* search, ExactSearch* exact, SweepSearch* sweep) {
+  search_ = search;
+  exact_ = exact;
+  sweep_ = sweep;
+  const NarrowKernels& kernels = *search->first.narrow;
+  const NarrowCodes& codes = search->narrow.codes();
+  const int64_t tile = kernels.lanes * kernels.vectors;
+  factors_ = search->narrow_factors;
+  if (!given_up_rows_.resize(search->block_rows) || !rows_.resize(codes.steps * tile) ||
+      !candidates_.resize(tile * kNarrowPitch) || !counts_.resize(tile) || !scale_.resize(tile) ||
+      !norm_.resize(tile) || !lost_.resize(tile) || !bound_.resize(codes.groups * kernels.group) ||
+      !group_bound_.resize(codes.groups) ||
+      !most_.resize(kNarrowChunk / kernels.group * tile) || !slack_.resize(tile) || !least_.resize(tile) ||
+      !upper_.resize(tile * kNarrowPitch) || !scratch_.resize(codes.dim * kernels.lanes) ||
+      !row_.resize(codes.dim))
+    return false;
+  tile_ = {0,     rows_,  scale_, norm_,       lost_,  bound_, group_bound_,
+           most_, slack_, least_, candidates_, upper_, counts_};
+  return true;
+}
+
+bool NarrowSearch::run(const RowBlock& block) {
+  if (skip_ || !search_->narrow.bounded()) {
+    skip_ -= skip_ > 0;
+    return sweep_->run(block);
+  }
+  block_ = block;
+  given_up_count_ = 0;
+  exact_->start(block);
+  const int tile = search_->first.narrow->lanes * search_->first.narrow->vectors;
+  int done = 0;
+  while (done < block.n && !skip_) {
+    if (search_->interruption->requested()) return false;
+    const int given_up_before = given_up_count_;
+    tile_.n = block.n - done < tile ? block.n - done : tile;
+    search_tile(done);
+    for (int lane = 0; lane < tile_.n; ++lane) resolve_row(done + lane, lane);
+    done += tile_.n;
+    if (given_up_count_ - given_up_before > tile_.n / 2) skip_ = kSkippedBlocks;
+  }
+  if (given_up_count_ && !sweep_->run_rows(block_, given_up_rows_, given_up_count_)) return false;
+  if (!exact_->scan_queued_rows()) return false;
+  return done == block.n ||
+         sweep_->run(RowBlock{block.first + done, block.n - done, block.index + done, block.nonfinite + done});
+}
+
+void NarrowSearch::search_tile(int first) {
+  const NarrowKernels& kernels = *search_->first.narrow;
+  const NarrowCodes& codes = search_->narrow.codes();
+  kernels.pack_rows(search_->x, block_.first + first, search_->narrow.centring(), scratch_, &tile_);
+  // While this tile is swept.
+  fetch_rows(first + tile_.n, kernels.lanes * kernels.vectors);
+  const double centre = search_->narrow.centre_norm();
+  for (int lane = 0; lane < tile_.n; ++lane)
+    slack_[lane] = float(factors_.slack * (double(norm_[lane]) * double(norm_[lane]) + 4.0 * centre * centre));
+  kernels.set_bounds(&codes, &factors_, &tile_);
+  kernels.search(&codes, &factors_, &tile_);
+}
+
+// Asks for rows of the block that will be packed next: the pattern of packing hides them from the processor.
+void NarrowSearch::fetch_rows(int first, int n) {
+  const VqRows* x = search_->x;
+  if (x->stride_dim != 1) return;
+  constexpr int64_t kLine = 64;
+  const int64_t size = x->dtype == VQ_FLOAT32 ? 4 : 2;
+  for (int i = first; i < first + n && i < block_.n; ++i) {
+    const int64_t row = block_.first + i;
+    const int64_t start = row / x->rows * x->stride_batch + row % x->rows * x->stride_row;
+    const char* p = static_cast<const char*>(x->data) + start * size;
+    for (int64_t byte = 0; byte < x->dim * size; byte += kLine) __builtin_prefetch(p + byte, 0, 2);
+  }
+}
+
+// Row i of the block as float32.
+const float* NarrowSearch::row(int i) {
+  const VqRows* x = search_->x;
+  const int64_t n = block_.first + i;
+  if (x->dtype == VQ_FLOAT32 && x->stride_dim == 1)
+    return static_cast<const float*>(x->data) + n / x->rows * x->stride_batch + n % x->rows * x->stride_row;
+  search_->kernels->load_rows(x, n, 1, row_);
+  return row_;
+}
+
+void NarrowSearch::resolve_row(int i, int lane) {
+  int64_t& index = block_.index[i];
+  block_.nonfinite[i] = 0;
+  index = 0;
+  if (!(norm_[lane] < INFINITY)) return exact_->queue_unbounded(i);
+  int n = counts_[lane];
+  if (n > kNarrowCandidates) {
+    given_up_rows_[given_up_count_++] = i;
+    return;
+  }
+  int32_t* candidates = candidates_ + lane * kNarrowPitch;
+  float* upper = upper_ + lane * kNarrowPitch;
+  if (n) index = candidates[0];
+  if (n < 2) return;
+  // The likely best first: its own bound, and then its score, rule out most others.
+  int likely = 0;
+  for (int c = 1; c < n; ++c)
+    if (upper[c] > upper[likely]) likely = c;
+  const int32_t code = candidates[likely];
+  const float top = upper[likely];
+  const NarrowCodes& codes = search_->narrow.codes();
+  const float low =
+      top - twice_bound(factors_, norm_[lane], bound_[code], -codes.minus_half[code]) - slack_[lane];
+  const float least_upper = low - fabsf(low) * 0x1p-22f;
+  int left = 1;
+  candidates[likely] = candidates[0];
+  upper[likely] = upper[0];
+  for (int c = 1; c < n; ++c) {
+    if (!(upper[c] >= least_upper)) continue;
+    candidates[left] = candidates[c];
+    upper[left++] = upper[c];
+  }
+  candidates[0] = code;
+  upper[0] = top;
+  index = code;
+  if (left < 2) return;
+  const Codebook& codebook = search_->codebook;
+  const Centring centring = search_->narrow.centring();
+  const float* x = row(i);
+  const double norm = double(norm_[lane]), slack = double(slack_[lane]);
+  double least = -INFINITY, reach[kNarrowCandidates];
+  int scored = 0;
+  for (int c = 0; c < left; ++c) {
+    if (!(double(upper[c]) >= least - slack)) continue;
+    const int64_t j = candidates[c];
+    const double score =
+        search_->first.narrow->score(x, codebook.codes + j * codebook.dim, centring, codebook.dim, codebook.l2);
+    const double e = double(codes.kept[j]) + double(codes.lost[j]);
+    const double error = factors_.score * e * (norm + 0.5 * e) + factors_.contract * e * e + 0.5 * slack;
+    candidates[scored] = int32_t(j);
+    reach[scored++] = score + error;
+    if (score - error > least) least = score - error;
+  }
+  int tied = 0;
+  for (int c = 0; c < scored; ++c) {
+    if (!(reach[c] >= least)) continue;
+    // In ascending order.
+    const int32_t j = candidates[c];
+    int at = tied++;
+    for (; at && candidates[at - 1] > j; --at) candidates[at] = candidates[at - 1];
+    candidates[at] = j;
+  }
+  index = candidates[0];
+  if (tied > 1) exact_->choose_exactly(i, candidates, tied);
+}
+
+}  // namespace vq_cpu

@@ -1,0 +1,74 @@
+// Rows along the lanes of V (one of simd_*.h, included before): what all packing shares.
+#pragma once
+
+#include "cpu/kernels.h"
+
+namespace vq_cpu {
+namespace {
+
+template <class T>
+inline T* row_start(const VqRows* x, int64_t row) {
+  return static_cast<T*>(x->data) + (row / x->rows) * x->stride_batch + (row % x->rows) * x->stride_row;
+}
+
+// Rows row .. row + W - 1 exist, lie in one b, and neighbours are adjacent in memory.
+inline bool lanes_are_adjacent(const VqRows* x, int64_t row, int n) {
+  return n >= V::W && x->stride_row == 1 && row / x->rows == (row + V::W - 1) / x->rows;
+}
+
+// step(d, n) for every vector of a row, n < W in the last one only.
+template <class Step>
+inline __attribute__((always_inline)) void over_row(int64_t dim, Step step) {
+  int64_t d = 0;
+  for (; d + V::W <= dim; d += V::W) step(d, V::W);
+  if (d < dim) step(d, int(dim - d));
+}
+
+// A vector of values minus the centre's value for dimension d.
+inline V::F centre_lanes(V::F v, Centring centring, int64_t d) {
+  const V::F scale = V::set(centring.scale);
+  return centring.centre ? V::fma(v, scale, V::set(-centring.centre[d])) : V::mul(v, scale);
+}
+
+// One vector of rows into its lanes of the packed tile, of PITCH rows; lanes beyond n repeat the last row.
+template <class T, int PITCH>
+void pack_vector(const VqRows* x, int64_t first, int n, Centring centring, float* packed, float* norm2) {
+  const int64_t dim = x->dim, step = x->stride_dim;
+  V::F sum = V::set(0.0f);
+  if (lanes_are_adjacent(x, first, n)) {
+    const T* p = row_start<const T>(x, first);
+    for (int64_t d = 0; d < dim; ++d) {
+      const V::F v = centre_lanes(V::load(p + d * step), centring, d);
+      V::store(packed + d * PITCH, v);
+      sum = V::fma(v, v, sum);
+    }
+    V::store(norm2, sum);
+    return;
+  }
+  const T* p[V::W];
+  for (int r = 0; r < V::W; ++r) p[r] = row_start<const T>(x, first + (r < n ? r : n - 1));
+  for (int64_t d = 0; d < dim; d += V::W) {
+    const int width = dim - d < V::W ? int(dim - d) : V::W;
+    V::F square[V::W];
+    if (step == 1 && width == V::W) {
+      for (int r = 0; r < V::W; ++r) square[r] = V::load(p[r] + d);
+    } else if (step == 1) {
+      for (int r = 0; r < V::W; ++r) square[r] = V::load_n(p[r] + d, width);
+    } else {
+      float part[V::W][V::W] = {};
+      for (int r = 0; r < V::W; ++r)
+        for (int c = 0; c < width; ++c) part[r][c] = to_float(p[r][(d + c) * step]);
+      for (int r = 0; r < V::W; ++r) square[r] = V::load(part[r]);
+    }
+    V::transpose(square);
+    for (int c = 0; c < width; ++c) {
+      const V::F v = centre_lanes(square[c], centring, d + c);
+      V::store(packed + (d + c) * PITCH, v);
+      sum = V::fma(v, v, sum);
+    }
+  }
+  V::store(norm2, sum);
+}
+
+}  // namespace
+}  // namespace vq_cpu
