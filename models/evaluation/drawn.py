@@ -59,7 +59,9 @@ def measure_stages(
     """Of each stage of :func:`models.evaluation.selection.draw_stages` what ``judge`` and ``real`` allow.
 
     ``judge``: :meth:`models.evaluation.judge.Judge.by_class`. ``two_sample``: the share of samples and of as
-    many of ``real``, levels ``[N, C, *S]``, that a classifier tells apart. kind: of the data; None: images.
+    many of ``real``, levels ``[N, C, *S]``, that a classifier tells apart: of few samples it learns little,
+    so that a share near 0.5 says nothing. ``two_sample_before_rejection``: the same of all candidates of a
+    rejection, which are more. kind: of the data; None: images.
     """
     kind = Images((), 0) if kind is None else kind
     figures: Figures = {}
@@ -69,6 +71,8 @@ def measure_stages(
             of_stage["judge"] = judge.by_class(images, labels, class_names, label_column)
         if real is not None:
             of_stage["two_sample"] = two_sample(real, images, progress=progress).accuracy
+        if stage.told_apart is not None:
+            of_stage["two_sample_before_rejection"] = stage.told_apart
         figures[name] = of_stage
     return figures
 

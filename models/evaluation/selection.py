@@ -47,6 +47,9 @@ class Stage(NamedTuple):
 
     codes: tuple[Tensor, ...]  # of every level, top first, [B, *shape] int64
     images: Tensor  # [B, C, *S] on the CPU, in -0.5..0.5
+    told_apart: float | None = (
+        None  # of rejection: accuracy of its classifier over all candidates and real codes
+    )
 
 
 def draw_stages(
@@ -90,6 +93,7 @@ def draw_stages(
         )
         plain.append(tuple(level[:: how.best_of] for level in drawn))
         ranked.append(best_of(priors, drawn, some, how.best_of) if how.best_of > 1 else plain[-1])
+    told_apart: dict[str, float] = {}
     # Of the samples among which one is kept, the first stands for what it would have been without.
     stages = {"plain": [level[:: how.reject] for level in _joined(plain)]}
     candidates = _joined(ranked)
@@ -97,10 +101,14 @@ def draw_stages(
         stages["ranked"] = [level[:: how.reject] for level in candidates]
     if how.reject > 1 and real is not None:
         images = (kind or Images((), 0)).to_levels(decode(model, candidates).cpu())
-        realism = two_sample(real, images, progress=progress).realism.view(-1, how.reject)
-        rows = torch.arange(len(labels)) * how.reject + realism.argmax(1)
+        told = two_sample(real, images, progress=progress)
+        rows = torch.arange(len(labels)) * how.reject + told.realism.view(-1, how.reject).argmax(1)
+        told_apart["kept"] = told.accuracy
         stages["kept"] = [level[rows.to(level.device)] for level in candidates]
-    return {name: Stage(tuple(codes), decode(model, codes).cpu()) for name, codes in stages.items()}
+    return {
+        name: Stage(tuple(codes), decode(model, codes).cpu(), told_apart.get(name))
+        for name, codes in stages.items()
+    }
 
 
 def _joined(parts: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:

@@ -61,6 +61,7 @@ def test_samples_are_kept_in_steps_and_for_their_class(monkeypatch: pytest.Monke
     assert all(stage.images.shape == (3, 1, 8, 8) for stage in stages.values())
     assert [level.shape for level in stages["kept"].codes] == [(3, 2, 2), (3, 4, 4)]
     assert torch.equal(model.decode_codes(stages["kept"].codes).clamp(-0.5, 0.5), stages["kept"].images)
+    assert [stage.told_apart for stage in stages.values()] == [None, None, 0.5]
     light = {name: float(stage.images.mean()) for name, stage in stages.items()}
     assert light["kept"] > max(light["ranked"], light["plain"])
     with pytest.raises(
