@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.codes.rank import best_of
 from models.codes.sample import decode, sample_codes
-from models.data.kinds import Images, Kind
+from models.data.kinds import to_levels
 from models.evaluation.realism import two_sample
 from vq_kernels.checks import check_integer
 
@@ -47,6 +47,9 @@ class Stage(NamedTuple):
 
     codes: tuple[Tensor, ...]  # of every level, top first, [B, *shape] int64
     images: Tensor  # [B, C, *S] on the CPU, in -0.5..0.5
+    told_apart: float | None = (
+        None  # of rejection: accuracy of its classifier over all candidates and real codes
+    )
 
 
 def draw_stages(
@@ -57,7 +60,6 @@ def draw_stages(
     how: Drawing,
     *,
     real: Tensor | None = None,
-    kind: Kind | None = None,
     generator: torch.Generator | None = None,
     on_drawn: Callable[[int], object] | None = None,
     progress: bool = False,
@@ -65,9 +67,9 @@ def draw_stages(
     """One sample for each label, after every step: ``plain``, ``ranked`` with best_of, ``kept`` with reject.
 
     The last one is what was asked for; the others show what choosing has added. ``best_of * reject``
-    samples are drawn for each. real: levels ``[N, C, *S]``, of images uint8, decoded codes of real images, at
-    least ``reject`` times as many as labels: what rejection compares with. kind: of the data; None: images.
-    on_drawn: called with the number of codes after every position. ValueError.
+    samples are drawn for each. real: levels ``[N, C, *S]``, decoded codes of real images, at least ``reject``
+    times as many as labels: what rejection compares with. on_drawn: called with the number of codes after
+    every position. ValueError.
     """
     if how.reject > 1 and (real is None or len(real) < len(labels) * how.reject):
         raise ValueError(
@@ -90,17 +92,22 @@ def draw_stages(
         )
         plain.append(tuple(level[:: how.best_of] for level in drawn))
         ranked.append(best_of(priors, drawn, some, how.best_of) if how.best_of > 1 else plain[-1])
+    told_apart: dict[str, float] = {}
     # Of the samples among which one is kept, the first stands for what it would have been without.
     stages = {"plain": [level[:: how.reject] for level in _joined(plain)]}
     candidates = _joined(ranked)
     if how.best_of > 1:
         stages["ranked"] = [level[:: how.reject] for level in candidates]
     if how.reject > 1 and real is not None:
-        images = (kind or Images((), 0)).to_levels(decode(model, candidates).cpu())
-        realism = two_sample(real, images, progress=progress).realism.view(-1, how.reject)
-        rows = torch.arange(len(labels)) * how.reject + realism.argmax(1)
+        images = to_levels(decode(model, candidates).cpu(), real.dtype)
+        told = two_sample(real, images, progress=progress)
+        rows = torch.arange(len(labels)) * how.reject + told.realism.view(-1, how.reject).argmax(1)
+        told_apart["kept"] = told.accuracy
         stages["kept"] = [level[rows.to(level.device)] for level in candidates]
-    return {name: Stage(tuple(codes), decode(model, codes).cpu()) for name, codes in stages.items()}
+    return {
+        name: Stage(tuple(codes), decode(model, codes).cpu(), told_apart.get(name))
+        for name, codes in stages.items()
+    }
 
 
 def _joined(parts: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
