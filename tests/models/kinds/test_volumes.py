@@ -14,7 +14,7 @@ from kinds_support import ball, write_volumes
 
 from models.data import DataError, to_float
 from models.data.kinds import Volumes
-from models.data.kinds.volume import scale_and_crop
+from models.data.kinds.volume import read_volume, scale_and_crop
 
 
 def table_of(folder: Path, columns: dict[str, list[np.ndarray]], features: object = None) -> Path:
@@ -173,12 +173,10 @@ def test_nifti_is_read_scaled_and_turned(tmp_path: Path, suffix: str) -> None:
         load(tmp_path)
 
 
-def test_a_library_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_volumes(tmp_path)
-    (tmp_path / "00.nii").write_bytes(bytes(400))
+def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nibabel", None)
-    with pytest.raises(DataError, match=r"00.nii is read with nibabel, which is not installed"):
-        load(tmp_path)
+    with pytest.raises(DataError, match=r"00.nii is read with nibabel, which is not installed; pip install"):
+        read_volume(bytes(400), "00.nii")
 
 
 def test_three_slices_and_the_file_of_a_volume(tmp_path: Path) -> None:
