@@ -1,6 +1,7 @@
 #include "cpu/exact_search.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "cpu/exact.h"
 #include "cpu/search.h"
@@ -19,7 +20,8 @@ bool row_is_finite(const float* row, int64_t dim) {
 bool ExactSearch::open(Search* search) {
   search_ = search;
   const int64_t dim = search->x->dim;
-  return scan_rows_.resize(search->block_rows) && row_.resize(dim) && exact_rows_.resize(dim * kExactLanes);
+  return scan_rows_.resize(search->block_rows) && lane_of_.resize(search->block_rows) && row_.resize(dim) &&
+         last_row_.resize(dim) && exact_rows_.resize(dim * kExactLanes);
 }
 
 void ExactSearch::start(const RowBlock& block) {
@@ -51,25 +53,48 @@ void ExactSearch::queue_unbounded(int i) {
     queue_for_scan(i);
 }
 
+// Rows that need the scan are often the same one: of zeros, of padding.
 bool ExactSearch::scan_queued_rows() {
   if (!scan_count_) return true;
-  Codebook& codebook = search_->codebook;
-  if (!codebook.ensure_squares()) return false;
-  const int64_t dim = codebook.dim;
-  for (int s = 0; s < scan_count_; s += kExactLanes) {
-    const int n = scan_count_ - s < kExactLanes ? scan_count_ - s : kExactLanes;
-    if (search_->interruption->requested()) return false;
-    for (int64_t i = 0; i < dim * kExactLanes; ++i) exact_rows_[i] = 0.0;
-    for (int lane = 0; lane < n; ++lane) {
-      search_->kernels->load_rows(search_->x, block_.first + scan_rows_[s + lane], 1, row_);
-      for (int64_t d = 0; d < dim; ++d) exact_rows_[d * kExactLanes + lane] = row_[d];
+  if (!search_->codebook.ensure_squares()) return false;
+  const int64_t dim = search_->codebook.dim;
+  int lanes = 0, from = 0;
+  for (int s = 0; s < scan_count_; ++s) {
+    search_->kernels->load_rows(search_->x, block_.first + scan_rows_[s], 1, row_);
+    const bool repeated = (lanes || last_index_ >= 0) && rows_are_equal(row_, last_row_, dim);
+    if (repeated && !lanes) {
+      block_.index[scan_rows_[s]] = last_index_;
+      from = s + 1;
+      continue;
     }
-    int64_t nearest[kExactLanes];
-    search_->kernels->exact_scan(exact_rows_, codebook.codes, codebook.usable, codebook.squares_high,
-                                 codebook.squares_low, codebook.count, dim, nearest);
-    for (int lane = 0; lane < n; ++lane) block_.index[scan_rows_[s + lane]] = nearest[lane];
+    if (!repeated) {
+      if (lanes == kExactLanes) {
+        if (!scan_lanes(from, s, lanes)) return false;
+        from = s;
+        lanes = 0;
+      }
+      for (int64_t d = 0; d < dim; ++d) exact_rows_[d * kExactLanes + lanes] = row_[d];
+      memcpy(last_row_, row_, size_t(dim) * sizeof(float));
+      ++lanes;
+    }
+    lane_of_[s] = lanes - 1;
   }
+  const bool done = !lanes || scan_lanes(from, scan_count_, lanes);
   scan_count_ = 0;
+  return done;
+}
+
+// The queued rows from .. to - 1, which share `lanes` lanes.
+bool ExactSearch::scan_lanes(int from, int to, int lanes) {
+  if (search_->interruption->requested()) return false;
+  const Codebook& codebook = search_->codebook;
+  for (int64_t d = 0; d < codebook.dim; ++d)
+    for (int lane = lanes; lane < kExactLanes; ++lane) exact_rows_[d * kExactLanes + lane] = 0.0;
+  int64_t nearest[kExactLanes];
+  search_->kernels->exact_scan(exact_rows_, codebook.codes, codebook.usable, codebook.squares_high,
+                               codebook.squares_low, codebook.count, codebook.dim, nearest);
+  for (int s = from; s < to; ++s) block_.index[scan_rows_[s]] = nearest[lane_of_[s]];
+  last_index_ = nearest[lanes - 1];
   return true;
 }
 

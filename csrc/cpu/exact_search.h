@@ -15,6 +15,13 @@ struct RowBlock {
   uint8_t* nonfinite;  // [n], written: 1 where a row holds NaN or infinity; its index is 0
 };
 
+// Whether two rows have the same scores: zeros of either sign are one value.
+inline bool rows_are_equal(const float* a, const float* b, int64_t dim) {
+  for (int64_t d = 0; d < dim; ++d)
+    if (a[d] != b[d]) return false;
+  return true;
+}
+
 class ExactSearch {
  public:
   // False if there is no memory; so does scan_queued_rows, or if it was interrupted.
@@ -30,11 +37,16 @@ class ExactSearch {
   bool scan_queued_rows();
 
  private:
+  bool scan_lanes(int from, int to, int lanes);
+
   Search* search_ = nullptr;
   RowBlock block_ = {};
   Buffer<int> scan_rows_;  // [block_rows]
   int scan_count_ = 0;
+  Buffer<int> lane_of_;         // [block_rows]: of each queued row; equal rows in succession share one
   Buffer<float> row_;           // [dim]
+  Buffer<float> last_row_;      // [dim]: the last that was scanned, of any block, and its answer
+  int64_t last_index_ = -1;
   Buffer<double> exact_rows_;  // [dim][kExactLanes]
 };
 

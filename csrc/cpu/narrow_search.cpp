@@ -1,6 +1,7 @@
 #include "cpu/narrow_search.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "cpu/search.h"
 
@@ -14,7 +15,8 @@ bool NarrowSearch::open(Search* search, ExactSearch* exact, SweepSearch* sweep) 
   const NarrowCodes& codes = search->narrow.codes();
   const int64_t tile = kernels.lanes * kernels.vectors;
   factors_ = search->narrow_factors;
-  if (!given_up_rows_.resize(search->block_rows) || !rows_.resize(codes.steps * tile) ||
+  if (!given_up_rows_.resize(search->block_rows) || !repeats_.resize(search->block_rows) ||
+      !repeats_of_.resize(search->block_rows) || !last_row_.resize(codes.dim) || !rows_.resize(codes.steps * tile) ||
       !candidates_.resize(tile * kNarrowPitch) || !counts_.resize(tile) || !scale_.resize(tile) ||
       !norm_.resize(tile) || !lost_.resize(tile) || !bound_.resize(codes.groups * kernels.group) ||
       !group_bound_.resize(codes.groups) ||
@@ -33,7 +35,8 @@ bool NarrowSearch::run(const RowBlock& block) {
     return sweep_->run(block);
   }
   block_ = block;
-  given_up_count_ = 0;
+  given_up_count_ = repeat_count_ = 0;
+  last_position_ = -1;
   exact_->start(block);
   const int tile = search_->first.narrow->lanes * search_->first.narrow->vectors;
   int done = 0;
@@ -46,10 +49,35 @@ bool NarrowSearch::run(const RowBlock& block) {
     done += tile_.n;
     if (given_up_count_ - given_up_before > tile_.n / 2) skip_ = kSkippedBlocks;
   }
-  if (given_up_count_ && !sweep_->run_rows(block_, given_up_rows_, given_up_count_)) return false;
-  if (!exact_->scan_queued_rows()) return false;
+  if (!resolve_given_up()) return false;
   return done == block.n ||
          sweep_->run(RowBlock{block.first + done, block.n - done, block.index + done, block.nonfinite + done});
+}
+
+// Row i goes to the float32 sweep, unless it is the same as the last that did, of zeros for example.
+void NarrowSearch::give_up(int i) {
+  const float* x = row(i);
+  const int64_t dim = search_->x->dim;
+  if ((last_position_ >= 0 || last_index_ >= 0) && rows_are_equal(x, last_row_, dim)) {
+    if (last_position_ < 0) {
+      block_.index[i] = last_index_;
+      return;
+    }
+    repeats_of_[repeat_count_] = last_position_;
+    repeats_[repeat_count_++] = i;
+    return;
+  }
+  memcpy(last_row_, x, size_t(dim) * sizeof(float));
+  last_position_ = i;
+  given_up_rows_[given_up_count_++] = i;
+}
+
+bool NarrowSearch::resolve_given_up() {
+  if (given_up_count_ && !sweep_->run_rows(block_, given_up_rows_, given_up_count_)) return false;
+  if (!exact_->scan_queued_rows()) return false;
+  for (int r = 0; r < repeat_count_; ++r) block_.index[repeats_[r]] = block_.index[repeats_of_[r]];
+  if (last_position_ >= 0) last_index_ = block_.index[last_position_];
+  return true;
 }
 
 void NarrowSearch::search_tile(int first) {
@@ -96,7 +124,7 @@ void NarrowSearch::resolve_row(int i, int lane) {
   if (!(norm_[lane] < INFINITY)) return exact_->queue_unbounded(i);
   int n = counts_[lane];
   if (n > kNarrowCandidates) {
-    given_up_rows_[given_up_count_++] = i;
+    give_up(i);
     return;
   }
   int32_t* candidates = candidates_ + lane * kNarrowPitch;

@@ -24,6 +24,8 @@ class NarrowSearch {
 
   void search_tile(int first);
   void resolve_row(int i, int lane);
+  void give_up(int i);
+  bool resolve_given_up();
   const float* row(int i);
   void fetch_rows(int first, int n);
 
@@ -35,6 +37,12 @@ class NarrowSearch {
   NarrowTile tile_ = {};
   Buffer<int> given_up_rows_;  // [block_rows]
   int given_up_count_ = 0;
+  // Given-up rows that equal the one given up before, of which row it is and what has been found for it since.
+  Buffer<int> repeats_, repeats_of_;  // [block_rows]
+  int repeat_count_ = 0;
+  Buffer<float> last_row_;  // [dim]
+  int last_position_ = -1;  // in this block; -1: in an earlier one
+  int64_t last_index_ = -1;
   int skip_ = 0;  // blocks still to begin with float32
 
   // Of a tile

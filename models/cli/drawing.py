@@ -62,7 +62,7 @@ def draw_and_measure(
     if arguments.judge is not None:
         data = judge_data(arguments.judge, layout.folder, priors, description)
         print(f"training a classifier on {data.describe()}", flush=True)
-        judge = Judge(data.train, kind=arguments.judge_model, progress=True)
+        judge = Judge(data.train, model=arguments.judge_model, progress=True)
     labels = torch.tensor([members[i % len(members)] for _, members in rows for i in range(arguments.count)])
     generator = torch.Generator(device).manual_seed(arguments.seed)
     codes = len(labels) * how.best_of * how.reject * sum(math.prod(shape) for shape in description.shapes)
@@ -75,25 +75,23 @@ def draw_and_measure(
                 labels.to(device),
                 how,
                 real=real,
-                kind=kind,
                 generator=generator,
                 on_drawn=bar.update,
                 progress=True,
             )
-        names = [name for name, _ in rows]
-        _write_samples(folder, kind, names, labels, list(stages.values())[-1], arguments.count)
+        names, last = [name for name, _ in rows if name], list(stages.values())[-1]
+        _write_samples(folder, kind, names, labels, last, arguments.count)
         figures = _figures(arguments, folder, stages, labels, description, data, judge, model, store, real)
         if figures:
             write_whole(folder / "figures.json", json.dumps(figures, indent=2) + "\n")
             print(describe(figures))
-    as_files = f", as files in {folder / kind.items}" if kind.has_files else ""
-    codes_in = folder / "codes.npz"
-    print(f"{len(labels)} samples in {folder / 'samples.png'}{as_files}, their codes in {codes_in}")
+    written = f"{len(labels)} samples in {folder / 'samples.png'}"
+    written += f", as files in {folder / kind.items}" if kind.has_files else ""
+    print(f"{written}, their codes in {folder / 'codes.npz'}")
     if judge is not None and data is not None:
-        images = list(stages.values())[-1].images
         print(
             f"a classifier, right on {judge.accuracy(data.test):.1%} of the real test {kind.items}, takes "
-            f"{judge.agreement(images, labels):.1%} of the samples for the class asked for"
+            f"{judge.agreement(last.images, labels):.1%} of the samples for the class asked for"
         )
 
 
@@ -111,15 +109,15 @@ def _real_codes(given: str | None, layout: RunLayout, description: CodeDescripti
 def _write_samples(
     folder: Path, kind: Kind, names: list[str], labels: Tensor, stage: Stage, count: int
 ) -> None:
-    """``samples.png``, a row a class, ``codes.npz``, and each sample as a file where pictures do not do."""
+    """``samples.png``, a row a class in ``names``, ``codes.npz``, and the samples as files if need be."""
     picture, pictures = folder / "samples.png", kind.pictures(stage.images)
     columns = min(count, 2 * kind.columns)
-    if any(names):
+    if names:
         labelled_rows(picture, pictures, names, columns)
     else:
         save_image(grid(pictures, columns), picture)
     if kind.has_files:
-        write_samples(kind, stage.images, folder, names if any(names) else [])
+        write_samples(kind, stage.images, folder, names)
     arrays: dict[str, Any] = {f"level{i}": level.cpu().numpy() for i, level in enumerate(stage.codes)}
     np.savez(folder / "codes.npz", labels=labels.numpy(), **arrays)
 
@@ -141,21 +139,17 @@ def _figures(
     is_plain = len(stages) == 1 and store is None and arguments.judge_model == "svm"
     if is_plain and len(label_columns(column)) < 2:
         return {}
-    names = description.class_names
+    names, kind = description.class_names, kind_of_settings(description.settings)
     compared = real if arguments.two_sample else None
-    kind = kind_of_settings(description.settings)
-    figures = measure_stages(
-        stages, labels, names, column, judge=judge, real=compared, kind=kind, progress=True
-    )
+    figures = measure_stages(stages, labels, names, column, judge=judge, real=compared, progress=True)
     if judge is not None and data is not None and data.test.labels is not None:
         real_images = data.test.batch(range(len(data.test)))
-        figures["real test images"] = {"judge": judge.by_class(real_images, data.test.labels, names, column)}
+        of_real = judge.by_class(real_images, data.test.labels, names, column)
+        figures[f"real test {kind.items}"] = {"judge": of_real}
     if arguments.neighbours and store is not None and real is not None:
         held_out = decoded_codes(model, store, "test")
         images = list(stages.values())[-1].images
         spread = images[some_rows(len(images), len(images))]
-        path = folder / "neighbours.png"
-        figures["squared error to the nearest training image"] = draw_neighbours(
-            path, spread, real, held_out, kind
-        )
+        errors = draw_neighbours(folder / "neighbours.png", spread, real, held_out, kind)
+        figures[f"squared error to the nearest training {kind.item}"] = errors
     return figures

@@ -68,10 +68,12 @@ def add_parser(commands: Any) -> None:
         help="how often a classifier tells samples from real codes, decoded",
     )
     chosen.add_argument(
-        "--neighbours", action="store_true", help="picture of samples and the training images nearest to them"
+        "--neighbours",
+        action="store_true",
+        help="picture of samples and the training images, sounds or volumes nearest to them",
     )
     chosen.add_argument(
-        "--codes", help="codes of real images, for the last three (those that the prior was trained on)"
+        "--codes", help="codes of real data, for the last three (those that the prior was trained on)"
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="of the draws; each kind of device has its own (0)"
@@ -97,8 +99,8 @@ def add_parser(commands: Any) -> None:
         "--judge-model",
         choices=("svm", "cnn"),
         default="svm",
-        help="that classifier: svm on pixels, or a convolutional network, better on photographs and "
-        "paintings (svm)",
+        help="that classifier: svm on pixels, or the spectrogram of sounds, or, of images, a convolutional "
+        "network, better on photographs and paintings (svm)",
     )
     parser.set_defaults(run=run)
 

@@ -75,6 +75,8 @@ def encode(
             f"copies is {copies}; accepted: 1 for images as they are, more with augmentation (--mirror, "
             f"--zoom, --shift)"
         )
+    if copies > 1:
+        augmentation.check_augments(data.kind)
     model.check_size(data)
     folder = Path(folder)
     shapes = model.code_shapes(data.size)
@@ -132,7 +134,7 @@ class _Copies:
         return self.copies * len(self.split)
 
     def batch(self, rows: range) -> Tensor:
-        """Images in the models' range: ``[B, C, H, W]``."""
+        """Images in the models' range: ``[B, C, *S]``."""
         images = to_float(self.split.batch([row % len(self.split) for row in rows]))
         first = min(max(0, len(self.split) - rows.start), len(rows))  # rows of images as they are
         noise = self.noise[rows.start + first - len(self.split) : rows.stop - len(self.split)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from models.settings import setting
 from vq_kernels.checks import check_number
+
+if TYPE_CHECKING:
+    from models.data.kinds import Kind
 
 NOISE = 4  # uniform numbers that one image takes: mirror, zoom, and a shift of either axis
 
@@ -36,6 +39,15 @@ class AugmentSettings:
             check_number(0, 1, **{name: value})
             if value == 1:
                 raise ValueError(f"{name} is 1; accepted: a number from 0 to below 1")
+
+    def check_augments(self, kind: Kind) -> None:
+        """ValueError where data of a kind are to be changed that would not stay what they are."""
+        if self.augments and not kind.augments:
+            name = next(name for name in ("mirror", "zoom", "shift") if getattr(self, name))
+            raise ValueError(
+                f"{name} is {getattr(self, name)}, but the data are {kind.items}, which are not augmented; "
+                f"leave it out"
+            )
 
     @property
     def augments(self) -> bool:

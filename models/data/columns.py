@@ -88,12 +88,12 @@ def find_label_column(dataset: Dataset, config: DataConfig) -> str | None:
 JOINED = "+"  # between the parts of the name of a class that combines the labels of several columns
 
 
-def joined_labels(dataset: Dataset, config: DataConfig) -> Dataset:
+def joined_labels(dataset: Dataset, config: DataConfig, item: str) -> Dataset:
     """The data set with one column more if ``label_column`` names several columns: their combinations.
 
     The classes of ``gender,status`` are ``female+noble``, ``male+warrior`` and so on, those that occur in
     training. A single column whose name has a comma is taken as it is. DataError for a column that is not
-    there.
+    there, and for a missing label. item: what one of the labelled things is called in messages.
     """
     import datasets
 
@@ -107,16 +107,16 @@ def joined_labels(dataset: Dataset, config: DataConfig) -> Dataset:
                 f"{config.data} has no column {column!r} for labels; "
                 f"its columns are {', '.join(dataset.column_names)}"
             )
-        kind: Any = dataset.features[column]
+        feature: Any = dataset.features[column]
+        is_named = isinstance(feature, datasets.ClassLabel)
         values = list(dataset[column])
         for row, value in enumerate(values):
-            if value is None or (isinstance(kind, datasets.ClassLabel) and not 0 <= value < len(kind.names)):
+            if value is None or (is_named and not 0 <= value < len(feature.names)):
                 raise DataError(
-                    f"image {row} has the label {value!r} in column {column!r}; remove such images, or "
+                    f"{item} {row} has the label {value!r} in column {column!r}; remove such rows, or "
                     f"choose other columns (--label-column)"
                 )
-        is_named = isinstance(kind, datasets.ClassLabel)
-        parts.append([kind.names[value] if is_named else str(value) for value in values])
+        parts.append([feature.names[value] if is_named else str(value) for value in values])
     joined = [JOINED.join(names) for names in zip(*parts, strict=True)]
     return dataset.add_column(config.label_column, joined)
 

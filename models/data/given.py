@@ -117,13 +117,13 @@ def as_image_data(data: Any, config: DataConfig) -> ImageData:
     by_name: dict[str, Any] = dict(data) if isinstance(data, Mapping) else {"train": data}
     if all(isinstance(part, datasets.Dataset) for part in by_name.values()):
         return data_from(SourceData(by_name), config)
+    kind = Images if config.kind is None else kind_named(config.kind)
     if config.crop is not None or config.orient:
         name = "orient" if config.crop is None else "crop"
         raise DataError(
-            f"{name} is {getattr(config, name)}; accepted for images given as arrays: none, as they are "
-            f"taken as they are"
+            f"{name} is {getattr(config, name)}; accepted for {kind.items} given as arrays: none, as they "
+            f"are taken as they are"
         )
-    kind = Images if config.kind is None else kind_named(config.kind)
     named, left_out = named_splits({name: _wrap(part, kind) for name, part in by_name.items()}, config)
     hashes, labels = {}, {}
     shape = named["train"].item(0)[0].shape

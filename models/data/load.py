@@ -139,9 +139,9 @@ def data_from(
     if config.limit is not None and config.limit < 1:
         raise DataError(f"limit is {config.limit}; accepted: an integer of at least 1, none for all images")
     named, left_out = named_splits(source.splits, config)
-    named = {name: joined_labels(split, config) for name, split in named.items()}
     column, kind, beside = find_item_column(named["train"], config)
     kind.check_settings(config)
+    named = {name: joined_labels(split, config, kind.item) for name, split in named.items()}
     label_column = find_label_column(named["train"], config)
     for name, split in named.items():
         for required in (column, label_column):

@@ -27,8 +27,10 @@ class DataConfig:
     size: str | None = setting(
         None, "images, volumes: scale the shortest side and crop the centre to this: 64, 48x64 or 28x32x28"
     )
-    crop: float | None = setting(None, "first crop the centre of each image to this share of its sides: 0.8")
-    orient: bool = setting(False, "mirror images that face the other way, see models.data.orientation")
+    crop: float | None = setting(
+        None, "images: first crop the centre of each to this share of its sides: 0.8"
+    )
+    orient: bool = setting(False, "images: mirror those that face the other way, see models.data.orientation")
     channels: int | None = setting(None, "1 for grey, 3 for colour; sounds: 1 for mono, 2 for stereo")
     length: int | None = setting(
         None, "sounds: cut or pad to this many samples; by default those of the longest"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.codes.sample import decode
 from models.data import some_rows, to_float
-from models.data.kinds import Images, Kind, kind_of_settings
+from models.data.kinds import Kind, kind_of_settings, to_levels
 from models.evaluation.pictures import labelled_rows
 from models.evaluation.realism import nearest, two_sample
 
@@ -27,7 +27,7 @@ Figures = dict[str, Any]  # as JSON has them
 def decoded_codes(
     model: DiscreteAutoencoder, store: CodeStore, split: str, limit: int | None = None
 ) -> Tensor:
-    """What the stored codes of a split look like: levels ``[N, C, *S]``, of images uint8, on the CPU.
+    """What the stored codes of a split look like: levels ``[N, C, *S]``, on the CPU.
 
     limit: of the images, drawn at random, always the same ones. Of augmented copies the first alone are
     taken, the images as they are.
@@ -35,9 +35,8 @@ def decoded_codes(
     rows_of = store.split(split)
     copies = int(store.description.settings.get("copies", 1)) if split == "train" else 1
     count = len(rows_of) // copies
-    device = next(model.parameters()).device
+    kind, device = kind_of_settings(store.description.settings), next(model.parameters()).device
     rows = some_rows(count, count if limit is None else limit)
-    kind = kind_of_settings(store.description.settings)
     images = [
         kind.to_levels(decode(model, [level.to(device) for level in rows_of.batch(some)]).cpu())
         for some in rows.split(256)
@@ -53,7 +52,6 @@ def measure_stages(
     *,
     judge: Judge | None = None,
     real: Tensor | None = None,
-    kind: Kind | None = None,
     progress: bool = False,
 ) -> Figures:
     """Of each stage of :func:`models.evaluation.selection.draw_stages` what ``judge`` and ``real`` allow.
@@ -61,15 +59,16 @@ def measure_stages(
     ``judge``: :meth:`models.evaluation.judge.Judge.by_class`. ``two_sample``: the share of samples and of as
     many of ``real``, levels ``[N, C, *S]``, that a classifier tells apart: of few samples it learns little,
     so that a share near 0.5 says nothing. ``two_sample_before_rejection``: the same of all candidates of a
-    rejection, which are more. kind: of the data; None: images.
+    rejection, which are more.
     """
-    kind = Images((), 0) if kind is None else kind
     figures: Figures = {}
     for name, stage in stages.items():
-        images, of_stage = kind.to_levels(stage.images), Figures()
+        of_stage = Figures()
         if judge is not None:
+            images = judge.kind.to_levels(stage.images)
             of_stage["judge"] = judge.by_class(images, labels, class_names, label_column)
         if real is not None:
+            images = to_levels(stage.images, real.dtype)
             of_stage["two_sample"] = two_sample(real, images, progress=progress).accuracy
         if stage.told_apart is not None:
             of_stage["two_sample_before_rejection"] = stage.told_apart
@@ -78,35 +77,28 @@ def measure_stages(
 
 
 def draw_neighbours(
-    path: Path,
-    samples: Tensor,
-    training: Tensor,
-    held_out: Tensor,
-    kind: Kind | None = None,
-    columns: int = 12,
+    path: Path, samples: Tensor, training: Tensor, held_out: Tensor, kind: Kind, columns: int = 12
 ) -> Figures:
     """A picture of samples above the training images nearest to them, and how near these are.
 
     samples: in the models' range, ``[N, C, *S]``, all of which are measured and the first ``columns``
-    shown. training, held_out: levels ``[N, C, *S]``, of images uint8, decoded from their codes as the samples
-    are: a sample that copies a training image is one of error 0. What a held-out image has for its nearest
-    one is the measure of what is near. kind: of the data; None: images.
+    shown. training, held_out: levels ``[N, C, *S]``, decoded from their codes as the samples are: a sample
+    that copies a training image is one of error 0. What a held-out image has for its nearest one is the
+    measure of what is near. kind: of all of them.
     """
-    kind = Images((), 0) if kind is None else kind
     rows, errors = nearest(kind.to_levels(samples), training)
     _, real_errors = nearest(held_out, training)
     shown = min(columns, len(samples))
-    pairs = kind.pictures(torch.cat([samples[:shown].float(), to_float(training[rows[:shown]])]))
-    labelled_rows(
-        path, pairs, ("sample", "nearest"), columns, "Samples and the training images nearest to them"
-    )
+    pairs = kind.pictures(torch.cat([samples[:shown], to_float(training[rows[:shown]])]))
+    caption = f"Samples and the training {kind.items} nearest to them"
+    labelled_rows(path, pairs, ("sample", "nearest"), columns, caption)
     return {
         name: {
             "median": float(values.median()),
             "least": float(values.min()),
             "equal": int((values == 0).sum()),
         }
-        for name, values in (("samples", errors), ("held-out images", real_errors))
+        for name, values in (("samples", errors), (f"held-out {kind.items}", real_errors))
     }
 
 

@@ -18,29 +18,31 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-KINDS = ("svm", "cnn")
+MODELS = ("svm", "cnn")
 
 
 class Judge:
     """A classifier of at most ``limit`` training images, drawn at random, always the same ones.
 
-    kind: ``svm``, a support vector machine with a radial kernel on what
-    :meth:`models.data.kinds.Kind.features` gives, raw pixels of images, or ``cnn``, a convolutional network
+    model: ``svm``, a support vector machine with a radial kernel on what
+    :meth:`models.data.kinds.Kind.features` says, raw pixels of images, or ``cnn``, a convolutional network
     (:mod:`models.evaluation.classifier`), which photographs and paintings need. ValueError unless the images
-    have two classes or more.
+    have two classes or more, and for a ``cnn`` of data that are no images.
     """
 
     def __init__(
         self,
         split: ImageSplit,
         limit: int = 10_000,
-        kind: str = "svm",
+        model: str = "svm",
         *,
         seed: int = 0,
         steps: int = 1500,
         progress: bool = False,
     ) -> None:
-        check_choice(KINDS, judge=kind)
+        check_choice(MODELS, judge=model)
+        if model == "cnn" and not split.kind.augments:
+            raise ValueError(f"judge is 'cnn'; accepted for {split.kind.items}: 'svm'")
         if split.labels is None:
             items = split.kind.items
             raise ValueError(
@@ -53,10 +55,9 @@ class Judge:
             raise ValueError(
                 f"the judge's {items} are of one class; accepted: {items} of two classes or more"
             )
-        self.num_classes = int(split.labels.max()) + 1
-        self.data_kind = split.kind
+        self.kind, self.num_classes = split.kind, int(split.labels.max()) + 1
         self.network, self.classifier = None, None
-        if kind == "cnn":
+        if model == "cnn":
             images = split.batch(rows)
             examples = Examples(lambda chosen: images[chosen], labels)
             self.network = train_classifier(
@@ -74,7 +75,7 @@ class Judge:
 
     def agreement(self, samples: Tensor, labels: Tensor) -> float:
         """The share of samples ``[N, C, *S]`` in the models' range that it takes for their label."""
-        return self.agreement_of_levels(self.data_kind.to_levels(samples), labels)
+        return self.agreement_of_levels(self.kind.to_levels(samples), labels)
 
     def agreement_of_levels(self, images: Tensor, labels: Tensor) -> float:
         """The share of levels ``[N, C, *S]``, of images uint8, that it takes for the class in ``labels``."""
@@ -96,7 +97,7 @@ class Judge:
     def by_class(
         self, images: Tensor, labels: Tensor, class_names: Sequence[str], label_column: str | None
     ) -> dict[str, dict[str, float]]:
-        """The share of images, as levels, that it takes for their class: of all, and of each class by name.
+        """The share of levels ``[N, C, *S]`` that it takes for their class: of all, and by class.
 
         Of classes that combine several columns (:func:`models.data.columns.joined_labels`) by column, a part
         of the class alone being asked for: ``{"gender": {"all": 0.92, "male": 0.93, ...}, "status":
@@ -115,7 +116,7 @@ class Judge:
         return figures
 
     def _features(self, images: Tensor) -> NDArray[np.float32]:
-        parts = [self.data_kind.features(part.cpu()) for part in images.split(256)]
+        parts = [self.kind.features(part.cpu()) for part in images.split(256)]
         features: NDArray[np.float32] = torch.cat(parts).numpy()
         return features
 

@@ -108,26 +108,28 @@ def legend_below(figure: Figure, lines: Mapping[str, Any], marker_scale: float =
 
 
 SPLITS = ("train", "validation", "test")
+SPREAD = ("mean", "lowest", "highest")  # of several seeds
 
 
 def line_style(label: str, subjects: list[str]) -> dict[str, Any]:
     """How a line is drawn: a colour for what it shows, a style for the split of the data that it is on.
 
-    ``"top level, train"`` and ``"top level, validation"`` differ in style alone, two levels in colour.
+    ``"top level, train"`` and ``"top level, validation"`` differ in style alone, two levels in colour. The
+    lowest and the highest of several seeds are dotted lines of the colour of their mean.
 
     Args:
         label: words, the split among them or not.
         subjects: what earlier labels of the figure showed; a new one is added.
     """
     words = label.replace(",", " ").split()
-    subject = " ".join(word for word in words if word not in SPLITS)
+    subject = " ".join(word for word in words if word not in SPLITS + SPREAD)
     if subject not in subjects:
         subjects.append(subject)
-    is_training = "train" in words
+    is_training, is_edge = "train" in words, not {"lowest", "highest"}.isdisjoint(words)
     return {
         "color": f"C{subjects.index(subject) % 10}",
-        "linestyle": "--" if is_training else "-",
-        "linewidth": 1.0 if is_training else 1.6,
+        "linestyle": ":" if is_edge else "--" if is_training else "-",
+        "linewidth": 1.0 if is_training or is_edge else 1.6,
     }
 
 

@@ -25,7 +25,7 @@ def two_sample(
 ) -> TwoSample:
     """Train a classifier to tell ``samples`` from ``real``; judge each image by one that has not seen it.
 
-    Both are levels ``[N, C, *S]``, of images uint8; as many of each are taken, at random where there are more
+    Both are levels ``[N, C, *S]`` of one dtype; as many of each are taken, at random where there are more
     real images. Two classifiers are trained, on one half each, and judge the other half (Lopez-Paz and Oquab,
     2017, arXiv:1610.06545). The accuracy grows with the number of images, and is to be compared for equal
     numbers only. ValueError for fewer than four images of either, or more samples than real images.
@@ -55,14 +55,14 @@ def two_sample(
 def nearest(images: Tensor, among: Tensor, batch_size: int = 256) -> tuple[Tensor, Tensor]:
     """For each of ``images`` the row of the nearest one ``among`` others, and the mean squared error to it.
 
-    Both levels ``[N, C, *S]``, of images uint8; the error is in the models' range, of length 1. Gives ``[N]``
-    int64 and float32.
+    Both are levels ``[N, C, *S]``; errors are of the models' range, of length 1. Gives ``[N]`` int64 and
+    float32.
     """
     others = to_float(among).flatten(1)
     rows, errors = [], []
     for some in images.split(batch_size):
-        distances = torch.cdist(to_float(some).flatten(1), others).square() / others.shape[1]
-        error, row = distances.min(dim=1)
+        x = to_float(some).flatten(1)
+        row = torch.cdist(x, others).argmin(dim=1)
         rows.append(row)
-        errors.append(error)
+        errors.append((x - others[row]).square().mean(1))  # exactly 0 for equal ones, as cdist's is not
     return torch.cat(rows), torch.cat(errors)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.codes.rank import best_of
 from models.codes.sample import decode, sample_codes
-from models.data.kinds import Images, Kind
+from models.data.kinds import to_levels
 from models.evaluation.realism import two_sample
 from vq_kernels.checks import check_integer
 
@@ -60,7 +60,6 @@ def draw_stages(
     how: Drawing,
     *,
     real: Tensor | None = None,
-    kind: Kind | None = None,
     generator: torch.Generator | None = None,
     on_drawn: Callable[[int], object] | None = None,
     progress: bool = False,
@@ -68,9 +67,9 @@ def draw_stages(
     """One sample for each label, after every step: ``plain``, ``ranked`` with best_of, ``kept`` with reject.
 
     The last one is what was asked for; the others show what choosing has added. ``best_of * reject``
-    samples are drawn for each. real: levels ``[N, C, *S]``, of images uint8, decoded codes of real images, at
-    least ``reject`` times as many as labels: what rejection compares with. kind: of the data; None: images.
-    on_drawn: called with the number of codes after every position. ValueError.
+    samples are drawn for each. real: levels ``[N, C, *S]``, decoded codes of real images, at least ``reject``
+    times as many as labels: what rejection compares with. on_drawn: called with the number of codes after
+    every position. ValueError.
     """
     if how.reject > 1 and (real is None or len(real) < len(labels) * how.reject):
         raise ValueError(
@@ -100,7 +99,7 @@ def draw_stages(
     if how.best_of > 1:
         stages["ranked"] = [level[:: how.reject] for level in candidates]
     if how.reject > 1 and real is not None:
-        images = (kind or Images((), 0)).to_levels(decode(model, candidates).cpu())
+        images = to_levels(decode(model, candidates).cpu(), real.dtype)
         told = two_sample(real, images, progress=progress)
         rows = torch.arange(len(labels)) * how.reject + told.realism.view(-1, how.reject).argmax(1)
         told_apart["kept"] = told.accuracy

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,9 +45,8 @@ def render(page: Section) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
-    machine = {"written": now} | describe_machine()
-    rows = [[name, str(value)] for name, value in machine.items() if value is not None]
+    # No time: of what has not changed the page is the same, and every run says when it was made.
+    rows = [[name, str(value)] for name, value in describe_machine().items() if value is not None]
     return template.render(page=page, made=Table("This page", ["", ""], rows))
 
 

@@ -24,16 +24,18 @@ def build_model(config: TrainConfig, data: ImageData) -> Autoencoder:
     """The model that ``config`` names, for data of the kind, channels and size of ``data``.
 
     The fixed variance of the ``mse`` likelihood is by default the variance of the data, so that its loss is
-    the normalised squared error. Raises ValueError for an unknown model or a size that does not divide.
+    the normalised squared error. Raises ValueError for an unknown model, a size that does not divide, or
+    settings that are not for this kind of data.
     """
     check_choice(("vqvae", "vqvae2", "vae"), model=config.model)
     check_choice(data.kind.likelihoods, likelihood=config.likelihood)
+    config.check_augments(data.kind)
     loss: dict[str, Any] = {
         "beta": config.beta,
         "likelihood": config.likelihood,
+        **config.decoder_settings(data.variance),
         "data_levels": data.kind.levels,
         "scale": data.kind.scale(data.variance),
-        **config.decoder_settings(data.variance),
     }
     if config.model == "vae":
         return VAE(

@@ -147,7 +147,7 @@ def _draw(
         generator=generator,
         progress=progress,
     )
-    judge = Judge(data.train, kind="cnn", seed=seed, progress=progress) if data.class_names else None
+    judge = Judge(data.train, model="cnn", seed=seed, progress=progress) if data.class_names else None
     column = data.settings["label_column"]
     figures = measure_stages(
         stages, labels, data.class_names, column, judge=judge, real=real, progress=progress
@@ -166,7 +166,9 @@ def _draw(
     kept = list(stages.values())[-1].images
     spread = kept.unflatten(0, (len(names), count)).transpose(0, 1).flatten(0, 1)  # classes by turns
     path, held_out = runner.folder / "faces-neighbours.png", decoded_codes(model, store, "test")
-    figures["squared error to the nearest training image"] = draw_neighbours(path, spread, real, held_out)
+    figures["squared error to the nearest training image"] = draw_neighbours(
+        path, spread, real, held_out, data.kind
+    )
     nats = [
         json.loads((runner.folder / f"faces-level{level}" / "nats.json").read_text())
         for level in range(len(priors))

@@ -107,12 +107,15 @@ def run(options: StudyOptions) -> Path:
         f"Test split of {runner.data.name}. {_of_weights(runner)} {_of_classes(runner, judge)}{skipped}",
     )
     panels = {f"{kind} prior, validation": lines for kind, lines in curves.items()}
-    caption = runner.caption("validation", *VARIANTS[options.scale])
+    caption = runner.caption("validation", "beta", *VARIANTS[options.scale])
     units = dict.fromkeys(panels, "nats a code")
     save_curves(runner.folder / "priors.png", panels, y_labels=units, caption=caption)
     if classes:
         runner.write_table("classes", classes, CLASSES.format(PER_CLASS * len(runner.data.class_names)))
-    path, caption = runner.folder / "reconstructions.png", runner.caption("test", *VARIANTS[options.scale])
+    path, caption = (
+        runner.folder / "reconstructions.png",
+        runner.caption("test", "beta", *VARIANTS[options.scale]),
+    )
     compare_reconstructions(path, runner.data, decoders, caption=caption)
     return runner.folder
 
@@ -185,6 +188,6 @@ def _variant(
                 )
             if judge and kind == "conditional":
                 row[f"agreement, {title}"] = judge.agreement(images, labels)
-    caption = f"{runner.caption('train', *variant)}; {label}"
+    caption = f"{runner.caption('train', 'beta', *variant)}; {label}"
     sample_panels(runner.folder / f"samples-{name}.png", panels, SHOWN, caption)
     return row

@@ -174,6 +174,19 @@ def test_more_candidates_than_fit_the_list(path: str) -> None:
     assert torch.equal(got, reference.nearest_code(x[None], codebook, "l2", "exact")[0])
 
 
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_repeated_rows_that_leave_all_codes_open(path: str, every: int) -> None:
+    """Rows of zeros before codes of one length, and runs of other rows that tie, over several blocks."""
+    codebook = torch.nn.functional.normalize(torch.randn(700, 20), dim=1)
+    x = torch.randn(1, 2300, 20)
+    x[:, ::every] *= 0.0  # of both signs
+    x[:, 1200:1900:every] = 1e-6 * torch.ones(20)
+    x[:, 1900::every] = -1e-6 * torch.ones(20)
+    want = reference.nearest_code(x, codebook, "l2", "exact")
+    assert len({int(want[0, i]) for i in (0, 1200, 1900)}) > 1
+    assert torch.equal(native.nearest_code(x, codebook, "l2", "exact"), want)
+
+
 def test_copies_of_a_code_leave_the_first(path: str) -> None:
     codebook = torch.randn(300, 6)[torch.randint(0, 20, (300,))]
     x = torch.randn(1, 100, 6)

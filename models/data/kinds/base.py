@@ -57,6 +57,8 @@ class Kind(ABC):
         columns: pairs of original and reconstruction in a row of a picture.
         has_files: items are written one by one beside every picture, since it does not show all of them.
         has_rfid: the feature networks of rFID take the items.
+        augments: items can be mirrored, enlarged and shifted (:mod:`models.data.augment`) and stay what they
+            are, so that models, and the convolutional judge of samples, can learn from changed ones.
         at_once: items that are read together.
         size: S of every item.
         channels: C of every item.
@@ -75,6 +77,7 @@ class Kind(ABC):
     columns: ClassVar[int] = 8
     has_files: ClassVar[bool] = False
     has_rfid: ClassVar[bool] = False
+    augments: ClassVar[bool] = False
     at_once: ClassVar[int] = 1024
 
     size: tuple[int, ...]

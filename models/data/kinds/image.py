@@ -51,6 +51,7 @@ class Images(Kind):
         "inner_ssim": Figure("inner SSIM", "SSIM", higher_is_better=True, is_drawn=False),
     }
     has_rfid: ClassVar[bool] = True
+    augments: ClassVar[bool] = True
 
     size: tuple[int, ...]
     channels: int

@@ -44,12 +44,12 @@ def test_judge_refuses_images_without_classes(tmp_path: Path) -> None:
 def test_a_convolutional_judge_tells_digits_apart_and_is_the_same_again() -> None:
     data = load("digits")
     images = data.test.batch(range(50))
-    judges = [Judge(data.train, kind="cnn", steps=150) for _ in range(2)]
+    judges = [Judge(data.train, model="cnn", steps=150) for _ in range(2)]
     assert judges[0].accuracy(data.test) > 0.85
     assert torch.equal(*(judge.probabilities(images) for judge in judges))
     assert judges[0].probabilities(images).sum(1).allclose(torch.ones(50))
     with pytest.raises(ValueError, match="judge is 'tree'; accepted: 'svm', 'cnn'"):
-        Judge(data.train, kind="tree")
+        Judge(data.train, model="tree")
 
 
 def test_shares_by_class_are_of_each_column_alone() -> None:

@@ -60,6 +60,13 @@ def test_colour_is_what_a_line_shows_and_style_its_split() -> None:
     styles = [line_style(label, subjects) for label in labels]
     assert [style["color"] for style in styles] == ["C0", "C0", "C1", "C1"]
     assert [style["linestyle"] for style in styles] == ["--", "-", "--", "-"]
+    labels = ("vqvae, mean of 3 seeds", "vqvae, lowest of 3 seeds", "vqvae, highest of 3 seeds")
+    styles = [line_style(label, subjects) for label in labels]
+    assert [(style["color"], style["linestyle"]) for style in styles] == [
+        ("C2", "-"),
+        ("C2", ":"),
+        ("C2", ":"),
+    ]
 
 
 def test_no_legend_covers_a_line_and_the_caption_is_above(tmp_path: Path, saved: list) -> None:

@@ -13,6 +13,7 @@ from models import VQVAE2
 from models.codes.encode import encode
 from models.data import DataConfig, load_data, to_float
 from models.data.augment import AugmentSettings
+from models.data.kinds import Images
 from models.evaluation.drawn import decoded_codes, draw_neighbours
 from models.evaluation.realism import nearest, two_sample
 from models.evaluation.selection import Drawing, draw_stages
@@ -77,11 +78,15 @@ def test_the_nearest_image_is_found_with_its_error(tmp_path: Path) -> None:
     rows, errors = nearest(images[[7, 3]], images, batch_size=1)
     assert rows.tolist() == [7, 3]
     assert errors.tolist() == pytest.approx([0, 0], abs=1e-6)
+    many = images.repeat_interleave(3, 0)
+    assert (nearest(many, images)[1] == 0).all(), "exactly, as copies are counted"
     _, (error,) = nearest(images[:1], images[1:2])
     assert float(error) == pytest.approx(
         float((images[0].float() - images[1].float()).div(255).square().mean())
     )
-    figures = draw_neighbours(tmp_path / "near.png", to_float(images[:2]), images[1:], images[:4], columns=2)
+    figures = draw_neighbours(
+        tmp_path / "near.png", to_float(images[:2]), images[1:], images[:4], Images((4, 4), 3), columns=2
+    )
     assert (tmp_path / "near.png").is_file()
     assert figures["samples"]["least"] == pytest.approx(0, abs=1e-6)
     assert figures["samples"]["median"] >= 0

@@ -104,6 +104,45 @@ def test_codes_priors_and_samples(run: Path, tmp_path: Path, capsys) -> None:
     assert "bits_per_dim" in json.loads((tmp_path / "bits.json").read_text())
 
 
+def test_samples_are_chosen_and_measured(run: Path, tmp_path: Path, capsys) -> None:
+    codes, prior = str(tmp_path / "codes"), tmp_path / "prior"
+    assert main(["encode", str(run), "--out", codes]) == 0
+    train = ["train-prior", "--codes", codes, "--runs", str(tmp_path), "--name", "prior", *QUICK]
+    assert main([*train, "--width", "8", "--layers", "1", "--heads", "2"]) == 0
+    sample = ["sample", str(prior), "--count", "4", "--model", str(run)]
+    sample += ["--classes", "low"] if is_audio(run) else []
+    assert main([*sample, "--reject", "2", "--two-sample", "--neighbours"]) == 0
+    figures = json.loads((prior / "samples" / "figures.json").read_text())
+    assert set(figures["plain"]) == set(figures["kept"]) == {"two_sample"}
+    item = "sound" if is_audio(run) else "volume"
+    errors = figures[f"squared error to the nearest training {item}"]
+    assert set(errors) == {"samples", f"held-out {item}s"}
+    assert 0 <= errors["samples"]["least"] <= errors["samples"]["median"] < 1
+    with Image.open(prior / "samples" / "neighbours.png") as picture:
+        assert picture.width > 100
+    if is_audio(run):
+        capsys.readouterr()
+        assert main([*sample, "--judge", str(run.parents[1] / "set"), "--judge-model", "cnn"]) == 2
+        assert "judge is 'cnn'; accepted for sounds: 'svm'" in capsys.readouterr().err
+
+
+def test_what_is_of_images_alone_is_refused(run: Path, tmp_path: Path, capsys) -> None:
+    train = ["train", "--data", str(run.parents[1] / "set"), "--runs", str(tmp_path), *QUICK]
+    items, own = ("sounds", "length, rate, ") if is_audio(run) else ("volumes", "size, value_range")
+    for flag, named in ((["--crop", "0.5"], r"crop is 0.5"), (["--orient"], "orient is True")):
+        assert main([*train, *flag]) == 2
+        error = capsys.readouterr().err
+        assert f"{named}, but the data are {items}, whose form is set by {own}" in error
+    assert main([*train, "--shift", "0.1"]) == 2
+    augmented = f"shift is 0.1, but the data are {items}, which are not augmented; leave it out"
+    assert augmented in capsys.readouterr().err
+    assert main(["encode", str(run), "--copies", "2", "--shift", "0.1", "--out", str(tmp_path / "c")]) == 2
+    assert augmented in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
+    assert main([*train, "--decoder", "autoregressive", "--downscale", "2"]) == 2
+    assert "accepted: 2 with decoder 'autoregressive'" in capsys.readouterr().err
+
+
 def test_convolutional_priors_take_sequences_and_say_that_they_take_no_volumes(
     run: Path, tmp_path: Path, capsys
 ) -> None:

@@ -147,6 +147,11 @@ def test_the_page_of_a_run_has_all_that_is_there(run: Path) -> None:
     assert "3 of 512 codes were used <in> epoch 1" in page.text, "a warning, escaped"
 
 
+def test_the_page_of_the_same_run_is_the_same(run: Path) -> None:
+    first = write_report([run]).read_bytes()
+    assert write_report([run]).read_bytes() == first
+
+
 def test_without_an_evaluation_the_last_validation_says_how_codes_are_used(run: Path) -> None:
     (run / "evaluation-test.json").unlink()
     page = Page(write_report([run]).read_text())
