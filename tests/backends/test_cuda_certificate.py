@@ -186,9 +186,9 @@ def test_permuted_codes(metric: str, path: str, dtype: str, kernels: CudaBackend
         codebook = torch.stack([code[torch.randperm(d)] for _ in range(64)]).to(codebook_dtype)
         x = (torch.randn(64, 1) * 2.0**10).repeat(1, d).to(x_dtype)
         assert wrong(kernels, x, codebook, metric, 1.0, **device) == 0
-        # Below zero, so that ties of scores whose low bits hold a column are certain too.
-        unchecked += wrong(kernels, x, codebook, metric, -1.0, **device)
-    assert unchecked > 0
+        unchecked += wrong(kernels, x, codebook, metric, 0.0, **device)
+    # Those of tensor cores make room for a column: errors of last bits are gone, the first code wins ties.
+    assert unchecked > 0 or path.startswith("matrix")
 
 
 @dtypes

@@ -158,9 +158,7 @@ def test_the_first_pass_leaves_room_for_three_blocks(target: str) -> None:
     assert len(first) == 3  # up to 64 dimensions, above, and above with 64 rows
     for k, row_tiles in first:
         assert 3 * 128 * k.registers <= 65536, (k.name, k.registers)
-        # A step of 16 dimensions: two fragments of each row tile and eight of 64 codes.
         assert count(k, "HMMA.16816.F32") >= 8 * int(row_tiles)
-        assert count(k, "FMNMX", "FSETP") < 64, "scores are compared as floats, or one by one"
 
 
 def test_minima_of_three_are_one_instruction_on_hopper() -> None:
