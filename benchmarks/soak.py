@@ -62,7 +62,8 @@ class Case:
         x, codebook = (PLENTY | FEW)[self.kind](self.size, g)
         if self.metric == "cosine":
             codebook = torch.nn.functional.normalize(codebook)
-        x = x.to(self.dtype)[None]
+        most = torch.finfo(self.dtype).max
+        x = x.clamp(-most, most).to(self.dtype)[None]
         return (x.transpose(1, 2).contiguous().transpose(1, 2) if self.channel_first else x), codebook
 
 

@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from vq_kernels.backends import get_backend
+
 from .. import machine, scaling
 from ..compare import Comparison, Options, compare_layer, compare_search
 from ..measure import Budget, Deadline, starts_slowly
@@ -151,11 +153,15 @@ class GpuBench:
     def _search(self, case: Case) -> None:
         first = "exact" if case.dtype == torch.float32 else "fast"
         self.comparisons.append(compare_search(case, self.options("search", case), first))
-        if first == "exact" and machine.backend_works("triton"):
-            share = open_rows.share(case, self.device)
-            self.parts["open_rows"].append(
-                {"n": case.n, "d": case.d, "k": case.k, "data": case.data, **share}
-            )
+        if first != "exact":
+            return
+        for name in ("triton", "cuda"):
+            backend = self.target.backend(name)
+            if get_backend(backend).unavailable_reason() is None:
+                shares = open_rows.shares(case, self.device, backend)
+                self.parts["open_rows"].append(
+                    {"n": case.n, "d": case.d, "k": case.k, "data": case.data, **shares}
+                )
 
     def part_equal_codes(self) -> None:
         self.guarded("equal codes", self._equal_codes)

@@ -1,7 +1,8 @@
 """``python -m benchmarks.gpu.kernels``: how long each kernel of a call takes on this GPU.
 
 Searches with the first pass in CUDA C++ (``triton/hopper.py``), where it takes them, and in Triton, timed in
-turn; and the layer's training step. Between the sum of the kernels and a call lies what the host spends.
+turn; searches of the CUDA C++ backend beside Triton's; and the layer's training step. Between the sum of the
+kernels and a call lies what the host spends.
 """
 
 from __future__ import annotations
@@ -81,6 +82,19 @@ def compare_first_passes(case: Case, precision: str, target: Target) -> None:
     show(f"the same, first pass in Triton: {pairs.ratio.median:.2f}x", triton, 1e3 * pairs.peer_s.median)
 
 
+def compare_backends(case: Case, precision: str, target: Target) -> None:
+    """A search of the CUDA C++ backend, with its kernels, and one of Triton's, in pairs in turn."""
+    x, codebook = make_inputs(case, target.device)
+    search, triton = (
+        our_search(x, codebook, precision=precision, backend=target.backend(name))
+        for name in ("cuda", "triton")
+    )
+    budget = target.choose(BUDGET, TINY_BUDGET)
+    pairs = measure_pairs(search, triton, timer=timer_for(target.device), budget=budget)
+    name = f"CUDA C++ {precision} {case.shape}, {pairs.ratio.median:.2f}x as fast as Triton"
+    show(name, search, 1e3 * pairs.ours_s.median)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """0 when done, 2 without a CUDA GPU."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.kernels", description=__doc__)
@@ -91,6 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
     for case in target.choose(CASES, TINY):
         for precision in ("exact", "fast"):
             compare_first_passes(case, precision, target)
+            compare_backends(case, precision, target)
     case = target.choose(LAYER, TINY[0])
     step = layers.training_step(
         layers.our_layer(case, target.device, "triton"),

@@ -36,6 +36,15 @@ int64_t search_workspace(const py::tuple& x, const py::tuple& codebook, int prec
   return bytes;
 }
 
+int64_t open_counts(const py::tuple& x, const py::tuple& codebook, int precision, bool fused, bool statistics,
+                    int device) {
+  const VqRows rows = rows_from(x);
+  const VqCodes codes = codes_from(codebook);
+  int64_t bytes = 0;
+  check(vq_cuda_open_counts(&rows, &codes, precision, fused, statistics, device, &bytes), "open_counts");
+  return bytes;
+}
+
 void nearest_code(const py::tuple& x, const py::tuple& codebook, const py::tuple& options, uintptr_t indices,
                   uintptr_t workspace, int64_t workspace_bytes, int device, uintptr_t stream) {
   const VqRows rows = rows_from(x);
@@ -143,6 +152,7 @@ py::tuple capability(int device) {
 void bind_cuda(py::module_& m) {
   py::module_ cuda = m.def_submodule("cuda", "CUDA C++ kernels");
   cuda.def("search_workspace", &search_workspace);
+  cuda.def("open_counts", &open_counts);
   cuda.def("nearest_code", &nearest_code);
   cuda.def("vector_quantize", &vector_quantize);
   cuda.def("gather_codes", &gather_codes);

@@ -6,6 +6,29 @@
 
 namespace vq_cuda {
 
+// Squared errors of rows that were listed, in whatever order they come: integers by exponent, eight exponents to a
+// sum, so that 2^31 floats fit; and how many were infinite, or NaN.
+constexpr int kSquareExponents = 8, kInfiniteSquares = 32, kNanSquares = 33;
+
+__device__ inline void add_square(unsigned long long* sums, float square) {
+  const unsigned bits = __float_as_uint(square);
+  if (bits >= 0x7f800000u) {
+    atomicAdd(sums + (bits == 0x7f800000u ? kInfiniteSquares : kNanSquares), 1ull);
+    return;
+  }
+  const unsigned exponent = max(bits >> 23, 1u);
+  const unsigned long long mantissa = (bits & 0x7fffffu) | (bits >> 23 != 0 ? 0x800000u : 0u);
+  atomicAdd(sums + exponent / kSquareExponents, mantissa << exponent % kSquareExponents);
+}
+
+// What one of the sums stands for.
+__device__ inline double square_sum(const unsigned long long* sums, int i) {
+  const unsigned long long sum = __ldcg(sums + i);
+  if (i < kInfiniteSquares) return ldexp(static_cast<double>(sum), kSquareExponents * i - 150);
+  const double infinity = static_cast<double>(kInfinity);
+  return sum == 0 ? 0.0 : i == kInfiniteSquares ? infinity : infinity - infinity;
+}
+
 // Rows at once of a thread, whose loads are under way together.
 constexpr int kEmitRows = 4;
 
@@ -18,14 +41,14 @@ __device__ void emit_elements(const SearchArgs& a, const int64_t (&numbers)[kEmi
                               int step, float (&squares)[kEmitRows], float (&largest)[kEmitRows]) {
   const int dim = a.dim;
   const bool differences = a.statistics.codes != nullptr;
-  const int64_t x_step = a.x_map.strides.dim, out_step = a.quantized_map.strides.dim;
+  const int64_t x_step = a.x.map.strides.dim, out_step = a.quantized_map.strides.dim;
   const X* x[kEmitRows];
   const E* code[kEmitRows];
   X* out[kEmitRows];
 #pragma unroll
   for (int i = 0; i < kEmitRows; ++i) {
     const int64_t n = flags[i] & kOutside ? 0 : numbers[i];
-    x[i] = static_cast<const X*>(a.x) + a.x_map.offset(n);
+    x[i] = static_cast<const X*>(a.x.data) + a.x.map.offset(n);
     out[i] = static_cast<X*>(a.quantized) + a.quantized_map.offset(n);
     code[i] = static_cast<const E*>(a.codebook) + static_cast<int64_t>(codes[i]) * dim;
   }
@@ -60,10 +83,10 @@ __device__ inline void count_row(const SearchArgs& a, int64_t n, int j, int flag
 }
 
 // Emits rows r = 0 .. ROWS - 1 of the block, number(r) of the batch, with index[r] and flag[r]. Adds what the
-// thread takes of their squared errors and of the rows that count.
+// thread takes of their squared errors and of the rows that count; with open_squares adds whole rows' errors there.
 template <typename X, int ROWS, typename Number>
 __device__ inline void emit_rows(const SearchArgs& a, const int* index, const int* flag, Number number,
-                                 double* squares, int64_t* rows) {
+                                 double* squares, int64_t* rows, unsigned long long* open_squares) {
   // Channel-first: neighbouring threads take neighbouring rows. Else a warp takes a row's elements.
   const int tid = static_cast<int>(threadIdx.x), lane = tid % kWarp;
   const bool by_row = a.lanes_over_rows;
@@ -88,7 +111,12 @@ __device__ inline void emit_rows(const SearchArgs& a, const int* index, const in
 #pragma unroll
     for (int i = 0; i < kEmitRows; ++i) {
       if (flags[i] & kOutside) continue;
-      if (!(flags[i] & kMasked)) *squares += row_squares[i];
+      if (open_squares != nullptr) {
+        if (!by_row) row_squares[i] = warp_sum(row_squares[i]);
+        if (by_row || lane == 0) add_square(open_squares, row_squares[i]);
+      } else if (!(flags[i] & kMasked)) {
+        *squares += row_squares[i];
+      }
       if (!by_row && a.statistics.counts != nullptr) largest[i] = warp_max(largest[i]);
       if (!by_row && lane != 0) continue;
       if (!(flags[i] & kMasked)) *rows += 1;
@@ -103,20 +131,18 @@ struct LossScratch {
   int last;
 };
 
-// The loss and the number of valid rows from what each block of rows and each group of open rows has left.
+// The loss and the number of valid rows from what each block of rows and the rows that were listed have left.
 __device__ inline void write_loss(const SearchArgs& a, LossScratch* scratch) {
-  double total = 0.0;
+  const int tid = static_cast<int>(threadIdx.x);
+  double total = a.certify && tid < kSquareSums ? square_sum(a.open_squares, tid) : 0.0;
   int64_t valid = 0;
-  for (int b = static_cast<int>(threadIdx.x); b < a.row_blocks; b += kThreads) {
+  for (int b = tid; b < a.row_blocks; b += kThreads) {
     total += __ldcg(a.block_squares + b);
     valid += __ldcg(reinterpret_cast<const long long*>(a.block_rows) + b);
-    if (!a.certify) continue;
-    const unsigned first = __ldcg(&a.open.of_block[b].first), end = first + __ldcg(&a.open.of_block[b].groups);
-    for (unsigned group = first; group < end; ++group) total += __ldcg(a.open.squares + group);
   }
   total = block_sum<kThreads>(total, scratch->squares);
   valid = block_sum<kThreads>(valid, scratch->rows);
-  if (threadIdx.x == 0) {
+  if (tid == 0) {
     const double elements = static_cast<double>(valid > 0 ? valid : 1) * a.dim;
     // Rounded before it is weighted: the mean's bits do not depend on the weight.
     *a.loss = a.options.loss_weight * static_cast<float>(total / elements);

@@ -13,6 +13,7 @@
 // Traffic: x once, the tiles once a block, out of L2. Per (row, code) pair: depth / 4096 of the matrix unit's
 // clocks, one FFMA, one LOP3, and for exact results 2.5 minima or maxima, else half a one.
 #include "hopper_rows.cuh"
+#include "packed_best.cuh"
 
 namespace vq_cuda {
 namespace {
@@ -33,42 +34,11 @@ struct Shape {
       kRowBytes + kStages * kStageBytes + static_cast<int64_t>(sizeof(HopperRowState)) + 2 * kStages * 8;
 };
 
-// The best of a row among the columns of a thread: bits of shifted scores, the column in the low 5.
-struct HopperBest {
-  int value = 0x7fffffff;
-  int second = 0x7fffffff;
-  int tile = 0;
-};
-struct HalfBests {  // no array of arrays: see mma_tiles.cuh
-  HopperBest row[2];
-};
-
-template <bool EXACT>
-__device__ inline void offer(HopperBest& best, int low, int second, int tile, int mask) {
-  // Of equal scores the earlier tile wins, whatever their columns.
-  const bool take = low < (best.value & mask);
-  if (EXACT) best.second = min(min(best.second, second), max(low, best.value));
-  best.value = take ? low : best.value;
-  best.tile = take ? tile : best.tile;
-}
-
-// The two smallest of a thread's columns of a tile, or the smallest alone.
-template <bool EXACT>
-__device__ inline void join(int a, int b, int& low, int& second) {
-  if (!EXACT) {
-    low = min(min(low, a), b);
-    return;
-  }
-  const int less = min(a, b), more = max(a, b);
-  second = min(min(second, more), max(low, less));
-  low = min(low, less);
-}
-
 // Scores of a half's tile: the thread has rows lane / 4 and + 8, columns 8 i + 2 (lane % 4) + {0, 1}. `scales` are
 // read anew for each tile, since the products leave few registers.
 template <bool EXACT>
 __device__ inline void reduce_tile(const float (&d)[64], const float2* bias, float shift, const float* scales,
-                                   int tile, int mask, HalfBests& best) {
+                                   int tile, int mask, PackedHalves& best) {
   const float scale[2] = {scales[0], scales[8]};
   int low0 = 0x7fffffff, low1 = 0x7fffffff, second0 = 0x7fffffff, second1 = 0x7fffffff;
 #pragma unroll
@@ -77,20 +47,21 @@ __device__ inline void reduce_tile(const float (&d)[64], const float2* bias, flo
     h.x += shift;
     h.y += shift;
     const auto packed = [&](float bias_of, float scale_of, float product, int column) {
-      return static_cast<int>(__float_as_uint(fmaf(bias_of, scale_of, product)) & static_cast<unsigned>(mask)) | column;
+      return packed_score(bias_of, scale_of, product, mask, column);
     };
-    join<EXACT>(packed(h.x, scale[0], d[4 * i], 2 * i), packed(h.y, scale[0], d[4 * i + 1], 2 * i + 1), low0, second0);
-    join<EXACT>(packed(h.x, scale[1], d[4 * i + 2], 2 * i), packed(h.y, scale[1], d[4 * i + 3], 2 * i + 1), low1,
-                second1);
+    join_packed<EXACT>(packed(h.x, scale[0], d[4 * i], 2 * i), packed(h.y, scale[0], d[4 * i + 1], 2 * i + 1), low0,
+                       second0);
+    join_packed<EXACT>(packed(h.x, scale[1], d[4 * i + 2], 2 * i), packed(h.y, scale[1], d[4 * i + 3], 2 * i + 1),
+                       low1, second1);
   }
-  offer<EXACT>(best.row[0], low0, second0, tile, mask);
-  offer<EXACT>(best.row[1], low1, second1, tile, mask);
+  offer_packed<EXACT>(best.row[0], low0, second0, tile, mask);
+  offer_packed<EXACT>(best.row[1], low1, second1, tile, mask);
 }
 
 // Index of a row from what its four lanes found, and a place in the list of open rows where it is not certain.
 template <bool EXACT>
 __device__ inline void decide(const HopperArgs& a, const HopperRowState& state, int n, int at, float shift,
-                              const HopperBest& best, int mask) {
+                              const PackedBest& best, int mask) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int column = best.value & ~mask;
   int score = best.value & mask, second = best.second & mask;
@@ -172,7 +143,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1) hopper_search_kernel(const 
     state->keep_bits = ~31;
   }
   if (warp == 0) {
-    const HopperExtremes extremes = read_extremes(a);
+    const Extremes extremes = read_extremes(a);
     if (lane == 0) state->extremes = extremes;
   }
   __syncthreads();
@@ -202,7 +173,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1) hopper_search_kernel(const 
     const int own = group * kGroupRows + warp % 4 * 16 + lane / 4;  // this thread's first row
     const float* scales = state->scale + own;
 
-    HalfBests low_best, high_best;
+    PackedHalves low_best, high_best;
     for (int t = 0; t < a.tile_count; ++t) {
       float low[64], high[64];  // products of the first 64 rows, and of the others
 #pragma unroll
@@ -279,29 +250,23 @@ extern "C" int vq_cuda_hopper_search(const VqRows* x, const VqHopperSearch* sear
     return cudaErrorInvalidValue;
   }
   HopperArgs a{};
-  a.x = x->data;
-  a.x_map = row_map(*x);
+  const bool split = s.split != 0;
+  a.x = row_source(*x, s.centred != 0, s.centre);
   a.rows = rows;
-  a.dim = static_cast<int>(x->dim);
-  a.dtype = x->dtype;
-  const int64_t vector = x->dtype == VQ_FLOAT32 ? 4 : 8;
-  a.vectors = x->stride_dim == 1 && x->stride_row % vector == 0 && (x->batches == 1 || x->stride_batch % vector == 0) &&
-              reinterpret_cast<uintptr_t>(x->data) % 16 == 0;
-  a.split = s.split != 0;
-  a.centred = s.centred != 0;
-  a.l2 = s.metric == VQ_L2;
+  a.bound = ScaledBound{split,
+                        s.metric == VQ_L2,
+                        static_cast<float>(s.accumulation),
+                        0.0f,
+                        static_cast<float>(s.contract),
+                        static_cast<float>(s.slack),
+                        static_cast<float>(s.bound_scale)};
   a.tiles = static_cast<const unsigned char*>(s.tiles);
   a.bias = s.bias;
-  a.centre = s.centre;
   a.extremes = s.extremes;
   a.lines = static_cast<int>(s.lines);
   a.codes = static_cast<int>(s.codes);
   a.tile_count = static_cast<int>(s.padded_codes / kHopperTile);
-  a.accumulation = static_cast<float>(s.accumulation);
-  a.contract = static_cast<float>(s.contract);
   a.packing = static_cast<float>(s.packing);
-  a.slack = static_cast<float>(s.slack);
-  a.bound_scale = static_cast<float>(s.bound_scale);
   a.mask = s.mask;
   a.open_count = reinterpret_cast<unsigned long long*>(s.open_count);
   a.range = reinterpret_cast<unsigned long long*>(s.range);
@@ -311,7 +276,7 @@ extern "C" int vq_cuda_hopper_search(const VqRows* x, const VqHopperSearch* sear
   int processors = 0;
   const cudaError_t error = device_attribute(&processors, cudaDevAttrMultiProcessorCount, stream.device);
   if (error != cudaSuccess) return error;
-  const bool bf16 = !a.split && x->dtype == VQ_BFLOAT16;
+  const bool bf16 = !split && x->dtype == VQ_BFLOAT16;
   return bf16 ? with_depth<__nv_bfloat16>(a, static_cast<int>(s.depth), s.exact != 0, processors, stream)
               : with_depth<__half>(a, static_cast<int>(s.depth), s.exact != 0, processors, stream);
 }

@@ -9,6 +9,8 @@
 #else
 
 #include <cooperative_groups.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 namespace vq_cuda {
 
@@ -62,17 +64,29 @@ __device__ inline void load_matrix_x4(uint32_t (&r)[4], const void* shared) {
 #endif
 }
 
-// c[16x8] += a[16x16] b[16x8] in bfloat16 with float32 accumulators.
-__device__ inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #if __CUDA_ARCH__ >= 800
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#define VQ_MMA(TYPE)                                                                                          \
+  asm("mma.sync.aligned.m16n8k16.row.col.f32." TYPE ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "    \
+      "{%0, %1, %2, %3};"                                                                                     \
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                        \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
 #else
-  __trap();
+#define VQ_MMA(TYPE) __trap()
 #endif
+
+// c[16x8] += a[16x16] b[16x8] of 16-bit numbers with float32 accumulators.
+template <typename T>
+__device__ inline void multiply_16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+template <>
+__device__ inline void multiply_16<__half>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  VQ_MMA("f16.f16");
 }
+template <>
+__device__ inline void multiply_16<__nv_bfloat16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                                  uint32_t b1) {
+  VQ_MMA("bf16.bf16");
+}
+#undef VQ_MMA
 
 }  // namespace vq_cuda
 

@@ -1,6 +1,6 @@
-// The second pass: the nearest code, by the contract's own score, of rows that the certificate leaves open.
+// The last pass: the nearest code, by the contract's own score, of rows that the certificates leave open.
 //
-// Rows come in groups of up to 8 from one block of rows. A unit of work is a group and a piece of the codes:
+// Rows come as a list and are taken in groups of up to 8. A unit of work is a group and a piece of the codes:
 // all of them where there are groups enough to fill the device, else so many pieces that there are units
 // enough; the last unit of a group merges what the others found, which does not depend on their order.
 //
@@ -88,7 +88,7 @@ struct Walk {
       if (a.cosine) e_squares = fmaf(value, value, e_squares);
 #pragma unroll
       for (int i = 0; i < kGroupRows; ++i) {
-        if (i >= a.open.group_rows) continue;
+        if (i >= a.group_rows) continue;
         const float other = x[i * a.dim + d], difference = other - value;
         sum[i] = a.cosine ? fmaf(-other, value, sum[i]) : fmaf(difference, difference, sum[i]);
       }
@@ -106,7 +106,7 @@ struct Walk {
   __device__ void visit(int j) {
     if (!a.usable[j]) return;
     const Interval bounds = measure(j);
-    const bool candidate = lane % 4 == 0 && row < a.open.group_rows && shared->number[row] >= 0 &&
+    const bool candidate = lane % 4 == 0 && row < a.group_rows && shared->number[row] >= 0 &&
                            !(bounds.lower > limit);
     limit = fminf(limit, bounds.upper);
     const unsigned votes = __ballot_sync(kAllLanes, candidate);
@@ -146,24 +146,24 @@ struct Walk {
 
 // The rows of a group as float32, their numbers, hints and square norms.
 template <typename X>
-__device__ void load_group(const SearchArgs& a, unsigned group, ResolveShared* s, float* x) {
+__device__ void load_group(const SearchArgs& a, unsigned rows, unsigned group, ResolveShared* s, float* x) {
   const int tid = static_cast<int>(threadIdx.x), warp = tid / kWarp, lane = tid % kWarp;
   __syncthreads();
   if (tid < kGroupRows) {
-    const int64_t at = static_cast<int64_t>(group) * a.open.group_rows + tid;
-    const int n = tid < a.open.group_rows ? __ldcg(a.open.rows + at) : -1;
+    const unsigned at = group * static_cast<unsigned>(a.group_rows) + static_cast<unsigned>(tid);
+    const int n = tid < a.group_rows && at < rows ? a.from.rows[at] : -1;
     s->number[tid] = n;
-    s->hint[tid] = n >= 0 ? static_cast<int>(__ldcg(reinterpret_cast<const long long*>(a.indices) + n)) : 0;
+    s->hint[tid] = n >= 0 ? static_cast<int>(a.indices[n]) : 0;
     s->flag[tid] = n >= 0 ? kCertain : kOutside;
     s->squares[tid] = 0.0f;
   }
   __syncthreads();
-  for (int r = warp; r < a.open.group_rows; r += kWarps) {
+  for (int r = warp; r < a.group_rows; r += kWarps) {
     const int64_t n = s->number[r];
-    const X* row = static_cast<const X*>(a.x) + (n >= 0 ? a.x_map.offset(n) : 0);
+    const X* row = static_cast<const X*>(a.x.data) + (n >= 0 ? a.x.map.offset(n) : 0);
     float squares = 0.0f;
     for (int d = lane; d < a.dim; d += kWarp) {
-      const float value = n >= 0 ? to_float(row[d * a.x_map.strides.dim]) : 0.0f;
+      const float value = n >= 0 ? to_float(row[d * a.x.map.strides.dim]) : 0.0f;
       x[r * a.dim + d] = value;
       squares = fmaf(value, value, squares);
     }
@@ -177,7 +177,7 @@ __device__ void load_group(const SearchArgs& a, unsigned group, ResolveShared* s
 template <typename E>
 __device__ RescoreBest walk_codes(const SearchArgs& a, ResolveShared* s, const float* x, int first, int end) {
   Walk<E> walk(a, s, x);
-  for (int r = 0; r < a.open.group_rows; ++r) {
+  for (int r = 0; r < a.group_rows; ++r) {
     if (s->number[r] >= 0) walk.lower_limit(s->hint[r]);
   }
   for (int j = first + walk.warp; j < end; j += kWarps) walk.visit(j);
@@ -197,9 +197,9 @@ __device__ RescoreBest walk_codes(const SearchArgs& a, ResolveShared* s, const f
 __device__ inline bool merge_pieces(const SearchArgs& a, unsigned group, unsigned piece, unsigned pieces,
                                     RescoreBest* winner, int* last) {
   const int r = static_cast<int>(threadIdx.x);
-  RescoreBest* partial = a.open.partial + static_cast<int64_t>(group) * pieces * kGroupRows;
+  RescoreBest* partial = a.pieces + static_cast<int64_t>(group) * pieces * kGroupRows;
   if (r < kGroupRows) partial[piece * kGroupRows + r] = *winner;
-  if (!is_last_block(a.open.tickets + group, pieces, last)) return false;
+  if (!is_last_block(a.tickets + group, pieces, last)) return false;
   if (r < kGroupRows) {
     for (unsigned p = 0; p < pieces; ++p) {
       const RescoreBest* other = partial + p * kGroupRows + r;
@@ -210,8 +210,7 @@ __device__ inline bool merge_pieces(const SearchArgs& a, unsigned group, unsigne
 }
 
 template <typename X>
-__device__ void finish_group(const SearchArgs& a, unsigned group, const RescoreBest& winner,
-                             ResolveShared* s) {
+__device__ void finish_group(const SearchArgs& a, const RescoreBest& winner, ResolveShared* s) {
   const int tid = static_cast<int>(threadIdx.x);
   if (tid < kGroupRows) s->index[tid] = winner.index == RescoreBest::kNone ? 0 : winner.index;
   __syncthreads();
@@ -221,16 +220,16 @@ __device__ void finish_group(const SearchArgs& a, unsigned group, const RescoreB
   }
   double squares = 0.0;
   int64_t rows = 0;  // counted by the block that listed them
-  emit_rows<X, kGroupRows>(a, s->index, s->flag, [&](int r) { return s->number[r]; }, &squares, &rows);
-  squares = block_sum<kThreads>(squares, s->loss.squares);
-  if (tid == 0) a.open.squares[group] = squares;
+  const auto number = [&](int r) { return s->number[r]; };
+  emit_rows<X, kGroupRows>(a, s->index, s->flag, number, &squares, &rows, a.open_squares);
 }
 
 template <typename X>
 __global__ void __launch_bounds__(kThreads, 4) resolve_kernel(const __grid_constant__ SearchArgs a) {
   ResolveShared* s = reinterpret_cast<ResolveShared*>(dynamic_shared());
   float* x = reinterpret_cast<float*>(s + 1);  // [group_rows, D]
-  const unsigned groups = __ldcg(a.open.groups);
+  const unsigned rows = *a.from.count, width = static_cast<unsigned>(a.group_rows);
+  const unsigned groups = (rows + width - 1) / width;
   unsigned pieces = 1;
   if (groups > 0 && groups < gridDim.x) {
     const unsigned most = (static_cast<unsigned>(a.codes) + kPieceCodes - 1) / kPieceCodes;
@@ -240,11 +239,11 @@ __global__ void __launch_bounds__(kThreads, 4) resolve_kernel(const __grid_const
   for (unsigned unit = blockIdx.x; unit < groups * pieces; unit += gridDim.x) {
     const unsigned group = unit / pieces, piece = unit % pieces;
     const int first = static_cast<int>(piece) * piece_codes, end = min(first + piece_codes, a.codes);
-    load_group<X>(a, group, s, x);
+    load_group<X>(a, rows, group, s, x);
     RescoreBest winner = a.codebook_is_float ? walk_codes<float>(a, s, x, first, end)
                                              : walk_codes<X>(a, s, x, first, end);
     if (pieces > 1 && !merge_pieces(a, group, piece, pieces, &winner, &s->loss.last)) continue;
-    finish_group<X>(a, group, winner, s);
+    finish_group<X>(a, winner, s);
   }
   if (a.loss == nullptr) return;
   if (is_last_block(a.ticket, gridDim.x, &s->loss.last)) write_loss(a, &s->loss);
@@ -268,8 +267,8 @@ cudaError_t plan_resolve(int x_dtype, int64_t dim, int processors, SearchPlan* p
   return error;
 }
 
-cudaError_t launch_resolve(const SearchArgs& a, const SearchPlan& p, int dtype, const VqCudaStream& stream) {
-  return with_dtype(dtype, [&](auto type) {
+cudaError_t launch_resolve(const SearchArgs& a, const SearchPlan& p, const VqCudaStream& stream) {
+  return with_dtype(a.x.dtype, [&](auto type) {
     return launch(resolve_kernel<decltype(type)>, p.resolve_blocks, kThreads,
                   resolve_bytes(p.group_rows, a.dim), stream, false, a);
   });

@@ -1,16 +1,21 @@
 // The search kernels' common part: arguments, and what a thread keeps while it walks over the codes.
 //
 // Scores. With a centre c of the codebook (any vector; here a mean of some codes), e' = e - c, and
-// x' = x - s where s is c or 0, the score
+// x' = x - o where o is c or 0, the score
 //
-//     l2:      h_j - x'.e'_j   with  h_j = |e'_j|^2 / 2 + (c - s).e'_j
-//     cosine:  h_j - x .e_j    with  h_j = 0,  c = s = 0
+//     l2:      h_j - x'.e'_j   with  h_j = |e'_j|^2 / 2 + (c - o).e'_j
+//     cosine:  h_j - x .e_j    with  h_j = 0,  c = o = 0
 //
 // differs from the score of the contract by a number that depends on the row alone. Subtracting a
-// centre makes |e'|, and |x'| where s = c, small under a common offset, and with them the bound.
-// prepare.cu computes c, e' and h in float64.
+// centre makes |e'|, and |x'| where o = c, small under a common offset, and with them the bound.
+// prepare.cu computes c, e' and h in float64. Tensor cores take e' times a power of two s as one or two 16-bit parts,
+// and rows times powers of two of their own (scaled_rows.cuh).
 //
-// Few rows. If there are fewer blocks of rows than the GPU can hold, `splits` blocks share the codes of
+// Cascade. Where an exact score takes more than one product, a first pass takes one over all rows; the rows whose
+// nearest code it does not prove are listed, and a second pass takes all products for them. How many they are only
+// the device knows: its blocks share out what there is.
+//
+// Few rows. If there are fewer blocks of rows than the GPU can hold, several blocks share the codes of
 // a block of rows; the last of them to finish merges what they found, in the order of the codes.
 #pragma once
 
@@ -46,25 +51,17 @@ struct StatisticsArgs {
 struct Best;
 struct RescoreBest;
 
-// Groups of open rows that belong to one block of rows.
-struct OpenGroups {
-  unsigned first, groups;
+// Rows whose nearest code is not proven yet, in any order; their best code so far is in the results.
+struct OpenList {
+  int32_t* rows;  // [N]; null where there is no list
+  unsigned* count;
 };
 
-// The rows that the certificate leaves open, in groups of `group_rows`, each from one block of rows.
-struct OpenRows {
-  int32_t* rows;  // [groups, group_rows], -1 beyond a block's last; the hints are in indices
-  unsigned* groups;
-  OpenGroups* of_block;  // [blocks of rows]
-  double* squares;  // [groups] squared errors
-  int group_rows;
-  RescoreBest* partial;  // [blocks of the second pass, group_rows]: of pieces of the codes
-  unsigned* tickets;  // [blocks of the second pass]
-};
+// Sums of non-negative floats that do not depend on their order: integers by exponent (emit.cuh).
+constexpr int kSquareSums = 34;
 
 struct SearchArgs {
-  const void* x;
-  RowMap x_map;
+  RowSource x;
   int64_t rows;
   int row_blocks;  // blocks that the rows are divided into, at least 1
   int dim, codes;
@@ -72,22 +69,28 @@ struct SearchArgs {
   const void* codebook;
   bool codebook_is_float;  // else x's dtype
   bool cosine;
-  bool certify;  // list ambiguous rows for the second pass
-  bool shift_rows;
+  bool certify;  // list ambiguous rows
   // prepared
-  const __nv_bfloat16* high;  // [padded codes, padded_dim]
-  const __nv_bfloat16* low;
-  const float* bias;  // [padded codes], infinity where unusable, for padding, and where it overflows
+  const uint16_t* high;  // [padded codes, padded_dim], negated
+  const uint16_t* low;
+  const float* bias;  // [padded codes], kExcluded or, for float32, infinity where a code is not to win
   const uint8_t* usable;  // [K] 0 for non-finite codes and copies of earlier ones
-  const float* centre;  // [D]
-  const Extent* extent;  // of all codes, if they are to be certified
+  const Extremes* extremes;
   int padded_codes, padded_dim;
   ErrorFactors factors;
+  ScaledBound bound;
+  float packing;
   // blocks that share the codes of a block of rows
   int splits, split_codes;
-  Best* partial;  // [splits, rows padded to blocks]
+  Best* partial;  // [units, rows of a block]
   unsigned* split_tickets;  // [blocks of rows]
-  OpenRows open;  // if they are to be certified
+  // if rows are to be certified
+  OpenList from;  // the rows to search, if not all
+  OpenList to;
+  unsigned long long* open_squares;  // [kSquareSums] squared errors of rows that were listed
+  int group_rows;  // of resolve.cu, and its
+  RescoreBest* pieces;  // [blocks, kMostGroupRows]: of pieces of the codes
+  unsigned* tickets;  // [blocks]
   // the fused step alone
   const uint8_t* mask;
   VqQuantizeOptions options;
@@ -111,9 +114,8 @@ struct Best {
   int index = 0;
 
   // NaN is never better and leaves second = best, which is ambiguous.
-  template <bool CERTIFY>
   __device__ void offer(float s, int j) {
-    if (CERTIFY) second = fminf(second, fmaxf(s, score));
+    second = fminf(second, fmaxf(s, score));
     index = s < score ? j : index;
     score = fminf(s, score);
   }
@@ -131,43 +133,81 @@ struct Best {
   }
 };
 
-// For other precisions no row is certified: any bound will do.
-__device__ inline Extent extent_of_codes(const SearchArgs& a) {
-  return a.certify ? *a.extent : Extent{};
+// How the codes of blocks of rows are divided, so that the last of the waves in which `places` blocks run at a time is
+// not mostly empty: a wave takes as long as the tiles of a piece, and about kFixedTiles for rows read and results
+// merged. A piece has at least two tiles; beyond one wave there are at most four, for each keeps 12 bytes a row.
+struct Division {
+  unsigned pieces, piece_tiles;
+};
+__host__ __device__ inline Division divide_codes(unsigned row_blocks, unsigned tiles, unsigned places) {
+  constexpr unsigned kFixedTiles = 4, kMostPieces = 4;
+  const unsigned most = tiles / 2, fill = places / row_blocks < most ? places / row_blocks : most;
+  unsigned best_tiles = tiles;
+  uint64_t best_time = UINT64_MAX;
+  for (unsigned i = 1; i <= kMostPieces + 1; ++i) {
+    const unsigned pieces = i <= kMostPieces ? i : fill;
+    if (pieces == 0 || (pieces > 1 && pieces > most)) continue;
+    const unsigned piece_tiles = (tiles + pieces - 1) / pieces, waves = (row_blocks * pieces + places - 1) / places;
+    const uint64_t time = static_cast<uint64_t>(waves) * (piece_tiles + kFixedTiles);
+    if (time >= best_time) continue;
+    best_time = time;
+    best_tiles = piece_tiles;
+  }
+  return Division{(tiles + best_tiles - 1) / best_tiles, best_tiles};
 }
 
 // --- launchers, one for each kernel ------------------------------------------------------------------
 
-struct SearchPlan {
-  enum Method { kSmall, kTile, kMatrix } method;
-  int products;  // kMatrix: bfloat16 products a term
-  bool deep;  // kMatrix: D above kChunk
-  bool streamed;  // kMatrix: the rows do not fit into shared memory
-  int row_tiles;  // kMatrix: 16-row tiles a warp
+enum Epilogue : int {
+  kWholeScores,  // the two smallest scores as they are
+  kPackedScores,  // the two smallest, the column in their low bits (packed_best.cuh)
+  kPackedBest  // the smallest alone
+};
+
+// One pass over rows and codes.
+struct SearchPass {
+  int products;  // of parts a term, on tensor cores
+  Epilogue epilogue;
+  bool bf16;  // the parts' dtype, else float16
+  bool deep;  // D above kChunk
+  bool chunked;  // tensor cores add up 64 dimensions, float32 the rest
+  bool streamed;  // the rows do not fit into shared memory
+  int row_tiles;  // 16-row tiles a warp
   int block_rows;
   int resident;  // blocks on a multiprocessor
-  int64_t shared_bytes;  // kMatrix
+  int64_t shared_bytes;
+};
+
+struct SearchPlan {
+  enum Method { kSmall, kTile, kMatrix } method;
+  SearchPass first;
+  SearchPass listed;  // over the rows that the first leaves open, with `cascade`
+  bool cascade;
+  bool split;  // parts of scaled numbers, else the operands' own 16 bits
+  bool centred_rows;
+  int listed_blocks;  // of its grid
   int splits, split_codes;
   bool certify;
-  int group_rows;  // of the second pass
+  int group_rows;  // of resolve.cu
   int resolve_blocks;
 };
 
 struct PrepareArgs {
   const void* codebook;
   int dim, codes, padded_codes, padded_dim;
-  bool centre_codes, shift_rows;
+  bool centre_codes, rows_are_centred;
   bool cosine;
-  __nv_bfloat16* high;  // null: not split
-  __nv_bfloat16* low;
+  bool split, bf16;  // the parts: of scaled numbers; bfloat16, else float16
+  uint16_t* high;  // null: none
+  uint16_t* low;
   float* bias;
   uint8_t* usable;
   unsigned* table;  // [table_size], a power of two and at least 2 K, for exact results; else null
   unsigned table_size;
   float* centre;
-  Extent* extents;  // [tiles of codes] at least as many as blocks
-  Extent* extent;  // of all codes, if there is a table
-  unsigned* counters;  // to be cleared: tickets, and the number of open groups
+  Extremes* block_extremes;  // [tiles of codes] at least as many as blocks
+  Extremes* extremes;
+  unsigned* counters;  // to be cleared: tickets, numbers of open rows, sums
   int64_t counter_count;
   unsigned* last_ticket;
   void* codebook_copy;  // or null
@@ -175,21 +215,21 @@ struct PrepareArgs {
 };
 
 cudaError_t launch_prepare(const PrepareArgs& a, int codebook_dtype, const VqCudaStream& stream);
-cudaError_t launch_search_small(const SearchArgs& a, const SearchPlan& p, int dtype,
-                                const VqCudaStream& stream);
-cudaError_t launch_search_tile(const SearchArgs& a, const SearchPlan& p, int dtype,
-                               const VqCudaStream& stream);
-// search_mma.cuh for one dtype of rows: the kernel that the plan asks for
+cudaError_t launch_search_small(const SearchArgs& a, const SearchPlan& p, const VqCudaStream& stream);
+cudaError_t launch_search_tile(const SearchArgs& a, const SearchPlan& p, const VqCudaStream& stream);
+// search_mma.cuh for one dtype of parts: the kernel that a pass asks for
 using SearchKernel = void (*)(SearchArgs);
-SearchKernel search_mma_f32(const SearchPlan& p);
-SearchKernel search_mma_bf16(const SearchPlan& p);
-SearchKernel search_mma_f16(const SearchPlan& p);
+SearchKernel search_mma_half(const SearchPass& p);
+SearchKernel search_mma_half_parts(const SearchPass& p);
+SearchKernel search_mma_bf16(const SearchPass& p);
 // plan.cu
 cudaError_t make_plan(const VqRows& x, const VqCodes& codebook, int precision, int device, SearchPlan* plan);
-cudaError_t launch_search(const SearchArgs& a, const SearchPlan& plan, int dtype, const VqCudaStream& stream);
+// Of the first pass, and of the one over the rows that it leaves open.
+cudaError_t launch_search(const SearchArgs& a, const SearchPlan& plan, const VqCudaStream& stream);
+cudaError_t launch_listed(const SearchArgs& a, const SearchPlan& plan, const VqCudaStream& stream);
 // resolve.cu; group_rows and resolve_blocks of a plan, of which there are enough to fill the device
 cudaError_t plan_resolve(int x_dtype, int64_t dim, int processors, SearchPlan* plan);
-cudaError_t launch_resolve(const SearchArgs& a, const SearchPlan& p, int dtype, const VqCudaStream& stream);
+cudaError_t launch_resolve(const SearchArgs& a, const SearchPlan& p, const VqCudaStream& stream);
 // statistics.cu
 cudaError_t launch_sums(const void* x, int dtype, const RowMap& map, int64_t rows, int64_t dim,
                         bool lanes_over_rows, const StatisticsArgs& statistics, const VqCudaStream& stream);

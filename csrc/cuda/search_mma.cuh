@@ -1,10 +1,11 @@
 // Search on the tensor cores with the rows of a block in shared memory: see mma_tiles.cuh.
 //
-// A block of 4 warps keeps its rows of x as bfloat16 parts and streams the prepared codebook past them,
-// double-buffered. With DEEP (D > 64) sums of 64 dimensions are added in float32.
+// A block of 4 warps keeps its rows of x as 16-bit parts and streams the prepared codebook past them. With DEEP
+// (D > 64) a tile of codes comes in several stages, whose sums are added in float32 if CHUNKED.
 //
 // Traffic: x once, the codebook's parts once a block, out of L2. Per (row, code) pair: PRODUCTS * D / 2048
-// of an m16n8k16 instruction and an epilogue of 6 instructions (CERTIFY) or 4.
+// of an m16n8k16 instruction, one FFMA, and of instructions at half the rate one to clear bits and 2.5 or (before
+// compute capability 9.0) 3 minima and maxima; half or one where the smallest score is enough; 5 with whole scores.
 #pragma once
 
 #include "search_streamed.cuh"
@@ -13,155 +14,194 @@ namespace vq_cuda {
 
 template <int PRODUCTS, int ROWS>
 inline int64_t matrix_shared_bytes(int64_t padded_dim) {
-  const int64_t parts = PRODUCTS == 3 ? 2 : 1;
-  const int64_t work =
-      parts * ROWS * (padded_dim + 8) * 2 + 2 * static_cast<int64_t>(sizeof(Stage<PRODUCTS>));
+  constexpr int64_t kParts = PRODUCTS == 3 ? 2 : 1;
+  using S = Stage<PRODUCTS>;
+  const int64_t work = kParts * ROWS * (padded_dim + 8) * 2 + S::kCount * static_cast<int64_t>(sizeof(S));
   const int64_t end = finish_bytes();
   return static_cast<int64_t>(sizeof(MatrixRows<ROWS>)) + (work > end ? work : end);
 }
 
 // --- loading ---------------------------------------------------------------------------------------
 
-template <int PRODUCTS>
-__device__ inline void store_parts(const SearchArgs& a, float value, int r, int d, int pitch,
-                                   __nv_bfloat16* high, __nv_bfloat16* low, int* nonfinite) {
-  if (!is_finite(value)) atomicOr(nonfinite + r, 1);
-  if (a.shift_rows && d < a.dim) value -= a.centre[d];
-  const __nv_bfloat16 part = __float2bfloat16_rn(value);
-  high[r * pitch + d] = part;
-  if (PRODUCTS == 3) low[r * pitch + d] = __float2bfloat16_rn(value - to_float(part));
+template <typename T>
+__device__ inline void store_row_octet(const SearchArgs& a, int d, const float (&v)[kOctet], float factor, bool zero,
+                                       uint16_t* high, uint16_t*, RowMeasures<1>* m) {
+  store_octet<T>(a.x, d, v, factor, zero, reinterpret_cast<unsigned char*>(high), m);
+}
+template <typename T>
+__device__ inline void store_row_octet(const SearchArgs& a, int d, const float (&v)[kOctet], float factor, bool zero,
+                                       uint16_t* high, uint16_t* low, RowMeasures<2>* m) {
+  store_octet<T>(a.x, d, v, factor, zero, reinterpret_cast<unsigned char*>(high),
+                 reinterpret_cast<unsigned char*>(low), m);
 }
 
-template <typename X, int PRODUCTS, int ROWS>
-__device__ inline void load_rows(const SearchArgs& a, int64_t first_row, int pitch, MatrixRows<ROWS>* rows,
-                                 __nv_bfloat16* high, __nv_bfloat16* low) {
-  const X* x = static_cast<const X*>(a.x);
+// Octets first, first + step, ... of one row: what is to be known before it can be scaled, then its parts. LANES
+// threads share the row.
+template <typename T, int LANES, int PARTS, int ROWS>
+__device__ inline RowPowers load_row(const SearchArgs& a, const Extremes& extremes, int r, int lane, int pitch,
+                                     const MatrixRows<ROWS>* rows, uint16_t* high, uint16_t* low,
+                                     RowMeasures<PARTS>* m) {
+  const bool counts = rows->state.flag[r] == kCertain;
+  const int64_t offset = rows->offset[r];
+  for (int d = lane * kOctet; d < a.dim && counts; d += LANES * kOctet) {
+    float v[kOctet];
+    load_octet(a.x, offset, d, v);
+    m->look(a.x, d, v);
+  }
+  m->template join_lanes<LANES>();
+  const RowPowers p = row_powers(a.bound, extremes, m->widest);
+  for (int d = lane * kOctet; d < a.padded_dim; d += LANES * kOctet) {
+    float v[kOctet] = {};
+    if (counts && d < a.dim) load_octet(a.x, offset, d, v);
+    store_row_octet<T>(a, d, v, p.row, !counts || m->nonfinite, high + r * pitch + d, low + r * pitch + d, m);
+  }
+  m->template join_sums<LANES>();
+  return p;
+}
+
+// The same for rows of one octet a lane, several at a time, so that their loads are under way together. Returns the
+// largest shift.
+template <typename T, int PARTS, int CODE_PARTS, Epilogue EPILOGUE, int ROWS>
+__device__ inline float load_short_rows(const SearchArgs& a, const Extremes& extremes, int pitch,
+                                        MatrixRows<ROWS>* rows, uint16_t* high, uint16_t* low) {
+  constexpr int kBatch = PARTS == 1 ? 4 : 2, kStep = kThreads / kRowLanes;
+  const int lane = static_cast<int>(threadIdx.x) % kRowLanes, d = lane * kOctet;
+  float shift = 0.0f;
+  for (int first = static_cast<int>(threadIdx.x) / kRowLanes; first < ROWS; first += kBatch * kStep) {
+    float v[kBatch][kOctet];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int r = first + i * kStep;
+#pragma unroll
+      for (int j = 0; j < kOctet; ++j) v[i][j] = 0.0f;
+      if (d < a.dim && rows->state.flag[r] == kCertain) load_octet(a.x, rows->offset[r], d, v[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int r = first + i * kStep;
+      RowMeasures<PARTS> m;
+      m.look(a.x, d, v[i]);
+      m.join_lanes();
+      const RowPowers p = row_powers(a.bound, extremes, m.widest);
+      const bool zero = rows->state.flag[r] != kCertain || m.nonfinite;
+      if (d < a.padded_dim) {
+        store_row_octet<T>(a, d, v[i], p.row, zero, high + r * pitch + d, low + r * pitch + d, &m);
+      }
+      m.join_sums();
+      if (lane == 0) shift = fmaxf(shift, keep_row<PARTS, CODE_PARTS, EPILOGUE>(a, extremes, m, p, r, rows));
+    }
+  }
+  return shift;
+}
+
+template <typename T, int PARTS, int CODE_PARTS, Epilogue EPILOGUE, bool DEEP, int ROWS>
+__device__ inline void load_rows(const SearchArgs& a, int pitch, MatrixRows<ROWS>* rows, uint16_t* high,
+                                 uint16_t* low) {
+  const Extremes extremes = *a.extremes;
   const int tid = static_cast<int>(threadIdx.x);
-  for (int r = tid; r < ROWS; r += kThreads) {
-    rows->offset[r] = first_row + r < a.rows ? a.x_map.offset(first_row + r) : 0;
-    rows->nonfinite[r] = 0;
-  }
-  __syncthreads();
-  const int64_t present = a.rows - first_row;
-  // Loads first, then stores: so many are under way at a time.
-  constexpr int kBatch = 8;
-  const bool by_row = a.lanes_over_rows;
-  const int dim = a.dim;
-  const int64_t x_step = a.x_map.strides.dim;
-  if (by_row) {
-    const int r = tid % ROWS;
-    const X* row = x + rows->offset[r];
-    for (int d0 = tid / ROWS; d0 < a.padded_dim; d0 += kBatch * (kThreads / ROWS)) {
-      float value[kBatch];
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const int d = d0 + i * (kThreads / ROWS);
-        value[i] = r < present && d < dim ? to_float(row[d * x_step]) : 0.0f;
-      }
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const int d = d0 + i * (kThreads / ROWS);
-        if (d < a.padded_dim) store_parts<PRODUCTS>(a, value[i], r, d, pitch, high, low, rows->nonfinite);
-      }
+  number_rows(a, rows);
+  float shift = 0.0f;
+  const auto keep = [&](int r, const RowMeasures<PARTS>& m, const RowPowers& p) {
+    shift = fmaxf(shift, keep_row<PARTS, CODE_PARTS, EPILOGUE>(a, extremes, m, p, r, rows));
+  };
+  if (a.lanes_over_rows) {
+    if (tid < ROWS) {
+      RowMeasures<PARTS> m;
+      const RowPowers p = load_row<T, 1>(a, extremes, tid, 0, pitch, rows, high, low, &m);
+      keep(tid, m, p);
     }
+  } else if (!DEEP) {
+    shift = load_short_rows<T, PARTS, CODE_PARTS, EPILOGUE>(a, extremes, pitch, rows, high, low);
   } else {
-    for (int d = tid % kWarp; d < a.padded_dim; d += kWarp) {
-      for (int r0 = tid / kWarp; r0 < ROWS; r0 += kBatch * kWarps) {
-        float value[kBatch];
-#pragma unroll
-        for (int i = 0; i < kBatch; ++i) {
-          const int r = r0 + i * kWarps;
-          value[i] = r < present && d < dim ? to_float(x[rows->offset[r] + d * x_step]) : 0.0f;
-        }
-#pragma unroll
-        for (int i = 0; i < kBatch; ++i) {
-          store_parts<PRODUCTS>(a, value[i], r0 + i * kWarps, d, pitch, high, low, rows->nonfinite);
-        }
-      }
+    const int lane = tid % kRowLanes;
+    for (int r = tid / kRowLanes; r < ROWS; r += kThreads / kRowLanes) {
+      RowMeasures<PARTS> m;
+      const RowPowers p = load_row<T, kRowLanes>(a, extremes, r, lane, pitch, rows, high, low, &m);
+      if (lane == 0) keep(r, m, p);
     }
   }
+  share_shift<EPILOGUE>(shift, rows);
   __syncthreads();
-}
-
-// Error bounds and flags, one thread a row.
-template <int PRODUCTS, int ROWS>
-__device__ inline void measure_rows(const SearchArgs& a, int64_t first_row, int pitch, const Extent& extent,
-                                    MatrixRows<ROWS>* rows, const __nv_bfloat16* high,
-                                    const __nv_bfloat16* low) {
-  for (int r = static_cast<int>(threadIdx.x); r < ROWS; r += kThreads) {
-    float squares = 0.0f, low_squares = 0.0f;
-    for (int d = 0; d < a.padded_dim; ++d) {
-      const float part = to_float(high[r * pitch + d]);
-      const float rest = PRODUCTS == 3 ? to_float(low[r * pitch + d]) : 0.0f;
-      squares = fmaf(part + rest, part + rest, squares);
-      low_squares = fmaf(rest, rest, low_squares);
-    }
-    rows->state.error[r] = parts_error<PRODUCTS>(a, extent, squares, low_squares);
-    rows->state.flag[r] = row_flag(a, first_row + r, rows->nonfinite[r] != 0);
-  }
 }
 
 // --- the kernel --------------------------------------------------------------------------------------
 
-// Blocks that a multiprocessor should hold: what registers (two sets of accumulators with DEEP) and,
-// with three products, shared memory allow without spills.
-constexpr int blocks_per_processor(bool certify, bool deep, int row_tiles) {
-  return deep && row_tiles == 2 ? 2 : certify ? 3 : 4;
+// Blocks that a multiprocessor should hold: what registers (two sets of accumulators with CHUNKED) allow.
+constexpr int blocks_per_processor(int products, bool chunked, int row_tiles) {
+  return (chunked || products > 1) && row_tiles == 2 ? 2 : 3;
 }
 
-template <typename X, int PRODUCTS, bool CERTIFY, bool DEEP, int ROW_TILES>
-__global__ void __launch_bounds__(kThreads, blocks_per_processor(CERTIFY, DEEP, ROW_TILES))
+template <typename T, int PRODUCTS, Epilogue EPILOGUE, bool DEEP, bool CHUNKED, int ROW_TILES>
+__global__ void __launch_bounds__(kThreads, blocks_per_processor(PRODUCTS, CHUNKED, ROW_TILES))
     search_mma_kernel(const __grid_constant__ SearchArgs a) {
-  constexpr int kRows = 16 * ROW_TILES * kWarps;
+  constexpr int kRows = 16 * ROW_TILES * kWarps, kParts = PRODUCTS == 3 ? 2 : 1, kCodeParts = PRODUCTS > 1 ? 2 : 1;
+  constexpr int kStages = Stage<PRODUCTS>::kCount;
   const int pitch = a.padded_dim + 8;
   auto* rows = reinterpret_cast<MatrixRows<kRows>*>(dynamic_shared());
-  auto* high = reinterpret_cast<__nv_bfloat16*>(rows + 1);  // [kRows, pitch]
-  auto* low = PRODUCTS == 3 ? high + kRows * pitch : high;  // [kRows, pitch]
+  auto* high = reinterpret_cast<uint16_t*>(rows + 1);  // [kRows, pitch]
+  auto* low = kParts == 2 ? high + kRows * pitch : high;  // [kRows, pitch]
   auto* stages = reinterpret_cast<Stage<PRODUCTS>*>(low + kRows * pitch);
-  const int64_t first_row = row_block(a) * kRows;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
-
-  int tile_code = first_code(a), first_dim = 0;
-  load_stage<PRODUCTS>(a, tile_code, 0, stages);
-  load_rows<X, PRODUCTS, kRows>(a, first_row, pitch, rows, high, low);
-  measure_rows<PRODUCTS, kRows>(a, first_row, pitch, extent_of_codes(a), rows, high, low);
-
-  const int chunks = DEEP ? (a.padded_dim + kChunk - 1) / kChunk : 1;
-  const int steps = (end_code(a) - tile_code) / kTileCodes * chunks;
-  const int warp_row = 16 * ROW_TILES * warp;
-  TileBests best[ROW_TILES];
-  Accumulator<ROW_TILES> total;
-  for (int step = 0; step < steps; ++step) {
-    copy_async_wait<0>();
-    __syncthreads();  // the stage has arrived for all, and nobody reads the other one any more
-    const int next_dim = first_dim + kChunk < a.padded_dim ? first_dim + kChunk : 0;
-    const int next_code = next_dim == 0 ? tile_code + kTileCodes : tile_code;
-    if (step + 1 < steps) load_stage<PRODUCTS>(a, next_code, next_dim, stages + (step + 1) % 2);
-
-    const Stage<PRODUCTS>& stage = stages[step % 2];
-    Accumulator<ROW_TILES> sum = {};
-    const __nv_bfloat16* x_high = high + warp_row * pitch + first_dim;
-    const __nv_bfloat16* x_low = low + warp_row * pitch + first_dim;
-    multiply_stage<PRODUCTS, ROW_TILES>(sum, x_high, x_low, pitch, min(kChunk, a.padded_dim - first_dim),
-                                        stage);
-    if (DEEP) add_chunk<ROW_TILES>(total, sum, first_dim == 0);
-    if (!DEEP || next_dim == 0) {
-      offer_tile<CERTIFY, ROW_TILES>(best, DEEP ? total : sum, stage.bias, tile_code);
+  const int warp_row = static_cast<int>(threadIdx.x) / kWarp * 16 * ROW_TILES;
+  const int lane_row = warp_row + static_cast<int>(threadIdx.x) % kWarp / 4;
+  begin_share(a, rows);
+  for (unsigned number = blockIdx.x; number < rows->share.units; number += gridDim.x) {
+    begin_unit(a, number, rows);
+    const int steps = steps_of(rows->unit, a.padded_dim);
+    StageWalk ahead{rows->unit.first_code, 0}, at = ahead;
+    for (int step = 0; step < kStages - 1; ++step) {
+      if (step < steps) load_stage<PRODUCTS>(a, ahead.code, ahead.dim, stages + step);
+      copy_async_commit();
+      ahead.advance(a.padded_dim);
     }
-    first_dim = next_dim;
-    tile_code = next_code;
-  }
+    load_rows<T, kParts, kCodeParts, EPILOGUE, DEEP>(a, pitch, rows, high, low);
 
-  keep_tile_bests<kRows, ROW_TILES>(best, warp_row, &rows->state);
-  finish<X, kRows>(a, &rows->state, reinterpret_cast<unsigned char*>(high));
+    TileBests best[ROW_TILES];
+    PackedHalves packed[ROW_TILES];
+    Accumulator<ROW_TILES> total;  // with CHUNKED
+    Accumulator<ROW_TILES> sum;
+    const float* scales = rows->scale + lane_row;
+    for (int step = 0; step < steps; ++step) {
+      copy_async_wait<kStages - 2>();
+      __syncthreads();  // the stage has arrived for all, and nobody reads the one before any more
+      if (step + kStages - 1 < steps) {
+        load_stage<PRODUCTS>(a, ahead.code, ahead.dim, stages + (step + kStages - 1) % kStages);
+        ahead.advance(a.padded_dim);
+      }
+      copy_async_commit();
+      const Stage<PRODUCTS>& stage = stages[step % kStages];
+      if (CHUNKED || at.dim == 0) clear<ROW_TILES>(sum);
+      const int from = warp_row * pitch + at.dim;
+      multiply_stage<T, PRODUCTS, ROW_TILES>(sum, high + from, low + from, pitch, min(kChunk, a.padded_dim - at.dim),
+                                             stage);
+      if (CHUNKED) add_chunk<ROW_TILES>(total, sum, at.dim == 0);
+      const int tile_code = at.code;
+      at.advance(a.padded_dim);
+      if (DEEP && at.dim != 0) continue;
+      if (EPILOGUE == kWholeScores) {
+        offer_tile<ROW_TILES>(best, CHUNKED ? total : sum, stage.bias, scales, tile_code);
+      } else {
+        offer_packed_tile<EPILOGUE == kPackedScores, ROW_TILES>(packed, CHUNKED ? total : sum, stage.bias, rows->shift,
+                                                                scales, tile_code, rows->keep_bits);
+      }
+    }
+
+#pragma unroll
+    for (int i = 0; i < 2 * ROW_TILES; ++i) {
+      const Best b = EPILOGUE == kWholeScores ? best[i / 2].half[i % 2]
+                                              : unpacked(packed[i / 2].row[i % 2], rows->keep_bits, a.codes);
+      keep_lanes_best(b, lane_row + 8 * i, &rows->state);
+    }
+    finish<kRows>(a, rows->unit.block, rows->unit.piece, rows->share.pieces, &rows->state,
+                  reinterpret_cast<unsigned char*>(high));
+  }
 }
 
-template <typename X, int PRODUCTS, bool CERTIFY>
-SearchKernel search_mma(const SearchPlan& p) {
-  if (p.streamed) return search_mma_streamed_kernel<X, PRODUCTS, CERTIFY>;
-  if (!p.deep) return search_mma_kernel<X, PRODUCTS, CERTIFY, false, 2>;
-  return p.row_tiles == 2 ? search_mma_kernel<X, PRODUCTS, CERTIFY, true, 2>
-                          : search_mma_kernel<X, PRODUCTS, CERTIFY, true, 1>;
+template <typename T, int PRODUCTS, Epilogue EPILOGUE, bool CHUNKED>
+SearchKernel search_mma(const SearchPass& p) {
+  if (p.streamed) return search_mma_streamed_kernel<T, PRODUCTS, EPILOGUE, CHUNKED>;
+  if (!p.deep) return search_mma_kernel<T, PRODUCTS, EPILOGUE, false, false, 2>;
+  return p.row_tiles == 2 ? search_mma_kernel<T, PRODUCTS, EPILOGUE, true, CHUNKED, 2>
+                          : search_mma_kernel<T, PRODUCTS, EPILOGUE, true, CHUNKED, 1>;
 }
 
 }  // namespace vq_cuda

@@ -17,14 +17,14 @@ struct Loader {
   // Registers [D] of the negated, shifted row; returns whether it is finite.
   template <int D>
   __device__ bool operator()(int64_t n, const float* centre, float (&v)[D], float& squares) const {
-    const X* x = static_cast<const X*>(a.x) + a.x_map.offset(n);
+    const X* x = static_cast<const X*>(a.x.data) + a.x.map.offset(n);
     bool finite = true;
     squares = 0.0f;
 #pragma unroll
     for (int d = 0; d < D; ++d) {
       v[d] = 0.0f;
       if (d >= a.dim) continue;
-      const float value = to_float(x[d * a.x_map.strides.dim]);
+      const float value = to_float(x[d * a.x.map.strides.dim]);
       finite = finite && is_finite(value);
       v[d] = centre[d] - value;
       squares = fmaf(v[d], v[d], squares);
@@ -48,11 +48,13 @@ __global__ void __launch_bounds__(kThreads, kSmallResident)
   auto* rows = reinterpret_cast<RowState<kBlockRows>*>(centre + 8);
   unsigned char* scratch = reinterpret_cast<unsigned char*>(rows + 1);
   const int tid = static_cast<int>(threadIdx.x);
-  const int64_t first_row = row_block(a) * kBlockRows;
-  const int end = min(end_code(a), a.codes);
+  const Share share = share_of(a, kBlockRows);
+  const Unit unit = unit_of(a, share, blockIdx.x, kBlockRows);
+  const int64_t first_row = unit.first_row;
+  const int end = min(unit.end_code, a.codes);
 
-  if (tid < a.dim) centre[tid] = a.centre[tid];
-  const Extent extent = extent_of_codes(a);
+  if (tid < a.dim) centre[tid] = a.x.centre[tid];
+  const Extremes extremes = *a.extremes;
   __syncthreads();
   float x[kRowsPerThread][D];
   Best best[kRowsPerThread];
@@ -65,11 +67,12 @@ __global__ void __launch_bounds__(kThreads, kSmallResident)
 #pragma unroll
     for (int d = 0; d < D; ++d) x[i][d] = 0.0f;
     if (n < a.rows) finite = Loader<X>{a}(n, centre, x[i], squares);
+    rows->number[r] = n < a.rows ? static_cast<int>(n) : -1;
     rows->flag[r] = row_flag(a, n, !finite);
-    rows->error[r] = score_error(a.factors, extent, norm_bound(a.factors, squares), 0.0f);
+    rows->error[r] = float32_error(a.factors, extremes, norm_bound(a.factors, squares));
   }
 
-  for (int start = first_code(a); start < end; start += kCodes) {
+  for (int start = unit.first_code; start < end; start += kCodes) {
     __syncthreads();
     for (int j = tid; j < kCodes; j += kThreads) {
       const int code = start + j;
@@ -98,32 +101,30 @@ __global__ void __launch_bounds__(kThreads, kSmallResident)
         float s = h;
 #pragma unroll
         for (int d = 0; d < D; ++d) s = fmaf(x[i][d], code.e[d], s);
-        best[i].template offer<true>(s, start + j);
+        best[i].offer(s, start + j);
       }
     }
   }
 
 #pragma unroll
   for (int i = 0; i < kRowsPerThread; ++i) keep_best(rows, tid + i * kThreads, best[i]);
-  finish<X, kBlockRows>(a, rows, scratch);
+  finish<kBlockRows>(a, unit.block, unit.piece, share.pieces, rows, scratch);
 }
 
 template <typename X, int D>
-cudaError_t launch_dim(const SearchArgs& a, const SearchPlan& p, const VqCudaStream& stream) {
-  return launch(search_small_kernel<X, D>, search_blocks(a, p), kThreads, p.shared_bytes, stream, false, a);
+cudaError_t launch_dim(const SearchArgs& a, const SearchPlan& plan, const VqCudaStream& stream) {
+  const int64_t shared = static_cast<int64_t>(kCodes) * 9 * sizeof(float) + 8 * sizeof(float) +
+                         sizeof(RowState<kBlockRows>) + finish_bytes();
+  return launch(search_small_kernel<X, D>, search_blocks(a, plan), kThreads, shared, stream, false, a);
 }
 
 }  // namespace
 
-cudaError_t launch_search_small(const SearchArgs& a, const SearchPlan& plan, int dtype,
-                                const VqCudaStream& stream) {
-  SearchPlan p = plan;
-  p.shared_bytes = static_cast<int64_t>(kCodes) * 9 * sizeof(float) + 8 * sizeof(float) +
-                   sizeof(RowState<kBlockRows>) + finish_bytes();
-  return with_dtype(dtype, [&](auto type) {
+cudaError_t launch_search_small(const SearchArgs& a, const SearchPlan& plan, const VqCudaStream& stream) {
+  return with_dtype(a.x.dtype, [&](auto type) {
     using X = decltype(type);
-    if (a.dim <= 2) return launch_dim<X, 2>(a, p, stream);
-    return a.dim <= 4 ? launch_dim<X, 4>(a, p, stream) : launch_dim<X, 8>(a, p, stream);
+    if (a.dim <= 2) return launch_dim<X, 2>(a, plan, stream);
+    return a.dim <= 4 ? launch_dim<X, 4>(a, plan, stream) : launch_dim<X, 8>(a, plan, stream);
   });
 }
 

@@ -20,26 +20,27 @@ struct TileShared {
 
 // Flags and error bounds of the block's rows, one warp per row.
 template <typename X>
-__device__ void measure_rows(const SearchArgs& a, int64_t first_row, const Extent& extent, TileShared* s) {
+__device__ void measure_rows(const SearchArgs& a, int64_t first_row, const Extremes& extremes, TileShared* s) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   for (int r = static_cast<int>(threadIdx.x) / kWarp; r < kBlockRows; r += kWarps) {
     const int64_t n = first_row + r;
     float squares = 0.0f;
     bool finite = true;
     if (n < a.rows) {
-      const X* x = static_cast<const X*>(a.x) + a.x_map.offset(n);
+      const X* x = static_cast<const X*>(a.x.data) + a.x.map.offset(n);
       for (int d = lane; d < a.dim; d += kWarp) {
-        const float value = to_float(x[d * a.x_map.strides.dim]);
+        const float value = to_float(x[d * a.x.map.strides.dim]);
         finite = finite && is_finite(value);
-        const float shifted = value - a.centre[d];
+        const float shifted = value - a.x.centre[d];
         squares = fmaf(shifted, shifted, squares);
       }
     }
     squares = warp_sum(squares);
     finite = __all_sync(kAllLanes, finite);
     if (lane == 0) {
+      s->rows.number[r] = n < a.rows ? static_cast<int>(n) : -1;
       s->rows.flag[r] = row_flag(a, n, !finite);
-      s->rows.error[r] = score_error(a.factors, extent, norm_bound(a.factors, squares), 0.0f);
+      s->rows.error[r] = float32_error(a.factors, extremes, norm_bound(a.factors, squares));
     }
   }
 }
@@ -55,7 +56,7 @@ __device__ void load_chunk(const SearchArgs& a, int64_t first_row, int first_cod
     const int64_t n = first_row + r;
     float value = 0.0f;
     if (n < a.rows && d < a.dim) {
-      value = to_float(static_cast<const X*>(a.x)[a.x_map.offset(n) + d * a.x_map.strides.dim]) - a.centre[d];
+      value = to_float(static_cast<const X*>(a.x.data)[a.x.map.offset(n) + d * a.x.map.strides.dim]) - a.x.centre[d];
     }
     s->x[k][r] = value;
   }
@@ -67,7 +68,7 @@ __device__ void load_chunk(const SearchArgs& a, int64_t first_row, int first_cod
       const int64_t at = static_cast<int64_t>(code) * a.dim + d;
       value = (a.codebook_is_float ? static_cast<const float*>(a.codebook)[at]
                                    : to_float(static_cast<const X*>(a.codebook)[at])) -
-              a.centre[d];
+              a.x.centre[d];
     }
     s->e[k][j] = value;
   }
@@ -80,11 +81,13 @@ __global__ void __launch_bounds__(kThreads, kTileResident)
   unsigned char* scratch = dynamic_shared() + sizeof(TileShared);
   const int tid = static_cast<int>(threadIdx.x);
   const int row0 = tid / kLanes * kThreadRows, code0 = tid % kLanes * kThreadCodes;
-  const int64_t first_row = row_block(a) * kBlockRows;
-  measure_rows<X>(a, first_row, extent_of_codes(a), s);
+  const Share share = share_of(a, kBlockRows);
+  const Unit unit = unit_of(a, share, blockIdx.x, kBlockRows);
+  const int64_t first_row = unit.first_row;
+  measure_rows<X>(a, first_row, *a.extremes, s);
 
   Best best[kThreadRows];
-  for (int start = first_code(a); start < end_code(a); start += kTileCodes) {
+  for (int start = unit.first_code; start < unit.end_code; start += kTileCodes) {
     float sum[kThreadRows][kThreadCodes] = {};
     for (int d = 0; d < a.dim; d += kDepth) {
       __syncthreads();
@@ -109,7 +112,7 @@ __global__ void __launch_bounds__(kThreads, kTileResident)
       const int code = start + code0 + j;  // bias is padded to whole tiles
       const float h = a.bias[code];
 #pragma unroll
-      for (int i = 0; i < kThreadRows; ++i) best[i].template offer<true>(h - sum[i][j], code);
+      for (int i = 0; i < kThreadRows; ++i) best[i].offer(h - sum[i][j], code);
     }
   }
 
@@ -118,18 +121,15 @@ __global__ void __launch_bounds__(kThreads, kTileResident)
     for (int step = 1; step < kLanes; step *= 2) best[i].merge_lanes(step);
     if (tid % kLanes == 0) keep_best(&s->rows, row0 + i, best[i]);
   }
-  finish<X, kBlockRows>(a, &s->rows, scratch);
+  finish<kBlockRows>(a, unit.block, unit.piece, share.pieces, &s->rows, scratch);
 }
 
 }  // namespace
 
-cudaError_t launch_search_tile(const SearchArgs& a, const SearchPlan& plan, int dtype,
-                               const VqCudaStream& stream) {
-  SearchPlan p = plan;
-  p.shared_bytes = static_cast<int64_t>(sizeof(TileShared)) + finish_bytes();
-  return with_dtype(dtype, [&](auto type) {
-    return launch(search_tile_kernel<decltype(type)>, search_blocks(a, p), kThreads, p.shared_bytes, stream,
-                  false, a);
+cudaError_t launch_search_tile(const SearchArgs& a, const SearchPlan& plan, const VqCudaStream& stream) {
+  const int64_t shared = static_cast<int64_t>(sizeof(TileShared)) + finish_bytes();
+  return with_dtype(a.x.dtype, [&](auto type) {
+    return launch(search_tile_kernel<decltype(type)>, search_blocks(a, plan), kThreads, shared, stream, false, a);
   });
 }
 

@@ -19,6 +19,10 @@ typedef struct VqCudaStream {
 // Bytes of device memory that the search needs; fused: vector_quantize, with or without statistics.
 int vq_cuda_search_workspace(const VqRows* x, const VqCodes* codebook, int precision, int fused,
                              int statistics, int device, int64_t* bytes);
+// Where in that memory two uint32 lie afterwards: how many rows an exact search left open after its first pass, and
+// after its second (0 where it has none).
+int vq_cuda_open_counts(const VqRows* x, const VqCodes* codebook, int precision, int fused, int statistics, int device,
+                        int64_t* bytes);
 int vq_cuda_nearest_code(const VqRows* x, const VqCodes* codebook, const VqSearchOptions* options,
                          int64_t* indices, void* workspace, int64_t workspace_bytes, VqCudaStream stream);
 // mask [batches, rows], nonzero where a row counts, or null.

@@ -62,7 +62,7 @@ FACES: dict[str, dict[str, Any]] = {
             "dropout": 0.0,
             "weight_decay": 0.1,
             "label_dropout": 0.12,
-            "patience": 2,
+            "patience": 3,
             "schedule": "cosine",
             "warmup": 100,
             "precision": "bf16-mixed",

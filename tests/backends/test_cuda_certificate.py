@@ -20,7 +20,7 @@ from vq_kernels.backends.cuda import CudaBackend
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
-# Rows and codebook; what is exact there is one, two or three products of bfloat16 parts.
+# Rows and codebook; what is exact there is one, two or three products of 16-bit parts.
 DTYPES = {
     "f32": (F32, F32),
     "f16": (F16, F16),
@@ -93,7 +93,7 @@ def cut_off_code(tails: Tensor, lead: int) -> Tensor:
 
 @blocks
 @dtypes
-@pytest.mark.parametrize(("dim", "too_tight"), [(16, 0.43), (64, 0.57), (150, 0.45)])
+@pytest.mark.parametrize(("dim", "too_tight"), [(16, 0.3), (64, 0.57), (150, 0.45)])
 def test_the_worst_truncation(
     dim: int, too_tight: float, dtype: str, block: int, kernels: CudaBackend
 ) -> None:
@@ -158,43 +158,6 @@ def test_the_worst_rounding(
     check_pair(kernels, row.to(x_dtype), codebook.to(codebook_dtype), "cosine", too_tight, **device)
 
 
-# --- the most that the splits can lose ------------------------------------------------------------------
-
-
-def balanced(row: Tensor, codebook: Tensor, lead: float, dtype: torch.dtype) -> Tensor:
-    """``codebook`` with x . e larger by ``lead`` for the first code, by its first two values."""
-    codebook = codebook.double()
-    codebook[:, :2] = 0.0
-    missing = float((codebook[1] - codebook[0]) @ row.double()) + lead
-    coarse = round(missing * 256) / 256
-    codebook[0, 0] = coarse / row[0].item()
-    codebook[0, 1] = (missing - coarse) / row[1].item()
-    return codebook.to(dtype)
-
-
-def split_pair(dtype: str, d: int) -> tuple[Tensor, Tensor]:
-    """Two codes on both sides of the middle between two bfloat16 values, and what their splits lose.
-
-    High parts and second parts are 1 and nearly 2^-8 for the first code, 1 + 2^-7 and nearly -2^-8 for the
-    second one; what both parts miss, nearly 2^-17, has the sign of the second part.
-    """
-    x_dtype, codebook_dtype = DTYPES[dtype]
-    x_low = {"f32": 2.0**-8 - 2.0**-16, "f16": 2.0**-8, "bf16-f32": 0.0}[dtype]
-    row = torch.full((d,), 1 + x_low)
-    row[0], row[1] = 1.0, 2.0**-6
-    off = torch.tensor([-0.0, 2.0**-10] if codebook_dtype == F16 else [-(2.0**-17), 2.0**-17])
-    off += torch.tensor([0.0, 0.0] if codebook_dtype == F16 else [-(2.0**-23), 2.0**-23])
-    codebook = (1 + 2.0**-8 + off)[:, None] * torch.ones(d)
-    return row.to(x_dtype), balanced(row, codebook, 2.0**-20, codebook_dtype)
-
-
-@blocks
-@pytest.mark.parametrize(("dtype", "too_tight"), [("f32", 0.5), ("f16", 0.35), ("bf16-f32", 0.6)])
-def test_the_worst_split(dtype: str, too_tight: float, block: int, kernels: CudaBackend) -> None:
-    row, codebook = split_pair(dtype, 16)
-    check_pair(kernels, row, codebook, "cosine", too_tight, tensor_core_block=block)
-
-
 # --- near-ties of other kinds, through every kernel -----------------------------------------------------
 
 
@@ -223,7 +186,8 @@ def test_permuted_codes(metric: str, path: str, dtype: str, kernels: CudaBackend
         codebook = torch.stack([code[torch.randperm(d)] for _ in range(64)]).to(codebook_dtype)
         x = (torch.randn(64, 1) * 2.0**10).repeat(1, d).to(x_dtype)
         assert wrong(kernels, x, codebook, metric, 1.0, **device) == 0
-        unchecked += wrong(kernels, x, codebook, metric, 0.0, **device)
+        # Below zero, so that ties of scores whose low bits hold a column are certain too.
+        unchecked += wrong(kernels, x, codebook, metric, -1.0, **device)
     assert unchecked > 0
 
 

@@ -22,7 +22,7 @@ from cuda_host import CSRC, KERNELS, ROOT, digest, locked, run_compiler
 from vq_kernels.build_info import read_build_info
 
 TARGETS = {"sm_80": "80", "sm_90a": "90a", "sm_100": "100f"}
-SOURCES = ("search_mma_f32.cu", "statistics.cu", "hopper_search.cu")  # compiled where nothing was built
+SOURCES = ("search_mma_half.cu", "statistics.cu", "hopper_search.cu")  # compiled where nothing was built
 CACHE = ROOT / "build" / "cuda_compile"
 FLAGS = ["-std=c++17", "-O3", "--fmad=false", "--expt-relaxed-constexpr", f"-I{CSRC}"]
 
@@ -140,11 +140,39 @@ def test_search_uses_the_matrix_units(target: str) -> None:
     matrix = [k for k in kernels(target).values() if "search_mma" in k.name]
     assert matrix
     for k in matrix:
-        products = count(k, "HMMA.16816.F32.BF16")
+        products = count(k, "HMMA.16816.F32")
         # Per 16 dimensions, product and 16 rows: 8 column tiles; two row tiles are 16.
         assert products >= 8, k.name
         assert count(k, "LDSM") > 0, "fragments do not come through ldmatrix"
         assert count(k, "LDGSTS") > 0, "the codebook does not come through cp.async"
+
+
+# search_mma_kernel<parts, products, epilogue, deep, chunked, row tiles>, as names are mangled
+FIRST_PASS = re.compile(r"search_mma_kernelI6__halfLi1ELNS_8EpilogueE1ELb[01]ELb0ELi([12])E")
+
+
+@targets
+def test_the_first_pass_leaves_room_for_three_blocks(target: str) -> None:
+    """One product of float16 parts, 128 threads: 12 warps a multiprocessor, whose waits fill one another."""
+    first = [(k, match[1]) for k in kernels(target).values() if (match := FIRST_PASS.search(k.name))]
+    assert len(first) == 3  # up to 64 dimensions, above, and above with 64 rows
+    for k, row_tiles in first:
+        assert 3 * 128 * k.registers <= 65536, (k.name, k.registers)
+        # A step of 16 dimensions: two fragments of each row tile and eight of 64 codes.
+        assert count(k, "HMMA.16816.F32") >= 8 * int(row_tiles)
+        assert count(k, "FMNMX", "FSETP") < 64, "scores are compared as floats, or one by one"
+
+
+def test_minima_of_three_are_one_instruction_on_hopper() -> None:
+    """Of 16 columns of two to four rows: a pair of columns costs one of them and three of two at most."""
+    packed = [
+        k
+        for k in kernels("sm_90a").values()
+        if re.search(r"search_mma_\w*I\w+Li1ELNS_8EpilogueE[12]E", k.name)
+    ]
+    assert packed
+    for k in packed:
+        assert count(k, "VIMNMX3") >= 8, k.name
 
 
 def test_hopper_search_uses_warpgroup_products_and_bulk_copies() -> None:

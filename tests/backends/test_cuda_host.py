@@ -203,7 +203,7 @@ def test_codes_are_split_where_a_wave_would_be_mostly_empty(
     """With room for 9 blocks of 128 rows at a time, 10 of them would take two waves."""
     module = cuda_host.load_module()
     x, codebook = rows(1, n, 16, torch.bfloat16), torch.randn(1200, 16).bfloat16()
-    bytes_of_three = 100 * 1024  # of shared memory, for blocks of 29 KiB
+    bytes_of_three = 130 * 1024  # of shared memory, for blocks of 39 KiB
     with machine(shared_limit=bytes_of_three):
         module.blocks_launched()
         got = kernels.nearest_code(x, codebook, "l2", "fast")
@@ -230,10 +230,10 @@ def test_long_rows_go_to_the_tensor_cores_too(channel_first: bool, kernels: Cuda
 def test_blocks_are_as_large_as_leaves_two_on_a_multiprocessor(dim: int, kernels: CudaBackend) -> None:
     module = cuda_host.load_module()
     codebook = torch.randn(70, dim)
-    for dtype, block_rows in ((torch.float32, 64), (torch.bfloat16, 128)):
-        x = rows(1, 1280, dim, dtype)
+    for precision, block_rows in (("high", 64), ("exact", 128)):  # three products, and one in the first pass
+        x = rows(1, 1280, dim, torch.float32)
         module.blocks_launched()
-        got = kernels.nearest_code(x, codebook, "l2", "exact")
+        got = kernels.nearest_code(x, codebook, "l2", precision)
         assert module.blocks_launched()[1] == 1280 // block_rows
         assert torch.equal(got[:, :50], reference.nearest_code(x[:, :50], codebook, "l2", "exact"))
 
@@ -389,6 +389,11 @@ def test_a_training_step_is_six_launches(dtype: torch.dtype, kernels: CudaBacken
     before = module.launches()
     kernels.nearest_code(x, codebook, "l2", "high")
     assert module.launches() - before == 2
+    before = module.launches()
+    kernels.nearest_code(x.repeat(1, 1, 3), codebook.repeat(1, 3), "l2", "exact")
+    assert module.launches() - before == 4, (
+        "the rows that one product leaves open are searched in one launch more"
+    )
 
 
 def test_scratch_memory_grows_with_n_and_k_d_only(kernels: CudaBackend) -> None:
@@ -398,7 +403,7 @@ def test_scratch_memory_grows_with_n_and_k_d_only(kernels: CudaBackend) -> None:
         for dtype, precision in itertools.product(range(3), range(3)):
             x, codebook = (0, dtype, 1, n, d, n * d, d, 1), (0, 0, k, d)
             size = module.search_workspace(x, codebook, precision, True, True, 0)
-            assert size <= 11 * n + 16 * k * (d + 4) + 2**18, (k, dtype, precision)
+            assert size <= 13 * n + 16 * k * (d + 4) + 2**18, (k, dtype, precision)
         assert module.statistics_workspace(n, k, d) <= 8 * n + 16 * k * d
 
 

@@ -36,6 +36,14 @@ def test_the_truth_is_that_of_rational_arithmetic(kind: str) -> None:
     assert torch.equal(soak.true_indices(x[0, -12:], codebook, "l2"), rational_argmin(x[0, -12:], codebook))
 
 
+@pytest.mark.parametrize("kind", [*PLENTY, *FEW])
+def test_every_draw_is_finite(kind: str) -> None:
+    for seed in range(5):
+        x, codebook = soak.Case(kind, Size(300, 9, 40), "l2", torch.float16, False, seed).draw()
+        assert x.isfinite().all()
+        assert codebook.isfinite().all()
+
+
 def test_a_case_comes_from_its_number_alone() -> None:
     case = soak.make_case(17, 1000)
     assert case == soak.make_case(17, 1000)

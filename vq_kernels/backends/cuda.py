@@ -102,6 +102,10 @@ class CudaBackend:
     # --- operations ---------------------------------------------------------------------------------
 
     def nearest_code(self, x: Tensor, codebook: Tensor, metric: str, precision: str) -> Tensor:
+        return self._search(x, codebook, metric, precision)[0]
+
+    def _search(self, x: Tensor, codebook: Tensor, metric: str, precision: str) -> tuple[Tensor, Tensor]:
+        """The indices, and the scratch memory as the kernels leave it."""
         device, stream = launch_queue_of(x)
         indices = torch.empty(x.shape[:2], dtype=torch.int64, device=x.device)
         rows, codes = marshal.rows(x), marshal.codes(codebook)
@@ -111,7 +115,21 @@ class CudaBackend:
         self._kernels.nearest_code(
             rows, codes, options, indices.data_ptr(), scratch.data_ptr(), size, device, stream
         )
-        return indices
+        return indices, scratch
+
+    def open_rows(self, x: Tensor, codebook: Tensor, metric: str) -> tuple[int, int]:
+        """How many rows ``[B, M, D]`` an exact search leaves open after one product, and after all of them.
+
+        The second number is 0 where one pass takes all products. For measurements: it waits for the device.
+        """
+        _, scratch = self._search(x, codebook, metric, "exact")
+        device, _ = launch_queue_of(x)
+        precision = marshal.search_options(metric, "exact", 1.0)[1]
+        at = self._kernels.open_counts(
+            marshal.rows(x), marshal.codes(codebook), precision, False, False, device
+        )
+        first, second = scratch[at : at + 8].view(torch.int32).tolist()
+        return first, second
 
     def gather_codes(self, codebook: Tensor, indices: Tensor, out: Tensor) -> None:
         device, stream = launch_queue_of(codebook)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 extern int cuda_host_tensor_core_block;  // products that a tensor core adds at a time: 16 or a divisor
 
@@ -63,13 +64,21 @@ inline float tensor_core_sum(float c, const double* products, int count) {
   return static_cast<float>(std::ldexp(std::trunc(std::ldexp(sum, -excess)), excess - scale));
 }
 
-inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+inline double part_value(__half v) {
+  return __half2float(v);
+}
+inline double part_value(__nv_bfloat16 v) {
+  return __bfloat162float(v);
+}
+
+template <typename T>
+void multiply_16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   *::cuda_host::block_steps += 16 * 8 * 16 / 16 / 32;
   const MmaOperands mine{{a[0], a[1], a[2], a[3]}, {b0, b1}};
   const auto& all = ::cuda_host::exchange(0xffffffffu, &mine, sizeof mine, "mma");
   const unsigned lane = ::cuda_host::lane();
   const auto half = [](uint32_t pair, unsigned i) {
-    return static_cast<double>(__bfloat162float(__nv_bfloat16{static_cast<uint16_t>(pair >> 16 * i)}));
+    return part_value(T{static_cast<uint16_t>(pair >> 16 * i)});
   };
   for (unsigned i = 0; i < 4; ++i) {
     const unsigned row = lane / 4 + 8 * (i / 2), column = lane % 4 * 2 + i % 2;

@@ -106,13 +106,13 @@ def test_the_picture_of_samples_shows_their_codes_one_class_a_row(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[tuple[torch.Tensor, list[str]]] = []
-    monkeypatch.setattr(
-        drawing, "labelled_rows", lambda path, images, names, columns: shown.append((images, names))
-    )
+    monkeypatch.setattr(drawing, "labelled_rows", lambda *given: shown.append(given[1:3]))
     drawn = sample(runs, tmp_path, "--count", "2")
     codes = [torch.from_numpy(drawn[f"level{level}"]) for level in range(2)]
     ((images, names),) = shown
-    assert torch.equal(images, to_uint8(decode(load_pretrained(runs / "run" / "model"), codes)))
+    expected = to_uint8(decode(load_pretrained(runs / "run" / "model"), codes))
+    assert (images.int() - expected.int()).abs().max() <= 1  # rounded to bytes, batches of other sizes
+    assert images.dtype == torch.uint8
     assert names == [str(digit) for digit in range(10)]
     assert drawn["labels"].tolist() == [digit for digit in range(10) for _ in range(2)]
 

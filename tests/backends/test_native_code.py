@@ -1,0 +1,48 @@
+"""The machine code of the narrow sweeps: sums stay in registers, one copy of each."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from vq_kernels.backends import native
+
+PRODUCTS = {"avx512vnni": "vpdpbusd", "avx512bf16": "vdpbf16ps"}
+SUMS = 24  # three vectors of rows by eight codes
+
+
+def _loops(product: str) -> list[list[str]]:
+    """The instructions from the first to the last of the products of each full sweep's inner loop."""
+    if (reason := native.unavailable_reason()) is not None:
+        pytest.skip(reason)
+    if shutil.which("objdump") is None:
+        pytest.skip("objdump is not installed")
+    from vq_kernels import _C  # type: ignore[attr-defined]
+
+    command = ["objdump", "-dC", "--no-show-raw-insn", "--no-addresses", _C.__file__]
+    text = subprocess.check_output(command, text=True)
+    found = []
+    for function in re.findall(r"narrow_sweep<3>\([^\n]*>:\n(.*?)\n\n", text, re.S):
+        lines = function.splitlines()
+        at = [i for i, line in enumerate(lines) if product in line and "zmm" in line]
+        if at:
+            found.append(lines[at[0] : at[-1] + 1])
+    return found
+
+
+@pytest.mark.parametrize("isa", PRODUCTS)
+def test_the_sweep_keeps_its_sums_in_registers(isa: str) -> None:
+    """Some compilers keep every sum twice, and half of the time goes into moving them (65 moves a round)."""
+    if isa not in native.cpu_features()["compiled"]:
+        pytest.skip(f"{isa} was not compiled in")
+    loops = _loops(PRODUCTS[isa])
+    assert loops
+    for loop in loops:
+        assert sum(PRODUCTS[isa] in line for line in loop) == SUMS
+        moves = [line for line in loop if re.search(r"vmov\w+\s+%zmm\d+,%zmm\d+", line)]
+        stack = [line for line in loop if re.search(r"vmov.*\(%r[sb]p", line)]
+        assert len(moves) <= 8, moves
+        assert not stack
