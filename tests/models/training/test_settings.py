@@ -14,6 +14,7 @@ from training_support import histories, settings, train
 from models import VQVAE2
 from models.codes.description import CodeDescription
 from models.data import DataConfig, ImageData, ImageSplit, load_data, to_float
+from models.data.kinds import Images
 from models.runs.build import build_model
 from models.runs.config import PriorConfig, TrainConfig
 
@@ -33,6 +34,7 @@ def test_training_never_looks_at_the_test_split(tmp_path: Path, data: ImageData)
 
         def __init__(self, split: ImageSplit) -> None:
             self.hashes, self.labels, self.count = split.hashes, split.labels, len(split)
+            self.kind = split.kind
 
         def __len__(self) -> int:
             return self.count
@@ -68,9 +70,10 @@ def test_the_model_of_the_lowest_validation_loss_is_returned(
     """Validation says that every epoch is worse than the one before, so it is the model of the first."""
     from models.training.modules import AutoencoderModule
 
-    def worse(self, batch, index, step=AutoencoderModule.validation_step) -> None:
-        step(self, batch, index)
+    def worse(self, batch, index, step=AutoencoderModule.validation_step) -> object:
+        output = step(self, batch, index)
         self.validation_sums["loss"] += 100.0 * self.trainer.global_step * len(batch[0])
+        return output
 
     first = train(settings(tmp_path, name="first", epochs=1), data)
     monkeypatch.setattr(AutoencoderModule, "validation_step", worse)
@@ -207,6 +210,7 @@ def test_every_setting_reaches_the_model(model: str) -> None:
         residual_hidden=5,
         embedding_dim=7,
         codebook_size=9,
+        level_codebook_sizes=(9, 5),
         downscale=2,
         downscales=(2, 2),
         codebook="gradient",
@@ -224,7 +228,7 @@ def test_every_setting_reaches_the_model(model: str) -> None:
         latent_dim=11,
         channels_vae=(3, 4, 5, 6),
     )
-    data = SimpleNamespace(channels=2, size=(8, 8), variance=0.06, name="made")
+    data = SimpleNamespace(channels=2, size=(8, 8), variance=0.06, name="made", kind=Images((8, 8), 2))
     found = build_model(config, data).config
     expected = vars(config) | {
         "in_channels": data.channels,
@@ -234,7 +238,8 @@ def test_every_setting_reaches_the_model(model: str) -> None:
     }
     plain = build_model(TrainConfig(model=model, downscale=2, downscales=(2, 2), channels_vae=(4,)), data)
     assert plain.config["variance"] == data.variance
-    no_settings = {"eps", "ndim", "relu_skip"}
+    assert (found.get("ndim", 2), found["data_levels"], found["scale"]) == (2, 256, 1.0), "those of images"
+    no_settings = {"eps", "ndim", "relu_skip", "data_levels", "scale"}
     for name in set(found) - no_settings:
         value = tuple(found[name]) if isinstance(found[name], list) else found[name]
         assert value == expected[name], name
