@@ -184,8 +184,9 @@ __device__ CodeSums read_code(const PrepareArgs& a, int code, int lane, const fl
   return sums;
 }
 
+// Four blocks a multiprocessor: left alone, nvcc 13.0 holds the kernel to 48 registers and spills.
 template <typename E>
-__global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_constant__ PrepareArgs a) {
+__global__ void __launch_bounds__(kPrepareThreads, 4) prepare_kernel(const __grid_constant__ PrepareArgs a) {
   float* centre = reinterpret_cast<float*>(dynamic_shared());  // [D]
   float* scratch = centre + a.dim;  // [warps]
   const int tid = static_cast<int>(threadIdx.x);

@@ -121,9 +121,16 @@ def count(kernel: Kernel, *prefixes: str) -> int:
     return sum(i.startswith(prefixes) for i in kernel.instructions)
 
 
+# Bytes of stack, by target and a part of the kernel's name: the first pass on rows of more than 64 dimensions,
+# held to the 168 registers that let three blocks share a multiprocessor.
+SPILLS = {("sm_100", "search_mma_kernelI6__halfLi1ELNS_8Epilogue"): 16}
+
+
 @targets
 def test_nothing_spills(target: str) -> None:
     spilling = {k.name: k.stack for k in kernels(target).values() if k.stack != 0 or count(k, "LDL", "STL")}
+    for (known, part), stack in SPILLS.items():
+        spilling = {n: s for n, s in spilling.items() if not (known == target and part in n and s <= stack)}
     assert not spilling, json.dumps(spilling, indent=1)
 
 

@@ -25,6 +25,9 @@ import torch
 import vq_kernels as vq
 from vq_kernels.backends import native
 
+# A shell that starts the tests in the background has them ignore the signal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def size_for(call):
     # The size at which call(size) takes {FULL} seconds. Threads that wait for a core, a tenth of a second
     # and more, must not count for work.

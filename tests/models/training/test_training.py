@@ -338,6 +338,8 @@ def pressing(self, batch, index):
     return step(self, batch, index)
 signalled = []
 modules.AutoencoderModule.training_step = pressing
+# A shell that starts the tests in the background has them ignore SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(models.cli.main(["train", *sys.argv[3:]]))
 """
 
