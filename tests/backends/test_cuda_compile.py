@@ -121,7 +121,7 @@ def count(kernel: Kernel, *prefixes: str) -> int:
     return sum(i.startswith(prefixes) for i in kernel.instructions)
 
 
-# Bytes of stack, by target and a part of the kernel's name: the first pass on rows of more than 64 dimensions,
+# Bytes of stack, by target and part of a kernel's name: the first pass on rows of more than 64 dimensions,
 # held to the 168 registers that let three blocks share a multiprocessor.
 SPILLS = {("sm_100", "search_mma_kernelI6__halfLi1ELNS_8Epilogue"): 16}
 
