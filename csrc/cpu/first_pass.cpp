@@ -10,6 +10,8 @@ constexpr int64_t kInt8LeastDim = 16;
 constexpr int64_t kInt8LeastWork = 8192;  // of codes times dimensions
 // Beyond this a sum of int8 products could overflow.
 constexpr int64_t kInt8MostDim = 65536;
+// Beyond this the rounding of a bfloat16 sum has no useful bound, and from 41,934 on none.
+constexpr int64_t kBfloat16MostDim = 16384;
 
 int chosen = -1;
 
@@ -25,7 +27,7 @@ FirstPass narrow_first(int kind) {
 }  // namespace
 
 FirstPass choose_first_pass(const VqRows* x, int64_t codes) {
-  const bool int8 = int8_kernels_in_use() && x->dim <= kInt8MostDim, bfloat16 = bfloat16_kernels_in_use();
+  const bool int8 = int8_kernels_in_use() && x->dim <= kInt8MostDim, bfloat16 = bfloat16_kernels_in_use() && x->dim <= kBfloat16MostDim;
   if (chosen == VQ_FLOAT32_FIRST) return float32_first();
   if (chosen == VQ_INT8_FIRST && int8) return narrow_first(VQ_INT8_FIRST);
   if (chosen == VQ_BFLOAT16_FIRST && matrix_kernels_in_use()) return matrix_first();

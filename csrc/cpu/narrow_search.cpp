@@ -129,8 +129,10 @@ void NarrowSearch::resolve_row(int i, int lane) {
   }
   int32_t* candidates = candidates_ + lane * kNarrowPitch;
   float* upper = upper_ + lane * kNarrowPitch;
-  if (n) index = candidates[0];
-  if (n < 2) return;
+  // A bound that is infinite or NaN lists nothing; so does a codebook without a code to choose.
+  if (n == 0) return exact_->queue_unbounded(i);
+  index = candidates[0];
+  if (n == 1) return;
   // The likely best first: its own bound, and then its score, rule out most others.
   int likely = 0;
   for (int c = 1; c < n; ++c)

@@ -44,9 +44,13 @@ def draw_and_measure(
         top_k=arguments.top_k,
         top_p=arguments.top_p,
         guidance=1.0 if arguments.guidance is None else [1.0 if s is None else s for s in arguments.guidance],
-        best_of=arguments.best_of or 1,
-        reject=arguments.reject or 1,
+        best_of=1 if arguments.best_of is None else arguments.best_of,
+        reject=1 if arguments.reject is None else arguments.reject,
     )
+    if arguments.judge is None and arguments.judge_model != "svm":
+        raise ValueError(
+            f"judge_model is {arguments.judge_model} without --judge; accepted: with --judge DATA"
+        )
     description = CodeDescription.load(layout.folder)
     decoder = usable_model(arguments.model or description.model)
     check_prior_of(layout.folder, decoder)

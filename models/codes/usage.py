@@ -28,6 +28,7 @@ def say_if_collapsed(
                 stage = f", code {number} of {len(sizes)}" if len(sizes) > 1 else ""
                 print(
                     f"level {level}{stage}: {used} of {size} codes in use in {len(maps)} {items}; the "
-                    f"codebook has collapsed: train again with --kmeans-init or --dead-code-threshold 1",
+                    f"codebook has collapsed: train again with --kmeans-init, --dead-code-threshold 1 "
+                    f"or a lower learning rate, whichever it had not",
                     file=sys.stderr,
                 )

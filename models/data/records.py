@@ -121,8 +121,9 @@ def naming(name: str, item: str, remedy: str = "replace or remove the file") -> 
     except DataError:
         raise
     except Exception as error:
-        # Pillow would name the buffer in memory that it was given.
+        # Pillow would name the buffer in memory that it was given, and so does soundfile.
         is_unknown = type(error).__name__ == "UnidentifiedImageError"
-        reason = ("no known format" if is_unknown else str(error)) or type(error).__name__
+        text = str(getattr(error, "error_string", error))
+        reason = ("no known format" if is_unknown else text) or type(error).__name__
         article = "an" if item[0] in "aeiou" else "a"
         raise DataError(f"{name} cannot be read as {article} {item} ({reason}); {remedy}") from error

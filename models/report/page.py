@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from models.files import write_whole
@@ -58,5 +59,7 @@ def _comparison(paths: Sequence[Path]) -> Section:
         with tempfile.TemporaryDirectory() as folder:
             compare(paths, folder)
             page.tables = [read_table(file) for file in sorted(Path(folder).glob("*.csv"))]
-            page.pictures = list(read_media([Path(folder) / "curves.png"], PICTURES))
+            curves = read_media([Path(folder) / "curves.png"], PICTURES)
+            # By no name of a folder that is gone.
+            page.pictures = [replace(picture, title="curves.png") for picture in curves]
     return page

@@ -130,7 +130,7 @@ class TrainingWatch(pl.Callback):
     def _check_usage(self, trainer: pl.Trainer, level: str, number: int, counts: Tensor) -> None:
         """Of one of a position's codes: how often each of its values, ``[K]``, was used in an epoch."""
         size, positions, used = len(counts), int(counts.sum()), int((counts > 0).sum())
-        if size > 1 and positions and used < LEAST_USAGE * min(size, positions):
+        if size > 1 and positions and used < max(2, LEAST_USAGE * min(size, positions)):
             self._say(
                 trainer,
                 f"collapse{level}{number}",

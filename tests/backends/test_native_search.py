@@ -243,6 +243,13 @@ def test_many_codes_in_blocks(path: str) -> None:
     assert torch.equal(native.nearest_code(x[None], codebook, "l2", "exact")[0], planted)
 
 
+@pytest.mark.parametrize("d", [16_400, 41_940, 66_000])
+def test_rows_too_wide_for_a_narrow_pass(path: str, d: int) -> None:
+    """There the bounds of narrow sums are useless, infinite or none."""
+    codebook = torch.randn(40, d)
+    assert torch.equal(native.nearest_code(codebook[None], codebook, "l2", "exact")[0], torch.arange(40))
+
+
 def test_threads_change_nothing(path: str) -> None:
     x, codebook = torch.randn(2, 700, 16), torch.randn(300, 16)
     threads = torch.get_num_threads()

@@ -192,6 +192,8 @@ def test_runs_are_compared(tmp_path: Path, run: Path) -> None:
     assert "0.00123" in page.text
     assert "0.5" in page.text
     assert page.text.count("curves.png") == 3, "of both together and of each"
+    assert main(["report", str(run), str(other), "--out", str(tmp_path / "again.html")]) == 0
+    assert (tmp_path / "again.html").read_bytes() == (tmp_path / "both.html").read_bytes()
 
 
 def test_what_cannot_be_shown_is_one_line(tmp_path: Path, capsys) -> None:

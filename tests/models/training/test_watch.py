@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from training_support import settings, train
 
 from models import VQVAE2
 from models.data import DataConfig, load_data
-from models.training.watch import LossWatch, PositionEntropy, runs_away
+from models.training.watch import LossWatch, PositionEntropy, TrainingWatch, runs_away
 
 pytestmark = pytest.mark.xdist_group("training")  # one process pays for importing Lightning
 
@@ -53,6 +54,22 @@ def test_a_collapsed_codebook_is_named_once(tmp_path: Path, data, capsys) -> Non
     assert "--kmeans-init" in line
     assert "--dead-code-threshold" in line
     assert capsys.readouterr().err.count("collapsed") == 1
+
+
+@pytest.mark.parametrize("size", [2, 16])
+def test_of_few_codes_one_in_use_is_a_collapse(tmp_path: Path, size: int) -> None:
+    """A twentieth of them is less than one."""
+    watch = TrainingWatch(settings(tmp_path, codebook_size=size))
+    told: list[str] = []
+    watch._say = lambda trainer, kind, text: told.append(text)  # type: ignore[method-assign]
+    trainer = SimpleNamespace(current_epoch=0)
+    counts = torch.zeros(size, dtype=torch.int64)
+    counts[0] = 1000
+    watch._check_usage(trainer, "", 0, counts)  # type: ignore[arg-type]
+    counts[1] = 1
+    watch._check_usage(trainer, "", 0, counts)  # type: ignore[arg-type]
+    (line,) = told
+    assert f"1 of {size} codes" in line
 
 
 def test_a_learning_rate_that_diverges_is_named(tmp_path: Path, data) -> None:
