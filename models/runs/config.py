@@ -158,8 +158,8 @@ class LoopConfig:
                 for other in LoopConfig.__subclasses__():
                     if name in setting_types(other):
                         raise ValueError(
-                            f"{source} is of a {other.command} run, as it sets {name}, not of a {cls.command} run; "
-                            f"accepted: folder, name (--name) or configuration (--config) of the latter"
+                            f"{source} is of a {other.command} run, not of a {cls.command} run: it sets "
+                            f"{name}; accepted: folder, --name or --config of a {cls.command} run"
                         )
                 near = difflib.get_close_matches(str(name), types, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
