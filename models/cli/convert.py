@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     model = convert_file(arguments.checkpoint)
     # Arguments of the model and settings of a run bear the same names where they mean the same.
     names = setting_types(TrainConfig)
-    model_settings = {name: value for name, value in model.config.items() if name in names}
+    model_settings = {n: value for n, value in model.config.items() if n in names and value is not None}
     model_settings["model"] = type(model).__name__.lower()
     config = TrainConfig.from_mapping(model_settings | data_settings, str(arguments.checkpoint))
     model.save_pretrained(config.layout.model)

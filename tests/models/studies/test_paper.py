@@ -10,11 +10,12 @@ import torch
 
 from models import VQVAE
 from models.codes.description import CodeDescription
+from models.data.kinds.image import Images
 from models.runs.build import build_model, build_priors
 from models.runs.config import PriorConfig, TrainConfig
 from models.studies import likelihood
 
-CIFAR: Any = SimpleNamespace(channels=3, size=(32, 32), variance=0.063, name="made")
+CIFAR: Any = SimpleNamespace(channels=3, size=(32, 32), variance=0.063, name="made", kind=Images((32, 32), 3))
 
 
 def model(**changes: Any) -> Any:

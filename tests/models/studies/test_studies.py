@@ -122,9 +122,10 @@ def test_a_study_is_listed_from_its_source_alone(tmp_path: Path, monkeypatch) ->
     monkeypatch.setattr(catalogue, "__file__", str(tmp_path / "catalogue.py"))
     (tmp_path / "catalogue.py").write_text("import nowhere\n")
     (tmp_path / "new_study.py").write_text(
-        '"""What is studied.\n\nMore."""\nimport nowhere\nOPTIONS = ("seeds",)\ndef run(options): ...\n'
+        '"""What is studied.\n\nMore."""\nimport nowhere\n'
+        'OPTIONS = ("seeds",)\nSETTINGS = {"small": {}}\ndef run(options): ...\n'
     )
-    assert list_studies() == {"new-study": Study("new-study", "What is studied", ("seeds",))}
+    assert list_studies() == {"new-study": Study("new-study", "What is studied", ("seeds",), ("small",))}
 
 
 def test_mean_and_deviation() -> None:
