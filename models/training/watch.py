@@ -189,7 +189,9 @@ def runs_away(history: Sequence[tuple[float, float]]) -> bool:
         return False
     pairs = itertools.pairwise(last)
     grows = all(after[0] > before[0] and after[1] <= before[1] for before, after in pairs)
-    return grows and last[-1][0] > _GROWTH * last[0][0]
+    # While an encoder still learns to reconstruct at all, its latents spread as they should.
+    has_learned = last[-1][1] > 0.5 * last[0][1]
+    return grows and has_learned and last[-1][0] > _GROWTH * last[0][0]
 
 
 class PositionEntropy:
