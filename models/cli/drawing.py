@@ -18,12 +18,13 @@ from models.cli.flags import check_output
 from models.cli.latents import write_samples
 from models.codes.description import CodeDescription
 from models.codes.store import CodeStore
-from models.data import ImageData, some_rows
+from models.data import ImageData
 from models.data.columns import label_columns
 from models.data.kinds import Kind, kind_of_settings
 from models.evaluation.drawn import decoded_codes, describe, draw_neighbours, measure_stages
 from models.evaluation.judge import Judge
 from models.evaluation.pictures import grid, labelled_rows, save_image
+from models.evaluation.realism import LEAST_COMPARED
 from models.evaluation.selection import Drawing, Stage, draw_stages
 from models.files import only_writer, write_whole
 from models.priors.base import AutoregressivePrior
@@ -60,6 +61,17 @@ def draw_and_measure(
     rows = class_rows(arguments.classes, description.class_names, priors[0].num_classes)
     folder = check_output(arguments.out or layout.samples, folder=True)
     needs_real = how.reject > 1 or arguments.two_sample or arguments.neighbours
+    if arguments.codes is not None and not needs_real:
+        raise ValueError(
+            f"codes is {arguments.codes}; accepted: with --reject of at least 2, --two-sample or --neighbours"
+        )
+    labels = torch.tensor([members[i % len(members)] for _, members in rows for i in range(arguments.count)])
+    compared = len(labels) if arguments.two_sample else len(labels) * how.reject
+    if (arguments.two_sample or how.reject > 1) and compared < LEAST_COMPARED:
+        raise ValueError(
+            f"count is {arguments.count}, which makes {compared} samples to tell from real codes; accepted: "
+            f"at least {LEAST_COMPARED} in all"
+        )
     store = _real_codes(arguments.codes, layout, description) if needs_real else None
     real = decoded_codes(model, store, "train") if store is not None else None
     data, judge = None, None
@@ -67,7 +79,6 @@ def draw_and_measure(
         data = judge_data(arguments.judge, layout.folder, priors, description)
         print(f"training a classifier on {data.describe()}", flush=True)
         judge = Judge(data.train, model=arguments.judge_model, progress=True)
-    labels = torch.tensor([members[i % len(members)] for _, members in rows for i in range(arguments.count)])
     generator = torch.Generator(device).manual_seed(arguments.seed)
     codes = len(labels) * how.best_of * how.reject * sum(math.prod(shape) for shape in description.shapes)
     with only_writer(folder):
@@ -152,8 +163,8 @@ def _figures(
         figures[f"real test {kind.items}"] = {"judge": of_real}
     if arguments.neighbours and store is not None and real is not None:
         held_out = decoded_codes(model, store, "test")
-        images = list(stages.values())[-1].images
-        spread = images[some_rows(len(images), len(images))]
-        errors = draw_neighbours(folder / "neighbours.png", spread, real, held_out, kind)
+        # One sample of each class after the other: the picture shows the first ones.
+        images = list(stages.values())[-1].images.unflatten(0, (-1, arguments.count)).transpose(0, 1)
+        errors = draw_neighbours(folder / "neighbours.png", images.flatten(0, 1), real, held_out, kind)
         figures[f"squared error to the nearest training {kind.item}"] = errors
     return figures

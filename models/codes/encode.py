@@ -133,13 +133,13 @@ class _Copies:
     def __len__(self) -> int:
         return self.copies * len(self.split)
 
-    def batch(self, rows: range) -> Tensor:
+    def batch(self, rows: range, device: str) -> Tensor:
         """Images in the models' range: ``[B, C, *S]``."""
-        images = to_float(self.split.batch([row % len(self.split) for row in rows]))
+        images = to_float(self.split.batch([row % len(self.split) for row in rows]).to(device))
         first = min(max(0, len(self.split) - rows.start), len(rows))  # rows of images as they are
-        noise = self.noise[rows.start + first - len(self.split) : rows.stop - len(self.split)]
         if first == len(rows):
             return images
+        noise = self.noise[rows.start + first - len(self.split) : rows.stop - len(self.split)].to(device)
         return torch.cat([images[:first], augment(images[first:], noise, self.augmentation)])
 
     def labels(self, rows: range) -> list[int]:
@@ -172,7 +172,7 @@ def _write_shard(
     with ArrowWriter(path=str(unfinished), features=code_features(shapes)) as writer:
         for start in range(rows.start, rows.stop, batch_size):
             batch = range(start, min(start + batch_size, rows.stop))
-            codes = model.encode(split.batch(batch).to(device))
+            codes = model.encode(split.batch(batch, device))
             columns = {f"level{i}": level.flatten(1).int().cpu().numpy() for i, level in enumerate(codes)}
             writer.write_batch({name: list(values) for name, values in columns.items()}
                                | {"label": split.labels(batch)})  # fmt: skip

@@ -17,7 +17,7 @@ def say_if_collapsed(
     """Say on standard error which levels use hardly any of their codes, at most one in 32 or a single one.
 
     codes: of some images at every level, top first, as models give them. codebook_sizes: of each level, the
-    number of values of each of a position's Q codes. items: what the images are, if no images.
+    number of values of each of a position's Q codes. items: what they are called in the message.
     """
     for level, (maps, sizes) in enumerate(zip(codes, codebook_sizes, strict=True)):
         for number, (column, size) in enumerate(

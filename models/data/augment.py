@@ -81,5 +81,7 @@ def augment(images: Tensor, noise: Tensor, settings: AugmentSettings) -> Tensor:
     changed = F.grid_sample(
         images.float(), grid, mode="bicubic", padding_mode="reflection", align_corners=False
     )
-    changed = changed.clamp(images.min().float(), images.max().float())  # bicubic overshoots at edges
+    # Bicubic overshoots at edges; of each image by itself, whatever else is in the batch.
+    low, high = (limit((1, 2, 3), keepdim=True).float() for limit in (images.amin, images.amax))
+    changed = torch.clamp(changed, low, high)
     return changed if images.is_floating_point() else changed.round().to(images.dtype)

@@ -54,6 +54,8 @@ class Decoded:
         """A copy of the items with the given numbers: ``[B, *shape]``."""
         chosen = np.asarray(items, dtype=np.int64)
         first = self.arrays[0]
+        if len(self.arrays) == 1:
+            return np.asarray(first[self.row_of[chosen]])
         taken = np.empty((len(chosen), *first.shape[1:]), first.dtype)
         for number, array in enumerate(self.arrays):
             here = self.array_of[chosen] == number

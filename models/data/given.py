@@ -90,7 +90,7 @@ class GivenSplit(ImageSplit):
         return len(self._rows)
 
     def batch(self, rows: Sequence[int] | Tensor) -> Tensor:
-        """Images of the given rows: ``[B, C, H, W]`` uint8."""
+        """Items of the given rows: levels ``[B, C, *S]``, of images uint8."""
         chosen = [self._rows[int(row)] for row in rows]
         shape = (0, self.channels, *self.size)
         images = [self._images.item(row)[0] for row in chosen]

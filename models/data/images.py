@@ -41,8 +41,8 @@ class ImageSplit:
     axis: images are mirrored to its positive side where it is set, see :mod:`models.data.orientation`.
     hashes: ``[N]``, of each item's file, see :func:`models.data.splits.content_hashes`.
     cache: decode all items now and keep them; else they are decoded batch by batch.
-    store: keeps decoded items on disk, mapped into memory. Those that it has are not decoded again, without
-        ``cache`` neither.
+    store: keeps decoded items on disk, mapped into memory. Those that it has are not decoded again, even
+        without ``cache``.
     check: without a cache, decode all items once, so that a bad one is found before training starts.
     on_decoded: called with the number of items each time some have been decoded for the cache or the check.
     """

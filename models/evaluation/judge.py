@@ -106,7 +106,9 @@ class Judge:
         probabilities = self.probabilities(images)
         figures: dict[str, dict[str, float]] = {}
         for column, (names, part_of) in parts_of_classes(class_names, label_column).items():
-            of_part = torch.zeros(len(images), len(names)).index_add_(1, part_of, probabilities)
+            of_part = torch.zeros(len(images), len(names)).index_add_(
+                1, part_of[: probabilities.shape[1]], probabilities
+            )
             wanted = part_of[labels]
             is_right = (of_part.argmax(1) == wanted).float()
             figures[column] = {"all": float(is_right.mean())}

@@ -11,6 +11,7 @@ from models.data import to_float
 from models.evaluation.classifier import Examples, class_probabilities, train_classifier
 
 REAL, DRAWN = 1, 0
+LEAST_COMPARED = 4  # samples, and as many real images
 
 
 class TwoSample(NamedTuple):
@@ -31,10 +32,10 @@ def two_sample(
     numbers only. ValueError for fewer than four images of either, or more samples than real images.
     """
     count = len(samples)
-    if not 4 <= count <= len(real):
+    if not LEAST_COMPARED <= count <= len(real):
         raise ValueError(
-            f"samples is of {count} images, with {len(real)} real ones; accepted: 4 or more, and as many "
-            f"real ones"
+            f"samples is of {count} images, with {len(real)} real ones; accepted: {LEAST_COMPARED} or more, "
+            f"and as many real ones"
         )
     generator = torch.Generator().manual_seed(seed)
     real = real[torch.randperm(len(real), generator=generator)[:count]]

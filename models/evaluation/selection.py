@@ -47,9 +47,8 @@ class Stage(NamedTuple):
 
     codes: tuple[Tensor, ...]  # of every level, top first, [B, *shape] int64
     images: Tensor  # [B, C, *S] on the CPU, in -0.5..0.5
-    told_apart: float | None = (
-        None  # of rejection: accuracy of its classifier over all candidates and real codes
-    )
+    # Of rejection: the accuracy of its classifier over all candidates and as many real codes.
+    told_apart: float | None = None
 
 
 def draw_stages(
@@ -92,7 +91,7 @@ def draw_stages(
         )
         plain.append(tuple(level[:: how.best_of] for level in drawn))
         ranked.append(best_of(priors, drawn, some, how.best_of) if how.best_of > 1 else plain[-1])
-    told_apart: dict[str, float] = {}
+    told_apart: float | None = None
     # Of the samples among which one is kept, the first stands for what it would have been without.
     stages = {"plain": [level[:: how.reject] for level in _joined(plain)]}
     candidates = _joined(ranked)
@@ -102,10 +101,10 @@ def draw_stages(
         images = to_levels(decode(model, candidates).cpu(), real.dtype)
         told = two_sample(real, images, progress=progress)
         rows = torch.arange(len(labels)) * how.reject + told.realism.view(-1, how.reject).argmax(1)
-        told_apart["kept"] = told.accuracy
+        told_apart = told.accuracy
         stages["kept"] = [level[rows.to(level.device)] for level in candidates]
     return {
-        name: Stage(tuple(codes), decode(model, codes).cpu(), told_apart.get(name))
+        name: Stage(tuple(codes), decode(model, codes).cpu(), told_apart if name == "kept" else None)
         for name, codes in stages.items()
     }
 

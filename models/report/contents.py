@@ -6,6 +6,7 @@ import base64
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def section_of(folder: Path) -> Section:
     section = Section(folder.resolve().name)
     section.tables = [read_table(file) for file in sorted(folder.glob("*.csv"))]
     section.pictures = list(read_media(sorted(folder.iterdir()) if folder.is_dir() else [], PICTURES))
-    section.sounds = list(read_media(sorted(folder.glob("*")), SOUNDS))[:MOST_SOUNDS]
+    section.sounds = list(islice(read_media(sorted(folder.glob("*")), SOUNDS), MOST_SOUNDS))
     made_with = folder / "study.json"
     if made_with.is_file():
         section.settings = _settings(read_object(made_with, "make the study again"))
@@ -100,7 +101,7 @@ def run_section(layout: RunLayout) -> Section:
         file for place in ("samples", "reconstruct-*") for file in layout.folder.glob(f"{place}/**/*")
     )
     section.pictures = list(read_media([layout.curves, *latest, *others], PICTURES))
-    section.sounds = list(read_media(others, SOUNDS))[:MOST_SOUNDS]
+    section.sounds = list(islice(read_media(others, SOUNDS), MOST_SOUNDS))
     return section
 
 

@@ -117,7 +117,8 @@ def trained_levels(config: PriorConfig, description: CodeDescription) -> list[in
     if config.level is None:
         return levels
     if config.level not in levels:
-        raise ValueError(f"level is {config.level}; accepted: 0 (top) to {levels[-1]}, those of the codes")
+        accepted = f"0 (top) to {levels[-1]}" if len(levels) > 1 else "0, the only one"
+        raise ValueError(f"level is {config.level}; accepted: {accepted}, of these codes")
     return [config.level]
 
 

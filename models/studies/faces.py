@@ -111,7 +111,7 @@ def draw_faces(runner: Runner, columns: Sequence[str]) -> None:
 def other_columns(config: DataConfig, columns: Sequence[str]) -> list[str]:
     """Those of ``columns`` that the data have beside the one that ``config`` names, by default the last one.
 
-    None where the data lack any of them.
+    Empty where the data lack any of them.
     """
     splits, _ = named_splits(open_source(config).splits, config)
     has_all = set(columns) <= set(splits["train"].column_names)

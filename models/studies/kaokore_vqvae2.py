@@ -15,6 +15,7 @@ import torch
 
 from models.autoencoders.discrete import require_codes
 from models.data import load_data, some_rows
+from models.evaluation.exact import count_maps
 from models.evaluation.judge import Judge
 from models.evaluation.pictures import grid, labelled_rows, save_curves, save_image
 from models.runs.history import Series, spread
@@ -98,7 +99,7 @@ EPOCHS = {
 }
 # At real scale: other downscales of the VQ-VAE, whose codes take fewer and more bits an image.
 DOWNSCALES: dict[str, tuple[int, ...]] = {"real": (8, 2)}
-# Minutes that each part took on one thread of an AMD EPYC (Zen 4), with nothing beside it.
+# Minutes that each part is expected to take on one thread of an AMD EPYC (Zen 4), with nothing beside it.
 MINUTES = {"models": 7.0, "figures": 3.0, "faces": 55.0}
 COLUMNS = ("gender", "status")
 PER_CLASS, SHOWN, TEMPERATURE = 50, 12, 0.9
@@ -124,7 +125,8 @@ def run(options: StudyOptions) -> Path:
     for name, (model, number) in names.items():
         parts.begin(name)
         runs[model].append(runner.train(f"{model}-seed{number}", model=model, seed=number))
-    by_bits = {model: trained[0] for model, trained in runs.items()}
+    first = {model: trained[0] for model, trained in runs.items()}
+    by_bits = dict(first)
     for name, downscale in others.items():
         parts.begin(name)
         by_bits[name] = runner.train(f"vqvae-downscale{downscale}", model="vqvae", downscale=downscale)
@@ -139,7 +141,6 @@ def run(options: StudyOptions) -> Path:
     )
     seed = f"seed {seeds[0]}, the first of {len(seeds)}"
     _curves(runner, runs, len(seeds))
-    first = {model: trained[0] for model, trained in runs.items()}
     layouts = {model: trained.config.layout for model, trained in first.items()}
     caption = runner.caption("validation", "seed")
     path = runner.folder / "reconstructions.png"
@@ -160,9 +161,7 @@ def _bits(runner: Runner, runs: dict[str, TrainedRun]) -> None:
     rows: list[dict[str, Any]] = []
     for name, trained in runs.items():
         model = require_codes(trained.model)
-        shapes, sizes = model.code_shapes(runner.data.size), model.codebook_sizes
-        levels = zip(shapes, sizes, strict=True)
-        bits = sum(math.prod(shape) / len(level) * sum(map(math.log2, level)) for shape, level in levels)
+        shapes, bits = model.code_shapes(runner.data.size), math.log2(count_maps(model, runner.data.size))
         figures = runner.evaluate(trained)
         shown = {key: float(figures[key]) for key in ("mse", "ssim", "commitment")}
         rows.append(

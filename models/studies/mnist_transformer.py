@@ -5,8 +5,9 @@ Settings as published for MNIST, Fashion-MNIST and CelebA: downscale 4, K=128, D
 temperature 2. One start token a class makes samples diverse: with one for all, no sample is a 1 or a 7.
 
 The published loss (equation 4) weighs the codebook term by 2 and the commitment by 2 x 0.1, and does not
-divide the squared error by the variance of the data. Here it is divided, with 2 and 0.1, in all variants but
-one, which has the published weights. Five heads at width 64, as published, do not divide: 4 are used.
+divide the squared error by the variance of the data. Here it is divided, with 2 and 0.1 (at small scale 1),
+in all variants but one, which has the published weights. Five heads at width 64, as published, do not divide:
+4 are used.
 """
 
 from __future__ import annotations
@@ -181,13 +182,14 @@ def _variant(
             shown = images.unflatten(0, (-1, PER_CLASS))[:, :SHOWN].flatten(0, 1)
             panels[f"{kind}, {title}"] = shown, names if kind == "conditional" else ()
             if judge:
-                counts = judge.classes(to_uint8(images)).bincount(minlength=len(names)).tolist()
+                taken_for = judge.classes(to_uint8(images))
+                counts = taken_for.bincount(minlength=len(names)).tolist()
                 taken: dict[str, str | int] = {"prior": kind, "sampling": title}
                 classes.append(
                     {**variant, "weights": row["weights"], **taken, **dict(zip(names, counts, strict=True))}
                 )
-            if judge and kind == "conditional":
-                row[f"agreement, {title}"] = judge.agreement(images, labels)
+                if kind == "conditional":
+                    row[f"agreement, {title}"] = float((taken_for == labels.cpu()).float().mean())
     caption = f"{runner.caption('train', 'beta', *variant)}; {label}"
     sample_panels(runner.folder / f"samples-{name}.png", panels, SHOWN, caption)
     return row

@@ -44,7 +44,7 @@ class TrainingWatch(pl.Callback):
     def __init__(self, config: LoopConfig) -> None:
         self.config, self.file = config, config.layout.warnings
         self.lr = f"(--lr, now {config.lr:g})"
-        self.losses = LossWatch()
+        self.losses, self.step = LossWatch(), 0
         self.validations: list[tuple[float, float]] = []  # commitment, reconstruction
         self.counts: list[Tensor | None] = []  # of an epoch's codes, [Q, K] for each level
         self.entropies: dict[str, PositionEntropy] = {}
@@ -69,8 +69,10 @@ class TrainingWatch(pl.Callback):
             if total is not None and counts is not None:
                 total += counts
         step, log_every = trainer.global_step, int(getattr(pl_module, "log_every", 1))
-        if step == 1 or step % log_every == 0:  # the loss of a row in the logs is read anyway
-            loss = self.losses.add(float(outputs["loss"]))
+        is_new, self.step = step != self.step, step  # of accumulated batches one ends a step
+        if is_new and (step == 1 or step % log_every == 0):  # the loss of a row in the logs is read anyway
+            # Lightning has divided it by the number of batches of a step.
+            loss = self.losses.add(float(outputs["loss"]) * self.config.accumulate)
             if loss is not None:
                 self._say(
                     trainer,
@@ -208,13 +210,14 @@ class PositionEntropy:
 
     def update(self, codes: Tensor) -> None:
         """Add the codes of a level as models give them: ``[B, *S]``, or ``[B, *S, Q]``."""
-        rows = codes.reshape(len(codes), -1, len(self.sizes)).cpu()  # [B, N, Q]
+        rows = codes.reshape(len(codes), -1, len(self.sizes))  # [B, N, Q]
         count = min(MOST_POSITIONS, rows.shape[1])
         chosen = torch.linspace(0, rows.shape[1] - 1, count).round().long()
+        rows = rows[:, chosen.to(rows.device)].cpu()
         if not self.counts:
             self.counts = [torch.zeros(count, size, dtype=torch.int64) for size in self.sizes]
         self.images += len(codes)
-        for counts, level in zip(self.counts, rows[:, chosen].unbind(-1), strict=True):
+        for counts, level in zip(self.counts, rows.unbind(-1), strict=True):
             counts.scatter_add_(1, level.T, torch.ones_like(level.T))
 
     def compute(self) -> tuple[float, float]:

@@ -41,7 +41,7 @@ class Kind(ABC):
 
     An item is ``[C, *S]`` of integer levels, which models see in -0.5..0.5
     (:func:`models.data.kinds.levels.to_float`). A subclass says how items are found, decoded, measured, shown
-    and written; nothing else in this project asks which kind data are of. Of ``Images((32, 32), 3)`` a batch
+    and written; little else in this project asks which kind data are of. Of ``Images((32, 32), 3)`` a batch
     of 8 is ``[8, 3, 32, 32]`` uint8.
 
     Attributes:

@@ -106,11 +106,17 @@ def _is_of(kind: type[Kind], file: Path) -> bool:
 
 def _kind_in(folder: Path, config: DataConfig) -> type[Kind]:
     """The kind of the files below ``folder``: the one that ``config`` names, or the only one. DataError."""
-    if config.kind is not None:
-        return kind_named(config.kind)
     files = list(_walk(folder, Counter()))
     counts = {kind: sum(_is_of(kind, file) for file in files) for kind in KINDS}
     found = [kind for kind, count in counts.items() if count]
+    if config.kind is not None:
+        kind = kind_named(config.kind)
+        if found and kind not in found:
+            names = " or ".join(other.name for other in found)
+            raise DataError(
+                f"kind is {config.kind}, but {config.data} holds none; accepted: {names} (--kind)"
+            )
+        return kind
     if len(found) > 1:
         listing = " and ".join(f"{counts[kind]} {kind.items}" for kind in found)
         names = " or ".join(kind.name for kind in found)
