@@ -9,31 +9,17 @@ be drawn again from the seed printed with it.
 from __future__ import annotations
 
 import argparse
-import importlib
-import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
 from torch import Tensor
 
-from vq_kernels.backends import marshal, native
-
+from .paths import PATHS, nearest_code_with_bound, on_path, usable_paths
 from .soak_inputs import FEW, PLENTY, Size
 
-# name -> VQ_ISA and VQ_FIRST_PASS
-PATHS = {
-    "portable": ("portable", "float32"),
-    "avx2": ("avx2", "float32"),
-    "avx512": ("avx512", "float32"),
-    "avx512-int8": ("avx512vnni", "int8"),
-    "avx512-bfloat16": ("avx512bf16", "bfloat16"),
-    "amx": ("amx", "bfloat16"),
-}
 # float64 numbers of a block of scores
 _BLOCK = 1 << 20
 # Rows of a case that rational arithmetic settles, at up to a millisecond each.
@@ -134,36 +120,10 @@ def true_indices(x: Tensor, codebook: Tensor, metric: str) -> Tensor:
     return result
 
 
-@contextmanager
-def _environment(path: str) -> Iterator[None]:
-    names = ("VQ_ISA", "VQ_FIRST_PASS")
-    before = {name: os.environ.pop(name, None) for name in names}
-    os.environ.update(zip(names, PATHS[path], strict=True))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
-
-
-def usable_paths() -> list[str]:
-    """The paths whose instruction sets are compiled in and on this machine."""
-    features = native.cpu_features()
-    return [p for p, (isa, _) in PATHS.items() if isa in features["machine"] and isa in features["compiled"]]
-
-
 def search(path: str, x: Tensor, codebook: Tensor, metric: str, bound_scale: float = 1.0) -> Tensor:
     """Indices ``[N]`` of x ``[1, N, D]`` by one path, its error bounds multiplied by ``bound_scale``."""
-    indices = torch.empty(x.shape[:2], dtype=torch.int64)
-    options = marshal.search_options(metric, "exact", bound_scale)
-    module = importlib.import_module("vq_kernels._C")
-    with _environment(path):
-        module.nearest_code(
-            marshal.rows(x), marshal.codes(codebook), options, torch.get_num_threads(), indices.data_ptr()
-        )
-    return indices[0]
+    with on_path(path):
+        return nearest_code_with_bound(x, codebook, metric, bound_scale)[0]
 
 
 @dataclass

@@ -52,7 +52,7 @@ bool Codebook::prepare(const VqCodes* given, int metric, const Kernels* kernels,
   if (!codes || !usable.resize(count) || !centre.resize(dim) || !hashes_.resize(count)) return false;
   const int team = threads_for(threads, count * dim);
   if (!find_usable(kernels, team, interruption) || !drop_copies() ||
-      !find_centre(kernels, team, interruption))
+      !find_centre(kernels, first.narrow != nullptr, team, interruption))
     return false;
   if (first.matrix) return pack_matrix(first.matrix, team, interruption);
   return first.narrow || pack(kernels, team, interruption);
@@ -92,14 +92,17 @@ bool Codebook::drop_copies() {
 // The mean of the usable codes but for those far out. Subtracting the same vector from rows and codes changes no
 // argmin and makes the products, and with them the bound, small where all values share a large offset. One code
 // of a length of 1e7 would take the mean far from all others.
-bool Codebook::find_centre(const Kernels* kernels, int threads, Interruption* interruption) {
+bool Codebook::find_centre(const Kernels* kernels, bool is_narrow, int threads, Interruption* interruption) {
   constexpr int kMostRounds = 4;
   constexpr double kFarSquare = 64.0;  // times the median square distance from the mean
   const int64_t tasks = divide_up(count, kTaskCodes);
   Buffer<int64_t> task_of;  // -1 for codes left out
   Buffer<double> square;
-  if (!task_of.resize(count) || !square.resize(count)) return false;
+  if (!task_of.resize(count)) return false;
   for (int64_t j = 0; j < count; ++j) task_of[j] = usable[j] ? j / kTaskCodes : -1;
+  // Nothing is subtracted for cosine, and narrow passes alone ask how long an ordinary code is.
+  if (!l2 && !is_narrow) return find_mean(kernels, task_of, threads, interruption);
+  if (!square.resize(count)) return false;
   for (int round = 0; round < kMostRounds; ++round) {
     if (!find_mean(kernels, task_of, threads, interruption)) return false;
     const bool done = parallel_for(threads, tasks, interruption, kTaskCodes * dim, [&](int64_t t) {

@@ -39,6 +39,8 @@ struct Codebook {
   // pass is a float32 sweep.
   bool prepare(const VqCodes* given, int metric, const Kernels* kernels, const FirstPass& first, int threads,
                Interruption* interruption);
+  // The panels, of which a float32 sweep begins. False as prepare.
+  bool pack(const Kernels* kernels, int threads, Interruption* interruption);
   // Thread-safe. False if there is no memory.
   bool ensure_panels(const Kernels* kernels);
   bool ensure_squares();
@@ -48,10 +50,9 @@ struct Codebook {
   Buffer<uint64_t> hashes_;
 
   bool find_usable(const Kernels* kernels, int threads, Interruption* interruption);
-  bool find_centre(const Kernels* kernels, int threads, Interruption* interruption);
+  bool find_centre(const Kernels* kernels, bool is_narrow, int threads, Interruption* interruption);
   // Of the codes with task_of >= 0.
   bool find_mean(const Kernels* kernels, const int64_t* task_of, int threads, Interruption* interruption);
-  bool pack(const Kernels* kernels, int threads, Interruption* interruption);
   bool pack_matrix(const MatrixKernels* matrix, int threads, Interruption* interruption);
   bool drop_copies();
 };

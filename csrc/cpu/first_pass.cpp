@@ -27,7 +27,8 @@ FirstPass narrow_first(int kind) {
 }  // namespace
 
 FirstPass choose_first_pass(const VqRows* x, int64_t codes) {
-  const bool int8 = int8_kernels_in_use() && x->dim <= kInt8MostDim, bfloat16 = bfloat16_kernels_in_use() && x->dim <= kBfloat16MostDim;
+  const bool int8 = int8_kernels_in_use() && x->dim <= kInt8MostDim;
+  const bool bfloat16 = bfloat16_kernels_in_use() && x->dim <= kBfloat16MostDim;
   if (chosen == VQ_FLOAT32_FIRST) return float32_first();
   if (chosen == VQ_INT8_FIRST && int8) return narrow_first(VQ_INT8_FIRST);
   if (chosen == VQ_BFLOAT16_FIRST && matrix_kernels_in_use()) return matrix_first();

@@ -1,4 +1,4 @@
-// Which pass a search begins with: the one rule, by shape, dtype and instruction set.
+// Which pass a search begins with: the one rule, by dimensions, codes and instruction set.
 #pragma once
 
 #include "cpu/narrow.h"

@@ -44,7 +44,6 @@ struct Centring {
 };
 
 constexpr int kExactLanes = 8;    // rows at once of exact_scan
-constexpr int kMostTileRows = 64;  // lanes * vectors of any table
 
 // kernel_table.h fills it by name.
 struct Kernels {

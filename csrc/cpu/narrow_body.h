@@ -180,17 +180,17 @@ void narrow_set_bounds(const NarrowCodes* codes, const NarrowFactors* factors, N
     const float own = t->lost[row] / t->norm[row];
     if (own > ratio) ratio = own;
   }
-  const V::F of_lost = V::set(factors->lost), of_kept = V::set(factors->lost * ratio + factors->kept);
+  const float of_lost = factors->lost, of_kept = factors->lost * ratio + factors->kept;
   const int64_t padded = codes->groups * GROUP;
   int64_t j = 0;
-  for (; j + V::W <= padded; j += V::W)
-    V::store(t->bound + j, V::fma(V::load(codes->kept + j), of_kept, V::mul(V::load(codes->lost + j), of_lost)));
-  for (; j < padded; ++j)
-    t->bound[j] = codes->kept[j] * (factors->lost * ratio + factors->kept) + codes->lost[j] * factors->lost;
+  for (; j + V::W <= padded; j += V::W) {
+    const V::F lost = V::mul(V::load(codes->lost + j), V::set(of_lost));
+    V::store(t->bound + j, V::fma(V::load(codes->kept + j), V::set(of_kept), lost));
+  }
+  for (; j < padded; ++j) t->bound[j] = codes->kept[j] * of_kept + codes->lost[j] * of_lost;
   // A little more than of the largest of them: each of the two may be of another code.
   for (int64_t g = 0; g < codes->groups; ++g)
-    t->group_bound[g] = codes->most_kept[g] * (factors->lost * ratio + factors->kept) +
-                        codes->most_lost[g] * factors->lost;
+    t->group_bound[g] = codes->most_kept[g] * of_kept + codes->most_lost[g] * of_lost;
 }
 
 }  // namespace

@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kTaskCodes = 64;
 // Squares of norms beyond which a code cannot be the nearest of a row that has a bound (docs/certificate.md).
-constexpr float kFarSquare = 0x1p100f;
+constexpr float kMostSquare = 0x1p100f;
 
 // The power of two that brings ordinary codes to lengths of 1 to 2.
 float scale_for(double typical_norm) {
@@ -50,7 +50,7 @@ bool NarrowCodebook::prepare(const Codebook& codebook, const NarrowKernels* kern
       kernels->pack_codes(codebook.codes + first * dim, codebook.usable + first, centring_, n, dim, &out);
       for (int64_t j = first; j < first + group; ++j) {
         const float norm2 = minus_half_[j];  // pack_codes left the square norm there, -1 for an unusable code
-        if (norm2 >= 0.0f && norm2 <= kFarSquare) {
+        if (norm2 >= 0.0f && norm2 <= kMostSquare) {
           const float half = codebook.l2 ? 0.5f * norm2 : 0.0f;
           minus_half_[j] = factors.half * half + factors.offset - half;
         } else {

@@ -7,6 +7,7 @@ namespace vq_cpu {
 namespace {
 
 struct NarrowLanes {
+  static_assert(V::PANEL == 8, "a group is one vector of eight");
   typedef __m256 Group;  // a value of each code of a group
 
   static __m256i load(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }

@@ -30,8 +30,8 @@ bool NarrowSearch::open(Search* search, ExactSearch* exact, SweepSearch* sweep) 
 }
 
 bool NarrowSearch::run(const RowBlock& block) {
-  if (skip_ || !search_->narrow.bounded()) {
-    skip_ -= skip_ > 0;
+  if (skip_) {
+    --skip_;
     return sweep_->run(block);
   }
   block_ = block;

@@ -27,8 +27,11 @@ bool Search::prepare(const VqCodes* codes, int metric, int threads) {
   if (!first.narrow) return true;
   const int64_t dim = codes->dim;
   narrow_factors = certificate.narrow(dim, first.kind == VQ_INT8_FIRST ? 0 : dim + 2);
-  return narrow.prepare(codebook, first.narrow, narrow_factors, threads_for(threads, codes->count * dim),
-                        interruption);
+  const int team = threads_for(threads, codes->count * dim);
+  if (!narrow.prepare(codebook, first.narrow, narrow_factors, team, interruption)) return false;
+  if (narrow.bounded()) return true;
+  first = FirstPass{VQ_FLOAT32_FIRST};
+  return codebook.pack(kernels, team, interruption);
 }
 
 bool BlockSearch::open(Search* search) {

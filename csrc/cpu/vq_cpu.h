@@ -74,7 +74,7 @@ enum VqFirstPass { VQ_FLOAT32_FIRST = 0, VQ_BFLOAT16_FIRST = 1, VQ_INT8_FIRST = 
 const char* vq_cpu_first_pass_name(int pass);
 // 1 if the instruction set in use has it.
 int vq_cpu_first_pass_usable(int pass);
-// The one that a search with these rows (their sizes and dtype) and so many codes begins with.
+// The one that a search with these rows (their dimensions) and so many codes begins with.
 int vq_cpu_first_pass(const VqRows* x, int64_t codes);
 // Every search begins with `pass`, -1: with the one that suits it. 0 on success, 1 if it is not usable.
 int vq_cpu_use_first_pass(int pass);

@@ -9,6 +9,7 @@ namespace vq_cuda {
 // Squared errors of rows that were listed, in whatever order they come: integers by exponent, eight exponents to a
 // sum, so that 2^31 floats fit; and how many were infinite, or NaN.
 constexpr int kSquareExponents = 8, kInfiniteSquares = 32, kNanSquares = 33;
+static_assert(kSquareSums == kNanSquares + 1, "a sum for every group of exponents, infinity and NaN");
 
 __device__ inline void add_square(unsigned long long* sums, float square) {
   const unsigned bits = __float_as_uint(square);

@@ -40,7 +40,9 @@ struct __align__(16) MatrixRows {
   float factor[ROWS];  // of the row's own numbers
   float scratch[kWarps];
   float shift;  // added to all biases, so that the rows' scores are positive
-  int keep_bits;  // what of a score's bits stays beside a column
+  // What of a score's bits stays beside a column: by way of shared memory, or the assembler makes clearing and
+  // setting bits two instructions.
+  int keep_bits;
 };
 
 // --- what is known of a row before any product --------------------------------------------------------

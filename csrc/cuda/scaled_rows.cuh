@@ -90,7 +90,7 @@ __device__ inline float centred(const RowSource& x, int d, float v) {
 // Sums and maxima over a row, and the powers of two that come of them.
 template <int PARTS>
 struct RowMeasures {
-  float widest = 0.0f, largest = 0.0f;  // centred and as it is, finite entries alone
+  float widest = 0.0f, largest = 0.0f;  // centred and as it is, finite entries alone; `largest` of this lane's
   bool nonfinite = false;
   float squares = 0.0f, missed = 0.0f, low_squares = 0.0f;  // of the scaled row, of what its parts miss, of the second
 
@@ -110,7 +110,6 @@ struct RowMeasures {
   __device__ void join_lanes() {
     for (int step = LANES / 2; step > 0; step /= 2) {
       widest = fmaxf(widest, __shfl_xor_sync(kAllLanes, widest, step));
-      largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, step));
       nonfinite = __shfl_xor_sync(kAllLanes, static_cast<int>(nonfinite), step) != 0 || nonfinite;
     }
   }

@@ -1,6 +1,6 @@
 // Search for any D with float32 fused multiply-add: 64 rows by 64 codes a block, 8 x 4 a thread, D in
 // steps of 16 through shared memory. For sizes that the tensor-core kernel's shared memory cannot hold
-// and for GPUs without bfloat16 matrix instructions.
+// and for GPUs below compute capability 8.0.
 #include "finish.cuh"
 
 namespace vq_cuda {

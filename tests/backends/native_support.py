@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from torch import Tensor
 
-from vq_kernels.backends import marshal, native
+from benchmarks.paths import PATHS, nearest_code_with_bound
+from vq_kernels.backends import native
+
+__all__ = ["ISAS", "PATHS", "nearest_code_with_bound", "use_isa", "use_path"]
 
 ISAS = ("portable", "neon", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx")
-# name -> instruction set and first pass of a search
-PATHS = {
-    "portable": ("portable", "float32"),
-    "neon": ("neon", "float32"),
-    "avx2": ("avx2", "float32"),
-    "avx512": ("avx512", "float32"),
-    "avx512vnni": ("avx512vnni", "int8"),
-    "avx512bf16": ("avx512bf16", "bfloat16"),
-    "amx": ("amx", "bfloat16"),
-}
 
 
 def use_isa(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -42,14 +33,3 @@ def use_path(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
     assert first_pass in native.cpu_features()["first_passes"]
     monkeypatch.setenv("VQ_FIRST_PASS", first_pass)
     return name
-
-
-def nearest_code_with_bound(x: Tensor, codebook: Tensor, metric: str, bound_scale: float) -> Tensor:
-    """``native.nearest_code`` in exact precision with its error bounds multiplied by ``bound_scale``."""
-    from vq_kernels import _C
-
-    indices = torch.empty(x.shape[:2], dtype=torch.int64)
-    options = marshal.search_options(metric, "exact", bound_scale)
-    threads = torch.get_num_threads()
-    _C.nearest_code(marshal.rows(x), marshal.codes(codebook), options, threads, indices.data_ptr())
-    return indices

@@ -12,6 +12,7 @@ if (_reason := native.unavailable_reason()) is not None:
     pytest.skip(_reason, allow_module_level=True)
 
 from benchmarks import soak
+from benchmarks.paths import PATHS, usable_paths
 from benchmarks.soak_inputs import FEW, PLENTY, Size
 
 
@@ -26,7 +27,7 @@ def test_every_path_passes_each_kind(kind: str, metric: str) -> None:
     x, codebook = case.draw()
     truth = soak.true_indices(x[0], codebook, metric)
     assert (truth >= 0).all()
-    for path in soak.usable_paths():
+    for path in usable_paths():
         assert torch.equal(soak.search(path, x, codebook, metric), truth), path
 
 
@@ -51,9 +52,9 @@ def test_a_case_comes_from_its_number_alone() -> None:
     assert len({soak.make_case(seed, 1000).kind for seed in range(200)}) == len(PLENTY | FEW)
 
 
-@pytest.mark.parametrize("path", soak.PATHS)
+@pytest.mark.parametrize("path", PATHS)
 def test_a_bound_that_is_too_tight_is_found(path: str, capsys: pytest.CaptureFixture[str]) -> None:
-    if path not in soak.usable_paths():
+    if path not in usable_paths():
         pytest.skip(f"{path} does not run here")
     arguments = ["--seconds", "0", "--paths", path, "--rows", "4000", "--seed", "3"]
     assert soak.main([*arguments, "--bound-scale", "0"]) == 1
