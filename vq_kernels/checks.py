@@ -26,6 +26,14 @@ def check_integer(lowest: int, /, **arguments: object) -> None:
             raise ValueError(f"{name} is {value!r}; accepted: {accepted}")
 
 
+def check_share(**arguments: object) -> None:
+    """Raise TypeError or ValueError for the first argument that is no number from 0 to below 1."""
+    for name, value in arguments.items():
+        check_number(0, 1, **{name: value})
+        if value == 1:
+            raise ValueError(f"{name} is 1; accepted: a number from 0 to below 1")
+
+
 def check_number(low: float = 0.0, high: float = math.inf, /, **arguments: object) -> None:
     """Raise TypeError or ValueError for the first argument that is no finite number from low to high.
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from models.priors.hierarchy import code_log_prob
+
 if TYPE_CHECKING:
     from models.priors.base import AutoregressivePrior
 
@@ -53,8 +55,4 @@ def best_of(
 def _log_prob(priors: Sequence[AutoregressivePrior], codes: Sequence[Tensor], label: int) -> Tensor:
     """log p(codes | label): ``[B]``."""
     labels = torch.full((len(codes[0]),), label, device=codes[0].device)
-    total, upper = torch.zeros(len(labels), device=labels.device), None
-    for prior, level in zip(priors, codes, strict=True):
-        total = total + prior.log_prob(level, labels, upper)
-        upper = level
-    return total
+    return code_log_prob(priors, codes, labels)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.settings import setting
-from vq_kernels.checks import check_number
+from vq_kernels.checks import check_share
 
 if TYPE_CHECKING:
     from models.data.kinds import Kind
@@ -34,11 +34,7 @@ class AugmentSettings:
 
     def check_augment(self) -> None:
         """TypeError or ValueError for the first setting that is out of range."""
-        for name in ("zoom", "shift"):
-            value = getattr(self, name)
-            check_number(0, 1, **{name: value})
-            if value == 1:
-                raise ValueError(f"{name} is 1; accepted: a number from 0 to below 1")
+        check_share(zoom=self.zoom, shift=self.shift)
 
     def check_augments(self, kind: Kind) -> None:
         """ValueError where data of a kind are to be changed that would not stay what they are."""

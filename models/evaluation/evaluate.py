@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from models.data import BatchLoader, ImageData, to_float
 from models.evaluation.calibration import calibrated
 from models.evaluation.metrics import ReconstructionMeter, level_names
 from models.evaluation.rfid import RFID
 from models.pretrained import evaluating
+from models.priors.hierarchy import level_log_probs
 from models.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -124,27 +124,6 @@ def bits_per_dim(nats: dict[str, float], elements: int) -> dict[str, float]:
     if latent is not None:
         result["bits_per_dim"] = bits["decoder"] + latent
     return result
-
-
-def code_log_prob(priors: Sequence[AutoregressivePrior], codes: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """log p(codes | labels), the sum over levels, in nats: ``[B]``. ValueError unless one prior a level."""
-    return torch.stack(level_log_probs(priors, codes, labels)).sum(0)
-
-
-def level_log_probs(
-    priors: Sequence[AutoregressivePrior], codes: Sequence[Tensor], labels: Tensor
-) -> list[Tensor]:
-    """log p(codes of a level | labels, level above) in nats, top first: ``[B]`` each. ValueError as above."""
-    if len(priors) != len(codes):
-        raise ValueError(
-            f"priors is of {len(priors)} levels; accepted: one for each of {len(codes)} of codes"
-        )
-    levels, upper = [], None
-    for prior, level in zip(priors, codes, strict=True):
-        conditions = labels if prior.num_classes is not None else None
-        levels.append(prior.log_prob(level, conditions, upper))
-        upper = level
-    return levels
 
 
 def as_table(result: Mapping[str, float | str]) -> str:

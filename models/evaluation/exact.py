@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from models.autoencoders.discrete import DiscreteAutoencoder
-from models.evaluation.evaluate import code_log_prob
 from models.pretrained import evaluating
 from models.priors.base import AutoregressivePrior
+from models.priors.hierarchy import code_log_prob
 
 MOST_MAPS = 2**16
 

@@ -15,6 +15,18 @@ from models.layers.causal import LeftCache, LeftConv, RowsCache, RowsConv, shift
 from models.layers.dropout import Dropout
 
 
+def gate_biases(
+    label: nn.Module | None, labels: Tensor | None, upper: nn.Module | None, features: Tensor | None
+) -> list[Tensor]:
+    """What labels ``[B]`` and features of a level above add before a gate: ``[B, C, 1 or H, 1 or W]`` each."""
+    biases: list[Tensor] = []
+    if label is not None and labels is not None:
+        biases.append(label(labels)[:, :, None, None])
+    if upper is not None and features is not None:
+        biases.append(upper(features))
+    return biases
+
+
 class GatedLayer(nn.Module):
     """One layer of both stacks.
 
@@ -61,12 +73,7 @@ class GatedLayer(nn.Module):
 
     def context(self, labels: Tensor | None, upper: Tensor | None) -> list[Tensor]:
         """The biases ``[B, 4 C, 1 or H, 1 or W]`` that the label and the upper features add to the gates."""
-        biases: list[Tensor] = []
-        if self.label is not None and labels is not None:
-            biases.append(self.label(labels)[:, :, None, None])
-        if self.upper is not None and upper is not None:
-            biases.append(self.upper(upper))
-        return biases
+        return gate_biases(self.label, labels, self.upper, upper)
 
 
 class GatedLayers(nn.ModuleList):

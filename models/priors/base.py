@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from models.losses import log_softmax_at
 from models.pretrained import Pretrained, evaluating
 from models.priors.filters import check_filters, draw, filter_logits, fine_generator
-from vq_kernels.checks import check_flag, check_integer, check_number
+from vq_kernels.checks import check_flag, check_integer, check_number, check_share
 
 Decoder = Callable[[Tensor | None], Tensor]
 """The logits ``[B, K]`` of the next code, given the code just drawn: int64 ``[B]``, None at the start."""
@@ -220,9 +220,7 @@ class AutoregressivePrior(Pretrained, ABC):
 
 def check_dropout(dropout: float) -> None:
     """Raise TypeError or ValueError unless ``dropout`` is a number from 0 to below 1."""
-    check_number(0, 1, dropout=dropout)
-    if dropout == 1:
-        raise ValueError("dropout is 1; accepted: a number from 0 to below 1")
+    check_share(dropout=dropout)
 
 
 def _describe(value: object) -> str:

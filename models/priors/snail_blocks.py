@@ -9,6 +9,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from models.layers.causal import LeftCache, LeftConv, RowsCache, RowsConv
 from models.layers.dropout import Dropout
+from models.layers.gated import gate_biases
 from models.priors.attention import KeyValueCache, attend
 
 
@@ -67,12 +68,7 @@ class GatedResidual(nn.Module):
 
     def context(self, labels: Tensor | None, upper: Tensor | None) -> list[Tensor]:
         """What the label and the upper features add before the gate, ``[B, 2 C, 1 or H, 1 or W]`` each."""
-        biases: list[Tensor] = []
-        if self.label is not None and labels is not None:
-            biases.append(self.label(labels)[:, :, None, None])
-        if self.upper is not None and upper is not None:
-            biases.append(self.upper(upper))
-        return biases
+        return gate_biases(self.label, labels, self.upper, upper)
 
     def forward(self, x: Tensor, labels: Tensor | None, upper: Tensor | None) -> Tensor:
         hidden = self.dropout(F.elu(self.conv1(F.elu(x))))

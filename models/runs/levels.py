@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from models.settings import setting
-from vq_kernels.checks import check_integer, check_number
+from vq_kernels.checks import check_integer, check_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,4 @@ class LevelSettings:
             raise ValueError(
                 f"above is {self.above}; accepted: none, without a level below the top (--level 1)"
             )
-        check_number(0, 1, label_dropout=self.label_dropout)
-        if self.label_dropout == 1:
-            raise ValueError("label_dropout is 1; accepted: a number from 0 to below 1")
+        check_share(label_dropout=self.label_dropout)

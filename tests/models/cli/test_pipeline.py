@@ -18,8 +18,9 @@ from models import VAE, VQVAE2, TransformerPrior
 from models.cli import main
 from models.codes.sample import decode, sample_codes
 from models.data import DataConfig, ImageSplit, load_data, to_float
-from models.evaluation.evaluate import code_log_prob, evaluate
+from models.evaluation.evaluate import evaluate
 from models.evaluation.metrics import ReconstructionMeter, level_names, ssim
+from models.priors.hierarchy import code_log_prob
 
 pytestmark = pytest.mark.xdist_group("training")
 
