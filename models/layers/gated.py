@@ -18,7 +18,7 @@ from models.layers.dropout import Dropout
 def gate_biases(
     label: nn.Module | None, labels: Tensor | None, upper: nn.Module | None, features: Tensor | None
 ) -> list[Tensor]:
-    """What labels ``[B]`` and features of a level above add before a gate: ``[B, C, 1 or H, 1 or W]`` each."""
+    """What labels ``[B]`` and features of a level above add to gates: ``[B, C, 1 or H, 1 or W]`` each."""
     biases: list[Tensor] = []
     if label is not None and labels is not None:
         biases.append(label(labels)[:, :, None, None])
