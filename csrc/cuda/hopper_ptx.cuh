@@ -97,6 +97,23 @@ __device__ inline uint64_t hidden(uint64_t value) {
   return value;
 }
 
+// Registers of each thread of this warpgroup from here on, a multiple of 8: the block's total stays what it was.
+template <int COUNT>
+__device__ inline void give_registers() {
+  VQ_HOPPER_ASM("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+template <int COUNT>
+__device__ inline void take_registers() {
+  VQ_HOPPER_ASM("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+
+// bits * factor + addend modulo 2^32, in the unit of the multiplications.
+__device__ inline int multiply_add(unsigned bits, int factor, int addend) {
+  int sum;
+  asm("mad.lo.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(bits), "r"(factor), "r"(addend));
+  return sum;
+}
+
 #define VQ_WGMMA(TYPE)                                                                                         \
   VQ_HOPPER_ASM(                                                                                               \
       "{\n .reg .pred p;\n setp.ne.b32 p, %66, 0;\n"                                                           \

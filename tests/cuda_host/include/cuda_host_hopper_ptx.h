@@ -79,6 +79,14 @@ inline uint64_t matrix_descriptor(uint32_t address) {
 inline uint64_t hidden(uint64_t value) {
   return value;
 }
+template <int COUNT>
+void give_registers() {}
+template <int COUNT>
+void take_registers() {}
+
+inline int multiply_add(unsigned bits, int factor, int addend) {
+  return static_cast<int>(bits * static_cast<unsigned>(factor) + static_cast<unsigned>(addend));
+}
 inline uint64_t advance(uint64_t descriptor, int bytes) {
   return descriptor + static_cast<uint64_t>(bytes);
 }

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...build_info import read_build_info
 from ...devices import launch_queue_of
 from .. import marshal
-from . import certificate, common
+from . import common
 from .codes import Prepared
 from .common import OPEN_SLOT, RANGE_SLOT
 from .plan import Bound, Plan
@@ -29,7 +29,6 @@ TILE = 128  # codes
 ROWS = 256  # of a block; there is one on every multiprocessor
 DEPTHS = (64, 128, 256)  # D is padded to one of them
 LEAST_DIM = 32
-_COLUMN_BITS = 5
 
 
 @functools.cache
@@ -106,7 +105,7 @@ def search(
             *codes.high.shape,
         ),
         (plan.split, plan.centered_rows, plan.l2, plan.exact),
-        (bound.main, bound.contract, certificate.packing(_COLUMN_BITS), bound.slack, bound.scale),
+        (bound.main, bound.contract, bound.slack, bound.scale),
         (
             marshal.address(mask),
             at + 8 * int(OPEN_SLOT.value),
