@@ -208,12 +208,11 @@ __global__ void __launch_bounds__(kHopperThreads, 1) hopper_search_kernel(const 
 
   const int group = warp / 4, thread = static_cast<int>(threadIdx.x) % kGroupThreads;
   unsigned char* rows = shared + group * S::kGroupBytes;
-  const uint64_t rows_at = matrix_descriptor(shared_address(rows));
-  const uint32_t stage_address = shared_address(stages);
+  const uint32_t rows_at = matrix_descriptor(shared_address(rows)), stages_at = matrix_descriptor(shared_address(stages));
   // By way of shared memory, or the compiler would shift, in the unit that takes minima.
   const int columns = state->columns;
   const int bias_at = thread % 8 / 2 * kBiasStride + thread / 8 * 2 + thread % 2;
-  uint32_t step = 0;
+  uint32_t s = 0, parity = 0;  // the stage, and of its barrier's phase
   for (int block = static_cast<int>(blockIdx.x); block < blocks; block += grid) {
     const int first = block * kHopperRows + group * kGroupRows;
     warpgroup_barrier(1 + group);  // nobody multiplies by the last block's rows any more, or reads their state
@@ -231,17 +230,14 @@ __global__ void __launch_bounds__(kHopperThreads, 1) hopper_search_kernel(const 
       float d[64];
       float* biases = state->bias[group][t % 2];
 #pragma unroll
-      for (int c = 0; c < S::kChunks; ++c, ++step) {
-        const uint32_t s = step % S::kStages;
+      for (int c = 0; c < S::kChunks; ++c) {
         const unsigned char* stage = stages + s * S::kStageBytes;
-        const uint64_t codes = matrix_descriptor(stage_address + s * S::kStageBytes);
-        // Behind the barrier, so that the descriptors of all chunks do not wait in registers.
-        const uint64_t own_rows = hidden(rows_at);
-        barrier_wait(full + s, step / S::kStages % 2);
+        const uint32_t codes = advance(stages_at, static_cast<int>(s) * S::kStageBytes);
+        barrier_wait(full + s, parity);
         multiply_fence();
 #pragma unroll
         for (int k = 0; k < S::kChunk / 16; ++k) {
-          multiply<T>(d, advance(own_rows, (c * S::kChunk / 16 + k) * (kGroupRows * 32)),
+          multiply<T>(d, advance(rows_at, (c * S::kChunk / 16 + k) * (kGroupRows * 32)),
                       advance(codes, k * (kHopperTile * 32)), c + k);
         }
         multiply_commit();
@@ -252,6 +248,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1) hopper_search_kernel(const 
         multiply_wait<0>();
         warpgroup_barrier(1 + group);  // all have read the stage, and the biases are there
         if (thread == 0) barrier_arrive(empty + s);
+        if (++s == S::kStages) s = 0, parity ^= 1;
       }
       reduce_tile<EXACT>(d, reinterpret_cast<const float4*>(biases + lane % 4 * kBiasStride), scale, t, columns, best);
     }
