@@ -21,8 +21,12 @@ namespace {
 
 constexpr int kMultipliers = kHopperGroups * kGroupThreads;
 constexpr int kHopperThreads = kMultipliers + kGroupThreads;
-// Registers of a thread: 65,536 for five warpgroups, of which the one that copies gives most of its own to the others.
-constexpr int kMultiplierRegisters = 120, kCopierRegisters = 24;
+// Registers of a thread. The block is launched with 96 for each of five warpgroups, and gets no more than that: the one that
+// copies gives most of its own to the others. Asking for more than there are is waiting for ever.
+constexpr int kMultiplierRegisters = 112, kCopierRegisters = 24;
+constexpr int kLaunchRegisters = 65536 / kHopperThreads / 8 * 8;
+static_assert(kMultipliers * kMultiplierRegisters + kGroupThreads * kCopierRegisters <= kHopperThreads * kLaunchRegisters,
+              "warpgroups would wait for registers that nobody gives");
 constexpr int kColumnBits = 5;
 constexpr int kColumnMask = (1 << kColumnBits) - 1;
 constexpr int kSignificandBits = 23;
