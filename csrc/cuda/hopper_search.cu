@@ -51,8 +51,9 @@ struct Window {
   float shift;  // added to every bias
   float highest;  // bias; larger ones, those of codes that are left out, become this one
 
-  __device__ Window(float largest_shift, float smallest_norm) {
-    const float reach = fmaxf(largest_shift, 0x1p-60f);
+  // `lowest` keeps power times the smallest scale of a row a normal number.
+  __device__ Window(float largest_shift, float smallest_norm, float lowest) {
+    const float reach = fmaxf(largest_shift, lowest);
     const float half = smallest_norm < 0x1p60f ? 0.5f * smallest_norm * smallest_norm : 0.0f;
     power = power_of_two(exponent_of(1.01f * (4.04f * reach + half)) + 1);
     shift = power + (1.005f * reach + 0x1p-20f * power);
@@ -225,7 +226,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1) hopper_search_kernel(const 
     warpgroup_barrier(1 + group);
     const float* shifts = state->shift[group];
     const Window window(fmaxf(fmaxf(shifts[0], shifts[1]), fmaxf(shifts[2], shifts[3])),
-                        a.bound.l2 ? state->extremes.smallest : 0.0f);
+                        a.bound.l2 ? state->extremes.smallest : 0.0f, a.bound.split ? 0x1p-60f : 0x1p-100f);
     const int own = group * kGroupRows + warp % 4 * 16 + lane / 4;  // this thread's first row
     const float scale[2] = {state->scale[own], state->scale[own + 8]};
 

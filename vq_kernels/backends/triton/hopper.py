@@ -53,15 +53,12 @@ def works_on(device: torch.device) -> bool:
     return device.type == "cuda" and common.architecture(device) == 90 and module() is not None
 
 
-def least_codes(plan: Plan, dim: int) -> int:
+def least_codes(plan: Plan) -> int:
     """Codes from which on the kernel is the faster one.
 
-    A block reads its rows while nobody multiplies, which costs more than Triton's two smaller programs on a
-    multiprocessor; a tile of codes costs less. Measured at D = 64 with K of 512 and 8192: the lines cross at
-    1,300 to 1,700 codes where rows or codes have to be split, and at 6,000 for 16-bit rows with codes of
-    their own dtype, which Triton multiplies from shared memory too. See ``benchmarks/NOTES.md``.
+    Measured; see ``benchmarks/NOTES.md``.
     """
-    return 6144 if not plan.split and dim <= 64 else 2048
+    return 512 if plan.split else 2048
 
 
 def depth_for(x: Tensor, codebook_size: int, plan: Plan) -> int:
@@ -72,7 +69,7 @@ def depth_for(x: Tensor, codebook_size: int, plan: Plan) -> int:
     rows = B * M
     if not works_on(x.device) or rows < least_rows(x.device):
         return 0
-    if codebook_size < least_codes(plan, D):
+    if codebook_size < least_codes(plan):
         return 0
     return next(depth for depth in DEPTHS if depth >= D)
 
