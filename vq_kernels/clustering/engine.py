@@ -38,7 +38,7 @@ def kmeans(
     Starts from random rows (each once if there are enough) and keeps a mean that loses all its rows.
     With ``metric="cosine"`` (spherical k-means) the means have unit length.
     """
-    # Of each row the extremes, which NaN and infinities pass on to: torch.isfinite would make three copies of x.
+    # The extremes of each row, which NaN and infinities reach: torch.isfinite would make three copies of x.
     finite = x.amax(channel_dim).isfinite() & x.amin(channel_dim).isfinite()  # [...]
     valid = finite if mask is None else finite & mask
     drawn = draw_rows(
