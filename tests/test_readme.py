@@ -38,7 +38,6 @@ def test_targets_of_make_exist(page: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.xdist_group("training")
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_of_the_models_run(page: str, tmp_path: Path, monkeypatch) -> None:
     """For a reader who has only the checkout."""

@@ -2,7 +2,8 @@
 
 ``triton_targets.py`` compiles everything once for each version of Triton, in a process of its own without
 the interpreter; the workers of a test session share its results. Besides the installed version there is
-the oldest that the backend accepts, unpacked once into ``build/triton-VERSION``.
+the oldest that the backend accepts, unpacked once into ``build/triton-VERSION``; it is left to
+``make test MARKS=cross_compile``.
 """
 
 from __future__ import annotations
@@ -20,11 +21,10 @@ pytest.importorskip("triton")
 
 from triton_versions import OLDEST, output_of
 
-# One worker compiles while the others go on; a version takes minutes of a core.
-pytestmark = [pytest.mark.xdist_group("triton_compile"), pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)  # a version takes minutes of a core
 
 
-@pytest.fixture(scope="module", params=["installed", OLDEST])
+@pytest.fixture(scope="module", params=["installed", pytest.param(OLDEST, marks=pytest.mark.cross_compile)])
 def targets(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     version = request.param
     base = tmp_path_factory.getbasetemp()

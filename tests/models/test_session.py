@@ -15,7 +15,6 @@ import pytest
 from models import load_pretrained
 from models.runs.history import read_history
 
-pytestmark = pytest.mark.xdist_group("training")
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "runs.md").read_text()
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -15,7 +15,6 @@ from vq_kernels.quantizers import FusedVectorQuantizer
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed"),
-    pytest.mark.xdist_group("quantizer_ranks"),  # one worker starts the processes, once
 ]
 
 PROGRAM = Path(__file__).with_name("distributed_scenarios.py")

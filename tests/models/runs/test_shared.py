@@ -20,7 +20,6 @@ from models.files import only_writer, write_whole
 from models.runs.history import read_history
 from models.runs.layout import RunLayout
 
-pytestmark = pytest.mark.xdist_group("training")
 ROOT = Path(__file__).resolve().parents[3]
 QUICK = ["--limit", "64", "--downscale", "2", "--hidden", "8", "--batch-size", "32", "--no-progress"]
 QUICK += ["--accelerator", "cpu", "--pictures-every", "0"]

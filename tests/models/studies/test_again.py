@@ -13,8 +13,6 @@ from models.cli import main
 from models.studies.catalogue import list_studies
 from models.studies.runner import StudyOptions
 
-pytestmark = pytest.mark.xdist_group("training")
-
 
 def test_finished_runs_of_a_study_are_not_trained_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,7 +11,6 @@ import pytest
 import torch
 from training_support import histories
 
-pytestmark = pytest.mark.xdist_group("training")
 VAE = {"model": "vae", "likelihood": "gaussian", "kl_warmup": 6, "schedule": "cosine"}
 
 

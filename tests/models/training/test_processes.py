@@ -13,7 +13,6 @@ from training_support import histories
 
 from models.training.processes import torchrun_variables
 
-pytestmark = pytest.mark.xdist_group("training")
 JOB = {"SLURM_JOB_ID": "71234", "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "gpu[07-08]"}
 
 

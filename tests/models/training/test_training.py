@@ -17,8 +17,6 @@ from models.data import DataConfig, load_data, to_float
 from models.evaluation.metrics import ReconstructionMeter
 from models.runs.config import PriorConfig, TrainConfig
 
-pytestmark = pytest.mark.xdist_group("training")  # one process pays for importing Lightning
-
 
 @pytest.fixture(scope="module")
 def data():
