@@ -64,7 +64,8 @@ def interrupt(call, *args):
     raise AssertionError("the call was not interrupted")
 """
 
-# Rows by the block, which take no memory: every block is the same.
+# Rows by the block, which take no memory: every block is the same. Where each row has an index, rows are
+# long, so that the call and not the making of indices is what takes the time.
 SEARCH = """
 codebook = torch.randn(16384, 64)
 block = torch.randn(1, 64, 64)
@@ -85,19 +86,19 @@ CALLS = {
         call = lambda size: vq.vector_quantize(block.expand(size, -1, -1), codebook, backend="native")
     """,
     "statistics": """
-        row = torch.randn(1, 1, 4096)
+        row = torch.randn(1, 1, 65536)
         def call(size):
             indices = torch.zeros(1, 64 * size, dtype=torch.int64)
             native.code_statistics(row.expand(1, 64 * size, -1), indices, 4, True)
     """,
     "gather": """
-        codebook, row = torch.randn(4, 4096), torch.empty(1, 1, 4096)
+        codebook, row = torch.randn(4, 65536), torch.empty(1, 1, 65536)
         def call(size):
             indices = torch.zeros(1, 64 * size, dtype=torch.int64)
             native.gather_codes(codebook, indices, row.expand(1, 64 * size, -1))
     """,
     "backward_pass": """
-        codebook, row, out = torch.randn(4, 4096), torch.randn(1, 1, 4096), torch.empty(1, 1, 4096)
+        codebook, row, out = torch.randn(4, 65536), torch.randn(1, 1, 65536), torch.empty(1, 1, 65536)
         def call(size):
             rows = row.expand(1, 64 * size, -1)
             indices = torch.zeros(1, 64 * size, dtype=torch.int64)

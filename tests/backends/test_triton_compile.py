@@ -1,43 +1,45 @@
 """Triton kernels compiled for GPUs that need not be there: registers, spills, matrix instructions, epilogue.
 
-``triton_targets.py`` compiles everything once for each version of Triton, in a process of its own without
-the interpreter; the workers of a test session share its results. Besides the installed version there is
-the oldest that the backend accepts, unpacked once into ``build/triton-VERSION``; it is left to
-``make test MARKS=cross_compile``.
+``triton_targets.py`` compiles everything once for each version of Triton and content of the sources, in a
+process of its own without the interpreter; ``build/triton_targets`` keeps what it found. Besides the
+installed version there is the oldest that the backend accepts, unpacked once into ``build/triton-VERSION``;
+it is left to ``make test MARKS=cross_compile``.
 """
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
-import os
 import re
 from typing import Any
 
 import pytest
+import torch
+from cuda_host import ROOT, digest, locked
 
 pytest.importorskip("triton")
 
-from triton_versions import OLDEST, output_of
+from triton_versions import HERE, OLDEST, output_of
 
+CACHE = ROOT / "build" / "triton_targets"
 pytestmark = pytest.mark.timeout(1200)  # a version takes minutes of a core
 
 
 @pytest.fixture(scope="module", params=["installed", pytest.param(OLDEST, marks=pytest.mark.cross_compile)])
-def targets(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    version = request.param
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    report = shared / f"triton_targets-{version}.json"
-    with open(shared / f"triton_targets-{version}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+def targets(request: pytest.FixtureRequest) -> dict[str, Any]:
+    installed = importlib.metadata.version("triton")
+    version, short = (installed, ()) if request.param == "installed" else (request.param, ("--short",))
+    sources = [HERE / "triton_targets.py", *sorted((ROOT / "vq_kernels").rglob("*.py"))]
+    report = CACHE / f"{version}-{digest(sources, torch.__version__, *short)}.json"
+    with locked(CACHE / f"{version}.lock"):
         if not report.exists():
-            short = () if version == "installed" else ("--short",)
-            report.write_text(output_of("triton_targets.py", version, *short))
+            for old in CACHE.glob(f"{version}-*.json"):
+                old.unlink()
+            part = report.with_suffix(".part")
+            part.write_text(output_of("triton_targets.py", request.param, *short))
+            part.rename(report)
         found: dict[str, Any] = json.loads(report.read_text())
-    expected = importlib.metadata.version("triton") if version == "installed" else version
-    assert found["version"] == expected
+    assert found["version"] == version
     results: dict[str, Any] = found["results"]
     return {name: result | {"version": found["version"]} for name, result in results.items()}
 
