@@ -19,8 +19,8 @@ from models.training.autoencoder import plan
 @pytest.mark.parametrize(
     "changes",
     [
-        {"epochs": 60, "hidden": 32, "batch_size": 32},
-        {"epochs": 25, "model": "vae", "accumulate": 2, "batch_size": 16, "pictures_every": 1},
+        {"epochs": 30, "hidden": 32, "batch_size": 32},
+        {"epochs": 15, "model": "vae", "accumulate": 2, "batch_size": 16, "pictures_every": 1},
     ],
     ids=["vqvae", "vae_with_pictures"],
 )
