@@ -406,31 +406,26 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
 
 def test_two_processes_go_on_and_validate_like_one(tmp_path: Path) -> None:
     """A resumed run of two ends where an uninterrupted one does; perplexity is that of all images."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "models"]
-    flags = [
-        "--runs",
-        str(tmp_path),
-        "--limit",
-        "256",
-        "--downscale",
-        "2",
-        "--hidden",
-        "8",
-        "--batch-size",
-        "32",
-    ]
-    flags += ["--pictures-every", "0", "--no-progress", "--log-every", "1", "--accelerator", "cpu"]
-
+    script = tmp_path / "runs.py"
+    script.write_text(
+        "import sys\n"
+        "from models.cli import main\n"
+        "statuses = [main(['train', *run.split(), *sys.argv[2:]]) for run in sys.argv[1].split(',')]\n"
+        "sys.exit(max(statuses))\n"
+    )
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    flags = ["--runs", str(tmp_path), "--limit", "256", "--downscale", "2", "--hidden", "8"]
+    flags += ["--batch-size", "32", "--pictures-every", "0", "--no-progress", "--log-every", "1"]
+    flags += ["--accelerator", "cpu"]
     flags += ["--kmeans-init", "--codebook-size", "32"]  # codes in use, so that perplexity tells
 
-    def run(*more: str) -> str:
-        done = run_python(*torchrun, "train", *flags, *more, OMP_NUM_THREADS="1")
+    def train_each(*runs: str) -> str:
+        done = run_python(*torchrun, ",".join(runs), *flags, OMP_NUM_THREADS="1")
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
-    assert run("--name", "longer", "--epochs", "2", "--steps", "6").count("model in") == 1
-    run("--name", "longer", "--resume", "--steps", "none")
-    run("--name", "whole", "--epochs", "2")
+    assert train_each("--name longer --epochs 2 --steps 6").count("model in") == 1
+    train_each("--name longer --resume --steps none", "--name whole --epochs 2")
     first, second = histories(tmp_path / "longer", tmp_path / "whole")
     assert first["train/loss"] == second["train/loss"]
     assert first["validation/loss"][1][-1] == second["validation/loss"][1][-1]
