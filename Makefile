@@ -5,8 +5,8 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.vq-installed
 TESTS ?= tests
-# What compiles for minutes is left out: `make test MARKS=cross_compile` runs that, and .ci/run does.
-MARKS ?= not cross_compile
+# What takes longest is left out: `make test MARKS=slow` runs that, and .ci/run does.
+MARKS ?= not slow
 # Two test processes on one thread each do not fight for the cores.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 

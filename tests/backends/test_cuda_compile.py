@@ -2,7 +2,7 @@
 
 Read off the installed native module where it was built for the target; where it was not, a few of the
 sources are compiled (once per content, into ``build/cuda_compile``). Skips without a disassembler, or
-without either. The targets that ``make test`` does not build for are left to ``MARKS=cross_compile``.
+without either. The targets that ``make test`` does not build for are left to ``MARKS=slow``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CACHE = ROOT / "build" / "cuda_compile"
 FLAGS = ["-std=c++17", "-O3", "--fmad=false", "--expt-relaxed-constexpr", f"-I{CSRC}"]
 
 targets = pytest.mark.parametrize(
-    "target", [pytest.param(t, marks=() if t == "sm_90a" else pytest.mark.cross_compile) for t in TARGETS]
+    "target", [pytest.param(t, marks=() if t == "sm_90a" else pytest.mark.slow) for t in TARGETS]
 )
 
 

@@ -3,7 +3,7 @@
 ``triton_targets.py`` compiles everything once for each version of Triton and content of the sources, in a
 process of its own without the interpreter; ``build/triton_targets`` keeps what it found. ``make test`` is
 content with the kernels of one target; all of them, and those of the oldest version that the backend accepts,
-unpacked once into ``build/triton-VERSION``, are left to ``make test MARKS=cross_compile``.
+unpacked once into ``build/triton-VERSION``, are left to ``make test MARKS=slow``.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ pytestmark = pytest.mark.timeout(1200)  # a version takes minutes of a core
     scope="module",
     params=[
         pytest.param(("installed", "--short"), id="installed"),
-        pytest.param(("installed",), id="all_targets", marks=pytest.mark.cross_compile),
-        pytest.param((OLDEST, "--short"), id=OLDEST, marks=pytest.mark.cross_compile),
+        pytest.param(("installed",), id="all_targets", marks=pytest.mark.slow),
+        pytest.param((OLDEST, "--short"), id=OLDEST, marks=pytest.mark.slow),
     ],
 )
 def targets(request: pytest.FixtureRequest) -> dict[str, Any]:
