@@ -77,7 +77,7 @@ def copy_checkout(target: Path) -> Path:
 def run_setup(folder: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     env = {k: v for k, v in os.environ.items() if k not in ("VQ_BUILD", "VQ_CUDA", "VQ_CUDA_ARCHS", "CXX")}
     command = [sys.executable, "setup.py", *arguments]
-    return subprocess.run(command, cwd=folder, env=env | environ, text=True, capture_output=True, timeout=250)
+    return subprocess.run(command, cwd=folder, env=env | environ, text=True, capture_output=True, timeout=800)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ sys.meta_path.insert(0, Block())
 def run_python(code: str, *flags: str) -> str:
     """What a fresh interpreter prints; the test fails with its error output if it fails."""
     command = [sys.executable, *flags, "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=200)
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=800)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -29,6 +29,7 @@ HOPPER_SOURCES = ("hopper_search.cu",)  # and for sm_90a
 CACHE = ROOT / "build" / "cuda_compile"
 FLAGS = ["-std=c++17", "-O3", "--fmad=false", "--expt-relaxed-constexpr", f"-I{CSRC}"]
 
+pytestmark = pytest.mark.timeout(1800)  # a target takes minutes of a core
 targets = pytest.mark.parametrize(
     "target", [pytest.param(t, marks=() if t == "sm_90a" else pytest.mark.slow) for t in TARGETS]
 )

@@ -124,7 +124,7 @@ def run(setup: str, program: str, **environment: str) -> list[str]:
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=800,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.split()

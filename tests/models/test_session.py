@@ -37,7 +37,6 @@ def kill_when_saved(command: str, folder: Path, run: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_the_session(tmp_path: Path) -> None:
     text = block("bash").replace("python -m", f"{sys.executable} -m")
     lines = re.findall(r"(?:cat .*?^END$)|[^\n]+", text, re.MULTILINE | re.DOTALL)

@@ -24,7 +24,7 @@ Outcome = dict[str, dict[str, Tensor]]
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
-    return run_ranks(PROGRAM, 2, tmp_path_factory.mktemp("ranks"), "2", timeout=150)
+    return run_ranks(PROGRAM, 2, tmp_path_factory.mktemp("ranks"), "2")
 
 
 @pytest.mark.parametrize("name", [*SCENARIOS, "ddp"])

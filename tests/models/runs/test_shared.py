@@ -186,7 +186,7 @@ def test_a_terminal_that_lacks_a_character_is_no_failure(tmp_path: Path) -> None
     flags += [*QUICK, "--batch-size", "8", "--steps", "1"]
     done = subprocess.run(
         [sys.executable, "-m", "models", "train", *flags],
-        cwd=ROOT, capture_output=True, timeout=200, env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        cwd=ROOT, capture_output=True, timeout=800, env=os.environ | {"PYTHONIOENCODING": "ascii"},
     )  # fmt: skip
     said = done.stdout.decode("ascii")
     assert done.returncode == 0, done.stderr.decode()
