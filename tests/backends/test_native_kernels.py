@@ -22,7 +22,7 @@ X86 = ("_avx2.cpp", "_avx512.cpp", "_avx512vnni.cpp", "_avx512bf16.cpp", "_amx.c
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fopenmp"]
 FLAGS += ["-Wall", "-Wextra", "-Werror"]
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1200)
 
 
 def run(*command: str) -> str:

@@ -14,7 +14,6 @@ from models.data import DataConfig, load_data, to_float
 from models.evaluation.evaluate import evaluate
 from models.evaluation.metrics import ReconstructionMeter, similarities, ssim
 
-pytestmark = pytest.mark.xdist_group("training")  # one process pays for importing torchmetrics
 TINY = {"hidden": 8, "residual_hidden": 4, "embedding_dim": 4, "codebook_size": CODES}
 
 

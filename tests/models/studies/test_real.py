@@ -19,8 +19,6 @@ from models.studies import faces, kaokore_vqvae2
 from models.studies.catalogue import list_studies
 from models.studies.parts import Parts
 
-pytestmark = pytest.mark.xdist_group("training")
-
 
 def test_parts_say_how_long_the_rest_takes_at_the_speed_so_far() -> None:
     said: list[str] = []

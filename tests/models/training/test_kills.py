@@ -11,7 +11,6 @@ import pytest
 import torch
 from training_support import histories
 
-pytestmark = pytest.mark.xdist_group("training")
 VAE = {"model": "vae", "likelihood": "gaussian", "kl_warmup": 6, "schedule": "cosine"}
 
 
@@ -30,7 +29,7 @@ def test_random_kills(tmp_path: Path, kind: str, changes: dict[str, object]) -> 
     script = root / "tests" / "models" / "kill_support.py"
     path = f"{root}:{script.parent}"
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), kind, repr(changes), "8", "0"],
+        [sys.executable, str(script), str(tmp_path), kind, repr(changes), "5", "0"],
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
