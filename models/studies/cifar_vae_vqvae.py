@@ -38,7 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "real": {
         "data": "cifar10_lossless",  # a folder of tables of lossless images
-        "epochs": 6,
+        "epochs": 4,
         "lr": 5e-4,
         "hidden": 48,
         "downscale": 4,
