@@ -19,7 +19,7 @@ from models.data.splits import named_splits
 from models.evaluation.tables import Row
 from models.runs.config import TrainConfig
 from models.studies.figures import compare_reconstructions, stacked_bars
-from models.studies.runner import Runner, StudyOptions
+from models.studies.runner import Runner, StudyOptions, check_real_data
 from models.studies.theory import embedding_picture, likelihood_bound, posterior_collapse
 
 if TYPE_CHECKING:
@@ -219,6 +219,7 @@ def _of_kind(options: StudyOptions) -> tuple[dict[str, Any], dict[str, Any]]:
     settings, prior = SETTINGS[options.scale], PRIORS[options.scale] | {"conditional": False}
     if options.scale != "real":
         return settings, prior
+    check_real_data(options, settings["data"])
     config = TrainConfig(data=settings["data"] if options.data is None else options.data)
     splits, _ = named_splits(open_source(config).splits, config)
     kind = find_item_column(splits["train"], config)[1].name

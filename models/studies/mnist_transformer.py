@@ -161,7 +161,7 @@ def _about_classes(count: int) -> str:
 def _entropy(counts: Sequence[int]) -> float:
     """Of classes that were seen so many times, in nats."""
     total = sum(counts)
-    return -sum(count / total * math.log(count / total) for count in counts if count)
+    return sum(count / total * math.log(total / count) for count in counts if count)
 
 
 def _of_weights(runner: Runner) -> str:
