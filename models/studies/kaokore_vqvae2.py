@@ -131,18 +131,15 @@ def run(options: StudyOptions) -> Path:
     models = ("vqvae", "vqvae2")
     names = {f"{model}, seed {seed}": (model, seed) for model in models for seed in seeds}
     others = OTHERS.get(options.scale, {})
-    minutes = dict.fromkeys([*names, *others], MINUTES["models"])
     faces = options.scale in FACES
-    parts = Parts(minutes | {name: MINUTES[name] for name in ("figures", *["faces"] * faces)}, runner.say)
+    models_of = [dict.fromkeys(part, MINUTES["models"]) for part in (names, others)]
+    minutes = models_of[0] | {"figures": MINUTES["figures"]} | models_of[1]
+    parts = Parts(minutes | {name: MINUTES[name] for name in ["faces"] * faces}, runner.say)
     runs: dict[str, list[TrainedRun]] = {model: [] for model in models}
     for name, (model, number) in names.items():
         parts.begin(name)
         runs[model].append(runner.train(f"{model}-seed{number}", model=model, seed=number))
     first = {model: trained[0] for model, trained in runs.items()}
-    by_bits = dict(first)
-    for name, changes in others.items():
-        parts.begin(name)
-        by_bits[name] = runner.train(_folder_name(name), **changes)
     parts.begin("figures")
     runner.write_table(
         "losses",
@@ -159,6 +156,10 @@ def run(options: StudyOptions) -> Path:
     path = runner.folder / "reconstructions.png"
     reconstructions_over_epochs(path, layouts, EPOCHS[options.scale], caption=f"{caption}, {seed}")
     _tsne(runner, first)
+    by_bits = dict(first)
+    for name, changes in others.items():
+        parts.begin(name)
+        by_bits[name] = runner.train(_folder_name(name), **changes)
     if others:
         _bits(runner, by_bits)
     if faces:
