@@ -99,7 +99,7 @@ def run(options: StudyOptions) -> Path:
     runner.write_table(
         "sweep",
         ranked,
-        f"Validation split of {runner.data.name}, best first, of at most {limit} images a split. "
+        f"Validation split of {runner.data_name}, best first, of at most {limit} images a split. "
         f"Published best: "
         f"K=512, beta=1.25, lr=1e-3.",
     )
@@ -144,7 +144,7 @@ def _longer(runner: Runner, best: dict[str, Any]) -> TrainedRun:
         setting = {key: getattr(run.config, key) for key in best}
         rows.append({"run": name} | setting | done | figures | since)
     caption = (
-        f"Test split of {runner.data.name}. Near its best: the perplexity in training, within {NEAR:.0%}."
+        f"Test split of {runner.data_name}. Near its best: the perplexity in training, within {NEAR:.0%}."
     )
     runner.write_table("best", rows, caption)
     if len(runs) > 1:

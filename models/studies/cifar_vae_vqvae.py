@@ -98,7 +98,7 @@ def run(options: StudyOptions) -> Path:
     runner.write_table(
         "ssim",
         rows,
-        f"Test split of {runner.data.name}; nmse is the squared error over the variance of the data. "
+        f"Test split of {runner.data_name}; nmse is the squared error over the variance of the data. "
         f"Published on CIFAR-10: SSIM about 0.78 (VAE) and above 0.96 (VQ-VAE), VQ-VAE reconstruction loss "
         f"0.051 (batch 16) to 0.055 (batch 256).{left_out}",
     )
@@ -158,7 +158,7 @@ def _definitions(runner: Runner, runs: dict[str, TrainedRun], batch_size: int) -
         "definitions",
         rows,
         f"SSIM of the reconstructions of the runs with batch size {batch_size}, mean over 1,000 images of "
-        f"the test split of {runner.data.name} or all there are. Published, without a definition: about "
+        f"the test split of {runner.data_name} or all there are. Published, without a definition: about "
         f"0.78 (VAE) and above 0.96 (VQ-VAE).",
     )
 
@@ -178,7 +178,7 @@ def _training(runner: Runner, runs: dict[int, TrainedRun]) -> None:
     runner.write_table(
         "training",
         rows,
-        f"Mean over the last epoch on the training split of {runner.data.name}; published on CIFAR-10.",
+        f"Mean over the last epoch on the training split of {runner.data_name}; published on CIFAR-10.",
     )
     path, caption = runner.folder / "training-loss.png", runner.caption("train", "batch_size")
     save_curves(path, panels, x_label="epoch", y_labels=LOSS_UNITS, caption=caption)

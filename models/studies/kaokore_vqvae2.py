@@ -144,7 +144,7 @@ def run(options: StudyOptions) -> Path:
     runner.write_table(
         "losses",
         [_row(runner, model, trained) for model, trained in runs.items()],
-        f"{_averaged(len(seeds))} on the test split of {runner.data.name}; the published figures are mean "
+        f"{_averaged(len(seeds))} on the test split of {runner.data_name}; the published figures are mean "
         f"(standard deviation) over three runs on KaoKore, whose range of pixels is not stated: "
         f"errors may be "
         f"on another scale than ours, in which pixels lie in 0..1.",
@@ -189,7 +189,7 @@ def _bits(runner: Runner, runs: dict[str, TrainedRun]) -> None:
         )
     rows.sort(key=lambda row: row["bits"])
     caption = (
-        f"Test split of {runner.data.name}, one run each; bits of an image if all codes are equally likely."
+        f"Test split of {runner.data_name}, one run each; bits of an image if all codes are equally likely."
     )
     runner.write_table("bits", rows, caption)
     figure, (axis,) = new_figure(1, width=6.5, height=4)
@@ -244,7 +244,7 @@ def _curves(runner: Runner, runs: dict[str, list[TrainedRun]], seeds: int) -> No
                 "vqvae2 after epoch 1": two[0],
             }
         ],
-        f"Reconstruction error on the validation split of {runner.data.name}, mean of {seeds} runs, "
+        f"Reconstruction error on the validation split of {runner.data_name}, mean of {seeds} runs, "
         f"from which on "
         f"that of the VQ-VAE-2 stays lower. Published: it starts slower.",
     )
@@ -288,5 +288,5 @@ def _samples(runner: Runner, trained: TrainedRun) -> None:
         "samples",
         [{"samples a class": PER_CLASS, "temperature": TEMPERATURE} | figures],
         f"Agreement: share of the samples that a classifier takes for the class asked for; judge: its "
-        f"accuracy on the test split of {runner.data.name}.",
+        f"accuracy on the test split of {runner.data_name}.",
     )

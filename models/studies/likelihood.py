@@ -202,7 +202,7 @@ def run(options: StudyOptions) -> Path:
     runner.write_table(
         "bits",
         rows,
-        f"Test split of {runner.data.name}. {units}.{PUBLISHED.get(kind, '')}",
+        f"Test split of {runner.data_name}. {units}.{PUBLISHED.get(kind, '')}",
     )
     caption = runner.caption("test", "beta")
     stacked_bars(runner.folder / "bits.png", bars, "bits per dimension", caption=caption)

@@ -132,7 +132,7 @@ def run(options: StudyOptions) -> Path:
     runner.write_table(
         "variants",
         rows,
-        f"Test split of {runner.data.name}. {_of_weights(runner)} {_of_classes(runner, judge)}{skipped}",
+        f"Test split of {runner.data_name}. {_of_weights(runner)} {_of_classes(runner, judge)}{skipped}",
     )
     panels = {f"{kind} prior, validation": lines for kind, lines in curves.items()}
     caption = runner.caption("validation", "beta", *VARIANTS[options.scale])
@@ -171,7 +171,7 @@ def _of_weights(runner: Runner) -> str:
 
 def _of_classes(runner: Runner, judge: Judge | None) -> str:
     if judge is None:
-        return f"No class-conditional priors, as {runner.data.name} has no labels."
+        return f"No class-conditional priors, as {runner.data_name} has no labels."
     return (
         f"Agreement: share of class-conditional samples that a classifier (accuracy on real images "
         f"{judge.accuracy(runner.data.test):.3f}) takes for the class asked for."

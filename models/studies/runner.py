@@ -229,6 +229,12 @@ class Runner:
             codes = sample_codes(priors, shapes, labels.to(self.device), **filters)
         return decode(require_codes(run.model), codes).cpu(), labels
 
+    @property
+    def data_name(self) -> str:
+        """As tables and figures name the data: a folder without the path to it."""
+        path = Path(self.data.name)
+        return path.resolve().name if path.is_dir() else self.data.name
+
     def caption(self, split: str, *varied: str) -> str:
         """What a figure of the study was made of: data, split, and the settings that all its runs share.
 
@@ -236,7 +242,7 @@ class Runner:
         """
         shared = {name: getattr(self.config, name) for name in _CAPTION if name not in varied}
         settings = ", ".join(f"{label} {shared[name]}" for name, label in _CAPTION.items() if name in shared)
-        return f"{self.data.name}, {split} split; {settings}"
+        return f"{self.data_name}, {split} split; {settings}"
 
     def write_table(self, name: str, rows: Sequence[Row], caption: str = "") -> None:
         """``NAME.md`` and ``NAME.csv`` in the study's folder; also printed."""
