@@ -129,11 +129,11 @@ def run(options: StudyOptions) -> Path:
     save_curves(runner.folder / "loss.png", losses, x_label="epoch", y_labels=units, caption=caption)
     _definitions(runner, {model: runs[model, sizes[0]] for model in MODELS}, sizes[0])
     _training(runner, {size: runs["vqvae", size] for size in sizes})
-    largest = sizes[-1]
-    caption = f"{runner.caption('test', 'batch_size', 'beta')}, batch size {largest}"
-    shown = {model: runs[model, largest].model for model in MODELS}
+    smallest = sizes[0]  # whose runs did the most steps
+    caption = f"{runner.caption('test', 'batch_size', 'beta')}, batch size {smallest}"
+    shown = {model: runs[model, smallest].model for model in MODELS}
     compare_reconstructions(runner.folder / "reconstructions.png", runner.data, shown, caption=caption)
-    vae: Any = runs["vae", largest].model
+    vae: Any = runs["vae", smallest].model
     images, _ = vae.sample(SAMPLES, generator=torch.Generator(runner.device).manual_seed(0))
     save_image(grid(images.clamp(-0.5, 0.5).cpu(), 16), runner.folder / "samples-vae.png")
     return runner.folder
