@@ -53,6 +53,22 @@ Bound Certificate::sweep(const Codebook& codebook) const {
   return result;
 }
 
+// The same without a centre, and with b summed in float32 as well: D roundings more for it, as many as gamma holds
+// already, hence twice b. Squares that underflow are covered by the offset of |e| and by `offset`.
+Bound Certificate::direct(int64_t dim, float largest) const {
+  const double n = double(dim) + 8.0;
+  Bound result;
+  result.gamma = float(scale_ * 1.01 * sum_error(n));
+  result.norm_offset = float(sqrt(n) * 0x1p-70);
+  result.norm = float(1.01 * (sqrt(double(largest)) + result.norm_offset));
+  result.bias = largest;
+  result.error = 0.0f;
+  result.offset = float(scale_ * n * 0x1p-140);
+  result.contract = float(contract_error(dim));
+  result.contract_reach = result.norm;
+  return result;
+}
+
 // In the matrix unit x^ and e^ are rounded once more, to bfloat16 x~ and e~. With f = x^ - x~ and
 // g = e^ - e~ (computed exactly and summed up in their norms, which is less than half the worst case):
 //   |x^.e^ - x~.e~| <= |f| |e^| + |x~| |g|,   |x~| <= |x^| + |f|.

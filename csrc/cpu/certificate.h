@@ -34,6 +34,8 @@ class Certificate {
   // Of a float32 sweep, and of the matrix unit.
   Bound sweep(const Codebook& codebook) const;
   Bound matrix(const Codebook& codebook) const;
+  // Of a float32 sweep over codes that are not packed; largest: their computed |e|^2.
+  Bound direct(int64_t dim, float largest) const;
   // Of MatrixKernels::score; norm2: the computed sum of squares of the packed row.
   double matrix_candidate(const Codebook& codebook, float norm2) const;
   // Of an int8 or bfloat16 sweep whose sums round `sums` times.

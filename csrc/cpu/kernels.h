@@ -4,6 +4,7 @@
 
 #include <stdint.h>
 
+#include "cpu/best_two.h"
 #include "cpu/vq_cpu.h"
 
 namespace vq_cpu {
@@ -36,6 +37,20 @@ struct CandidateSweep : SweepInput {
   int32_t capacity;
 };
 
+// A few rows against codes [count][dim] as they are given, count <= kDirectCodes.
+constexpr int kDirectCodes = 256, kMostDotRows = 8;
+
+struct DirectSweep {
+  const float* codes;
+  const float* bias;  // [kDirectCodes], as half_norms leaves it
+  int64_t dim;
+  int count, rows;
+  int32_t first_code;
+  const float* x;           // sweep_dots: [rows][pitch], zeros beyond dim; sweep_rows: [dim][tile]
+  int64_t pitch;            // a multiple of lanes
+  BestTwo<float>* found;    // [rows], written; the index counts from first_code
+};
+
 // Rows and codes as the passes take them: scale * value - centre, in one rounding. `centre` [dim] is scaled
 // already; null: 0.
 struct Centring {
@@ -57,6 +72,13 @@ struct Kernels {
 
   void (*sweep)(const BestSweep*);
   void (*collect)(const CandidateSweep*);
+
+  // bias = -|e|^2/2 (cosine: 0), beyond count -inf; returns the largest |e|^2, infinite if a code
+  // is not finite.
+  float (*half_norms)(const float* codes, int count, int64_t dim, int l2, float* bias);
+  int dot_rows;
+  void (*sweep_dots)(const DirectSweep*);  // up to dot_rows rows, lanes are dimensions
+  void (*sweep_rows)(const DirectSweep*);  // up to a tile of rows, lanes are rows
 
   // The exact scores (exact_body.h) of `kExactLanes` rows x [dim][lanes] with all codes, and the index of
   // the smallest. squares_high and _low [codes]: the sum over e^2/2, null for 0.
