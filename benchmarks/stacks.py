@@ -2,8 +2,8 @@
 
 Single searches first, then whole encoders of a stack: at each stage the nearest code of the residual, which
 is then taken off. The other side is the search of transformers' EnCodec (an expanded square, three N x K
-arrays) or Mimi (``torch.cdist``), written out here. Milliseconds on ``--threads`` threads, on one of the
-process's own time, so that other programs hardly matter; ratios of pairs measured in turn, once with codebooks
+arrays) or Mimi (``torch.cdist``), written out here. Milliseconds on ``--threads`` threads, on one thread of
+the process's own time, so that other programs hardly matter; ratios of pairs in turn, once with codebooks
 as tensors and once prepared (``vq_kernels.prepare_codebook``).
 """
 
