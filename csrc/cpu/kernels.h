@@ -37,6 +37,25 @@ struct CandidateSweep : SweepInput {
   int32_t capacity;
 };
 
+// A tile of rows against codes [count][dim] as they are given, by |x - e|^2. Codes whose square is within the row's
+// limit are listed, at most `capacity` a row; a count above it says that more are near.
+struct DifferenceSweep {
+  const float* x;  // [dim][tile], not centred
+  const float* codes;
+  const uint8_t* usable;  // [count]
+  const float* stand_in;  // [dim]: finite values, for codes that are not usable
+  int64_t dim, count;
+  int32_t first_code;
+  int vectors;         // of the tile, in use
+  float factor;        // how much larger than the least square another may be whose code could be as near
+  const float* slack;  // [tile], and by how much more
+  float* limit;        // [tile], lowered to factor * least + slack
+  int32_t* candidates;  // [tile][capacity]
+  float* squares;       // [tile][capacity]
+  int32_t* counts;      // [tile]
+  int32_t capacity;
+};
+
 // A few rows against codes [count][dim] as they are given, count <= kDirectCodes.
 constexpr int kDirectCodes = 256, kMostDotRows = 8;
 
@@ -72,6 +91,7 @@ struct Kernels {
 
   void (*sweep)(const BestSweep*);
   void (*collect)(const CandidateSweep*);
+  void (*sweep_differences)(const DifferenceSweep*);
 
   // bias = -|e|^2/2 (cosine: 0), beyond count -inf; returns the largest |e|^2, infinite if a code
   // is not finite.
@@ -84,6 +104,10 @@ struct Kernels {
   // the smallest. squares_high and _low [codes]: the sum over e^2/2, null for 0.
   void (*exact_scan)(const double* x, const float* codes, const uint8_t* usable, const double* squares_high,
                      const double* squares_low, int64_t count, int64_t dim, int64_t* index);
+
+  // The same rows in float64, in any order of summation: scores [codes][lanes], infinite for codes that are not usable.
+  void (*wide_scan)(const double* x, const float* codes, const uint8_t* usable, const double* squares_high,
+                    int64_t count, int64_t dim, double* scores);
 
   // Of each code: whether it is finite, and a hash that equal codes share.
   void (*inspect_codes)(const float* codes, int64_t count, int64_t dim, uint8_t* finite, uint64_t* hashes);
