@@ -21,7 +21,7 @@ from .measure import SLOW_START_S, Budget, Deadline, Shares, starts_slowly
 from .memory import Probe, measure_probes, sweep, sweep_lines
 from .peers import search_peers
 from .report import Row, mark_best, table
-from .roofline import Roofs, measure_roofs
+from .roofline import Roofs, first_pass_unit, measure_roofs
 from .work import Case
 
 SECONDS = 280.0  # of the five minutes
@@ -203,7 +203,8 @@ def main(arguments: list[str] | None = None) -> int:
     roofs = measure_roofs("cpu")
     print(
         f"roofs: float32 {roofs.float32 / 1e9:.0f} GFLOP/s, bfloat16 {roofs.bfloat16 / 1e9:.0f} GFLOP/s, "
-        f"copy {roofs.memory / 1e9:.1f} GB/s"
+        + (f"int8 {roofs.int8 / 1e9:.0f} GOP/s, " if roofs.int8 else "")
+        + f"copy {roofs.memory / 1e9:.1f} GB/s"
     )
     bench.measure_essentials()
     if not options.only and options.backend is None and cliffs.reason() is None:
@@ -213,7 +214,8 @@ def main(arguments: list[str] | None = None) -> int:
     bench.measure_compiled()
     mark_best(bench.rows)
     for row in bench.rows:
-        row.add_shares(roofs, ("float32", "bfloat16") if row.is_ours else ("float32",))
+        native = row.is_ours and options.backend in (None, "native")
+        row.add_shares(roofs, (first_pass_unit(row.case) if native else "float32",))
     print("\n" + table(bench.rows))
     if bench.cliffs:
         print(f"\nsearch of {cliffs.SIZE.n} x {cliffs.SIZE.d} x {cliffs.SIZE.k}, times random rows and codes")

@@ -127,6 +127,16 @@ py::dict cpu_features() {
   return features;
 }
 
+int64_t peak(const std::string& pass, int threads, int64_t rounds) {
+  follow_environment();
+  for (int p = 0; p < VQ_FIRST_PASS_COUNT; ++p)
+    if (pass == vq_cpu_first_pass_name(p)) {
+      const py::gil_scoped_release release;
+      return vq_cpu_peak(p, threads, rounds);
+    }
+  throw py::value_error("pass is '" + pass + "'; accepted: " + usable_first_passes());
+}
+
 std::string first_pass(const py::tuple& x, const py::tuple& codebook) {
   follow_environment();
   const VqRows rows = rows_from(x);
@@ -228,6 +238,7 @@ PYBIND11_MODULE(_C, m) {
   vq_cpu_on_stop_requested(&handle_signals);
   m.def("cpu_features", &cpu_features,
         "Instruction sets: of the machine, compiled in, and the one used (VQ_ISA overrides); first passes it has.");
+  m.def("peak", &peak, "Operations done by rounds of multiply-adds in registers, 0 without such instructions.");
   m.def("first_pass", &first_pass, "The pass a search begins with (VQ_FIRST_PASS overrides the rule).");
   py::class_<PreparedCodebook>(m, "PreparedCodebook");
   m.def("prepare_codebook", &prepare_codebook, "Packs a codebook, whose memory must stay, for many searches.");

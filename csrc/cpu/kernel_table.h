@@ -6,11 +6,16 @@
 #include "cpu/difference_body.h"
 #include "cpu/direct_body.h"
 #include "cpu/exact_body.h"
+#include "cpu/peak_body.h"
 #include "cpu/rows_body.h"
 #include "cpu/search_body.h"
 
 namespace vq_cpu {
 namespace {
+
+int64_t peak_float32(int64_t rounds) {
+  return 2 * V::W * peak_of(rounds, V::set(0.0f), [](V::F sum, V::F a, V::F b) { return V::fma(a, b, sum); });
+}
 
 constexpr Kernels kernel_table() {
   Kernels table{};
@@ -37,6 +42,7 @@ constexpr Kernels kernel_table() {
   table.add_rows = add_rows;
   table.backward_rows = backward_rows;
   table.ema_row = ema_row;
+  table.peak = peak_float32;
   return table;
 }
 

@@ -132,6 +132,8 @@ struct Kernels {
   void (*backward_rows)(const float* grad, int64_t ldg, const float* loss_grad, const float* x, int64_t ldx,
                         const float* codes, int64_t count, const int64_t* index, int n, int64_t dim,
                         int gradient, float* out, int64_t ldo);
+  // Runs so many rounds of multiply-adds in registers, for the machine's roof; returns how many operations.
+  int64_t (*peak)(int64_t rounds);
   void (*ema_row)(float* code, float* average, const float* sum, int64_t dim, float one_minus_decay,
                   float size, int normalize);
 };

@@ -3,9 +3,14 @@
 
 #include "cpu/narrow_body.h"
 #include "cpu/narrow_pack_body.h"
+#include "cpu/peak_body.h"
 
 namespace vq_cpu {
 namespace {
+
+int64_t narrow_peak(int64_t rounds) {
+  return 2 * V::W * N::UNIT * peak_of(rounds, V::set(int32_t(0)), N::multiply_add);
+}
 
 constexpr NarrowKernels narrow_table() {
   NarrowKernels table{};
@@ -18,6 +23,7 @@ constexpr NarrowKernels narrow_table() {
   table.set_bounds = narrow_set_bounds;
   table.search = narrow_search;
   table.score = narrow_score;
+  table.peak = narrow_peak;
   return table;
 }
 

@@ -90,6 +90,9 @@ const char* vq_cpu_first_pass_name(int pass);
 int vq_cpu_first_pass_usable(int pass);
 // The one that an exact search with these rows (their number and dimensions) and so many codes begins with.
 int vq_cpu_first_pass(const VqRows* x, int64_t codes);
+// Multiply-adds of one pass's kind in registers, `rounds` on each thread: how many operations (two each) that was,
+// to be timed; 0 without vector instructions for them. The machine's roof.
+int64_t vq_cpu_peak(int pass, int threads, int64_t rounds);
 // Every search begins with `pass`, -1: with the one that suits it. 0 on success, 1 if it is not usable.
 int vq_cpu_use_first_pass(int pass);
 
