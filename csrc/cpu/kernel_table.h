@@ -3,6 +3,8 @@
 
 #include "cpu/backward_body.h"
 #include "cpu/codes_body.h"
+#include "cpu/difference_body.h"
+#include "cpu/direct_body.h"
 #include "cpu/exact_body.h"
 #include "cpu/rows_body.h"
 #include "cpu/search_body.h"
@@ -20,7 +22,13 @@ constexpr Kernels kernel_table() {
   table.pack_tile = pack_tile;
   table.sweep = sweep;
   table.collect = collect;
+  table.sweep_differences = sweep_differences;
+  table.half_norms = half_norms;
+  table.dot_rows = DOT_ROWS;
+  table.sweep_dots = sweep_dots;
+  table.sweep_rows = sweep_rows;
   table.exact_scan = exact_scan;
+  table.wide_scan = wide_scan;
   table.inspect_codes = inspect_codes;
   table.square_distances = square_distances;
   table.pack_code = pack_code_float32;

@@ -32,6 +32,7 @@ struct BackwardArgs {
   int64_t rows;
   int dim;
   bool lanes_over_rows;
+  int vector_lanes;  // that share a row of 16-byte vectors, a power of two up to a warp
   int block_rows;
 };
 
@@ -173,17 +174,74 @@ __device__ void backward_codes(const BackwardArgs& a, float loss_grad) {
   }
 }
 
+__device__ inline float loss_gradient(const BackwardArgs& a) {
+  if (a.grad_loss == nullptr) return 0.0f;
+  const int64_t valid = *a.valid_rows > 0 ? *a.valid_rows : 1;
+  return *a.grad_loss * a.scale / static_cast<float>(valid);
+}
+
 template <typename X>
 __global__ void __launch_bounds__(kBackwardThreads) backward_kernel(const __grid_constant__ BackwardArgs a) {
-  float loss_grad = 0.0f;
-  if (a.grad_loss != nullptr) {
-    const int64_t valid = *a.valid_rows > 0 ? *a.valid_rows : 1;
-    loss_grad = *a.grad_loss * a.scale / static_cast<float>(valid);
-  }
+  const float loss_grad = loss_gradient(a);
   if (a.lanes_over_rows) {
     backward_codes<1, X>(a, loss_grad);
   } else {
     backward_codes<kWarp, X>(a, loss_grad);
+  }
+}
+
+constexpr int kVectorBatch = 2;  // rows at once of a thread
+
+template <typename T, int COUNT>
+struct alignas(16) Vector {
+  T v[COUNT];
+};
+
+// Straight through rows that are vectors, 16 bytes at a time, with as many lanes for a row as it has vectors.
+template <typename X, typename E>
+__global__ void __launch_bounds__(kBackwardThreads, 3) backward_vectors_kernel(const __grid_constant__ BackwardArgs a) {
+  constexpr int kCount = 16 / sizeof(X), kBatch = kVectorBatch;
+  using XVector = Vector<X, kCount>;
+  using EVector = Vector<E, kCount>;
+  const int lane = static_cast<int>(threadIdx.x) % a.vector_lanes;
+  const int stride = kBackwardThreads / a.vector_lanes;
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * a.block_rows;
+  const float loss_grad = loss_gradient(a);
+  const bool moves_x = a.grad_loss != nullptr;
+  Row<X, E> row[kBatch];
+  bool present[kBatch], counts[kBatch];
+  float otherwise[kBatch];
+#pragma unroll
+  for (int i = 0; i < kBatch; ++i) {
+    const int64_t n = first_row + static_cast<int>(threadIdx.x) / a.vector_lanes + i * stride;
+    present[i] = n < a.rows;
+    const int64_t index = present[i] ? a.indices[n] : -1;
+    counts[i] = names_a_code(a, index);
+    otherwise[i] = gradient_without_code(index);
+    row[i] = row_at<X, E>(a, present[i] ? n : 0, counts[i] ? index : 0);
+  }
+  for (int d = lane * kCount; d < a.dim; d += a.vector_lanes * kCount) {
+    XVector g[kBatch] = {}, x[kBatch] = {};
+    EVector e[kBatch] = {};
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (!counts[i]) continue;
+      if (row[i].grad != nullptr) g[i] = *reinterpret_cast<const XVector*>(row[i].grad + d);
+      if (moves_x) x[i] = *reinterpret_cast<const XVector*>(row[i].x + d);
+      if (moves_x) e[i] = *reinterpret_cast<const EVector*>(row[i].code + d);
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (!present[i]) continue;
+      XVector result;
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) {
+        const float gradient = to_float(g[i].v[j]);
+        const float moved = fmaf(loss_grad, to_float(x[i].v[j]) - to_float(e[i].v[j]), gradient);
+        result.v[j] = from_float<X>(!counts[i] ? otherwise[i] : moves_x ? moved : gradient);
+      }
+      *reinterpret_cast<XVector*>(row[i].out + d) = result;
+    }
   }
 }
 
@@ -221,7 +279,17 @@ extern "C" int vq_cuda_vector_quantize_backward(const VqRows* grad_quantized, co
   a.lanes_over_rows = rows_are_contiguous(*x);
   a.block_rows = a.lanes_over_rows ? kBackwardThreads : kBackwardRows;
   return with_dtype(x->dtype, [&](auto type) {
-    return launch(backward_kernel<decltype(type)>, ceil_div(a.rows, a.block_rows), kBackwardThreads, 0,
-                  stream, false, a);
+    using X = decltype(type);
+    constexpr int kCount = 16 / sizeof(X);
+    const bool vectors = rows_are_vectors<kCount>(*x) && rows_are_vectors<kCount>(*grad_x) &&
+                         (grad_quantized == nullptr || rows_are_vectors<kCount>(*grad_quantized)) &&
+                         reinterpret_cast<uintptr_t>(a.codebook) % 16 == 0;
+    auto kernel = backward_kernel<X>;
+    if (vectors && !(a.rotation && a.grad != nullptr)) {
+      for (a.vector_lanes = 1; a.vector_lanes < kWarp && a.vector_lanes * kCount < a.dim;) a.vector_lanes *= 2;
+      a.block_rows = kBackwardThreads / a.vector_lanes * kVectorBatch;
+      kernel = a.codebook_is_float ? backward_vectors_kernel<X, float> : backward_vectors_kernel<X, X>;
+    }
+    return launch(kernel, ceil_div(a.rows, a.block_rows), kBackwardThreads, 0, stream, false, a);
   });
 }

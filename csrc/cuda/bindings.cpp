@@ -129,9 +129,8 @@ void hopper_search(const py::tuple& x, const py::tuple& codes, const py::tuple& 
   s.exact = options[3].cast<bool>();
   s.accumulation = bound[0].cast<double>();
   s.contract = bound[1].cast<double>();
-  s.packing = bound[2].cast<double>();
-  s.slack = bound[3].cast<double>();
-  s.bound_scale = bound[4].cast<double>();
+  s.slack = bound[2].cast<double>();
+  s.bound_scale = bound[3].cast<double>();
   s.mask = pointer<const uint8_t>(address(outputs, 0));
   s.open_count = pointer<int64_t>(address(outputs, 1));
   s.range = pointer<int64_t>(address(outputs, 2));

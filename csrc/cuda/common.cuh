@@ -73,8 +73,18 @@ struct RowMap {
 };
 
 inline RowMap row_map(const VqRows& r) {
+  const Strides strides{r.stride_batch, r.stride_row, r.stride_dim};
+  // Batches that follow one another are one, whose row numbers nobody divides.
+  if (r.batches <= 1 || r.stride_batch == r.rows * r.stride_row) return RowMap{strides, INT64_MAX};
   // At least one, so that an empty batch divides by nothing.
-  return RowMap{Strides{r.stride_batch, r.stride_row, r.stride_dim}, r.rows > 0 ? r.rows : 1};
+  return RowMap{strides, r.rows > 0 ? r.rows : 1};
+}
+
+// Whether every row can be read and written VECTOR elements, 16 bytes, at a time.
+template <int VECTOR>
+inline bool rows_are_vectors(const VqRows& r) {
+  return r.stride_dim == 1 && r.dim % VECTOR == 0 && r.stride_row % VECTOR == 0 &&
+         (r.batches <= 1 || r.stride_batch % VECTOR == 0) && reinterpret_cast<uintptr_t>(r.data) % 16 == 0;
 }
 
 // Whether neighbouring threads should take neighbouring rows (channel-first) and not elements of a row.

@@ -81,20 +81,32 @@ __device__ inline void multiply_wait() {
 }
 
 // Where an operand lies in shared memory: core matrices of 8 rows by 16 bytes, 128 bytes to the next one along
-// the depth and 256 along the rows, no swizzle.
-__device__ inline uint64_t matrix_descriptor(uint32_t address) {
-  return static_cast<uint64_t>(address >> 4 & 0x3fff) | uint64_t{128 >> 4} << 16 | uint64_t{256 >> 4} << 32;
+// the depth and 256 along the rows, no swizzle. The lower half of the descriptor; the upper one is always the same.
+__device__ inline uint32_t matrix_descriptor(uint32_t address) {
+  return (address >> 4 & 0x3fff) | 128 >> 4 << 16;
 }
+constexpr uint64_t kDescriptorTop = uint64_t{256 >> 4} << 32;
 
 // The descriptor so many bytes, a multiple of 16, further on.
-__device__ inline uint64_t advance(uint64_t descriptor, int bytes) {
-  return descriptor + static_cast<uint64_t>(bytes >> 4);
+__device__ inline uint32_t advance(uint32_t descriptor, int bytes) {
+  return descriptor + static_cast<uint32_t>(bytes >> 4);
 }
 
-// The same value, of which the compiler knows nothing.
-__device__ inline uint64_t hidden(uint64_t value) {
-  asm volatile("" : "+l"(value));
-  return value;
+// Registers of each thread of this warpgroup from here on, a multiple of 8: the block's total stays what it was.
+template <int COUNT>
+__device__ inline void give_registers() {
+  VQ_HOPPER_ASM("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+template <int COUNT>
+__device__ inline void take_registers() {
+  VQ_HOPPER_ASM("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+
+// bits * factor + addend modulo 2^32, in the unit of the multiplications.
+__device__ inline int multiply_add(unsigned bits, int factor, int addend) {
+  int sum;
+  asm("mad.lo.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(bits), "r"(factor), "r"(addend));
+  return sum;
 }
 
 #define VQ_WGMMA(TYPE)                                                                                         \
@@ -115,18 +127,18 @@ __device__ inline uint64_t hidden(uint64_t value) {
         "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]),             \
         "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]),             \
         "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])                           \
-      : "l"(a), "l"(b), "r"(add))
+      : "l"(kDescriptorTop | a), "l"(kDescriptorTop | b), "r"(add))
 
 // d[64 x 128] (+)= a[64 x 16] b[128 x 16]^T by the four warps of a warpgroup; `add` 0 starts from zero. Thread t
 // has rows t / 32 * 16 + t % 32 / 4 (+ 8) and columns 8 i + 2 (t % 4) + {0, 1} in d[4 i + {0, 1} (+ 2)].
 template <typename T>
-__device__ inline void multiply(float (&d)[64], uint64_t a, uint64_t b, int add);
+__device__ inline void multiply(float (&d)[64], uint32_t a, uint32_t b, int add);
 template <>
-__device__ inline void multiply<__half>(float (&d)[64], uint64_t a, uint64_t b, int add) {
+__device__ inline void multiply<__half>(float (&d)[64], uint32_t a, uint32_t b, int add) {
   VQ_WGMMA("f16.f16");
 }
 template <>
-__device__ inline void multiply<__nv_bfloat16>(float (&d)[64], uint64_t a, uint64_t b, int add) {
+__device__ inline void multiply<__nv_bfloat16>(float (&d)[64], uint32_t a, uint32_t b, int add) {
   VQ_WGMMA("bf16.bf16");
 }
 #undef VQ_WGMMA

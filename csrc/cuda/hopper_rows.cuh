@@ -8,10 +8,9 @@
 namespace vq_cuda {
 
 constexpr int kHopperTile = 128;  // codes of a tile
-constexpr int kHopperGroups = 2;  // warpgroups that multiply
-constexpr int kHopperHalf = 64;  // rows of a product; a warpgroup has two of them
+constexpr int kHopperGroups = 4;  // warpgroups that multiply
 constexpr int kGroupThreads = 128;
-constexpr int kGroupRows = 2 * kHopperHalf;
+constexpr int kGroupRows = 64;  // of a product
 constexpr int kHopperRows = kHopperGroups * kGroupRows;  // of a block
 constexpr int64_t kMostHopperRows = (INT64_C(1) << 31) - (1 << 15);
 
@@ -27,7 +26,7 @@ struct HopperArgs {
   const float* extremes;  // [lines, 8]
   int lines;
   int codes, tile_count;
-  float packing;
+  bool exact;
   const uint8_t* mask;  // [rows] or null
   unsigned long long* open_count;
   unsigned long long* range;  // bits of the largest finite |x|, or null
@@ -36,14 +35,19 @@ struct HopperArgs {
   float* ceiling;  // [rows]
 };
 
+// A thread of a product has the columns 8 i + 2 (lane % 4) + {0, 1}: biases lie by lane, four words further on for each,
+// so that 16 bytes for each of the four lanes come out of 16 different banks.
+constexpr int kBiasLanes = 4, kBiasStride = kHopperTile / kBiasLanes + 4;
+
 // What a block knows of its rows.
 struct HopperRowState {
   float bound[kHopperRows];  // on the error of a score; infinite where there is none
   float scale[kHopperRows];  // of the biases
   int flag[kHopperRows];
   float shift[kHopperGroups][kGroupThreads / kWarp];  // by warp
+  float bias[kHopperGroups][2][kBiasLanes * kBiasStride];  // of two tiles in turn, in the group's window
   Extremes extremes;
-  int keep_bits;  // what of a score's bits stays beside a column
+  int columns;  // 32, of which the compiler knows nothing
 };
 enum HopperFlag : int { kPlain = 0, kNotThere = 1, kIsMasked = 2, kIsNonfinite = 4 };
 
@@ -74,7 +78,8 @@ __host__ __device__ constexpr int core_offset(int rows, int r, int d) {
   return d / 16 * (rows * 32) + r / 8 * 256 + d / 8 % 2 * 128 + r % 8 * 16 + d % 8 * 2;
 }
 
-// The rows of one warpgroup. Leaves the largest shift of those with a bound in state->shift.
+// The rows of one warpgroup. Leaves the largest shift in state->shift: of those with a bound, or of all that have a
+// place in the window where none is asked for.
 template <typename T, int DEPTH>
 __device__ inline void load_group_rows(const HopperArgs& a, int64_t first, int group, unsigned char* to,
                                        HopperRowState* state) {
@@ -87,14 +92,14 @@ __device__ inline void load_group_rows(const HopperArgs& a, int64_t first, int g
     if (counts && !m.nonfinite && p.in_range) {
       bound = scaled_error<1, 1>(a.bound, e, a.x.centred, m, p.score, &shift);
     }
-    if (bound < kInfinity) group_shift = fmaxf(group_shift, shift);
+    if (a.exact ? bound < kInfinity : shift < 0x1p80f) group_shift = fmaxf(group_shift, shift);
     const int at = group * kGroupRows + r;
     state->bound[at] = bound;
     state->scale[at] = p.score;
     state->flag[at] = n >= a.rows ? kNotThere : !counts ? kIsMasked : m.nonfinite ? kIsNonfinite : kPlain;
   };
   const auto place = [&](int r, int d) {
-    return to + r / kHopperHalf * (kHopperHalf * DEPTH * 2) + core_offset(kHopperHalf, r % kHopperHalf, d);
+    return to + core_offset(kGroupRows, r, d);
   };
   const auto is_counted = [&](int64_t n) { return n < a.rows && (a.mask == nullptr || a.mask[n] != 0); };
   if (a.x.vectors) {
@@ -122,7 +127,7 @@ __device__ inline void load_group_rows(const HopperArgs& a, int64_t first, int g
       if (counts && !m.nonfinite) largest = fmaxf(largest, m.largest);
       if (lane == 0) keep(r, n, counts, m, p);
     }
-  } else {
+  } else if (tid < kGroupRows) {
     const int r = tid;
     const int64_t n = first + r;
     const bool counts = is_counted(n);

@@ -1,70 +1,122 @@
 // First pass of the Triton backend's search on compute capability 9.0: one 16-bit product of all rows with all
 // codes by the warpgroup's asynchronous matrix product, and the running best beside it.
 //
-// A block is two warpgroups that multiply and one warp that copies. A warpgroup owns 128 rows as two halves of 64:
-// the second half multiplies while the first is reduced, and the two warpgroups overlap as well, so that the
-// matrix unit seldom waits. 256 rows share each tile of 128 codes, which arrives as one bulk copy: prepare.py
-// stores the codes tile by tile in the order in which the matrix unit reads shared memory.
+// A block is four warpgroups that multiply 64 rows each and one warp that copies. While the scores of one warpgroup are on their
+// way from the matrix unit the other three reduce theirs; nothing but the tiles of 128 codes, which all 256 rows
+// share, keeps them in step. A tile arrives as one bulk copy: prepare.py stores the codes tile by tile in the order in
+// which the matrix unit reads shared memory.
 //
-// Scores are kept positive by a number that the warpgroup adds to all biases, at least max |x||e| of its rows. Bits
-// of positive floats are ordered as integers, of which this GPU takes the minimum of three in one instruction; the
-// column goes into their low 5 bits, so that minima carry it along and a lower column is the smaller number.
+// Scores of a warpgroup lie in a window of floats with one exponent (`Window`), whose significands are ordered as integers
+// and count in equal steps. Times 32, an integer multiply-add, makes room for the column and drops the exponent: minima carry
+// the column along, and of equal scores the lower column is the smaller number. Of such integers this GPU takes
+// the minimum of three in one instruction. The multiply-add leaves the units that take minima, which are the
+// busiest, alone.
 //
-// Traffic: x once, the tiles once a block, out of L2. Per (row, code) pair: depth / 4096 of the matrix unit's
-// clocks, one FFMA, one LOP3, and for exact results 2.5 minima or maxima, else half a one.
+// Traffic: x once, the tiles once a block, out of L2. Per (row, code) pair: depth / 2048 of the matrix unit's
+// clocks, one FFMA, one IMAD, and for exact results 2.5 minima or maxima, else half a one.
 #include "hopper_rows.cuh"
-#include "packed_best.cuh"
 
 namespace vq_cuda {
 namespace {
 
 constexpr int kMultipliers = kHopperGroups * kGroupThreads;
-constexpr int kHopperThreads = kMultipliers + kWarp;
+constexpr int kHopperThreads = kMultipliers + kGroupThreads;
+// Registers of a thread. The block is launched with 96 for each of five warpgroups, and gets no more than that: the one that
+// copies gives most of its own to the others. Asking for more than there are is waiting for ever.
+constexpr int kMultiplierRegisters = 112, kCopierRegisters = 24;
+constexpr int kLaunchRegisters = 65536 / kHopperThreads / 8 * 8;
+static_assert(kMultipliers * kMultiplierRegisters + kGroupThreads * kCopierRegisters <= kHopperThreads * kLaunchRegisters,
+              "warpgroups would wait for registers that nobody gives");
+constexpr int kColumnBits = 5;
+constexpr int kColumnMask = (1 << kColumnBits) - 1;
+constexpr int kSignificandBits = 23;
 
 template <int DEPTH>
 struct Shape {
-  static constexpr int kChunk = DEPTH < 128 ? DEPTH : 128;  // of the depth, in one stage
+  static constexpr int kChunk = DEPTH == 128 ? 128 : 64;  // of the depth, in one stage
   static constexpr int kChunks = DEPTH / kChunk;
-  static constexpr int kStages = DEPTH == 64 ? 6 : DEPTH == 128 ? 4 : 2;
+  static constexpr int kStages = DEPTH == 64 ? 6 : DEPTH == 128 ? 4 : 5;
   static constexpr int kCodeBytes = kHopperTile * kChunk * 2;
   static constexpr int kStageBytes = kCodeBytes + kHopperTile * 4;
-  static constexpr int kHalfBytes = kHopperHalf * DEPTH * 2;
+  static constexpr int kGroupBytes = kGroupRows * DEPTH * 2;
   static constexpr int kRowBytes = kHopperRows * DEPTH * 2;
   static constexpr int64_t kShared =
       kRowBytes + kStages * kStageBytes + static_cast<int64_t>(sizeof(HopperRowState)) + 2 * kStages * 8;
 };
 
-// Scores of a half's tile: the thread has rows lane / 4 and + 8, columns 8 i + 2 (lane % 4) + {0, 1}. `scales` are
-// read anew for each tile, since the products leave few registers.
-template <bool EXACT>
-__device__ inline void reduce_tile(const float (&d)[64], const float2* bias, float shift, const float* scales,
-                                   int tile, int mask, PackedHalves& best) {
-  const float scale[2] = {scales[0], scales[8]};
-  int low0 = 0x7fffffff, low1 = 0x7fffffff, second0 = 0x7fffffff, second1 = 0x7fffffff;
-#pragma unroll
-  for (int i = 0; i < kHopperTile / 8; ++i) {
-    float2 h = bias[4 * i];
-    h.x += shift;
-    h.y += shift;
-    const auto packed = [&](float bias_of, float scale_of, float product, int column) {
-      return packed_score(bias_of, scale_of, product, mask, column);
-    };
-    join_packed<EXACT>(packed(h.x, scale[0], d[4 * i], 2 * i), packed(h.y, scale[0], d[4 * i + 1], 2 * i + 1), low0,
-                       second0);
-    join_packed<EXACT>(packed(h.x, scale[1], d[4 * i + 2], 2 * i), packed(h.y, scale[1], d[4 * i + 3], 2 * i + 1),
-                       low1, second1);
+// Where the scores of a warpgroup lie, in the codes' units: [power, 2 power), in steps of power / 2^23. `reach` is
+// at least |z . e| of every row and code, so that a bias of 2 reach and half the innermost code's squared norm cannot win.
+struct Window {
+  float power;  // of two
+  float shift;  // added to every bias
+  float highest;  // bias; larger ones, those of codes that are left out, become this one
+
+  // `lowest` keeps power times the smallest scale of a row a normal number.
+  __device__ Window(float largest_shift, float smallest_norm, float lowest) {
+    const float reach = fmaxf(largest_shift, lowest);
+    const float half = smallest_norm < 0x1p60f ? 0.5f * smallest_norm * smallest_norm : 0.0f;
+    power = power_of_two(exponent_of(1.01f * (4.04f * reach + half)) + 1);
+    shift = power + (1.005f * reach + 0x1p-20f * power);
+    highest = 2.0f * reach + half;
   }
-  offer_packed<EXACT>(best.row[0], low0, second0, tile, mask);
-  offer_packed<EXACT>(best.row[1], low1, second1, tile, mask);
+};
+
+// The two smallest of a row as a thread sees them, each a score's significand with the column in the low bits.
+struct WindowBest {
+  int value = 0x7fffffff;
+  int second = 0x7fffffff;
+  int tile = 0;
+};
+
+template <bool EXACT>
+__device__ inline void join_scores(int a, int b, int& low, int& second) {
+  if (!EXACT) {
+    low = min(min(low, a), b);
+    return;
+  }
+  const int less = min(a, b), more = max(a, b);
+  second = min(min(second, more), max(low, less));
+  low = min(low, less);
+}
+
+template <bool EXACT>
+__device__ inline void offer_tile(WindowBest& best, int low, int second, int tile) {
+  // Of equal scores the earlier tile wins, whatever their columns.
+  const bool take = low < (best.value & ~kColumnMask);
+  if (EXACT) best.second = min(min(best.second, second), max(low, best.value));
+  best.value = take ? low : best.value;
+  best.tile = take ? tile : best.tile;
+}
+
+// Scores of a tile: the thread has rows lane / 4 and + 8 of its warp's 16, columns 8 i + 2 (lane % 4) + {0, 1}.
+template <bool EXACT>
+__device__ inline void reduce_tile(const float (&d)[64], const float4* bias, const float (&scale)[2], int tile,
+                                   int columns, WindowBest (&best)[2]) {
+  int low[2] = {0x7fffffff, 0x7fffffff}, second[2] = {0x7fffffff, 0x7fffffff};
+#pragma unroll
+  for (int i = 0; i < kHopperTile / 16; ++i) {
+    const float4 h = bias[i];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const auto packed = [&](float bias_of, float product, int column) {
+        return multiply_add(__float_as_uint(fmaf(bias_of, scale[r], product)), columns, column);
+      };
+      const float* p = d + 8 * i + 2 * r;
+      join_scores<EXACT>(packed(h.x, p[0], 4 * i), packed(h.y, p[1], 4 * i + 1), low[r], second[r]);
+      join_scores<EXACT>(packed(h.z, p[4], 4 * i + 2), packed(h.w, p[5], 4 * i + 3), low[r], second[r]);
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) offer_tile<EXACT>(best[r], low[r], second[r], tile);
 }
 
 // Index of a row from what its four lanes found, and a place in the list of open rows where it is not certain.
 template <bool EXACT>
-__device__ inline void decide(const HopperArgs& a, const HopperRowState& state, int n, int at, float shift,
-                              const PackedBest& best, int mask) {
+__device__ inline void decide(const HopperArgs& a, const HopperRowState& state, int n, int at, const Window& window,
+                              const WindowBest& best) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int column = best.value & ~mask;
-  int score = best.value & mask, second = best.second & mask;
+  const int column = best.value & kColumnMask;
+  int score = best.value >> kColumnBits, second = best.second >> kColumnBits;
   int code = best.tile * kHopperTile + column / 2 * 8 + lane % 4 * 2 + column % 2;
   for (int step = 1; step < 4; step *= 2) {
     const int their_score = __shfl_xor_sync(kAllLanes, score, step);
@@ -81,13 +133,16 @@ __device__ inline void decide(const HopperArgs& a, const HopperRowState& state, 
   bool open = false;
   float ceiling = kInfinity;
   if (EXACT && mine && flag == kPlain) {
-    const float bound = state.bound[at], value = __uint_as_float(static_cast<unsigned>(score));
-    const float other = __uint_as_float(static_cast<unsigned>(second));
-    const float upper = value + a.packing * value, lower = other - a.packing * other;
-    const float moved = state.scale[at] * shift, error = bound + moved * 0x1p-22f;
+    const float bound = state.bound[at], scale = state.scale[at];
+    // A score was rounded twice in the window, by half a step each.
+    const float step = window.power * scale * (1.0f / (1 << kSignificandBits)), error = bound + step;
     // NaN on either side leaves the row open.
-    open = !(lower - upper > 2.002f * error);
-    if (bound < kInfinity) ceiling = upper - moved + 1.001f * error + value * 0x1p-22f;
+    open = !(static_cast<float>(second - score) * step > 2.002f * error);
+    if (bound < kInfinity) {
+      const int significand = score & ((1 << kSignificandBits) - 1);
+      const float value = static_cast<float>(significand) * step + (window.power - window.shift) * scale;
+      ceiling = value + 1.001f * error + 3.0f * step;
+    }
   }
   if (EXACT) {
     const unsigned votes = __ballot_sync(kAllLanes, open);
@@ -140,7 +195,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1) hopper_search_kernel(const 
       barrier_init(empty + s, kHopperGroups);
     }
     barrier_init_fence();
-    state->keep_bits = ~31;
+    state->columns = 1 << kColumnBits;
   }
   if (warp == 0) {
     const Extremes extremes = read_extremes(a);
@@ -149,19 +204,20 @@ __global__ void __launch_bounds__(kHopperThreads, 1) hopper_search_kernel(const 
   __syncthreads();
   const int blocks = static_cast<int>((a.rows + kHopperRows - 1) / kHopperRows);
   const int grid = static_cast<int>(gridDim.x);
-  if (warp == kMultipliers / kWarp) {
-    if (lane == 0) copy_tiles<DEPTH>(a, blocks, stages, full, empty);
+  if (warp >= kMultipliers / kWarp) {
+    give_registers<kCopierRegisters>();
+    if (warp == kMultipliers / kWarp && lane == 0) copy_tiles<DEPTH>(a, blocks, stages, full, empty);
     return;
   }
+  take_registers<kMultiplierRegisters>();
 
   const int group = warp / 4, thread = static_cast<int>(threadIdx.x) % kGroupThreads;
-  unsigned char* rows = shared + group * 2 * S::kHalfBytes;
-  const uint64_t rows_at = matrix_descriptor(shared_address(rows));
-  const uint32_t stage_address = shared_address(stages);
-  // By way of shared memory, or the assembler sees that it is the same for all lanes: clearing bits and setting
-  // others are then two instructions, not one.
-  const int mask = state->keep_bits;
-  uint32_t step = 0;
+  unsigned char* rows = shared + group * S::kGroupBytes;
+  const uint32_t rows_at = matrix_descriptor(shared_address(rows)), stages_at = matrix_descriptor(shared_address(stages));
+  // By way of shared memory, or the compiler would shift, in the unit that takes minima.
+  const int columns = state->columns;
+  const int bias_at = thread % 8 / 2 * kBiasStride + thread / 8 * 2 + thread % 2;
+  uint32_t s = 0, parity = 0;  // the stage, and of its barrier's phase
   for (int block = static_cast<int>(blockIdx.x); block < blocks; block += grid) {
     const int first = block * kHopperRows + group * kGroupRows;
     warpgroup_barrier(1 + group);  // nobody multiplies by the last block's rows any more, or reads their state
@@ -169,51 +225,41 @@ __global__ void __launch_bounds__(kHopperThreads, 1) hopper_search_kernel(const 
     fence_matrix_reads();
     warpgroup_barrier(1 + group);
     const float* shifts = state->shift[group];
-    const float shift = fmaxf(fmaxf(shifts[0], shifts[1]), fmaxf(shifts[2], shifts[3]));
+    const Window window(fmaxf(fmaxf(shifts[0], shifts[1]), fmaxf(shifts[2], shifts[3])),
+                        a.bound.l2 ? state->extremes.smallest : 0.0f, a.bound.split ? 0x1p-60f : 0x1p-100f);
     const int own = group * kGroupRows + warp % 4 * 16 + lane / 4;  // this thread's first row
-    const float* scales = state->scale + own;
+    const float scale[2] = {state->scale[own], state->scale[own + 8]};
 
-    PackedHalves low_best, high_best;
+    WindowBest best[2];
     for (int t = 0; t < a.tile_count; ++t) {
-      float low[64], high[64];  // products of the first 64 rows, and of the others
+      float d[64];
+      float* biases = state->bias[group][t % 2];
 #pragma unroll
-      for (int c = 0; c < S::kChunks; ++c, ++step) {
-        const uint32_t s = step % S::kStages;
-        const uint64_t codes = matrix_descriptor(stage_address + s * S::kStageBytes);
-        // Behind the barrier, so that the descriptors of all chunks do not wait in registers.
-        const uint64_t own_rows = S::kChunks > 1 ? hidden(rows_at) : rows_at;
-        barrier_wait(full + s, step / S::kStages % 2);
+      for (int c = 0; c < S::kChunks; ++c) {
+        const unsigned char* stage = stages + s * S::kStageBytes;
+        const uint32_t codes = advance(stages_at, static_cast<int>(s) * S::kStageBytes);
+        barrier_wait(full + s, parity);
         multiply_fence();
 #pragma unroll
         for (int k = 0; k < S::kChunk / 16; ++k) {
-          multiply<T>(low, advance(own_rows, (c * S::kChunk / 16 + k) * (kHopperHalf * 32)),
-                      advance(codes, k * (kHopperTile * 32)), c + k);
-        }
-        multiply_commit();
-#pragma unroll
-        for (int k = 0; k < S::kChunk / 16; ++k) {
-          multiply<T>(high, advance(own_rows, S::kHalfBytes + (c * S::kChunk / 16 + k) * (kHopperHalf * 32)),
+          multiply<T>(d, advance(rows_at, (c * S::kChunk / 16 + k) * (kGroupRows * 32)),
                       advance(codes, k * (kHopperTile * 32)), c + k);
         }
         multiply_commit();
         if (c == S::kChunks - 1) {
-          const auto* bias = reinterpret_cast<const float2*>(stages + s * S::kStageBytes + S::kCodeBytes) + lane % 4;
-          multiply_wait<1>();
-          reduce_tile<EXACT>(low, bias, shift, scales, t, mask, low_best);
-          multiply_wait<0>();
-          reduce_tile<EXACT>(high, bias, shift, scales + kHopperHalf, t, mask, high_best);
-        } else {
-          multiply_wait<0>();
+          const float bias = reinterpret_cast<const float*>(stage + S::kCodeBytes)[thread];
+          biases[bias_at] = fminf(bias, window.highest) + window.shift;
         }
-        warpgroup_barrier(1 + group);  // all have read the stage
+        multiply_wait<0>();
+        warpgroup_barrier(1 + group);  // all have read the stage, and the biases are there
         if (thread == 0) barrier_arrive(empty + s);
+        if (++s == S::kStages) s = 0, parity ^= 1;
       }
+      reduce_tile<EXACT>(d, reinterpret_cast<const float4*>(biases + lane % 4 * kBiasStride), scale, t, columns, best);
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int n = first + warp % 4 * 16 + lane / 4 + 8 * i;
-      decide<EXACT>(a, *state, n, own + 8 * i, shift, low_best.row[i], mask);
-      decide<EXACT>(a, *state, n + kHopperHalf, own + kHopperHalf + 8 * i, shift, high_best.row[i], mask);
+      decide<EXACT>(a, *state, first + warp % 4 * 16 + lane / 4 + 8 * i, own + 8 * i, window, best[i]);
     }
   }
 }
@@ -266,7 +312,7 @@ extern "C" int vq_cuda_hopper_search(const VqRows* x, const VqHopperSearch* sear
   a.lines = static_cast<int>(s.lines);
   a.codes = static_cast<int>(s.codes);
   a.tile_count = static_cast<int>(s.padded_codes / kHopperTile);
-  a.packing = static_cast<float>(s.packing);
+  a.exact = s.exact != 0;
   a.mask = s.mask;
   a.open_count = reinterpret_cast<unsigned long long*>(s.open_count);
   a.range = reinterpret_cast<unsigned long long*>(s.range);

@@ -61,7 +61,7 @@ typedef struct VqHopperSearch {
   const float* extremes;  // [lines, 8]
   int64_t lines, codes, padded_codes, depth;
   int32_t split, centred, metric, exact;
-  double accumulation, contract, packing, slack, bound_scale;
+  double accumulation, contract, slack, bound_scale;
   const uint8_t* mask;  // [rows] or null
   int64_t* open_count;  // added to
   int64_t* range;  // raised to the bits of the largest finite |x|; or null

@@ -197,10 +197,15 @@ def test_hopper_search_uses_warpgroup_products_and_bulk_copies() -> None:
     hopper = [k for k in kernels("sm_90a").values() if "hopper_search" in k.name]
     assert len(hopper) == 12  # three depths, two dtypes, with and without the second best
     for k in hopper:
-        assert count(k, "HGMMA") >= 8, k.name
+        assert count(k, "HGMMA") >= 4, k.name
         assert count(k, "UBLKCP") >= 2, "codes do not come through the copy engine"
-        assert count(k, "VIMNMX3") >= 60, "minima of three are not one instruction"
-        assert k.registers <= 168, "three warps a scheduler do not fit"
+        assert count(k, "VIMNMX3") >= 30, "minima of three are not one instruction"
+        assert count(k, "USETMAXREG") == 2, "the warpgroup that copies keeps its registers"
+        # A column goes into a score by a multiplication, in the units that take no minima.
+        texts = [i.replace(".reuse", "") for i in k.instructions]
+        columns = {m[1] for i in texts if (m := re.match(r"IMAD R\d+, R\d+, R\d+, (0x[0-9a-f]+)", i))}
+        assert len(columns & {hex(c) for c in range(1, 32)}) >= 24, k.name
+        assert k.registers <= 96, "five warpgroups do not fit"
 
 
 @targets

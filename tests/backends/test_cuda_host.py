@@ -516,6 +516,34 @@ def test_backward(channel_first: bool, gradient: str, dtype: torch.dtype, kernel
         assert (room == 1.0).all()
 
 
+@pytest.mark.parametrize(
+    "dtypes",
+    [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.float16, torch.float16)],
+    ids=str,
+)
+@pytest.mark.parametrize("d", [8, 64, 104, 320])
+def test_backward_of_rows_that_are_vectors(
+    d: int, dtypes: tuple[torch.dtype, torch.dtype], kernels: CudaBackend
+) -> None:
+    """16 bytes at a time: lanes that have no vector, rows of more vectors than a warp has lanes, the batch as one
+    and as several, any row masked, an index that nobody wrote."""
+    b, m, k = 3, 45, 7
+    dtype, code_dtype = dtypes
+    codebook, indices = torch.randn(k, d).to(code_dtype), torch.randint(-1, k, (b, m))
+    indices[1, 5] = k
+    whole = torch.randn(b, m + 1, d).to(dtype)
+    valid = (indices >= 0).sum()
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {}
+    for x in (whole[:, :m], whole[:, :m].contiguous()):
+        grads = [torch.randn(b, m, d).to(dtype), None]
+        for grad, loss in itertools.product(grads, (torch.tensor(2.5), None)):
+            args = (grad, loss, x, codebook, indices, valid, 0.7, "straight_through")
+            want, got = torch.empty(b, m, d, dtype=dtype), torch.empty(b, m, d, dtype=dtype)
+            reference.vector_quantize_backward(*args, want)
+            kernels.vector_quantize_backward(*args, got)
+            torch.testing.assert_close(got, want, equal_nan=True, **tolerance)
+
+
 # --- errors, and the shim itself ------------------------------------------------------------------------
 
 

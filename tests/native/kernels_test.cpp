@@ -167,8 +167,16 @@ void check_case(const Case& c, const std::string& isa, std::mt19937& random) {
     const VqSearchOptions options = {metric, VQ_EXACT, 1.0};
     for (int64_t i = 0; i < c.n; ++i)
       expected[i] = nearest(&x.values[i * c.dim], codes, c.k, c.dim, metric == VQ_L2);
-    expect(vq_cpu_nearest_code(&x.view, &codebook, &options, 2, indices.data()) == VQ_OK, "status", 0);
+    expect(vq_cpu_nearest_code(&x.view, &codebook, nullptr, &options, 2, indices.data()) == VQ_OK, "status", 0);
     for (int64_t i = 0; i < c.n; ++i) expect(indices[i] == expected[i], "index", i);
+    VqPreparedCodebook* prepared = nullptr;
+    expect(vq_cpu_prepare_codebook(&codebook, &options, 2, &prepared) == VQ_OK, "status", 5);
+    for (int turn = 0; turn < 2; ++turn) {
+      indices.assign(size_t(c.n), -7);
+      expect(vq_cpu_nearest_code(&x.view, &codebook, prepared, &options, 2, indices.data()) == VQ_OK, "status", 6);
+      for (int64_t i = 0; i < c.n; ++i) expect(indices[i] == expected[i], "index with a prepared codebook", i);
+    }
+    vq_cpu_release_codebook(prepared);
   }
 
   // The fused step, every fifth row masked.
@@ -182,7 +190,7 @@ void check_case(const Case& c, const std::string& isa, std::mt19937& random) {
   const VqQuantizeOptions step = {{VQ_L2, VQ_EXACT, 1.0}, 0.25f, 0};
   const VqQuantizeResult result = {out.view,      indices.data(), &loss,      &valid,
                                    counts.data(), sums.data(),    copy.data()};
-  expect(vq_cpu_vector_quantize(&x.view, &codebook, mask.data(), &step, 2, &result) == VQ_OK, "status", 1);
+  expect(vq_cpu_vector_quantize(&x.view, &codebook, nullptr, mask.data(), &step, 2, &result) == VQ_OK, "status", 1);
   std::vector<int64_t> true_counts(size_t(c.k));
   std::vector<double> true_sums(size_t(c.k * c.dim));
   double error = 0.0;
@@ -295,7 +303,11 @@ int main(int argc, char** argv) {
     if (!vq_cpu_isa_compiled(isa) || !vq_cpu_isa_supported(isa) || vq_cpu_use_isa(isa) != 0) continue;
     found = true;
     const int before = failures, first = checks;
-    check_all(name);
+    for (int pass = -1; pass < VQ_FIRST_PASS_COUNT; ++pass) {  // -1: the rule's
+      if (pass >= 0 && !vq_cpu_first_pass_usable(pass)) continue;
+      vq_cpu_use_first_pass(pass);
+      check_all(pass < 0 ? name : name + ", " + vq_cpu_first_pass_name(pass));
+    }
     printf("%s: %d checks, %d wrong\n", name.c_str(), checks - first, failures - before);
   }
   if (!found) printf("%s: not compiled in, or not on this machine\n", argv[1]);

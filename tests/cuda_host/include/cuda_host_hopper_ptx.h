@@ -72,19 +72,24 @@ inline void multiply_commit() {}
 template <int PENDING>
 void multiply_wait() {}
 
-inline uint64_t matrix_descriptor(uint32_t address) {
+inline uint32_t matrix_descriptor(uint32_t address) {
   return address;
 }
 
-inline uint64_t hidden(uint64_t value) {
-  return value;
+template <int COUNT>
+void give_registers() {}
+template <int COUNT>
+void take_registers() {}
+
+inline int multiply_add(unsigned bits, int factor, int addend) {
+  return static_cast<int>(bits * static_cast<unsigned>(factor) + static_cast<unsigned>(addend));
 }
-inline uint64_t advance(uint64_t descriptor, int bytes) {
-  return descriptor + static_cast<uint64_t>(bytes);
+inline uint32_t advance(uint32_t descriptor, int bytes) {
+  return descriptor + static_cast<uint32_t>(bytes);
 }
 
 template <typename T>
-void multiply(float (&d)[64], uint64_t a, uint64_t b, int add) {
+void multiply(float (&d)[64], uint32_t a, uint32_t b, int add) {
   *::cuda_host::block_steps += 64 * 128 * 16 / 16 / 128;
   const unsigned char* shared = ::cuda_host::dynamic_shared();
   const unsigned t = threadIdx.x % 128;

@@ -82,6 +82,16 @@ def test_ssim_takes_pixels_to_span_one(size: int) -> None:
     assert ssim(grey, black).item() == pytest.approx(0.5, abs=1e-3)
 
 
+def test_ssim_is_the_same_inside_autocast() -> None:
+    """As at the validations of a run in bfloat16, whose pictures are smooth at first."""
+    generator = torch.Generator().manual_seed(0)
+    x = 0.1 * torch.rand(2, 3, 32, 32, generator=generator)
+    y = x + 0.02 * torch.rand(x.shape, generator=generator)
+    expected = ssim(y, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ssim(y, x), expected)
+
+
 def test_ssim_of_small_images_takes_a_uniform_window_of_five() -> None:
     """Its definition over the windows around all pixels, the border reflected."""
     x, y = torch.rand(2, 1, 1, 8, 8)

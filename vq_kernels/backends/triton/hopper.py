@@ -19,7 +19,7 @@ from torch import Tensor
 from ...build_info import read_build_info
 from ...devices import launch_queue_of
 from .. import marshal
-from . import certificate, common
+from . import common
 from .codes import Prepared
 from .common import OPEN_SLOT, RANGE_SLOT
 from .plan import Bound, Plan
@@ -29,7 +29,9 @@ TILE = 128  # codes
 ROWS = 256  # of a block; there is one on every multiprocessor
 DEPTHS = (64, 128, 256)  # D is padded to one of them
 LEAST_DIM = 32
-_COLUMN_BITS = 5
+# Codes from which on the kernel is the faster one: a block reads its rows before it multiplies. Measured; see
+# benchmarks/NOTES.md.
+LEAST_CODES = 512
 
 
 @functools.cache
@@ -54,17 +56,6 @@ def works_on(device: torch.device) -> bool:
     return device.type == "cuda" and common.architecture(device) == 90 and module() is not None
 
 
-def least_codes(plan: Plan, dim: int) -> int:
-    """Codes from which on the kernel is the faster one.
-
-    A block reads its rows while nobody multiplies, which costs more than Triton's two smaller programs on a
-    multiprocessor; a tile of codes costs less. Measured at D = 64 with K of 512 and 8192: the lines cross at
-    1,300 to 1,700 codes where rows or codes have to be split, and at 6,000 for 16-bit rows with codes of
-    their own dtype, which Triton multiplies from shared memory too. See ``benchmarks/NOTES.md``.
-    """
-    return 6144 if not plan.split and dim <= 64 else 2048
-
-
 def depth_for(x: Tensor, codebook_size: int, plan: Plan) -> int:
     """The depth that codes are tiled for; 0 where Triton's own kernel takes the search."""
     B, M, D = x.shape
@@ -73,7 +64,7 @@ def depth_for(x: Tensor, codebook_size: int, plan: Plan) -> int:
     rows = B * M
     if not works_on(x.device) or rows < least_rows(x.device):
         return 0
-    if codebook_size < least_codes(plan, D):
+    if codebook_size < LEAST_CODES:
         return 0
     return next(depth for depth in DEPTHS if depth >= D)
 
@@ -106,7 +97,7 @@ def search(
             *codes.high.shape,
         ),
         (plan.split, plan.centered_rows, plan.l2, plan.exact),
-        (bound.main, bound.contract, certificate.packing(_COLUMN_BITS), bound.slack, bound.scale),
+        (bound.main, bound.contract, bound.slack, bound.scale),
         (
             marshal.address(mask),
             at + 8 * int(OPEN_SLOT.value),
