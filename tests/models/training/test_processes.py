@@ -55,6 +55,7 @@ def test_variables_that_make_no_sense_are_named(change: dict[str, str], message:
         torchrun_variables(JOB | {"SLURM_PROCID": "0"} | change)
 
 
+@pytest.mark.slow
 def test_training_inside_an_allocation(tmp_path: Path) -> None:
     """One task ends like no allocation, and two tasks on this machine end like two processes of torchrun."""
     root = Path(__file__).parents[3]

@@ -403,6 +403,7 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     assert history["validation/loss"][1][1] < history["validation/loss"][1][0]
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_and_validate_like_one(tmp_path: Path) -> None:
     """A resumed run of two ends where an uninterrupted one does; perplexity is that of all images."""
     script = tmp_path / "runs.py"
