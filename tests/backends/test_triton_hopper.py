@@ -173,7 +173,7 @@ def test_few_codes_are_left_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("far", [1e3, 1e30])
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 def test_the_window_holds_all_scores(metric: str, far: float) -> None:
-    """Codes far out, a code of zeros, repeated codes and rows of every length: none leaves the window of a group."""
+    """Codes far out, one of zeros, repeated ones, rows of every length: none leaves the window of a group."""
     x = torch.randn(256, 64) * 10.0 ** torch.linspace(-8, 8, 256)[:, None]
     codebook = torch.randn(300, 64)
     codebook[7] *= far

@@ -20,8 +20,6 @@ from models.studies.catalogue import list_studies
 from models.studies.mnist_transformer import _entropy
 from models.studies.similarity_definitions import DEFINITIONS, grey, windowed
 
-pytestmark = pytest.mark.xdist_group("training")
-
 # What is smaller than at real scale, and the files that only this scale leaves or that show it is whole.
 CASES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "cifar-vae-vqvae": (
