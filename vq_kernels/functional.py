@@ -16,8 +16,8 @@ from .backends import QuantizeOptions
 from .checks import check_choice, check_flag, check_integer, check_number, check_positive
 from .exportable import exportable
 from .operators import ema, gather, quantize, search, statistics
+from .operators.prepared import PreparedCodebook, codes_of, prepare_codebook
 from .operators.registry import needs_gradient
-from .prepared import PreparedCodebook, codes_of, prepare_codebook
 from .rows import shape_without_channel
 from .tensor_checks import (
     check_beside,

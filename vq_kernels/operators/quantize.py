@@ -23,7 +23,7 @@ from .second_order import differences_by_codes, gradient_for_x
 from .statistics import compute_dtype
 
 if TYPE_CHECKING:
-    from ..prepared import PreparedCodebook
+    from .prepared import PreparedCodebook
 
 
 def _run(

@@ -15,7 +15,7 @@ from ..rows import common_rows, shape_without_channel
 from .registry import check_memory, is_plain, operator
 
 if TYPE_CHECKING:
-    from ..prepared import PreparedCodebook
+    from .prepared import PreparedCodebook
 
 
 def _fake(

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backends import choose
-from .checks import check_choice
-from .operators.registry import check_memory, is_plain
-from .tensor_checks import check_codebook
+from ..backends import choose
+from ..checks import check_choice
+from ..tensor_checks import check_codebook
+from .registry import check_memory, is_plain
 
 METRICS = ("l2", "cosine")
 
