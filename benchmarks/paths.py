@@ -16,7 +16,10 @@ from vq_kernels.backends import marshal, native
 PATHS = {
     "portable": ("portable", "float32"),
     "neon": ("neon", "float32"),
+    "dotprod": ("dotprod", "int8"),
+    "i8mm": ("i8mm", "int8"),
     "avx2": ("avx2", "float32"),
+    "avxvnni": ("avxvnni", "int8"),
     "avx512": ("avx512", "float32"),
     "avx512vnni": ("avx512vnni", "int8"),
     "avx512bf16": ("avx512bf16", "bfloat16"),

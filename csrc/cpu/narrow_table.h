@@ -1,4 +1,4 @@
-// The table of kernels of a narrow first pass over V and N (included before).
+// The table of kernels of a narrow first pass over V, N and narrow_products (included before).
 #pragma once
 
 #include "cpu/narrow_body.h"
@@ -12,7 +12,7 @@ constexpr NarrowKernels narrow_table() {
   table.lanes = V::W;
   table.vectors = V::VECTORS;
   table.group = V::PANEL;
-  table.unit = N::UNIT;
+  table.steps = narrow_steps;
   table.pack_codes = narrow_pack_codes;
   table.pack_rows = narrow_pack_rows;
   table.set_bounds = narrow_set_bounds;

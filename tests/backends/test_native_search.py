@@ -104,11 +104,14 @@ def _all_residuals_the_same_way(d: int) -> tuple[Tensor, Tensor]:
     ("path_name", "adversary", "too_tight"),
     [
         ("avx512", _all_roundings_the_same_way, 0.8),
+        ("dotprod", _all_residuals_the_same_way, 0.98),
+        ("i8mm", _all_residuals_the_same_way, 0.98),
+        ("avxvnni", _all_residuals_the_same_way, 0.98),
         ("avx512vnni", _all_residuals_the_same_way, 0.98),
         ("avx512bf16", _all_conversions_the_same_way, 0.98),
         ("amx", _all_conversions_the_same_way, 0.9),
     ],
-    ids=["avx512", "avx512vnni", "avx512bf16", "amx"],
+    ids=["avx512", "dotprod", "i8mm", "avxvnni", "avx512vnni", "avx512bf16", "amx"],
 )
 def test_the_worst_rounding_is_covered_and_no_less_would_do(
     path_name: str,
