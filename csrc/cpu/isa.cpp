@@ -43,6 +43,11 @@
 #else
 #define AVX512BF16(table) nullptr
 #endif
+#ifdef VQ_HAVE_AMXINT8
+#define AMXINT8(table) &table
+#else
+#define AMXINT8(table) nullptr
+#endif
 #ifdef VQ_HAVE_AMX
 #define AMX(table) &table
 #else
@@ -72,6 +77,7 @@ constexpr const NarrowKernels *kDotprod = DOTPROD(kernels_int8_dotprod), *kI8mm 
 constexpr const NarrowKernels *kAvxVnni = AVXVNNI(kernels_int8_avxvnni);
 constexpr const NarrowKernels *kVnni = AVX512VNNI(kernels_int8_avx512vnni);
 constexpr const NarrowKernels *kBf16 = AVX512BF16(kernels_bfloat16_avx512bf16);
+constexpr const NarrowKernels* kAmxInt8 = AMXINT8(kernels_int8_amxint8);
 constexpr const MatrixKernels* kAmx = AMX(kernels_amx);
 
 // As VqIsa; the last that can be chosen is the best.
@@ -85,6 +91,7 @@ const InstructionSet kSets[VQ_ISA_COUNT] = {
     {"avx512", has_avx512, true, both(kAvx512, kAvx512), kAvx512},
     {"avx512vnni", has_avx512vnni, true, both(kAvx512, kVnni), kAvx512, kVnni},
     {"avx512bf16", has_avx512bf16, true, both(kAvx512, kBf16) && both(kAvx512, kVnni), kAvx512, kVnni, kBf16},
+    {"amxint8", has_amxint8, false, both(kAvx512, kAmxInt8), kAvx512, kAmxInt8, kBf16},
     {"amx", has_amx, true, both(kAvx512, kAmx), kAvx512, kVnni, kBf16, kAmx},
 };
 

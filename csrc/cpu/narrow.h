@@ -106,6 +106,9 @@ extern const NarrowKernels kernels_int8_avxvnni;
 #ifdef VQ_HAVE_AVX512VNNI
 extern const NarrowKernels kernels_int8_avx512vnni;
 #endif
+#ifdef VQ_HAVE_AMXINT8
+extern const NarrowKernels kernels_int8_amxint8;
+#endif
 #ifdef VQ_HAVE_AVX512BF16
 extern const NarrowKernels kernels_bfloat16_avx512bf16;
 #endif

@@ -4,32 +4,11 @@
 #include "cpu/kernels.h"
 #include "cpu/narrow.h"
 #include "cpu/narrow_int8.h"
-#include "cpu/narrow_lanes_avx512.h"
 #include "cpu/narrow_score_avx512.h"
+#include "cpu/narrow_vnni_avx512.h"
 
 namespace vq_cpu {
 namespace {
-
-// Products are of unsigned with signed bytes.
-struct Vnni : NarrowLanes {
-  static constexpr int OFFSET = 128;
-
-  static V::F convert(V::I v) { return _mm512_cvtepi32_ps(v); }
-  static V::I round(V::F v) { return _mm512_cvtps_epi32(v); }
-  static V::I add(V::I a, V::I b) { return _mm512_add_epi32(a, b); }
-  // The last byte of the lanes of four vectors in the bytes of each lane.
-  static V::I last_bytes(const V::F (&v)[4]) {
-    V::I bits[4];
-    for (int i = 0; i < 4; ++i) bits[i] = _mm512_castps_si512(v[i]);
-    const __mmask64 second_byte = 0x2222222222222222u;
-    const V::I low = _mm512_mask_blend_epi8(second_byte, bits[0], _mm512_slli_epi32(bits[1], 8));
-    const V::I high = _mm512_mask_blend_epi8(second_byte, bits[2], _mm512_slli_epi32(bits[3], 8));
-    return _mm512_mask_blend_epi16(0xaaaaaaaau, low, _mm512_slli_epi32(high, 16));
-  }
-  static void store_bytes(int32_t* words, V::I v) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(words), _mm512_cvtepi32_epi8(v));
-  }
-};
 
 struct N : Int8<Vnni> {
   // Four unsigned bytes of each row times four signed ones of a code: exact, no saturation.
@@ -46,9 +25,7 @@ struct N : Int8<Vnni> {
       odd = _mm256_dpbusd_epi32(odd, _mm256_set1_epi32(x[(step + 1) * tile]), load(e + (step + 1) * 8));
     }
     if (step < steps) even = _mm256_dpbusd_epi32(even, _mm256_set1_epi32(x[step * tile]), load(e + step * 8));
-    const __m256 value = _mm256_cvtepi32_ps(_mm256_add_epi32(even, odd));
-    return _mm256_fmadd_ps(_mm256_mul_ps(value, _mm256_loadu_ps(codes->scale + first)),
-                           _mm256_set1_ps(t->scale[row]), rest(codes, t, row, first));
+    return upper_of(_mm256_add_epi32(even, odd), codes, t, row, first);
   }
 };
 

@@ -35,16 +35,6 @@ unsigned saved_state() {
   return low;
 }
 
-// Linux hands out the tile registers only on request (arch/x86/include/uapi/asm/prctl.h).
-bool request_tiles() {
-#if defined(__linux__) && defined(__x86_64__)
-  const long arch_req_xcomp_perm = 0x1023, xtile_data = 18;
-  return syscall(SYS_arch_prctl, arch_req_xcomp_perm, xtile_data) == 0;
-#else
-  return false;
-#endif
-}
-
 }  // namespace
 
 bool has_avx2() {
@@ -71,11 +61,32 @@ bool has_avx512vnni() { return has_avx512() && bit(Cpuid(7, 0).c, 11); }
 
 bool has_avx512bf16() { return has_avx512vnni() && bit(Cpuid(7, 1).a, 5); }
 
+#ifdef VQ_EMULATED_TILES
+bool has_amx() { return has_avx512bf16(); }  // a build for tests, with tiles in plain loops
+bool has_amxint8() { return has_amx(); }
+#else
+namespace {
+
+// Linux hands out the tile registers only on request (arch/x86/include/uapi/asm/prctl.h).
+bool request_tiles() {
+#if defined(__linux__) && defined(__x86_64__)
+  const long arch_req_xcomp_perm = 0x1023, xtile_data = 18;
+  return syscall(SYS_arch_prctl, arch_req_xcomp_perm, xtile_data) == 0;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
 bool has_amx() {
   const Cpuid seven(7, 0);
   return has_avx512bf16() && (saved_state() & 0x60000) == 0x60000 && bit(seven.d, 22) && bit(seven.d, 24) &&
          request_tiles();  // amx-bf16, amx-tile
 }
+
+bool has_amxint8() { return has_amx() && bit(Cpuid(7, 0).d, 25); }
+#endif
 
 #else
 
@@ -85,6 +96,7 @@ bool has_avx512() { return false; }
 bool has_avx512vnni() { return false; }
 bool has_avx512bf16() { return false; }
 bool has_amx() { return false; }
+bool has_amxint8() { return false; }
 
 #endif
 

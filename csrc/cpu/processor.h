@@ -13,5 +13,6 @@ bool has_avx512vnni();
 bool has_avx512bf16();  // with VNNI
 // With all of these. The first call asks the system for the tile registers.
 bool has_amx();
+bool has_amxint8();  // with AMX
 
 }  // namespace vq_cpu

@@ -58,6 +58,7 @@ enum VqIsa {
   VQ_ISA_AVX512,
   VQ_ISA_AVX512VNNI,
   VQ_ISA_AVX512BF16,  // with VNNI
+  VQ_ISA_AMXINT8,  // with AMX
   VQ_ISA_AMX,
   VQ_ISA_COUNT
 };

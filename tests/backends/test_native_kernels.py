@@ -30,6 +30,13 @@ AVXVNNI_BY_AVX512 = {
     "avx2": AVX2,
     "avxvnni": [*AVX2, "-mbmi2", "-mavx512f", "-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=256"],
 }
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+TILES = ["-mamx-tile", "-include", str(ROOT / "tests" / "native" / "emulated_tiles.h")]
+EMULATED_TILES = {
+    "avx512": AVX512,
+    "amxint8": [*AVX512, "-mavx512vnni", "-mamx-int8", *TILES],
+    "amx": [*AVX512, "-mavx512bf16", "-mamx-bf16", *TILES],
+}
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fopenmp"]
 FLAGS += ["-Wall", "-Wextra", "-Werror"]
 
@@ -69,6 +76,7 @@ def build(name: str, compiler: str, isas: dict[str, list[str]], *options: str) -
     sources = [p for p in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")) if (isa_of(p) or "") in ["", *isas]]
     sources.append(PROGRAM)
     headers = sorted((ROOT / "csrc").glob("cpu/*.h")) + sorted((ROOT / "csrc").glob("*.h"))
+    headers += sorted(PROGRAM.parent.glob("*.h"))
     shared = [*FLAGS, *(f"-DVQ_HAVE_{isa.upper()}=1" for isa in isas), *options, f"-I{ROOT / 'csrc'}"]
     key = digest([*sources, *headers], *shared, *(flag for flags in isas.values() for flag in flags))
     folder = ROOT / "build" / name / key
@@ -131,14 +139,26 @@ def test_what_an_arm_processor_lacks_is_not_offered(
     assert (done.returncode, done.stdout) == (2, f"{isa}: not compiled in, or not on this machine\n")
 
 
-def test_the_sources_of_avxvnni_with_the_instruction_of_avx512() -> None:
+def x86_program(name: str, isas: dict[str, list[str]], needed: str, *options: str) -> str:
+    """``kernels_test`` for this machine with sources compiled to stand for what it lacks."""
     compiler = shutil.which("g++")
-    if native.unavailable_reason() is not None or "avx512vnni" not in native.cpu_features()["machine"]:
-        pytest.skip("avx512vnni is not on this machine, or there is no native module to say so")
+    if native.unavailable_reason() is not None or needed not in native.cpu_features()["machine"]:
+        pytest.skip(f"{needed} is not on this machine, or there is no native module to say so")
     if compiler is None:
         pytest.skip("no g++")
-    program = build("native_avxvnni", compiler, AVXVNNI_BY_AVX512, "-DVQ_AVXVNNI_BY_AVX512=1")
-    assert " 0 wrong" in run(str(program), "avxvnni")
+    return str(build(name, compiler, isas, *options))
+
+
+def test_the_sources_of_avxvnni_with_the_instruction_of_avx512() -> None:
+    options = "-DVQ_AVXVNNI_BY_AVX512=1"
+    program = x86_program("native_avxvnni", AVXVNNI_BY_AVX512, "avx512vnni", options)
+    assert " 0 wrong" in run(program, "avxvnni")
+
+
+@pytest.mark.parametrize("isa", ["amx", "amxint8"])
+def test_matrix_passes_with_tiles_in_plain_loops(isa: str) -> None:
+    program = x86_program("native_tiles", EMULATED_TILES, "avx512bf16", "-DVQ_EMULATED_TILES=1")
+    assert " 0 wrong" in run(program, isa)
 
 
 def loops_of(product: str, listing: str) -> list[list[str]]:

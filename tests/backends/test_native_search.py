@@ -108,10 +108,11 @@ def _all_residuals_the_same_way(d: int) -> tuple[Tensor, Tensor]:
         ("i8mm", _all_residuals_the_same_way, 0.98),
         ("avxvnni", _all_residuals_the_same_way, 0.98),
         ("avx512vnni", _all_residuals_the_same_way, 0.98),
+        ("amxint8", _all_residuals_the_same_way, 0.98),
         ("avx512bf16", _all_conversions_the_same_way, 0.98),
         ("amx", _all_conversions_the_same_way, 0.9),
     ],
-    ids=["avx512", "dotprod", "i8mm", "avxvnni", "avx512vnni", "avx512bf16", "amx"],
+    ids=["avx512", "dotprod", "i8mm", "avxvnni", "avx512vnni", "amxint8", "avx512bf16", "amx"],
 )
 def test_the_worst_rounding_is_covered_and_no_less_would_do(
     path_name: str,
