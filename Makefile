@@ -5,6 +5,8 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.vq-installed
 TESTS ?= tests
+# What takes longest is left out: `make test MARKS=slow` runs that, and .ci/run does.
+MARKS ?= not slow
 # Two test processes on one thread each do not fight for the cores.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
@@ -35,7 +37,7 @@ build: $(STAMP)
 	@$(PY) setup.py --quiet build_ext --inplace
 
 test: build
-	$(TEST_ENV) $(PY) -m pytest $(TESTS) -n 2 --dist loadgroup --durations 15
+	$(TEST_ENV) $(PY) -m pytest $(TESTS) -m '$(MARKS)' -n 2 --dist loadfile --no-loadscope-reorder --durations 15
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

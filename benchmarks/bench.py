@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from . import machine
+from . import cliffs, machine
 from .compare import LAYER_PEER, Comparison, Options, compare_layer, compare_search
 from .measure import SLOW_START_S, Budget, Deadline, Shares, starts_slowly
 from .memory import Probe, measure_probes, sweep, sweep_lines
 from .peers import search_peers
 from .report import Row, mark_best, table
-from .roofline import Roofs, measure_roofs
+from .roofline import Roofs, first_pass_unit, measure_roofs
 from .work import Case
 
 SECONDS = 280.0  # of the five minutes
@@ -36,6 +36,7 @@ WORK = (
     ("search", Case(8192, 256, 8192, "trained")),
     ("forward", Case(65536, 64, 512)),
 )
+CLIFF_BUDGET = Budget(seconds=0.15, sample_s=0.01, min_pairs=3, max_pairs=9)
 BUDGET = Budget(seconds=1.0, sample_s=0.01, min_pairs=5, max_pairs=25)
 
 
@@ -112,6 +113,7 @@ class Bench:
         self.deadline = Deadline(SECONDS)
         self.comparisons: list[Comparison] = []
         self.memory: list[dict[str, Any]] = []
+        self.cliffs: dict[str, float] = {}
 
     @property
     def rows(self) -> list[Row]:
@@ -143,6 +145,10 @@ class Bench:
         add_memory(self.rows, self.backend)
         self.memory = sweep("cpu", self.backend)
 
+    def measure_cliffs(self) -> None:
+        print("measuring awkward inputs", file=sys.stderr, flush=True)
+        self.cliffs = dict(cliffs.table(CLIFF_BUDGET))
+
     def measure_compiled(self) -> None:
         print("measuring what compiles", file=sys.stderr, flush=True)
         shares = Shares(self.deadline, sum(c.waiting for c in self.comparisons), BUDGET)
@@ -161,6 +167,7 @@ def results_json(
         "roofs": roofs.as_json(),
         "rows": [row.as_json() for row in bench.rows],
         "memory_over_k": bench.memory,
+        "cliffs": bench.cliffs,
         "seconds": round(seconds, 1),
     }
 
@@ -175,11 +182,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile's contenders out")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--no-write", action="store_true", help="write no results file")
+    parser.add_argument("--cliffs", action="store_true", help="search for the slowest input instead")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of that search (60)")
+    parser.add_argument("--seed", type=int, default=0, help="of that search (0)")
     options = parser.parse_args(arguments)
     try:
         work = chosen_work(options.only)
     except ValueError as error:
         parser.error(str(error))
+    if options.cliffs:
+        for line in cliffs.find_worst(options.seconds, options.seed):
+            print(line, flush=True)
+        return 0
     started, steal = time.perf_counter(), machine.StealMeter()
     description = machine.describe("cpu")
     cpu = description["machine"]["cpu"]
@@ -189,16 +203,23 @@ def main(arguments: list[str] | None = None) -> int:
     roofs = measure_roofs("cpu")
     print(
         f"roofs: float32 {roofs.float32 / 1e9:.0f} GFLOP/s, bfloat16 {roofs.bfloat16 / 1e9:.0f} GFLOP/s, "
-        f"copy {roofs.memory / 1e9:.1f} GB/s"
+        + (f"int8 {roofs.int8 / 1e9:.0f} GOP/s, " if roofs.int8 else "")
+        + f"copy {roofs.memory / 1e9:.1f} GB/s"
     )
     bench.measure_essentials()
+    if not options.only and options.backend is None and cliffs.reason() is None:
+        bench.measure_cliffs()
     if not options.no_memory:
         bench.measure_memory()
     bench.measure_compiled()
     mark_best(bench.rows)
     for row in bench.rows:
-        row.add_shares(roofs, ("float32", "bfloat16") if row.is_ours else ("float32",))
+        native = row.is_ours and options.backend in (None, "native")
+        row.add_shares(roofs, (first_pass_unit(row.case) if native else "float32",))
     print("\n" + table(bench.rows))
+    if bench.cliffs:
+        print(f"\nsearch of {cliffs.SIZE.n} x {cliffs.SIZE.d} x {cliffs.SIZE.k}, times random rows and codes")
+        print("\n".join(f"  {name:40} {ratio:6.1f}" for name, ratio in bench.cliffs.items()))
     if bench.memory:
         print("\n" + "\n".join(sweep_lines(bench.memory)))
     results = results_json(description, bench, roofs, steal.share(), time.perf_counter() - started)

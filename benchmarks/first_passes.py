@@ -1,7 +1,7 @@
 """``python -m benchmarks.first_passes``: what the first pass of a search costs, and what awkward inputs cost.
 
 Each search path of this CPU (``benchmarks/paths.py``) against the float32 sweep of the same instructions, in
-pairs measured in turn, on ordinary sizes; then awkward rows and codes (``soak_inputs.py``) against random
+pairs measured in turn, on ordinary sizes; then awkward rows and codes (``cliffs.py``) against random
 ones of their size, path by path: a cliff is a ratio far above 1. Indices of all paths are compared first.
 """
 
@@ -16,37 +16,15 @@ from torch import Tensor
 
 from vq_kernels.backends import native
 
+from .cliffs import SIZE as AWKWARD
+from .cliffs import TABLE, Awkward
 from .measure import Budget, Pairs, WallTimer, measure_pairs
 from .paths import PATHS, on_path, usable_paths
-from .soak_inputs import FEW, PLENTY, Size, gaussian
+from .soak_inputs import Size
 
 SIZES = (
     *(Size(65536, 8, 128), Size(65536, 64, 512), Size(16384, 64, 8192), Size(8192, 256, 8192)),
     *(Size(16384, d, k) for d, k in ((16, 512), (32, 256), (64, 128), (128, 128))),
-)
-AWKWARD = Size(8192, 64, 1024)
-
-
-def draw(kind: str, size: Size, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Rows ``[1, N, D]`` and codes of one kind: of ``soak_inputs.py``, or zeros, huge or tiny ones."""
-    generator = torch.Generator().manual_seed(0)
-    x, codebook = (PLENTY | FEW).get(kind, gaussian)(size, generator)
-    if kind == "one code of norm 1e7":
-        codebook[-1] *= 1e7 / codebook[-1].norm()
-    elif kind == "rows of zeros":
-        x.zero_()
-    elif kind.startswith("values times"):
-        x, codebook = x * float(kind.split()[-1]), codebook * float(kind.split()[-1])
-    elif kind == "two clusters 1e4 apart":
-        for rows in (x, codebook):
-            rows[::2] += 1e4
-    return x[None].to(dtype), codebook
-
-
-CLIFFS = (
-    *("one code of norm 1e7", "rows of zeros", "values times 1e-30", "values times 1e18", "lengths"),
-    *("heavy_tails", "long_coordinate", "sparse", "near_copies", "clusters", "two clusters 1e4 apart"),
-    "trained",
 )
 
 
@@ -75,7 +53,7 @@ def lines(paths: Sequence[str], budget: Budget) -> Iterator[str]:
     narrow = [path for path in paths if PATHS[path][1] != "float32"] or [base]
     yield f"N x D x K, ms; times as fast as {base}"
     for size in SIZES:
-        x, codebook = draw("gaussian", size)
+        x, codebook = _batch(Awkward(size, ()))
         check([base, *narrow], x, codebook)
         for path in narrow:
             name = f"{size.n} x {size.d} x {size.k}  {path:12}"
@@ -84,12 +62,18 @@ def lines(paths: Sequence[str], budget: Budget) -> Iterator[str]:
             yield f"{name} {_shown(half)}, bfloat16 rows beside float32 ones"
     shown = ", ".join([base, *narrow])
     yield f"{AWKWARD.n} x {AWKWARD.d} x {AWKWARD.k}, times random rows and codes: {shown}"
-    plain = draw("gaussian", AWKWARD)
-    for kind in CLIFFS:
-        awkward = draw(kind, AWKWARD)
+    plain = _batch(Awkward(AWKWARD, ()))
+    for kind, changes in TABLE.items():
+        awkward = _batch(Awkward(AWKWARD, changes))
         check([base, *narrow], *awkward)
         ratios = [compare((path, *plain), (path, *awkward), budget).ratio.median for path in (base, *narrow)]
-        yield f"{kind:24} " + "  ".join(f"{ratio:6.1f}" for ratio in ratios)
+        yield f"{kind:40} " + "  ".join(f"{ratio:6.1f}" for ratio in ratios)
+
+
+def _batch(awkward: Awkward) -> tuple[Tensor, Tensor]:
+    """Rows ``[1, N, D]`` and codes."""
+    x, codebook = awkward.draw()
+    return x[None], codebook
 
 
 def _shown(pairs: Pairs) -> str:

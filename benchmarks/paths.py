@@ -25,6 +25,10 @@ PATHS = {
     "avx512bf16": ("avx512bf16", "bfloat16"),
     "amxint8": ("amxint8", "int8"),
     "amx": ("amx", "bfloat16"),
+    "portable direct": ("portable", "direct"),
+    "neon direct": ("neon", "direct"),
+    "avx2 direct": ("avx2", "direct"),
+    "avx512 direct": ("avx512", "direct"),
 }
 
 
@@ -45,5 +49,6 @@ def nearest_code_with_bound(x: Tensor, codebook: Tensor, metric: str, bound_scal
     indices = torch.empty(x.shape[:2], dtype=torch.int64)
     options = marshal.search_options(metric, "exact", bound_scale)
     threads = torch.get_num_threads()
-    module.nearest_code(marshal.rows(x), marshal.codes(codebook), options, threads, indices.data_ptr())
+    codes = marshal.codes(codebook)
+    module.nearest_code(marshal.rows(x), codes, None, options, threads, indices.data_ptr())
     return indices

@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
+import time
 from dataclasses import asdict, dataclass
 
 import torch
+
+from vq_kernels.backends import marshal, native
 
 from .measure import Budget, measure_alone, timer_for
 from .work import Case
@@ -28,8 +32,10 @@ _BUDGET = Budget(seconds=0.6, sample_s=0.02, min_pairs=3, max_pairs=15)
 
 @dataclass(frozen=True)
 class Roofs:
-    """Peak rates: FLOP/s of matrix products and bytes/s of a copy; None where the unit is missing.
+    """Peak rates: operations/s of products and bytes/s of a copy; None where the unit is missing.
 
+    On the CPU ``float32``, ``bfloat16`` and ``int8`` are multiply-adds in registers, which no product of
+    matrices can exceed; with a matrix unit ``bfloat16`` is that of torch's product if it is higher.
     ``epilogue`` is (row, code) pairs per second that the plain cores can reduce to a minimum, at the clock
     that they keep under load, and ``l2`` bytes/s of a copy that stays in the L2 cache (GPU).
     """
@@ -40,6 +46,7 @@ class Roofs:
     tf32: float | None = None
     epilogue: float | None = None
     l2: float | None = None
+    int8: float | None = None
 
     def as_json(self) -> dict[str, float | None]:
         return asdict(self)
@@ -54,6 +61,33 @@ def matmul_rate(dtype: torch.dtype, size: int, device: str = "cpu") -> float:
     return 2.0 * size**3 / spread.low
 
 
+def register_rate(unit: str, seconds: float = 0.3) -> float | None:
+    """Operations/s of the native module's multiply-adds in registers, all threads; None without them.
+
+    The best of many short runs: whatever else the machine does only takes from it.
+    """
+    if native.unavailable_reason() is not None:
+        return None
+    peak = importlib.import_module("vq_kernels._C").peak
+    threads, rounds, best = torch.get_num_threads(), 1 << 15, 0.0
+    end = time.perf_counter() + seconds
+    while (start := time.perf_counter()) < end:
+        operations = peak(unit, threads, rounds)
+        best = max(best, operations / (time.perf_counter() - start))
+    return best or None
+
+
+def first_pass_unit(case: Case) -> str:
+    """The unit whose roof counts for our search on this CPU: that of its first pass."""
+    if native.unavailable_reason() is not None:
+        return "float32"
+    x, codebook = torch.empty(1, 1, case.d).expand(1, case.n, case.d), torch.empty(case.k, case.d)
+    first_pass: str = importlib.import_module("vq_kernels._C").first_pass(
+        marshal.rows(x), marshal.codes(codebook)
+    )
+    return "float32" if first_pass == "direct" else first_pass
+
+
 def copy_rate(size_bytes: int, device: str = "cpu") -> float:
     """Bytes/s read plus written by a copy of ``size_bytes``."""
     source = torch.ones(size_bytes // 4, device=device)
@@ -66,10 +100,12 @@ def measure_roofs(device: str = "cpu") -> Roofs:
     """Roofs of this machine with the current number of threads."""
     if device == "cuda":
         return _measure_cuda_roofs()
+    product = max(matmul_rate(torch.bfloat16, size) for size in (1024, 2048, 4096))
     return Roofs(
-        float32=max(matmul_rate(torch.float32, size) for size in (1024, 2048)),
-        bfloat16=max(matmul_rate(torch.bfloat16, size) for size in (1024, 2048, 4096)),
+        float32=register_rate("float32") or max(matmul_rate(torch.float32, size) for size in (1024, 2048)),
+        bfloat16=max(product, register_rate("bfloat16") or 0.0),
         memory=copy_rate(2**29),  # beyond any last-level cache that is ours alone
+        int8=register_rate("int8"),
     )
 
 
@@ -118,8 +154,8 @@ def lowest_time(case: Case, roofs: Roofs, *, work: str, unit: str = "float32") -
 
     Args:
         work: ``"search"``, ``"forward"`` or ``"step"`` (forward, backward and EMA).
-        unit: the arithmetic unit whose roof counts: ``"float32"``, ``"tf32"``, ``"bfloat16"``, or
-            ``"bfloat16 x3"`` for three products.
+        unit: the arithmetic unit whose roof counts: ``"float32"``, ``"tf32"``, ``"bfloat16"``, ``"int8"``,
+            or ``"bfloat16 x3"`` for three products.
     """
     passes = 3 if unit.endswith(" x3") else 1
     rate = getattr(roofs, unit.removesuffix(" x3"))

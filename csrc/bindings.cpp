@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <optional>
@@ -126,19 +127,52 @@ py::dict cpu_features() {
   return features;
 }
 
+int64_t peak(const std::string& pass, int threads, int64_t rounds) {
+  follow_environment();
+  for (int p = 0; p < VQ_FIRST_PASS_COUNT; ++p)
+    if (pass == vq_cpu_first_pass_name(p)) {
+      const py::gil_scoped_release release;
+      return vq_cpu_peak(p, threads, rounds);
+    }
+  throw py::value_error("pass is '" + pass + "'; accepted: " + usable_first_passes());
+}
+
 std::string first_pass(const py::tuple& x, const py::tuple& codebook) {
   follow_environment();
   const VqRows rows = rows_from(x);
   return vq_cpu_first_pass_name(vq_cpu_first_pass(&rows, codes_from(codebook).count));
 }
 
-void nearest_code(const py::tuple& x, const py::tuple& codebook, const py::tuple& options, int threads,
-                  uintptr_t indices) {
+// What Python holds of a codebook that was prepared once for many searches.
+struct PreparedCodebook {
+  struct Release {
+    void operator()(VqPreparedCodebook* prepared) const { vq_cpu_release_codebook(prepared); }
+  };
+  std::unique_ptr<VqPreparedCodebook, Release> prepared;
+};
+
+PreparedCodebook prepare_codebook(const py::tuple& codebook, const py::tuple& options, int threads) {
+  follow_environment();
+  const VqCodes codes = codes_from(codebook);
+  const VqSearchOptions search = search_options_from(options);
+  VqPreparedCodebook* prepared = nullptr;
+  run([&] { return vq_cpu_prepare_codebook(&codes, &search, threads, &prepared); });
+  return PreparedCodebook{std::unique_ptr<VqPreparedCodebook, PreparedCodebook::Release>(prepared)};
+}
+
+VqPreparedCodebook* handle(PreparedCodebook* prepared) { return prepared ? prepared->prepared.get() : nullptr; }
+
+// prepared null: none.
+void nearest_code(const py::tuple& x, const py::tuple& codebook, PreparedCodebook* prepared, const py::tuple& options,
+                  int threads, uintptr_t indices) {
   follow_environment();
   const VqRows rows = rows_from(x);
   const VqCodes codes = codes_from(codebook);
   const VqSearchOptions search = search_options_from(options);
-  run([&] { return vq_cpu_nearest_code(&rows, &codes, &search, threads, pointer<int64_t>(indices)); });
+  run([&] {
+    return vq_cpu_nearest_code(&rows, &codes, handle(prepared), &search, threads,
+                               pointer<int64_t>(indices));
+  });
 }
 
 void gather_codes(const py::tuple& codebook, uintptr_t indices, const py::tuple& quantized, int threads) {
@@ -169,16 +203,17 @@ void ema_update(uintptr_t codebook, uintptr_t cluster_size, uintptr_t embed_avg,
   });
 }
 
-// mask 0: none.
-void vector_quantize(const py::tuple& x, const py::tuple& codebook, uintptr_t mask, const py::tuple& options,
-                     int threads, const py::tuple& result) {
+// prepared null, mask 0: none.
+void vector_quantize(const py::tuple& x, const py::tuple& codebook, PreparedCodebook* prepared, uintptr_t mask,
+                     const py::tuple& options, int threads, const py::tuple& result) {
   follow_environment();
   const VqRows rows = rows_from(x);
   const VqCodes codes = codes_from(codebook);
   const VqQuantizeOptions quantize = quantize_options_from(options);
   const VqQuantizeResult outputs = quantize_result_from(result);
   run([&] {
-    return vq_cpu_vector_quantize(&rows, &codes, pointer<uint8_t>(mask), &quantize, threads, &outputs);
+    return vq_cpu_vector_quantize(&rows, &codes, handle(prepared), pointer<uint8_t>(mask),
+                                  &quantize, threads, &outputs);
   });
 }
 
@@ -203,7 +238,10 @@ PYBIND11_MODULE(_C, m) {
   vq_cpu_on_stop_requested(&handle_signals);
   m.def("cpu_features", &cpu_features,
         "Instruction sets: of the machine, compiled in, and the one used (VQ_ISA overrides); first passes it has.");
+  m.def("peak", &peak, "Operations done by rounds of multiply-adds in registers, 0 without such instructions.");
   m.def("first_pass", &first_pass, "The pass a search begins with (VQ_FIRST_PASS overrides the rule).");
+  py::class_<PreparedCodebook>(m, "PreparedCodebook");
+  m.def("prepare_codebook", &prepare_codebook, "Packs a codebook, whose memory must stay, for many searches.");
   m.def("nearest_code", &nearest_code);
   m.def("gather_codes", &gather_codes);
   m.def("code_statistics", &code_statistics);

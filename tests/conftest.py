@@ -20,6 +20,12 @@ import torch  # noqa: E402
 from vq_kernels.backends import get_backend, register_backend  # noqa: E402
 
 BACKENDS = ("reference", "native", "triton", "cuda")
+# More than a minute each. A process of make test gets whole files: with the longest first, both end together.
+LONGEST = ("test_training.py", "test_triton_compile.py", "test_cuda_compile.py", "test_build.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")

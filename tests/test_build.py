@@ -77,7 +77,7 @@ def copy_checkout(target: Path) -> Path:
 def run_setup(folder: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     env = {k: v for k, v in os.environ.items() if k not in ("VQ_BUILD", "VQ_CUDA", "VQ_CUDA_ARCHS", "CXX")}
     command = [sys.executable, "setup.py", *arguments]
-    return subprocess.run(command, cwd=folder, env=env | environ, text=True, capture_output=True, timeout=250)
+    return subprocess.run(command, cwd=folder, env=env | environ, text=True, capture_output=True, timeout=800)
 
 
 @pytest.fixture
@@ -316,7 +316,6 @@ def tiny_build(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, di
     return source, folder, info
 
 
-@pytest.mark.xdist_group("build")
 @pytest.mark.usefixtures("needs_compiler")
 def test_failing_nvcc_without_gpu_gives_cpu_only_and_the_reason(
     request: pytest.FixtureRequest,
@@ -329,7 +328,6 @@ def test_failing_nvcc_without_gpu_gives_cpu_only_and_the_reason(
     assert answer_of(folder) == 1
 
 
-@pytest.mark.xdist_group("build")
 @pytest.mark.usefixtures("needs_compiler")
 def test_failing_nvcc_with_a_gpu_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "visible_gpus", lambda: [(9, 0)])
@@ -340,7 +338,6 @@ def test_failing_nvcc_with_a_gpu_is_an_error(tmp_path: Path, monkeypatch: pytest
         build.build_native(source, build.Switches("auto", "auto", ()), environ)
 
 
-@pytest.mark.xdist_group("build")
 @pytest.mark.usefixtures("needs_compiler", "no_gpu")
 def test_source_that_does_not_compile_is_an_error(request: pytest.FixtureRequest) -> None:
     """In the folder of the last build: the error of a new file is not hidden by what was built before."""
@@ -354,7 +351,6 @@ def test_source_that_does_not_compile_is_an_error(request: pytest.FixtureRequest
         broken.unlink()
 
 
-@pytest.mark.xdist_group("build")
 @pytest.mark.usefixtures("needs_compiler", "no_gpu")
 def test_copied_checkout_builds_its_own_sources(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """CMake's cache in the copied build folder still names the original checkout."""

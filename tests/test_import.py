@@ -25,7 +25,7 @@ sys.meta_path.insert(0, Block())
 def run_python(code: str, *flags: str) -> str:
     """What a fresh interpreter prints; the test fails with its error output if it fails."""
     command = [sys.executable, *flags, "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=200)
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=800)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -95,14 +95,15 @@ def test_nothing_happens_at_import() -> None:
     )
 
 
-@pytest.mark.parametrize(("package", "limit"), [("vq_kernels", 0.3), ("models", 0.5)])
-def test_import_time_beyond_torch(package: str, limit: float) -> None:
-    """Processor time of the import in a fresh interpreter, the best of three."""
+@pytest.mark.parametrize("package", ["vq_kernels", "models"])
+def test_importing_costs_little_beyond_torch(package: str) -> None:
+    """In processor time of a fresh interpreter: at most a fifth of what torch takes."""
     code = f"""
-        import time, torch
+        import time
         start = time.process_time()
+        import torch
+        between = time.process_time()
         import {package}
-        print(time.process_time() - start)
+        print((time.process_time() - between) / (between - start))
     """
-    best = min(float(run_python(code)) for _ in range(3))
-    assert best < limit
+    assert float(run_python(code)) < 0.2

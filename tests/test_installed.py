@@ -51,7 +51,7 @@ def run(environment: Path, folder: Path, program: str, *arguments: str) -> str:
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [str(environment / "bin" / program), *arguments]
     done = subprocess.run(command, cwd=folder, env=variables | {"VQ_BUILD": "skip"}, text=True,
-                          capture_output=True, timeout=250)  # fmt: skip
+                          capture_output=True, timeout=800)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -17,6 +17,7 @@ from .checks import check_choice, check_flag, check_integer, check_number, check
 from .exportable import exportable
 from .operators import ema, gather, quantize, search, statistics
 from .operators.registry import needs_gradient
+from .prepared import PreparedCodebook, codes_of, prepare_codebook
 from .rows import shape_without_channel
 from .tensor_checks import (
     check_beside,
@@ -31,15 +32,16 @@ from .tensor_checks import (
 )
 
 __all__ = [
+    "PreparedCodebook",
     "VectorQuantized",
     "code_statistics",
     "ema_update_",
     "gather_codes",
     "nearest_code",
+    "prepare_codebook",
     "vector_quantize",
 ]
 
-METRICS = ("l2", "cosine")
 PRECISIONS = ("exact", "high", "fast")
 GRADIENTS = ("straight_through", "rotation_trick")
 _FLOAT32 = (torch.float32,)
@@ -63,7 +65,7 @@ class VectorQuantized(NamedTuple):
 
 def nearest_code(
     x: Tensor,
-    codebook: Tensor,
+    codebook: Tensor | PreparedCodebook,
     *,
     metric: str = "l2",
     precision: str = "exact",
@@ -74,7 +76,7 @@ def nearest_code(
 
     Args:
         x: ``[..., D]`` or, with ``channel_dim=1``, ``[B, D, ...]``; float32, bfloat16, float16, float64.
-        codebook: ``[K, D]``, float32 or x's dtype, K at least 1.
+        codebook: ``[K, D]``, float32 or x's dtype, K at least 1; or one that :func:`prepare_codebook` packed.
         metric: ``"l2"``, or ``"cosine"`` for ``argmax_j x . e_j`` over the unit-length codes given.
         precision: ``"exact"`` (the truly nearest code, the same on every backend, device and batch),
             ``"high"`` (error of plain float32) or ``"fast"`` (one pass in the machine's matrix precision).
@@ -85,13 +87,17 @@ def nearest_code(
         int64 indices of x's shape without D. A row holding NaN or infinity gets index 0.
 
     Raises:
-        ValueError: shape, device, metric, precision or backend not accepted.
+        ValueError: shape, device, metric, precision or backend not accepted, or a prepared codebook that
+            no longer is its tensor's.
         TypeError: dtype not accepted or not a tensor.
     """
-    check_search(x, codebook, channel_dim)
-    check_choice(METRICS, metric=metric)
+    codes = codes_of(codebook, metric)
+    check_search(x, codes, channel_dim)
     check_choice(PRECISIONS, precision=precision)
-    return search.nearest_code(x.detach(), codebook.detach(), metric, precision, channel_dim, backend)
+    x, how = x.detach(), (metric, precision, channel_dim, backend)
+    if isinstance(codebook, PreparedCodebook):
+        return search.nearest_code_prepared(x, codes, codebook, *how)
+    return search.nearest_code(x, codes.detach(), *how)
 
 
 def gather_codes(
@@ -199,7 +205,7 @@ def ema_update_(
 
 def vector_quantize(
     x: Tensor,
-    codebook: Tensor,
+    codebook: Tensor | PreparedCodebook,
     *,
     commitment_weight: float = 1.0,
     codebook_weight: float = 0.0,
@@ -218,7 +224,8 @@ def vector_quantize(
     (VQ-VAE, equation 3), the means over unmasked rows and D.
 
     Args:
-        x, codebook, metric, precision, channel_dim, backend: as in :func:`nearest_code`.
+        x, codebook, metric, precision, channel_dim, backend: as in :func:`nearest_code`. A prepared codebook
+            is for evaluation: x must not require a gradient, and ``codebook_weight`` must be 0.
         commitment_weight: weight of the term that moves x; at least 0.
         codebook_weight: weight of the term that moves the codebook; needs ``statistics``.
         gradient: how the gradient of ``quantized`` reaches x: ``"straight_through"``, or
@@ -231,8 +238,8 @@ def vector_quantize(
     Returns:
         :class:`VectorQuantized`.
     """
-    check_search(x, codebook, channel_dim)
-    check_choice(METRICS, metric=metric)
+    codes = codes_of(codebook, metric)
+    check_search(x, codes, channel_dim)
     check_choice(PRECISIONS, precision=precision)
     check_choice(GRADIENTS, gradient=gradient)
     check_number(commitment_weight=commitment_weight, codebook_weight=codebook_weight)
@@ -243,7 +250,12 @@ def vector_quantize(
         )
     if mask is not None:
         check_mask(mask, shape_without_channel(x, channel_dim), x.device)
-    differentiable = needs_gradient(x, codebook)
+    differentiable = needs_gradient(x, codes)
+    if isinstance(codebook, PreparedCodebook) and (differentiable or codebook_weight):
+        raise ValueError(
+            f"codebook is a PreparedCodebook, x requires a gradient: {differentiable}, codebook_weight is "
+            f"{codebook_weight}; accepted: no gradient and 0, or the codebook's tensor"
+        )
     options = QuantizeOptions(
         metric,
         precision,
@@ -258,9 +270,12 @@ def vector_quantize(
         # part of a model runs first without one.
         sum_differences=codebook_weight != 0,
     )
-    function = quantize.differentiable_vector_quantize if differentiable else quantize.vector_quantize
-    result = function(x, codebook, mask, options)
+    if isinstance(codebook, PreparedCodebook):
+        result = quantize.vector_quantize_prepared(x.detach(), codes, codebook, mask, options)
+    else:
+        function = quantize.differentiable_vector_quantize if differentiable else quantize.vector_quantize
+        result = function(x, codes, mask, options)
     sums = result.sums
     if options.sum_differences:
-        sums = quantize.sums_of_rows(sums, result.counts, codebook)
+        sums = quantize.sums_of_rows(sums, result.counts, codes)
     return VectorQuantized(result.quantized, result.indices, result.loss, result.counts, sums)

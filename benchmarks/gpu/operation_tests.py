@@ -60,7 +60,7 @@ def test_command(backends: Sequence[str], report: Path, seconds: float, target: 
         command.append(f"--session-timeout={seconds:.0f}")
     if importlib.util.find_spec("xdist") is not None:
         workers = max(1, min(target.choose(WORKERS, 1), os.cpu_count() or 1))
-        command += ["-n", str(workers), "--dist", "loadgroup", "--max-worker-restart", str(workers)]
+        command += ["-n", str(workers), "--dist", "load", "--max-worker-restart", str(workers)]
     return command
 
 

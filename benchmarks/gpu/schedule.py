@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .target import Target
 
-REHEARSAL_S = 170.0  # limit of every part in a rehearsal
+REHEARSAL_S = 500.0  # limit of every part in a rehearsal
 MARGIN_S = 5.0  # between the time a part is told to use and the limit at which it is killed
 FILES = {  # of all sessions; a command leaves at most eight
     1: ("session.json", "session.log", "facts.json", "compile.json", "exact.json"),

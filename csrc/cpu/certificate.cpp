@@ -53,6 +53,22 @@ Bound Certificate::sweep(const Codebook& codebook) const {
   return result;
 }
 
+// The same without a centre, and with b summed in float32 as well: D roundings more for it, as many as gamma holds
+// already, hence twice b. Squares that underflow are covered by the offset of |e| and by `offset`.
+Bound Certificate::direct(int64_t dim, float largest) const {
+  const double n = double(dim) + 8.0;
+  Bound result;
+  result.gamma = float(scale_ * 1.01 * sum_error(n));
+  result.norm_offset = float(sqrt(n) * 0x1p-70);
+  result.norm = float(1.01 * (sqrt(double(largest)) + result.norm_offset));
+  result.bias = largest;
+  result.error = 0.0f;
+  result.offset = float(scale_ * n * 0x1p-140);
+  result.contract = float(contract_error(dim));
+  result.contract_reach = result.norm;
+  return result;
+}
+
 // In the matrix unit x^ and e^ are rounded once more, to bfloat16 x~ and e~. With f = x^ - x~ and
 // g = e^ - e~ (computed exactly and summed up in their norms, which is less than half the worst case):
 //   |x^.e^ - x~.e~| <= |f| |e^| + |x~| |g|,   |x~| <= |x^| + |f|.
@@ -92,6 +108,18 @@ NarrowFactors Certificate::narrow(int64_t dim, int64_t sums) const {
   result.score = 1.01 * scale_ * (double(dim) + 12.0) * 0x1p-53;
   result.contract = 3.1 * contract_error(dim);
   return result;
+}
+
+// S = |x - e|^2 as a sum of fl(x_d - e_d)^2: every term within 2 u of its own, D roundings of sums of what is not
+// negative: |S^ - S| <= gamma_{D+2} S + eta, eta = D 2^-149 for squares that underflow. Codes a and b are in doubt only if
+// S^_b <= (1 + gamma) / (1 - gamma) S^_a + 3 eta, and the contract's own score adds 4 e (|x| + |e|)^2 of
+// contract_error e with |e| <= |x| + sqrt(S): 32 e |x|^2, and 8 e S among the six roundings to spare.
+float Certificate::difference_factor(int64_t dim) const {
+  return float(1.0 + 2.02 * scale_ * sum_error(double(dim) + 8.0));
+}
+
+float Certificate::difference_slack(int64_t dim, float norm2) const {
+  return float(scale_ * 3.1 * double(dim) * 0x1p-149 + 33.0 * contract_error(dim) * double(norm2));
 }
 
 // sum_d (e_d/2 - x_d) e_d on the values as given, in float64 and any order: gamma_{d+4} (|e|^2/2 + |x| |e|).

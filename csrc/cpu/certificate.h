@@ -34,10 +34,15 @@ class Certificate {
   // Of a float32 sweep, and of the matrix unit.
   Bound sweep(const Codebook& codebook) const;
   Bound matrix(const Codebook& codebook) const;
+  // Of a float32 sweep over codes that are not packed; largest: their computed |e|^2.
+  Bound direct(int64_t dim, float largest) const;
   // Of MatrixKernels::score; norm2: the computed sum of squares of the packed row.
   double matrix_candidate(const Codebook& codebook, float norm2) const;
   // Of an int8 or bfloat16 sweep whose sums round `sums` times.
   NarrowFactors narrow(int64_t dim, int64_t sums) const;
+  // Of Kernels::sweep_differences: a code whose square is above factor * least + slack is not the nearest.
+  float difference_factor(int64_t dim) const;
+  float difference_slack(int64_t dim, float norm2) const;  // norm2: the computed sum of squares of the row
   // Of Kernels::score_rows.
   double float64(int64_t dim, double x_norm, double e_norm) const;
 

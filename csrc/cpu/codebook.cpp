@@ -1,7 +1,6 @@
 #include "cpu/codebook.h"
 
 #include <math.h>
-#include <string.h>
 
 #include <algorithm>
 
@@ -79,7 +78,7 @@ bool Codebook::drop_copies() {
     for (; table[s] >= 0; s = (s + 1) & (slots - 1)) {
       const int64_t earlier = table[s];
       if (hashes_[earlier] == hashes_[j] &&
-          memcmp(codes + earlier * dim, codes + j * dim, size_t(dim) * 4) == 0) {
+          rows_are_equal(codes + earlier * dim, codes + j * dim, dim)) {
         usable[j] = 0;
         break;
       }
@@ -213,13 +212,19 @@ bool Codebook::ensure_squares() {
   bool ok = true;
 #pragma omp critical(vq_codebook_squares)
   {
-    if (l2 && !squares_low.get()) {
-      ok = squares_high.resize(count) && squares_low.resize(count);
+    if (!has_squares_) {
+      ok = !l2 || (squares_high.resize(count) && squares_low.resize(count));
+      double largest = 0.0;
       for (int64_t j = 0; ok && j < count; ++j) {
+        if (!l2 && !usable[j]) continue;
         const ExactSum sum = half_square(codes + j * dim, dim);
+        if (usable[j] && sum.high > largest) largest = sum.high;
+        if (!l2) continue;
         squares_high[j] = sum.high;
         squares_low[j] = sum.low;
       }
+      longest = 1.01 * sqrt(2.0 * largest);
+      has_squares_ = ok;
     }
   }
   return ok;

@@ -31,7 +31,8 @@ struct Codebook {
   float matrix_largest_bias = 0.0f;
 
   // For the exact scan, once ensure_squares() was called
-  Buffer<double> squares_high, squares_low;  // [count]
+  Buffer<double> squares_high, squares_low;  // [count], l2
+  double longest = 0.0;                      // |e|, of the usable codes
 
   const float* row_centre() const { return l2 ? centre.get() : nullptr; }
 
@@ -48,6 +49,7 @@ struct Codebook {
  private:
   Buffer<float> converted_;
   Buffer<uint64_t> hashes_;
+  bool has_squares_ = false;
 
   bool find_usable(const Kernels* kernels, int threads, Interruption* interruption);
   bool find_centre(const Kernels* kernels, bool is_narrow, int threads, Interruption* interruption);

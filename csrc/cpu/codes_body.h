@@ -16,6 +16,7 @@ void inspect_codes(const float* codes, int64_t k, int64_t dim, uint8_t* finite, 
       code_load(bits, codes + d, n);
       const CodeU magnitude = bits & 0x7fffffffu;
       largest = magnitude > largest ? magnitude : largest;
+      bits = magnitude ? bits : magnitude;  // zeros of either sign are one value
       hash = (hash ^ bits) * 0x85ebca6bu;
       hash ^= hash >> 15;
     });

@@ -40,4 +40,37 @@ inline ExactScore exact_score(const float* x, const float* e, int64_t dim, bool 
   return sum.score();
 }
 
+// Of four codes at once: the additions of one wait for each other, those of several do not.
+constexpr int kExactCodes = 4;
+
+inline void exact_scores(const float* x, const float* const (&e)[kExactCodes], int64_t dim, bool l2,
+                         ExactScore (&scores)[kExactCodes]) {
+  double high[kExactCodes] = {}, low[kExactCodes] = {};
+  const auto add = [&](const double (&t)[kExactCodes]) {
+    for (int c = 0; c < kExactCodes; ++c) {
+      const double s = high[c] + t[c];
+      const double b = s - high[c];
+      low[c] += (high[c] - (s - b)) + (t[c] - b);
+      high[c] = s;
+    }
+  };
+  double t[kExactCodes];
+  for (int64_t d = 0; l2 && d < dim; ++d) {
+    for (int c = 0; c < kExactCodes; ++c) t[c] = 0.5 * (double(e[c][d]) * double(e[c][d]));
+    add(t);
+  }
+  for (int64_t d = 0; d < dim; ++d) {
+    for (int c = 0; c < kExactCodes; ++c) t[c] = -double(x[d]) * double(e[c][d]);
+    add(t);
+  }
+  for (int c = 0; c < kExactCodes; ++c) scores[c] = ExactSum{high[c], low[c]}.score();
+}
+
+// Whether two rows have the same scores: zeros of either sign are one value.
+inline bool rows_are_equal(const float* a, const float* b, int64_t dim) {
+  for (int64_t d = 0; d < dim; ++d)
+    if (a[d] != b[d]) return false;
+  return true;
+}
+
 }  // namespace vq_cpu

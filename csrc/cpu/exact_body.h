@@ -54,5 +54,37 @@ void exact_scan(const double* x, const float* codes, const uint8_t* usable, cons
     exact_scan_lanes(x + lane, codes, usable, squares_high, squares_low, k, dim, index + lane);
 }
 
+// The same in float64 as it comes, for all codes: scores [codes][kExactLanes], infinite if not usable.
+void wide_scan_lanes(const double* x, const float* codes, const uint8_t* usable, const double* squares, int64_t k,
+                     int64_t dim, double* scores) {
+  constexpr int CODES = 8;
+  for (int64_t j = 0; j < k; j += CODES) {
+    const float* e[CODES];
+    ExactD sum[CODES];
+#pragma GCC unroll 8
+    for (int c = 0; c < CODES; ++c) {
+      const int64_t at = j + c < k ? j + c : k - 1;
+      e[c] = codes + at * dim;
+      sum[c] = ExactD{} + (squares ? squares[at] : 0.0);
+    }
+    for (int64_t d = 0; d < dim; ++d) {
+      ExactD row;
+      __builtin_memcpy(&row, x + d * kExactLanes, sizeof row);
+#pragma GCC unroll 8
+      for (int c = 0; c < CODES; ++c) sum[c] -= row * double(e[c][d]);
+    }
+    for (int c = 0; c < CODES && j + c < k; ++c) {
+      if (!usable[j + c]) sum[c] = ExactD{} + INFINITY;
+      __builtin_memcpy(scores + (j + c) * kExactLanes, &sum[c], sizeof sum[c]);
+    }
+  }
+}
+
+void wide_scan(const double* x, const float* codes, const uint8_t* usable, const double* squares, int64_t k,
+               int64_t dim, double* scores) {
+  for (int lane = 0; lane < kExactLanes; lane += EXACT_LANES)
+    wide_scan_lanes(x + lane, codes, usable, squares, k, dim, scores + lane);
+}
+
 }  // namespace
 }  // namespace vq_cpu

@@ -3,7 +3,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "cpu/exact.h"
 #include "cpu/search.h"
 
 namespace vq_cpu {
@@ -21,7 +20,7 @@ bool ExactSearch::open(Search* search) {
   search_ = search;
   const int64_t dim = search->x->dim;
   return scan_rows_.resize(search->block_rows) && lane_of_.resize(search->block_rows) && row_.resize(dim) &&
-         last_row_.resize(dim) && exact_rows_.resize(dim * kExactLanes);
+         last_row_.resize(dim) && lane_row_.resize(dim) && exact_rows_.resize(dim * kExactLanes);
 }
 
 void ExactSearch::start(const RowBlock& block) {
@@ -30,18 +29,27 @@ void ExactSearch::start(const RowBlock& block) {
 }
 
 void ExactSearch::choose_exactly(int i, const int32_t* candidates, int n) {
-  const Codebook& codebook = search_->codebook;
   search_->kernels->load_rows(search_->x, block_.first + i, 1, row_);
+  block_.index[i] = nearest_of(row_, candidates, n);
+}
+
+int64_t ExactSearch::nearest_of(const float* row, const int32_t* candidates, int n) const {
+  const Codebook& codebook = search_->codebook;
   ExactScore best = {INFINITY, INFINITY};
-  for (int c = 0; c < n; ++c) {
-    const int64_t j = candidates[c];
-    const ExactScore score =
-        exact_score(row_, codebook.codes + j * codebook.dim, codebook.dim, codebook.l2);
-    if (score < best) {
-      best = score;
-      block_.index[i] = j;
+  int64_t index = candidates[0];
+  for (int first = 0; first < n; first += kExactCodes) {
+    const float* codes[kExactCodes];
+    ExactScore scores[kExactCodes];
+    for (int c = 0; c < kExactCodes; ++c)
+      codes[c] = codebook.codes + candidates[first + c < n ? first + c : n - 1] * codebook.dim;
+    exact_scores(row, codes, codebook.dim, codebook.l2, scores);
+    for (int c = 0; c < kExactCodes && first + c < n; ++c) {
+      if (!(scores[c] < best)) continue;
+      best = scores[c];
+      index = candidates[first + c];
     }
   }
+  return index;
 }
 
 void ExactSearch::queue_unbounded(int i) {
@@ -91,10 +99,53 @@ bool ExactSearch::scan_lanes(int from, int to, int lanes) {
   for (int64_t d = 0; d < codebook.dim; ++d)
     for (int lane = lanes; lane < kExactLanes; ++lane) exact_rows_[d * kExactLanes + lane] = 0.0;
   int64_t nearest[kExactLanes];
-  search_->kernels->exact_scan(exact_rows_, codebook.codes, codebook.usable, codebook.squares_high,
-                               codebook.squares_low, codebook.count, codebook.dim, nearest);
+  if (!settle_lanes(lanes, nearest))
+    search_->kernels->exact_scan(exact_rows_, codebook.codes, codebook.usable, codebook.squares_high,
+                                 codebook.squares_low, codebook.count, codebook.dim, nearest);
   for (int s = from; s < to; ++s) block_.index[scan_rows_[s]] = nearest[lane_of_[s]];
   last_index_ = nearest[lanes - 1];
+  return true;
+}
+
+// In float64, and exactly among the few codes that it leaves. False, with nothing of use written, if it leaves a row
+// so many that scanning all codes is the faster way, or there is no memory.
+bool ExactSearch::settle_lanes(int lanes, int64_t* nearest) {
+  const Codebook& codebook = search_->codebook;
+  if (!scores_.get() && !scores_.resize(codebook.count * kExactLanes)) return false;
+  search_->kernels->wide_scan(exact_rows_, codebook.codes, codebook.usable, codebook.squares_high, codebook.count,
+                              codebook.dim, scores_);
+  double least[kExactLanes], norm2[kExactLanes] = {};
+  for (int lane = 0; lane < kExactLanes; ++lane) least[lane] = INFINITY;
+  for (int64_t j = 0; j < codebook.count; ++j)
+    for (int lane = 0; lane < kExactLanes; ++lane) {
+      const double score = scores_[j * kExactLanes + lane];
+      least[lane] = score < least[lane] ? score : least[lane];
+    }
+  for (int64_t d = 0; d < codebook.dim; ++d)
+    for (int lane = 0; lane < kExactLanes; ++lane) {
+      const double v = exact_rows_[d * kExactLanes + lane];
+      norm2[lane] += v * v;
+    }
+  constexpr int kNear = 64;
+  const int64_t most = codebook.count / 8 < kNear ? codebook.count / 8 : kNear;
+  int32_t near[kExactLanes][kNear + 1];
+  int counts[kExactLanes] = {};
+  double limit[kExactLanes];
+  for (int lane = 0; lane < kExactLanes; ++lane)
+    limit[lane] = least[lane] +
+                  2.0 * search_->certificate.float64(codebook.dim, 1.01 * sqrt(norm2[lane]), codebook.longest);
+  for (int64_t j = 0; j < codebook.count; ++j)
+    for (int lane = 0; lane < lanes; ++lane) {
+      if (!(scores_[j * kExactLanes + lane] <= limit[lane])) continue;
+      if (counts[lane] > most) return false;
+      near[lane][counts[lane]++] = int32_t(j);
+    }
+  for (int lane = 0; lane < lanes; ++lane) {
+    nearest[lane] = 0;
+    if (!(least[lane] < INFINITY)) continue;  // no code to choose
+    for (int64_t d = 0; d < codebook.dim; ++d) lane_row_[d] = float(exact_rows_[d * kExactLanes + lane]);
+    nearest[lane] = counts[lane] == 1 ? near[lane][0] : nearest_of(lane_row_, near[lane], counts[lane]);
+  }
   return true;
 }
 

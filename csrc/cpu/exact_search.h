@@ -1,6 +1,7 @@
 // What the fast passes leave undecided, by the contract's own score: a few candidates of a row, or all codes.
 #pragma once
 
+#include "cpu/exact.h"
 #include "cpu/support.h"
 
 namespace vq_cpu {
@@ -14,13 +15,6 @@ struct RowBlock {
   int64_t* index;      // [n], written
   uint8_t* nonfinite;  // [n], written: 1 where a row holds NaN or infinity; its index is 0
 };
-
-// Whether two rows have the same scores: zeros of either sign are one value.
-inline bool rows_are_equal(const float* a, const float* b, int64_t dim) {
-  for (int64_t d = 0; d < dim; ++d)
-    if (a[d] != b[d]) return false;
-  return true;
-}
 
 class ExactSearch {
  public:
@@ -38,6 +32,8 @@ class ExactSearch {
 
  private:
   bool scan_lanes(int from, int to, int lanes);
+  bool settle_lanes(int lanes, int64_t* nearest);
+  int64_t nearest_of(const float* row, const int32_t* candidates, int n) const;
 
   Search* search_ = nullptr;
   RowBlock block_ = {};
@@ -48,6 +44,8 @@ class ExactSearch {
   Buffer<float> last_row_;      // [dim]: the last that was scanned, of any block, and its answer
   int64_t last_index_ = -1;
   Buffer<double> exact_rows_;  // [dim][kExactLanes]
+  Buffer<double> scores_;      // [codes][kExactLanes], once a row was scanned
+  Buffer<float> lane_row_;     // [dim]
 };
 
 }  // namespace vq_cpu

@@ -8,6 +8,9 @@ constexpr int64_t kMatrixLeastDim = 16;
 // Below these, packing and finishing a row costs more than a narrow sweep gains.
 constexpr int64_t kInt8LeastDim = 16;
 constexpr int64_t kInt8LeastWork = 8192;  // of codes times dimensions
+// Up to so many rows reading the codes as they are is faster than packing them for a pass that is itself faster than
+// float32, or for float32.
+constexpr int64_t kFewRows = 64, kFewRowsFloat32 = 192;
 // Beyond this a sum of int8 products could overflow.
 constexpr int64_t kInt8MostDim = 65536;
 // Beyond this the rounding of a bfloat16 sum has no useful bound, and from 41,934 on none.
@@ -26,22 +29,31 @@ FirstPass narrow_first(int kind) {
 
 }  // namespace
 
-FirstPass choose_first_pass(const VqRows* x, int64_t codes) {
-  const bool int8 = int8_kernels_in_use() && x->dim <= kInt8MostDim;
-  const bool bfloat16 = bfloat16_kernels_in_use() && x->dim <= kBfloat16MostDim;
+// A search of lower precision takes it only where its first pass is exact as well, so that a row's index does not
+// depend on its batch there either.
+bool rows_are_few(const VqRows* x, int64_t codes, int precision) {
+  if (chosen >= 0) return chosen == VQ_DIRECT_FIRST && precision == VQ_EXACT;
+  const FirstPass packed = choose_first_pass(x->dim, codes);
+  if (precision != VQ_EXACT && !packed.narrow) return false;
+  return x->batches * x->rows <= (packed.kind == VQ_FLOAT32_FIRST ? kFewRowsFloat32 : kFewRows);
+}
+
+FirstPass choose_first_pass(int64_t dim, int64_t codes) {
+  const bool int8 = int8_kernels_in_use() && dim <= kInt8MostDim;
+  const bool bfloat16 = bfloat16_kernels_in_use() && dim <= kBfloat16MostDim;
   if (chosen == VQ_FLOAT32_FIRST) return float32_first();
   if (chosen == VQ_INT8_FIRST && int8) return narrow_first(VQ_INT8_FIRST);
   if (chosen == VQ_BFLOAT16_FIRST && matrix_kernels_in_use()) return matrix_first();
   if (chosen == VQ_BFLOAT16_FIRST && bfloat16) return narrow_first(VQ_BFLOAT16_FIRST);
-  if (matrix_kernels_in_use()) return x->dim >= kMatrixLeastDim ? matrix_first() : float32_first();
-  if (int8 && x->dim >= kInt8LeastDim && codes * x->dim >= kInt8LeastWork) return narrow_first(VQ_INT8_FIRST);
+  if (matrix_kernels_in_use()) return dim >= kMatrixLeastDim ? matrix_first() : float32_first();
+  if (int8 && dim >= kInt8LeastDim && codes * dim >= kInt8LeastWork) return narrow_first(VQ_INT8_FIRST);
   return float32_first();
 }
 
 }  // namespace vq_cpu
 
 extern "C" const char* vq_cpu_first_pass_name(int pass) {
-  static const char* const names[VQ_FIRST_PASS_COUNT] = {"float32", "bfloat16", "int8"};
+  static const char* const names[VQ_FIRST_PASS_COUNT] = {"float32", "bfloat16", "int8", "direct"};
   return names[pass];
 }
 
@@ -49,6 +61,7 @@ extern "C" int vq_cpu_first_pass_usable(int pass) {
   using namespace vq_cpu;
   switch (pass) {
     case VQ_FLOAT32_FIRST:
+    case VQ_DIRECT_FIRST:
       return 1;
     case VQ_BFLOAT16_FIRST:
       return matrix_kernels_in_use() || bfloat16_kernels_in_use();
@@ -60,7 +73,8 @@ extern "C" int vq_cpu_first_pass_usable(int pass) {
 }
 
 extern "C" int vq_cpu_first_pass(const VqRows* x, int64_t codes) {
-  return vq_cpu::choose_first_pass(x, codes).kind;
+  using namespace vq_cpu;
+  return rows_are_few(x, codes, VQ_EXACT) ? VQ_DIRECT_FIRST : choose_first_pass(x->dim, codes).kind;
 }
 
 extern "C" int vq_cpu_use_first_pass(int pass) {

@@ -12,7 +12,10 @@ struct FirstPass {
   const NarrowKernels* narrow = nullptr;
 };
 
+// Whether the codes are to be searched as they are given (direct_search.h), without a first pass over packed ones.
+bool rows_are_few(const VqRows* x, int64_t codes, int precision);
+
 // The same for every precision: with a narrow pass all results are exact, as none would be faster for less.
-FirstPass choose_first_pass(const VqRows* x, int64_t codes);
+FirstPass choose_first_pass(int64_t dim, int64_t codes);
 
 }  // namespace vq_cpu

@@ -4,6 +4,7 @@
 
 #include <stdint.h>
 
+#include "cpu/best_two.h"
 #include "cpu/vq_cpu.h"
 
 namespace vq_cpu {
@@ -36,6 +37,39 @@ struct CandidateSweep : SweepInput {
   int32_t capacity;
 };
 
+// A tile of rows against codes [count][dim] as they are given, by |x - e|^2. Codes whose square is within the row's
+// limit are listed, at most `capacity` a row; a count above it says that more are near.
+struct DifferenceSweep {
+  const float* x;  // [dim][tile], not centred
+  const float* codes;
+  const uint8_t* usable;  // [count]
+  const float* stand_in;  // [dim]: finite values, for codes that are not usable
+  int64_t dim, count;
+  int32_t first_code;
+  int vectors;         // of the tile, in use
+  float factor;        // how much larger than the least square another may be whose code could be as near
+  const float* slack;  // [tile], and by how much more
+  float* limit;        // [tile], lowered to factor * least + slack
+  int32_t* candidates;  // [tile][capacity]
+  float* squares;       // [tile][capacity]
+  int32_t* counts;      // [tile]
+  int32_t capacity;
+};
+
+// A few rows against codes [count][dim] as they are given, count <= kDirectCodes.
+constexpr int kDirectCodes = 256, kMostDotRows = 8;
+
+struct DirectSweep {
+  const float* codes;
+  const float* bias;  // [kDirectCodes], as half_norms leaves it
+  int64_t dim;
+  int count, rows;
+  int32_t first_code;
+  const float* x;           // sweep_dots: [rows][pitch], zeros beyond dim; sweep_rows: [dim][tile]
+  int64_t pitch;            // a multiple of lanes
+  BestTwo<float>* found;    // [rows], written; the index counts from first_code
+};
+
 // Rows and codes as the passes take them: scale * value - centre, in one rounding. `centre` [dim] is scaled
 // already; null: 0.
 struct Centring {
@@ -57,11 +91,23 @@ struct Kernels {
 
   void (*sweep)(const BestSweep*);
   void (*collect)(const CandidateSweep*);
+  void (*sweep_differences)(const DifferenceSweep*);
+
+  // bias = -|e|^2/2 (cosine: 0), beyond count -inf; returns the largest |e|^2, infinite if a code
+  // is not finite.
+  float (*half_norms)(const float* codes, int count, int64_t dim, int l2, float* bias);
+  int dot_rows;
+  void (*sweep_dots)(const DirectSweep*);  // up to dot_rows rows, lanes are dimensions
+  void (*sweep_rows)(const DirectSweep*);  // up to a tile of rows, lanes are rows
 
   // The exact scores (exact_body.h) of `kExactLanes` rows x [dim][lanes] with all codes, and the index of
   // the smallest. squares_high and _low [codes]: the sum over e^2/2, null for 0.
   void (*exact_scan)(const double* x, const float* codes, const uint8_t* usable, const double* squares_high,
                      const double* squares_low, int64_t count, int64_t dim, int64_t* index);
+
+  // The same rows in float64, in any order of summation: scores [codes][lanes], infinite for codes that are not usable.
+  void (*wide_scan)(const double* x, const float* codes, const uint8_t* usable, const double* squares_high,
+                    int64_t count, int64_t dim, double* scores);
 
   // Of each code: whether it is finite, and a hash that equal codes share.
   void (*inspect_codes)(const float* codes, int64_t count, int64_t dim, uint8_t* finite, uint64_t* hashes);
@@ -86,6 +132,8 @@ struct Kernels {
   void (*backward_rows)(const float* grad, int64_t ldg, const float* loss_grad, const float* x, int64_t ldx,
                         const float* codes, int64_t count, const int64_t* index, int n, int64_t dim,
                         int gradient, float* out, int64_t ldo);
+  // Runs so many rounds of multiply-adds in registers, for the machine's roof; returns how many operations.
+  int64_t (*peak)(int64_t rounds);
   void (*ema_row)(float* code, float* average, const float* sum, int64_t dim, float one_minus_decay,
                   float size, int normalize);
 };

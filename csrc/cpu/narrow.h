@@ -86,6 +86,8 @@ struct NarrowKernels {
   void (*set_bounds)(const NarrowCodes* codes, const NarrowFactors* factors, NarrowTile* tile);
   // All codes.
   void (*search)(const NarrowCodes* codes, const NarrowFactors* factors, NarrowTile* tile);
+  // As Kernels::peak, of the narrow products.
+  int64_t (*peak)(int64_t rounds);
   // x'.e' - |e'|^2 / 2 (cosine: x'.e') in float64, in any order.
   double (*score)(const float* x, const float* code, Centring centring, int64_t dim, int l2);
 };

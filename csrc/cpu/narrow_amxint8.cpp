@@ -68,6 +68,23 @@ inline __attribute__((always_inline)) void narrow_products(const int32_t* e, con
       sum[r][c] = _mm512_add_epi32(V::load(products[r][c]), V::set(start[c]));
 }
 
+// NarrowKernels::peak.
+int64_t narrow_peak(int64_t rounds) {
+  _tile_loadconfig(&kTileConfig);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_zero(4);
+  for (int64_t round = 0; round < rounds; ++round) {
+    _tile_dpbsud(0, 3, 4);
+    _tile_dpbsud(1, 3, 4);
+    _tile_dpbsud(2, 3, 4);
+  }
+  _tile_release();
+  return rounds * 3 * 2 * kTileCodes * 4 * V::W;
+}
+
 struct N : Int8<Vnni> {
   static Group upper(const NarrowCodes* codes, const NarrowTile* t, int tile, int row, int64_t group) {
     const int64_t first = group * V::PANEL;

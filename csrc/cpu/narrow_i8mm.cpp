@@ -7,6 +7,7 @@
 #include "cpu/narrow_int8.h"
 #include "cpu/narrow_lanes_neon.h"
 #include "cpu/narrow_score_lanes.h"
+#include "cpu/peak_body.h"
 
 namespace vq_cpu {
 namespace {
@@ -59,6 +60,13 @@ inline __attribute__((always_inline)) void narrow_products(const int32_t* e, con
       sum[r][2 * c] = vuzp1q_s32(square[r][0][c], square[r][1][c]);
       sum[r][2 * c + 1] = vuzp2q_s32(square[r][0][c], square[r][1][c]);
     }
+}
+
+// NarrowKernels::peak: 2 x 2 sums of 8 products.
+int64_t narrow_peak(int64_t rounds) {
+  return 2 * 2 * 2 * 8 * peak_of(rounds, V::set(int32_t(0)), [](V::I sum, V::I a, V::I b) {
+           return vmmlaq_s32(sum, vreinterpretq_s8_s32(a), vreinterpretq_s8_s32(b));
+         });
 }
 
 struct N : Int8<NarrowLanes> {

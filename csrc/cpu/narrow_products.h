@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/narrow.h"
+#include "cpu/peak_body.h"
 
 namespace vq_cpu {
 namespace {
@@ -39,6 +40,11 @@ inline __attribute__((always_inline)) void narrow_products(const int32_t* e, con
       }
     }
   }
+}
+
+// NarrowKernels::peak.
+int64_t narrow_peak(int64_t rounds) {
+  return 2 * V::W * N::UNIT * peak_of(rounds, V::set(int32_t(0)), N::multiply_add);
 }
 
 // Rows and codes stay in the order in which they are packed.

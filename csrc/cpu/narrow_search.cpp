@@ -32,7 +32,7 @@ bool NarrowSearch::open(Search* search, ExactSearch* exact, SweepSearch* sweep) 
 bool NarrowSearch::run(const RowBlock& block) {
   if (skip_) {
     --skip_;
-    return sweep_->run(block);
+    return sweep_->run_ambiguous(block);
   }
   block_ = block;
   given_up_count_ = repeat_count_ = 0;
@@ -51,7 +51,8 @@ bool NarrowSearch::run(const RowBlock& block) {
   }
   if (!resolve_given_up()) return false;
   return done == block.n ||
-         sweep_->run(RowBlock{block.first + done, block.n - done, block.index + done, block.nonfinite + done});
+         sweep_->run_ambiguous(
+             RowBlock{block.first + done, block.n - done, block.index + done, block.nonfinite + done});
 }
 
 // Row i goes to the float32 sweep, unless it is the same as the last that did, of zeros for example.

@@ -18,6 +18,7 @@ constexpr NarrowKernels narrow_table() {
   table.set_bounds = narrow_set_bounds;
   table.search = narrow_search;
   table.score = narrow_score;
+  table.peak = narrow_peak;
   return table;
 }
 

@@ -1,20 +1,24 @@
-#include "cpu/few_rows_search.h"
+#include "cpu/direct_search.h"
+#include "cpu/rows.h"
 #include "cpu/search.h"
 
-extern "C" int vq_cpu_nearest_code(const VqRows* x, const VqCodes* codebook, const VqSearchOptions* options,
-                                   int threads, int64_t* indices) {
+extern "C" int vq_cpu_nearest_code(const VqRows* x, const VqCodes* codebook, VqPreparedCodebook* prepared,
+                                   const VqSearchOptions* options, int threads, int64_t* indices) {
   using namespace vq_cpu;
   Interruption interruption;
-  if (rows_are_few(x, options->precision)) {
+  if (!prepared && rows_are_few(x, codebook->count, options->precision)) {
     Buffer<float> storage;
-    uint8_t nonfinite[kFewRows];
+    Buffer<uint8_t> nonfinite;
     const float* codes = codes_as_float(codebook, kernels_in_use(), threads, &interruption, storage);
-    return interruption.status(codes && search_few_rows(x, codes, codebook->count, *options, threads,
-                                                        &interruption, indices, nonfinite));
+    if (!codes || !nonfinite.resize(row_count(x))) return interruption.status(false);
+    const DirectResult result = search_directly(x, codes, codebook->count, *options, threads, &interruption,
+                                                indices, nonfinite);
+    if (result != DirectResult::given_up) return interruption.status(result == DirectResult::done);
   }
   const DefaultRounding rounding;
-  Search search(x, codebook->count, *options, &interruption);
-  if (!search.prepare(codebook, options->metric, threads)) return interruption.status(false);
+  VqPreparedCodebook own;
+  if (!prepared && !own.prepare(codebook, *options, threads, &interruption)) return interruption.status(false);
+  Search search(x, prepared ? *prepared : own, *options, &interruption);
   const int team = threads_for(threads, search.rows() * codebook->count);
   bool ok = true;
 #pragma omp parallel num_threads(team) if (team > 1) reduction(&& : ok)

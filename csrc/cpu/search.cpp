@@ -8,30 +8,22 @@ constexpr int kMostRows = 1024;           // of a block
 
 }  // namespace
 
-Search::Search(const VqRows* x, int64_t codes, const VqSearchOptions& options, Interruption* interruption)
-    : kernels(kernels_in_use()),
+Search::Search(const VqRows* x, VqPreparedCodebook& codes, const VqSearchOptions& options,
+               Interruption* interruption)
+    : kernels(codes.kernels),
       x(x),
-      first(choose_first_pass(x, codes)),
+      first(codes.first),
       precision(options.precision),
       certificate(options.bound_scale),
-      interruption(interruption) {
+      interruption(interruption),
+      codebook(codes.codebook),
+      narrow_factors(codes.narrow_factors),
+      narrow(codes.narrow) {
   int64_t most = kRowBytes / (4 * x->dim);
   if (most > kMostRows) most = kMostRows;
   const int64_t share = divide_up(rows(), 64);  // enough blocks for many threads
   if (share < most) most = share;
   block_rows = divide_up(most < 1 ? 1 : most, tile()) * tile();
-}
-
-bool Search::prepare(const VqCodes* codes, int metric, int threads) {
-  if (!codebook.prepare(codes, metric, kernels, first, threads, interruption)) return false;
-  if (!first.narrow) return true;
-  const int64_t dim = codes->dim;
-  narrow_factors = certificate.narrow(dim, first.kind == VQ_INT8_FIRST ? 0 : dim + 2);
-  const int team = threads_for(threads, codes->count * dim);
-  if (!narrow.prepare(codebook, first.narrow, narrow_factors, team, interruption)) return false;
-  if (narrow.bounded()) return true;
-  first = FirstPass{VQ_FLOAT32_FIRST};
-  return codebook.pack(kernels, team, interruption);
 }
 
 bool BlockSearch::open(Search* search) {

@@ -1,15 +1,13 @@
-// The nearest code of a block of rows: what nearest_code.cpp and vector_quantize.cpp share. Four searches
-// stand behind it: float32 sweeps, a matrix unit, int8 or bfloat16 on vector units, and one for a handful of rows.
+// The nearest code of a block of rows against a prepared codebook: what nearest_code.cpp and vector_quantize.cpp
+// share. Three searches stand behind it: float32 sweeps, a matrix unit, int8 or bfloat16 on vector units.
 #pragma once
 
 #include "cpu/certificate.h"
-#include "cpu/codebook.h"
 #include "cpu/exact_search.h"
-#include "cpu/first_pass.h"
 #include "cpu/kernels.h"
 #include "cpu/matrix_search.h"
-#include "cpu/narrow_codebook.h"
 #include "cpu/narrow_search.h"
+#include "cpu/prepared_codebook.h"
 #include "cpu/support.h"
 #include "cpu/sweep_search.h"
 
@@ -23,14 +21,12 @@ struct Search {
   int precision;
   Certificate certificate;
   Interruption* interruption;
+  Codebook& codebook;
+  const NarrowFactors& narrow_factors;
+  const NarrowCodebook& narrow;
   int64_t block_rows;  // from the shapes alone
-  Codebook codebook;
-  NarrowFactors narrow_factors;  // and `narrow`: where the first pass is narrow
-  NarrowCodebook narrow;
 
-  Search(const VqRows* x, int64_t codes, const VqSearchOptions& options, Interruption* interruption);
-  // False if there is no memory or it was interrupted.
-  bool prepare(const VqCodes* codes, int metric, int threads);
+  Search(const VqRows* x, VqPreparedCodebook& codes, const VqSearchOptions& options, Interruption* interruption);
   int64_t rows() const { return x->batches * x->rows; }
   int64_t blocks() const { return divide_up(rows(), block_rows); }
   int tile() const { return kernels->lanes * kernels->vectors; }

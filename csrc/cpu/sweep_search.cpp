@@ -1,5 +1,6 @@
 #include "cpu/sweep_search.h"
 
+#include <float.h>
 #include <math.h>
 
 #include "cpu/search.h"
@@ -8,7 +9,8 @@ namespace vq_cpu {
 namespace {
 
 constexpr int64_t kCodeBytes = 512 << 10;  // packed codes of a block
-constexpr int kCandidates = 32;            // of a row, before all codes are scored
+constexpr int kMostTile = 64;              // rows of a tile of any instruction set
+constexpr int kCandidates = 48;            // of a row, before all codes are scored
 
 // Panels of a block.
 int64_t code_block(const Kernels& kernels, int64_t dim) {
@@ -27,7 +29,9 @@ bool SweepSearch::open(Search* search, ExactSearch* exact) {
          compact_.resize(dim * tile) && threshold_.resize(tile) && compact_norm2_.resize(tile) &&
          lane_best_.resize(tile) &&
          lane_second_.resize(tile) && lane_best_index_.resize(tile) &&
-         candidates_.resize(tile * kCandidates) && counts_.resize(tile);
+         candidates_.resize(tile * kCandidates) && counts_.resize(tile) && squares_.resize(tile * kCandidates) &&
+         slack_.resize(tile) && limit_.resize(tile) &&
+         wide_row_.resize(divide_up(dim, kExactLanes) * kExactLanes);
 }
 
 // packed [tiles][dim][tile] against all codes.
@@ -95,15 +99,34 @@ bool SweepSearch::run(const RowBlock& block) {
   return resolve_ambiguous_rows() && exact_->scan_queued_rows();
 }
 
+bool SweepSearch::run_ambiguous(const RowBlock& block) {
+  if (!search_->codebook.l2) return run(block);
+  block_ = block;
+  exact_->start(block);
+  const int tile = search_->tile();
+  for (int row = 0; row < block.n; row += tile) {
+    const int n = block.n - row < tile ? block.n - row : tile;
+    int rows[kMostTile];
+    for (int lane = 0; lane < n; ++lane) rows[lane] = row + lane;
+    search_->kernels->pack_tile(search_->x, block.first + row, n, Centring{1.0f, nullptr}, compact_, compact_norm2_);
+    if (!compare_differences(rows, n)) return false;
+  }
+  return exact_->scan_queued_rows();
+}
+
 bool SweepSearch::run_rows(const RowBlock& block, const int* rows, int count) {
-  if (!search_->codebook.ensure_panels(search_->kernels)) return false;
   block_ = block;
   ambiguous_count_ = 0;
   const int tile = search_->tile();
+  if (search_->codebook.l2) {
+    for (int i = 0; i < count; ++i) ambiguous_rows_[ambiguous_count_++] = rows[i];
+    return resolve_ambiguous_rows() && exact_->scan_queued_rows();
+  }
+  if (!search_->codebook.ensure_panels(search_->kernels)) return false;
   const Bound bound = search_->certificate.sweep(search_->codebook);
   for (int first = 0; first < count; first += tile) {
     const int n = count - first < tile ? count - first : tile;
-    gather_rows(rows + first, n, compact_norm2_);
+    gather_rows(rows + first, n, nullptr, compact_norm2_);
     if (!sweep_codes(compact_, n, lane_best_, lane_second_, lane_best_index_)) return false;
     for (int lane = 0; lane < n; ++lane) {
       const int i = rows[first + lane];
@@ -120,16 +143,17 @@ bool SweepSearch::run_rows(const RowBlock& block, const int* rows, int count) {
 bool SweepSearch::resolve_ambiguous_rows() {
   const int tile = search_->tile();
   bool ok = true;
-  for (int first = 0; ok && first < ambiguous_count_; first += tile)
-    ok = resolve_candidates(ambiguous_rows_ + first,
-                            ambiguous_count_ - first < tile ? ambiguous_count_ - first : tile);
+  for (int first = 0; ok && first < ambiguous_count_; first += tile) {
+    const int n = ambiguous_count_ - first < tile ? ambiguous_count_ - first : tile;
+    ok = search_->codebook.l2 ? resolve_by_differences(ambiguous_rows_ + first, n)
+                              : resolve_by_products(ambiguous_rows_ + first, n);
+  }
   return ok;
 }
 
 // n <= tile rows of the block into the compact tile.
-void SweepSearch::gather_rows(const int* rows, int n, float* norm2) {
+void SweepSearch::gather_rows(const int* rows, int n, const float* centre, float* norm2) {
   const int64_t tile = search_->tile(), dim = search_->x->dim;
-  const float* centre = search_->codebook.row_centre();
   for (int64_t i = 0; i < dim * tile; ++i) compact_[i] = 0.0f;
   for (int lane = 0; lane < n; ++lane) {
     search_->kernels->load_rows(search_->x, block_.first + rows[lane], 1, row_);
@@ -142,11 +166,12 @@ void SweepSearch::gather_rows(const int* rows, int n, float* norm2) {
   }
 }
 
-bool SweepSearch::resolve_candidates(const int* rows, int n) {
+// Cosine, of which no centre is subtracted.
+bool SweepSearch::resolve_by_products(const int* rows, int n) {
   const Kernels& kernels = *search_->kernels;
   const Codebook& codebook = search_->codebook;
   const int tile = search_->tile();
-  gather_rows(rows, n, compact_norm2_);
+  gather_rows(rows, n, nullptr, compact_norm2_);
   for (int lane = 0; lane < tile; ++lane) {
     counts_[lane] = 0;
     threshold_[lane] = INFINITY;
@@ -177,9 +202,92 @@ bool SweepSearch::resolve_candidates(const int* rows, int n) {
     if (counts_[lane] > kCandidates)
       exact_->queue_for_scan(rows[lane]);
     else
-      exact_->choose_exactly(rows[lane], candidates_ + lane * kCandidates, counts_[lane]);
+      choose(rows[lane], lane, candidates_ + lane * kCandidates, counts_[lane]);
   }
   return true;
+}
+
+bool SweepSearch::resolve_by_differences(const int* rows, int n) {
+  gather_rows(rows, n, nullptr, compact_norm2_);
+  return compare_differences(rows, n);
+}
+
+bool SweepSearch::compare_differences(const int* rows, int n) {
+  const Kernels& kernels = *search_->kernels;
+  const Codebook& codebook = search_->codebook;
+  for (int lane = 0; lane < n; ++lane) {
+    counts_[lane] = 0;
+    limit_[lane] = FLT_MAX;
+    slack_[lane] = search_->certificate.difference_slack(codebook.dim, compact_norm2_[lane]);
+  }
+  for (int lane = n; lane < search_->tile(); ++lane) {
+    counts_[lane] = 0;
+    limit_[lane] = -1.0f;  // nothing is near
+    slack_[lane] = 0.0f;
+  }
+  DifferenceSweep sweep = {};
+  sweep.x = compact_;
+  sweep.stand_in = codebook.centre;
+  sweep.dim = codebook.dim;
+  sweep.vectors = int(divide_up(n, kernels.lanes));
+  sweep.factor = search_->certificate.difference_factor(codebook.dim);
+  sweep.slack = slack_;
+  sweep.limit = limit_;
+  sweep.candidates = candidates_;
+  sweep.squares = squares_;
+  sweep.counts = counts_;
+  sweep.capacity = kCandidates;
+  const int64_t block = code_block(kernels, codebook.dim) * kernels.panel;
+  for (int64_t first = 0; first < codebook.count; first += block) {
+    if (search_->interruption->requested()) return false;
+    sweep.codes = codebook.codes + first * codebook.dim;
+    sweep.usable = codebook.usable + first;
+    sweep.count = codebook.count - first < block ? codebook.count - first : block;
+    sweep.first_code = int32_t(first);
+    kernels.sweep_differences(&sweep);
+  }
+  for (int lane = 0; lane < n; ++lane) {
+    const int i = rows[lane];
+    block_.nonfinite[i] = 0;
+    block_.index[i] = 0;
+    int32_t* candidates = candidates_ + lane * kCandidates;
+    int near = 0;
+    for (int c = 0; c < counts_[lane] && c < kCandidates; ++c)
+      if (squares_[lane * kCandidates + c] <= limit_[lane]) candidates[near++] = candidates[c];
+    // Nothing is near where squares overflow, and where row or codes are not finite.
+    if (!near || !(compact_norm2_[lane] < INFINITY))
+      exact_->queue_unbounded(i);
+    else if (counts_[lane] > kCandidates)
+      exact_->queue_for_scan(i);
+    else
+      choose(i, lane, candidates, near);
+  }
+  return true;
+}
+
+void SweepSearch::choose(int i, int lane, const int32_t* candidates, int n) {
+  block_.index[i] = candidates[0];
+  if (n < 2) return;
+  const Codebook& codebook = search_->codebook;
+  const int64_t tile = search_->tile(), pitch = divide_up(codebook.dim, kExactLanes) * kExactLanes;
+  double norm2 = 0.0, largest = 0.0, least = INFINITY, scores[kCandidates];
+  for (int64_t d = 0; d < pitch; ++d) {
+    wide_row_[d] = d < codebook.dim ? double(compact_[d * tile + lane]) : 0.0;
+    norm2 += wide_row_[d] * wide_row_[d];
+  }
+  for (int c = 0; c < n; ++c) {
+    const double square = search_->kernels->score_rows(wide_row_, 1, pitch, codebook.codes + candidates[c] * codebook.dim,
+                                                       codebook.dim, codebook.l2, scores + c);
+    largest = square > largest ? square : largest;
+    least = scores[c] < least ? scores[c] : least;
+  }
+  const double limit = least + 2.0 * search_->certificate.float64(codebook.dim, sqrt(norm2), sqrt(largest));
+  int32_t tied[kCandidates];
+  int left = 0;
+  for (int c = 0; c < n; ++c)
+    if (scores[c] <= limit) tied[left++] = candidates[c];
+  block_.index[i] = tied[0];
+  if (left > 1) exact_->choose_exactly(i, tied, left);
 }
 
 }  // namespace vq_cpu

@@ -1,9 +1,10 @@
-// A block of rows against all codes: float32 first, exactly where the bound leaves a doubt.
+// A block of rows against all codes: float32 first, then float64, exactly where that leaves a doubt.
 //
 // Rows stay packed in the second-level cache while the codes pass in blocks; each tile of rows meets
-// each block of codes once. Ambiguous rows are gathered into tiles of their own and swept a second time
-// for the codes within the bound, which are then scored exactly; where those are too many, or float32
-// could overflow, all codes are.
+// each block of codes once. Ambiguous rows are gathered into tiles of their own and compared a second time, by their
+// differences from all codes, whose error is relative to the distance (cosine: by products again). The codes that are
+// left are scored in float64, and what ties there exactly; where they are too many, or float32 could
+// overflow, all codes are.
 #pragma once
 
 #include "cpu/certificate.h"
@@ -18,6 +19,8 @@ class SweepSearch {
   // cannot.
   bool open(Search* search, ExactSearch* exact);
   bool run(const RowBlock& block);
+  // The same without a first sweep, for a block that another search expects to give up.
+  bool run_ambiguous(const RowBlock& block);
   // Rows [count] of a block that another search gave up, which has given the ExactSearch its start.
   bool run_rows(const RowBlock& block, const int* rows, int count);
 
@@ -25,9 +28,14 @@ class SweepSearch {
   bool sweep_codes(const float* packed, int rows, float* best, float* second, int32_t* best_index);
   void certify(const Bound& bound, int i);
   bool resolve_ambiguous_rows();
-  // norm2 [tile]: their square norms.
-  void gather_rows(const int* rows, int n, float* norm2);
-  bool resolve_candidates(const int* rows, int n);
+  // Less the centre, or null; norm2 [tile]: their square norms.
+  void gather_rows(const int* rows, int n, const float* centre, float* norm2);
+  bool resolve_by_products(const int* rows, int n);
+  bool resolve_by_differences(const int* rows, int n);
+  // The tile in compact_ and compact_norm2_ against all codes.
+  bool compare_differences(const int* rows, int n);
+  // The nearest of row i's candidates, in ascending order, for the one in lane `lane` of compact_.
+  void choose(int i, int lane, const int32_t* candidates, int n);
 
   Search* search_ = nullptr;
   ExactSearch* exact_ = nullptr;
@@ -44,6 +52,8 @@ class SweepSearch {
   Buffer<float> lane_best_, lane_second_;     // [tile]
   Buffer<int32_t> lane_best_index_;           // [tile]
   Buffer<int32_t> candidates_, counts_;       // [tile][capacity], [tile]
+  Buffer<float> squares_, slack_, limit_;     // [tile][capacity], [tile], [tile]
+  Buffer<double> wide_row_;                   // [dim] rounded up to kExactLanes
 };
 
 }  // namespace vq_cpu

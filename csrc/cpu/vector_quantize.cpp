@@ -2,7 +2,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "cpu/few_rows_search.h"
+#include "cpu/direct_search.h"
 #include "cpu/rows.h"
 #include "cpu/search.h"
 #include "cpu/statistics.h"
@@ -66,17 +66,19 @@ const float* finite_codes(const float* codes, int64_t count, int64_t dim, Buffer
   return storage;
 }
 
-bool quantize_few_rows(const Step& step, int64_t count, const VqSearchOptions& options, int threads,
-                       double* error) {
-  const int rows = int(row_count(step.x));
-  uint8_t nonfinite[kFewRows];
+DirectResult quantize_directly(const Step& step, int64_t count, const VqSearchOptions& options, int threads,
+                               double* error) {
+  const int64_t rows = row_count(step.x);
+  Buffer<uint8_t> nonfinite;
   RowStream from, to;
-  if (!search_few_rows(step.x, step.codes, count, options, threads, step.interruption, step.indices,
-                       nonfinite) ||
-      !from.open(step.kernels, step.x) || !to.open(step.kernels, step.quantized))
-    return false;
-  *error = rows ? quantize_chunk(step, from, to, 0, rows, nonfinite) : 0.0;
-  return true;
+  if (!nonfinite.resize(rows) || !from.open(step.kernels, step.x) || !to.open(step.kernels, step.quantized))
+    return DirectResult::failed;
+  const DirectResult result = search_directly(step.x, step.codes, count, options, threads, step.interruption,
+                                              step.indices, nonfinite);
+  *error = 0.0;
+  for (int64_t first = 0; result == DirectResult::done && first < rows; first += kStreamRows)
+    *error += quantize_chunk(step, from, to, first, stream_rows(first, rows), nonfinite + first);
+  return result;
 }
 
 bool quantize_blocks(const Step& step, Search& search, int threads, double* error) {
@@ -112,8 +114,8 @@ bool quantize_blocks(const Step& step, Search& search, int threads, double* erro
 }  // namespace
 }  // namespace vq_cpu
 
-extern "C" int vq_cpu_vector_quantize(const VqRows* x, const VqCodes* codebook, const uint8_t* mask,
-                                      const VqQuantizeOptions* options, int threads,
+extern "C" int vq_cpu_vector_quantize(const VqRows* x, const VqCodes* codebook, VqPreparedCodebook* prepared,
+                                      const uint8_t* mask, const VqQuantizeOptions* options, int threads,
                                       const VqQuantizeResult* result) {
   using namespace vq_cpu;
   Interruption interruption;
@@ -130,14 +132,19 @@ extern "C" int vq_cpu_vector_quantize(const VqRows* x, const VqCodes* codebook, 
   Step step = {kernels, x, &result->quantized, nullptr, mask, result->indices,
                statistics ? slots.get() : nullptr, &interruption};
   double error = 0.0;
-  if (rows_are_few(x, options->search.precision)) {
-    Buffer<float> storage;
+  Buffer<float> storage;
+  DirectResult direct = DirectResult::given_up;
+  if (!prepared && rows_are_few(x, codebook->count, options->search.precision)) {
     step.codes = codes_as_float(codebook, kernels, threads, &interruption, storage);
-    if (!step.codes || !quantize_few_rows(step, codebook->count, options->search, threads, &error))
+    if (!step.codes) return interruption.status(false);
+    direct = quantize_directly(step, codebook->count, options->search, threads, &error);
+  }
+  if (direct == DirectResult::failed) return interruption.status(false);
+  if (direct == DirectResult::given_up) {
+    VqPreparedCodebook own;
+    if (!prepared && !own.prepare(codebook, options->search, threads, &interruption))
       return interruption.status(false);
-  } else {
-    Search search(x, codebook->count, options->search, &interruption);
-    if (!search.prepare(codebook, options->search.metric, threads)) return interruption.status(false);
+    Search search(x, prepared ? *prepared : own, options->search, &interruption);
     step.codes = search.codebook.codes;
     if (!quantize_blocks(step, search, threads, &error)) return interruption.status(false);
   }

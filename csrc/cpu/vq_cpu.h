@@ -18,9 +18,16 @@ enum VqStatus { VQ_OK = 0, VQ_OUT_OF_MEMORY = 1, VQ_INTERRUPTED = 2 };
 // not ask.
 void vq_cpu_on_stop_requested(int (*requested)(void));
 
-// indices [batches, rows].
-int vq_cpu_nearest_code(const VqRows* x, const VqCodes* codebook, const VqSearchOptions* options, int threads,
-                        int64_t* indices);
+// A codebook packed for many searches with the metric of `options`, by the instruction set and for the first pass
+// of now. It reads the codes' memory, which must stay as it is until it is released.
+typedef struct VqPreparedCodebook VqPreparedCodebook;
+int vq_cpu_prepare_codebook(const VqCodes* codebook, const VqSearchOptions* options, int threads,
+                            VqPreparedCodebook** prepared);
+void vq_cpu_release_codebook(VqPreparedCodebook* prepared);  // or null
+
+// indices [batches, rows]. prepared: made of these codes with these options, or null.
+int vq_cpu_nearest_code(const VqRows* x, const VqCodes* codebook, VqPreparedCodebook* prepared,
+                        const VqSearchOptions* options, int threads, int64_t* indices);
 
 // quantized[n, :] = codebook[indices[n], :].
 int vq_cpu_gather_codes(const VqCodes* codebook, const int64_t* indices, const VqRows* quantized,
@@ -36,9 +43,10 @@ int vq_cpu_ema_update(float* codebook, float* cluster_size, float* embed_avg, co
                       int counts_are_float, const float* sums, int64_t codes, int64_t dim,
                       double one_minus_decay, double eps, int normalize, int threads);
 
-// mask [batches, rows], nonzero where a row counts, or null.
-int vq_cpu_vector_quantize(const VqRows* x, const VqCodes* codebook, const uint8_t* mask,
-                           const VqQuantizeOptions* options, int threads, const VqQuantizeResult* result);
+// mask [batches, rows], nonzero where a row counts, or null. prepared: as for vq_cpu_nearest_code.
+int vq_cpu_vector_quantize(const VqRows* x, const VqCodes* codebook, VqPreparedCodebook* prepared,
+                           const uint8_t* mask, const VqQuantizeOptions* options, int threads,
+                           const VqQuantizeResult* result);
 
 // grad_x = estimator(grad_quantized) + loss_grad (x - code). grad_quantized null: zero; loss_grad, the
 // gradient of the loss times its scale over the valid rows, null: none. Rows with index -1 are 0; those whose
@@ -74,13 +82,22 @@ int vq_cpu_isa(void);
 int vq_cpu_use_isa(int isa);
 
 // --- the first pass of a search ---
-enum VqFirstPass { VQ_FLOAT32_FIRST = 0, VQ_BFLOAT16_FIRST = 1, VQ_INT8_FIRST = 2, VQ_FIRST_PASS_COUNT = 3 };
+enum VqFirstPass {
+  VQ_FLOAT32_FIRST = 0,
+  VQ_BFLOAT16_FIRST = 1,
+  VQ_INT8_FIRST = 2,
+  VQ_DIRECT_FIRST = 3,  // float32 over codes as they are given, for a few rows
+  VQ_FIRST_PASS_COUNT = 4
+};
 
 const char* vq_cpu_first_pass_name(int pass);
 // 1 if the instruction set in use has it.
 int vq_cpu_first_pass_usable(int pass);
-// The one that a search with these rows (their dimensions) and so many codes begins with.
+// The one that an exact search with these rows (their number and dimensions) and so many codes begins with.
 int vq_cpu_first_pass(const VqRows* x, int64_t codes);
+// Multiply-adds of one pass's kind in registers, `rounds` on each thread: how many operations (two each) that was,
+// to be timed; 0 without vector instructions for them. The machine's roof.
+int64_t vq_cpu_peak(int pass, int threads, int64_t rounds);
 // Every search begins with `pass`, -1: with the one that suits it. 0 on success, 1 if it is not usable.
 int vq_cpu_use_first_pass(int pass);
 

@@ -219,9 +219,8 @@ __global__ void __launch_bounds__(kHopperThreads, 1) hopper_search_kernel(const 
   const int bias_at = thread % 8 / 2 * kBiasStride + thread / 8 * 2 + thread % 2;
   uint32_t s = 0, parity = 0;  // the stage, and of its barrier's phase
   for (int block = static_cast<int>(blockIdx.x); block < blocks; block += grid) {
-    const int first = block * kHopperRows + group * kGroupRows;
     warpgroup_barrier(1 + group);  // nobody multiplies by the last block's rows any more, or reads their state
-    load_group_rows<T, DEPTH>(a, first, group, rows, state);
+    load_group_rows<T, DEPTH>(a, block * kHopperRows + group * kGroupRows, group, rows, state);
     fence_matrix_reads();
     warpgroup_barrier(1 + group);
     const float* shifts = state->shift[group];
@@ -259,7 +258,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1) hopper_search_kernel(const 
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      decide<EXACT>(a, *state, first + warp % 4 * 16 + lane / 4 + 8 * i, own + 8 * i, window, best[i]);
+      decide<EXACT>(a, *state, block * kHopperRows + own + 8 * i, own + 8 * i, window, best[i]);
     }
   }
 }

@@ -16,7 +16,7 @@ def add_parser(commands: Any) -> None:
         "reproduce",
         "redo a published study",
         "Redo one of the published studies: small on digits, or on real data, in an hour or at paper scale.",
-        ["likelihood", "celeba-sweep --scale paper --data path/to/celeba"],
+        ["likelihood", "celeba-sweep --scale real --data path/to/celeba64"],
     )
     studies = parser.add_subparsers(title="studies", metavar="STUDY", required=True)
     for listed in list_studies().values():
@@ -34,7 +34,7 @@ def add_parser(commands: Any) -> None:
             "--scale",
             choices=listed.scales,
             default="small",
-            help="small: minutes on two cores; real: real data, an hour on two cores (small)",
+            help="small: minutes on digits; real: real data, an hour on two cores at most (small)",
         )
         study.add_argument("--runs", default="runs", help="folder of all runs (runs)")
         study.add_argument("--seed", type=int, default=0, help="of every model, prior and sample (0)")

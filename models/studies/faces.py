@@ -155,7 +155,7 @@ def _draw(
     if judge is not None and data.test.labels is not None:
         test = data.test.batch(range(len(data.test)))
         figures["real test images"] = {"judge": judge.by_class(test, data.test.labels, names, column)}
-    caption = f"{data.name}: samples of each class, in the order in which they were drawn; seed {seed}"
+    caption = f"{runner.data_name}: samples of each class, in the order in which they were drawn; seed {seed}"
     for stage, drawn in stages.items():
         shown = drawn.images.unflatten(0, (len(names), count))[:, : how["shown"]].flatten(0, 1)
         path = runner.folder / f"faces-{stage}.png"

@@ -17,7 +17,14 @@ from models.autoencoders.discrete import require_codes
 from models.data import load_data, some_rows
 from models.evaluation.exact import count_maps
 from models.evaluation.judge import Judge
-from models.evaluation.pictures import grid, labelled_rows, save_curves, save_image
+from models.evaluation.pictures import (
+    grid,
+    labelled_rows,
+    new_figure,
+    save_curves,
+    save_figure,
+    save_image,
+)
 from models.runs.history import Series, spread
 from models.studies.faces import FACES, draw_faces, other_columns
 from models.studies.figures import (
@@ -50,11 +57,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "real": {
         "data": "kaokore128",  # a folder of tables with the columns image, gender and status
-        "size": "64",
-        "epochs": 20,
+        "size": "32",
+        "epochs": 18,
         "batch_size": 32,
         "lr": 5e-4,
-        "hidden": 64,
+        "hidden": 48,
         "downscale": 4,
         "downscales": (4, 2),
         "kmeans_init": True,
@@ -94,13 +101,19 @@ SEEDS = 3
 # Whose reconstructions are shown: as published, and those that stand for them at small scale.
 EPOCHS = {
     "small": (1, 3, 5, 7, 9, 25),
-    "real": (1, 12, 14, 16, 18, 20),
+    "real": (1, 12, 14, 16, 18),
     "paper": (1, 12, 14, 16, 18, 100),
 }
-# At real scale: other downscales of the VQ-VAE, whose codes take fewer and more bits an image.
-DOWNSCALES: dict[str, tuple[int, ...]] = {"real": (8, 2)}
+# At real scale, one run each, by its name in the table: VQ-VAEs whose codes take far fewer bits an image, and
+# as many as those of the hierarchy (704 of 720).
+OTHERS: dict[str, dict[str, dict[str, Any]]] = {
+    "real": {
+        "vqvae, downscale 16": {"model": "vqvae", "downscale": 16},
+        "vqvae, K = 2048": {"model": "vqvae", "codebook_size": 2048},
+    }
+}
 # Minutes that each part is expected to take on one thread of an AMD EPYC (Zen 4), with nothing beside it.
-MINUTES = {"models": 7.0, "figures": 3.0, "faces": 55.0}
+MINUTES = {"models": 1.5, "figures": 2.0, "faces": 55.0}
 COLUMNS = ("gender", "status")
 PER_CLASS, SHOWN, TEMPERATURE = 50, 12, 0.9
 FIGURES = ("commitment", "mse", "ssim", "perplexity", "usage")
@@ -117,24 +130,21 @@ def run(options: StudyOptions) -> Path:
     runner = Runner("kaokore-vqvae2", options, SETTINGS, OPTIONS, len(seeds))
     models = ("vqvae", "vqvae2")
     names = {f"{model}, seed {seed}": (model, seed) for model in models for seed in seeds}
-    others = {f"vqvae, downscale {scale}": scale for scale in DOWNSCALES.get(options.scale, ())}
-    minutes = dict.fromkeys([*names, *others], MINUTES["models"])
+    others = OTHERS.get(options.scale, {})
     faces = options.scale in FACES
-    parts = Parts(minutes | {name: MINUTES[name] for name in ("figures", *["faces"] * faces)}, runner.say)
+    models_of = [dict.fromkeys(part, MINUTES["models"]) for part in (names, others)]
+    minutes = models_of[0] | {"figures": MINUTES["figures"]} | models_of[1]
+    parts = Parts(minutes | {name: MINUTES[name] for name in ["faces"] * faces}, runner.say)
     runs: dict[str, list[TrainedRun]] = {model: [] for model in models}
     for name, (model, number) in names.items():
         parts.begin(name)
         runs[model].append(runner.train(f"{model}-seed{number}", model=model, seed=number))
     first = {model: trained[0] for model, trained in runs.items()}
-    by_bits = dict(first)
-    for name, downscale in others.items():
-        parts.begin(name)
-        by_bits[name] = runner.train(f"vqvae-downscale{downscale}", model="vqvae", downscale=downscale)
     parts.begin("figures")
     runner.write_table(
         "losses",
         [_row(runner, model, trained) for model, trained in runs.items()],
-        f"{_averaged(len(seeds))} on the test split of {runner.data.name}; the published figures are mean "
+        f"{_averaged(len(seeds))} on the test split of {runner.data_name}; the published figures are mean "
         f"(standard deviation) over three runs on KaoKore, whose range of pixels is not stated: "
         f"errors may be "
         f"on another scale than ours, in which pixels lie in 0..1.",
@@ -146,6 +156,10 @@ def run(options: StudyOptions) -> Path:
     path = runner.folder / "reconstructions.png"
     reconstructions_over_epochs(path, layouts, EPOCHS[options.scale], caption=f"{caption}, {seed}")
     _tsne(runner, first)
+    by_bits = dict(first)
+    for name, changes in others.items():
+        parts.begin(name)
+        by_bits[name] = runner.train(_folder_name(name), **changes)
     if others:
         _bits(runner, by_bits)
     if faces:
@@ -156,6 +170,11 @@ def run(options: StudyOptions) -> Path:
     return runner.folder
 
 
+def _folder_name(name: str) -> str:
+    """``vqvae-K2048`` of ``vqvae, K = 2048``."""
+    return name.replace(" = ", "").replace(", ", "-").replace(" ", "-")
+
+
 def _bits(runner: Runner, runs: dict[str, TrainedRun]) -> None:
     """Error against the bits that the codes of an image take, if all are equally likely."""
     rows: list[dict[str, Any]] = []
@@ -164,14 +183,21 @@ def _bits(runner: Runner, runs: dict[str, TrainedRun]) -> None:
         shapes, bits = model.code_shapes(runner.data.size), math.log2(count_maps(model, runner.data.size))
         figures = runner.evaluate(trained)
         shown = {key: float(figures[key]) for key in ("mse", "ssim", "commitment")}
+        shown |= {key: float(value) for key, value in figures.items() if key.startswith("usage")}
         rows.append(
             {"model": name, "codes": " + ".join(str(shape) for shape in shapes), "bits": bits} | shown
         )
     rows.sort(key=lambda row: row["bits"])
     caption = (
-        f"Test split of {runner.data.name}, one run each; bits of an image if all codes are equally likely."
+        f"Test split of {runner.data_name}, one run each; bits of an image if all codes are equally likely."
     )
     runner.write_table("bits", rows, caption)
+    figure, (axis,) = new_figure(1, width=6.5, height=4)
+    for row in rows:
+        axis.plot(row["bits"], row["mse"], "o", label=row["model"])
+    axis.set(xlabel="bits of an image's codes", ylabel="squared error, pixels in 0..1", yscale="log")
+    axis.legend(fontsize="small")
+    save_figure(figure, runner.folder / "bits.png", runner.caption("test", "codebook_size"))
 
 
 def _averaged(runs: int) -> str:
@@ -218,7 +244,7 @@ def _curves(runner: Runner, runs: dict[str, list[TrainedRun]], seeds: int) -> No
                 "vqvae2 after epoch 1": two[0],
             }
         ],
-        f"Reconstruction error on the validation split of {runner.data.name}, mean of {seeds} runs, "
+        f"Reconstruction error on the validation split of {runner.data_name}, mean of {seeds} runs, "
         f"from which on "
         f"that of the VQ-VAE-2 stays lower. Published: it starts slower.",
     )
@@ -262,5 +288,5 @@ def _samples(runner: Runner, trained: TrainedRun) -> None:
         "samples",
         [{"samples a class": PER_CLASS, "temperature": TEMPERATURE} | figures],
         f"Agreement: share of the samples that a classifier takes for the class asked for; judge: its "
-        f"accuracy on the test split of {runner.data.name}.",
+        f"accuracy on the test split of {runner.data_name}.",
     )

@@ -106,6 +106,7 @@ class Runner:
         self.shared: dict[str, Any] = {"runs": str(self.folder)} | loop
         self.settings = {"precision": "32-true", **settings[options.scale], **self.shared, **model_settings}
         self.settings |= rules_of_study(self.folder)
+        check_real_data(options, self.settings["data"])
         self.config = TrainConfig(**self.settings)
         made_with = {"study": study, "scale": options.scale, "seeds": seeds} | self.settings
         stored = {
@@ -228,6 +229,12 @@ class Runner:
             codes = sample_codes(priors, shapes, labels.to(self.device), **filters)
         return decode(require_codes(run.model), codes).cpu(), labels
 
+    @property
+    def data_name(self) -> str:
+        """As tables and figures name the data: a folder without the path to it."""
+        path = Path(self.data.name)
+        return path.resolve().name if path.is_dir() else self.data.name
+
     def caption(self, split: str, *varied: str) -> str:
         """What a figure of the study was made of: data, split, and the settings that all its runs share.
 
@@ -235,7 +242,7 @@ class Runner:
         """
         shared = {name: getattr(self.config, name) for name in _CAPTION if name not in varied}
         settings = ", ".join(f"{label} {shared[name]}" for name, label in _CAPTION.items() if name in shared)
-        return f"{self.data.name}, {split} split; {settings}"
+        return f"{self.data_name}, {split} split; {settings}"
 
     def write_table(self, name: str, rows: Sequence[Row], caption: str = "") -> None:
         """``NAME.md`` and ``NAME.csv`` in the study's folder; also printed."""
@@ -255,6 +262,15 @@ def _check_options(study: str, options: StudyOptions, extra: Sequence[str]) -> N
         check_integer(1, seeds=options.seeds)
     if options.batch_size is not None and "batch_size" not in extra:
         raise ValueError(f"batch_size is {options.batch_size}; accepted: none, as {study} varies it")
+
+
+def check_real_data(options: StudyOptions, folder: str) -> None:
+    """ValueError where the study's own ``folder`` of real data is not here and no other one is given."""
+    if options.scale == "real" and options.data is None and not Path(folder).exists():
+        raise ValueError(
+            f"data is {folder!r}, the study's own at real scale, and there is no such folder here; accepted: "
+            f"the folder of these data or of others of their form (--data path/to/{folder}), see docs/runs.md"
+        )
 
 
 def mean_std(values: Sequence[float]) -> str:

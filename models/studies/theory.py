@@ -50,7 +50,7 @@ def posterior_collapse(runner: Runner, changes: Mapping[str, Any]) -> None:
     runner.write_table(
         "collapse",
         rows,
-        f"Test split of {runner.data.name}. KL: of q(z | x) from the prior, in nats an image; largest: of a "
+        f"Test split of {runner.data_name}. KL: of q(z | x) from the prior, in nats an image; largest: of a "
         f"dimension. Active: units of {runner.config.latent_dim} whose mean varies by more than "
         f"{ACTIVE_VARIANCE}. Nats by which log p(x | z) falls when z is that of another image: near 0 where "
         f"the decoder does without z. bits/dim of the VQ-VAEs with equally likely codes.",
@@ -109,7 +109,7 @@ def likelihood_bound(runner: Runner, changes: Mapping[str, Any], prior: Mapping[
     runner.write_table(
         "bound",
         rows,
-        f"Means over {len(x)} images of the test split of {runner.data.name}, in nats an image. The paper "
+        f"Means over {len(x)} images of the test split of {runner.data_name}, in nats an image. The paper "
         f"takes log p(x | z_q) p(z_q), of the codes that the encoder chooses, for log p(x), which is never "
         f"lower; here log p(x) is the sum over all maps of codes.",
     )

@@ -128,11 +128,11 @@ def test_unsplit_sums_are_chunked(kernels: CudaBackend) -> None:
 @pytest.mark.parametrize("dim", [48, 100])
 def test_listed_rows_are_shared_out(dim: int, processors: int, reverse: bool, kernels: CudaBackend) -> None:
     """Over more blocks than there are rows for, which divide the codes, and over one that takes all."""
-    codebook = torch.randn(700, dim)
-    pairs = torch.randint(0, 700, (2, 300))
+    codebook = torch.randn(400, dim)
+    pairs = torch.randint(0, 400, (2, 150))
     x = ((codebook[pairs[0]] + codebook[pairs[1]]) / 2)[None]
     x[0, 11, 5] = torch.nan
-    mask = torch.rand(1, 300) > 0.2
+    mask = torch.rand(1, 150) > 0.2
     want_out, out = torch.empty_like(x), torch.empty_like(x)
     want = quantize_into(want_out, reference, x, codebook, mask)
     with machine(reverse=reverse, processors=processors, shared_limit=99 * 1024):

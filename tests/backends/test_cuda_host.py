@@ -525,8 +525,8 @@ def test_backward(channel_first: bool, gradient: str, dtype: torch.dtype, kernel
 def test_backward_of_rows_that_are_vectors(
     d: int, dtypes: tuple[torch.dtype, torch.dtype], kernels: CudaBackend
 ) -> None:
-    """16 bytes at a time: lanes that have no vector, rows of more vectors than a warp has lanes, the batch as one
-    and as several, any row masked, an index that nobody wrote."""
+    """16 bytes at a time: lanes that have no vector, rows of more vectors than a warp has lanes, the batch as
+    one and as several, any row masked, an index that nobody wrote."""
     b, m, k = 3, 45, 7
     dtype, code_dtype = dtypes
     codebook, indices = torch.randn(k, d).to(code_dtype), torch.randint(-1, k, (b, m))

@@ -97,6 +97,12 @@ def _first_pass(n: int, d: int, k: int, dtype: torch.dtype = torch.float32) -> s
         ("avxvnni", 65536, 16, 512, "int8"),
         ("avxvnni", 65536, 16, 511, "float32"),
         ("avx512", 8192, 256, 8192, "float32"),
+        ("portable", 192, 64, 512, "direct"),
+        ("avx2", 193, 64, 512, "float32"),
+        ("avx512vnni", 64, 64, 512, "direct"),
+        ("avx512vnni", 65, 64, 512, "int8"),
+        ("avx512vnni", 192, 8, 16384, "direct"),
+        ("avx512vnni", 193, 8, 16384, "float32"),
         ("avx512vnni", 65536, 64, 512, "int8"),
         ("avx512vnni", 16384, 64, 8192, "int8"),
         ("avx512vnni", 65536, 8, 16384, "float32"),
@@ -104,7 +110,7 @@ def _first_pass(n: int, d: int, k: int, dtype: torch.dtype = torch.float32) -> s
         ("avx512vnni", 65536, 16, 511, "float32"),
         ("avx512vnni", 65536, 64, 128, "int8"),
         ("avx512bf16", 65536, 64, 128, "int8"),
-        ("avx512vnni", 100, 65537, 2, "float32"),
+        ("avx512vnni", 200, 65537, 2, "float32"),
         ("amxint8", 65536, 64, 512, "int8"),
         ("amxint8", 65536, 16, 511, "float32"),
         ("amx", 65536, 64, 512, "bfloat16"),
@@ -123,14 +129,17 @@ def test_the_environment_forces_the_first_pass(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv("VQ_FIRST_PASS", wanted)
         assert _first_pass(10, 17, 3) == wanted
     monkeypatch.delenv("VQ_FIRST_PASS")
-    assert _first_pass(10, 7, 3) == "float32"
+    assert _first_pass(10, 7, 3) == "direct"
+    assert _first_pass(1000, 7, 3) == "float32"
 
 
 def test_a_first_pass_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VQ_ISA", "portable")
     for wanted in ("int8", "int4"):
         monkeypatch.setenv("VQ_FIRST_PASS", wanted)
-        with pytest.raises(ValueError, match=f"VQ_FIRST_PASS is '{wanted}'; accepted with portable: float32"):
+        with pytest.raises(
+            ValueError, match=f"VQ_FIRST_PASS is '{wanted}'; accepted with portable: float32, direct"
+        ):
             native.nearest_code(torch.zeros(1, 2, 3), torch.zeros(4, 3), "l2", "exact")
 
 

@@ -40,7 +40,7 @@ EMULATED_TILES = {
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fopenmp"]
 FLAGS += ["-Wall", "-Wextra", "-Werror"]
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1200)
 
 
 def run(*command: str) -> str:

@@ -10,6 +10,8 @@ from native_support import PATHS, nearest_code_with_bound, use_path
 from support import rational_argmin
 from torch import Tensor
 
+from benchmarks import cliffs
+from benchmarks.soak_inputs import Size
 from vq_kernels.backends import native, reference
 
 
@@ -104,6 +106,7 @@ def _all_residuals_the_same_way(d: int) -> tuple[Tensor, Tensor]:
     ("path_name", "adversary", "too_tight"),
     [
         ("avx512", _all_roundings_the_same_way, 0.8),
+        ("avx512 direct", _all_roundings_the_same_way, 0.4),
         ("dotprod", _all_residuals_the_same_way, 0.98),
         ("i8mm", _all_residuals_the_same_way, 0.98),
         ("avxvnni", _all_residuals_the_same_way, 0.98),
@@ -112,7 +115,7 @@ def _all_residuals_the_same_way(d: int) -> tuple[Tensor, Tensor]:
         ("avx512bf16", _all_conversions_the_same_way, 0.98),
         ("amx", _all_conversions_the_same_way, 0.9),
     ],
-    ids=["avx512", "dotprod", "i8mm", "avxvnni", "avx512vnni", "amxint8", "avx512bf16", "amx"],
+    ids=["avx512", "direct", "dotprod", "i8mm", "avxvnni", "avx512vnni", "amxint8", "avx512bf16", "amx"],
 )
 def test_the_worst_rounding_is_covered_and_no_less_would_do(
     path_name: str,
@@ -266,3 +269,34 @@ def test_threads_change_nothing(path: str) -> None:
         torch.set_num_threads(threads)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@pytest.mark.parametrize("awkward", ["far_clusters", "long_coordinate", "collapsed", "tiny", "huge"])
+def test_rows_that_float32_leaves_open(path: str, awkward: str, metric: str) -> None:
+    """Most codes of a cluster are within the bound of a product: differences or float64 tell them apart."""
+    x, codebook = cliffs.Awkward(Size(400, 20, 300), (getattr(cliffs, awkward),), seed=3).draw()
+    codebook[1::7] = codebook[0] * (1 + 2.0**-23)
+    x[::5] = (codebook[x[::5].argmax(1)] + codebook[x[::5].argmin(1)]) / 2
+    want = reference.nearest_code(x[None], codebook, metric, "exact")
+    assert torch.equal(native.nearest_code(x[None], codebook, metric, "exact"), want)
+    assert torch.equal(want[0, :10], rational_argmin(x[:10], codebook, metric))
+
+
+@pytest.mark.parametrize("path_name", ["avx2", "avx512"])
+def test_the_bound_of_differences_is_needed(path_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two clusters far apart, in each of them squares whose roundings all point the same way."""
+    use_path(path_name, monkeypatch)
+    d = 500
+    # After a first square of 1, those of code 0 are lost, and those of code 1 count as a whole unit.
+    half = 2.0**-12
+    codebook = torch.stack([torch.full((d,), half * 0.998), torch.full((d,), half * 1.002)])
+    codebook[0, 0] = 1 + 2.0**-10
+    codebook[1, 0] = (codebook[0, 0].double() ** 2 - 0.3 * (d - 1) * half * half).sqrt()
+    far = torch.full((8, d), 3e4)
+    far += torch.randn(8, d)
+    codebook, x = torch.cat([codebook, far]), torch.zeros(1, 200, d)
+    want = rational_argmin(x[0, :1], codebook)
+    assert want == 1
+    assert (native.nearest_code(x, codebook, "l2", "exact") == 1).all()
+    assert (nearest_code_with_bound(x, codebook, "l2", 1e-3) == 0).all()

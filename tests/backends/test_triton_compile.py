@@ -1,43 +1,50 @@
 """Triton kernels compiled for GPUs that need not be there: registers, spills, matrix instructions, epilogue.
 
-``triton_targets.py`` compiles everything once for each version of Triton, in a process of its own without
-the interpreter; the workers of a test session share its results. Besides the installed version there is
-the oldest that the backend accepts, unpacked once into ``build/triton-VERSION``.
+``triton_targets.py`` compiles everything once for each version of Triton and content of the sources, in a
+process of its own without the interpreter; ``build/triton_targets`` keeps what it found. ``make test`` is
+content with the kernels of one target; all of them, and those of the oldest version that the backend accepts,
+unpacked once into ``build/triton-VERSION``, are left to ``make test MARKS=slow``.
 """
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
-import os
 import re
 from typing import Any
 
 import pytest
+import torch
+from cuda_host import ROOT, digest, locked
 
 pytest.importorskip("triton")
 
-from triton_versions import OLDEST, output_of
+from triton_versions import HERE, OLDEST, output_of
 
-# One worker compiles while the others go on; a version takes minutes of a core.
-pytestmark = [pytest.mark.xdist_group("triton_compile"), pytest.mark.timeout(1200)]
+CACHE = ROOT / "build" / "triton_targets"
+pytestmark = pytest.mark.timeout(1200)  # a version takes minutes of a core
 
 
-@pytest.fixture(scope="module", params=["installed", OLDEST])
-def targets(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    version = request.param
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    report = shared / f"triton_targets-{version}.json"
-    with open(shared / f"triton_targets-{version}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(("installed", "--short"), id="installed"),
+        pytest.param(("installed",), id="all_targets", marks=pytest.mark.slow),
+        pytest.param((OLDEST, "--short"), id=OLDEST, marks=pytest.mark.slow),
+    ],
+)
+def targets(request: pytest.FixtureRequest) -> dict[str, Any]:
+    which, *short = request.param
+    version = importlib.metadata.version("triton") if which == "installed" else which
+    sources = [HERE / "triton_targets.py", *sorted((ROOT / "vq_kernels").rglob("*.py"))]
+    report = CACHE / f"{version}-{digest(sources, torch.__version__, *short)}.json"
+    with locked(CACHE / f"{version}.lock"):
         if not report.exists():
-            short = () if version == "installed" else ("--short",)
-            report.write_text(output_of("triton_targets.py", version, *short))
+            part = report.with_suffix(".part")
+            part.write_text(output_of("triton_targets.py", which, *short))
+            part.rename(report)
         found: dict[str, Any] = json.loads(report.read_text())
-    expected = importlib.metadata.version("triton") if version == "installed" else version
-    assert found["version"] == expected
+    assert found["version"] == version
     results: dict[str, Any] = found["results"]
     return {name: result | {"version": found["version"]} for name, result in results.items()}
 
@@ -169,5 +176,5 @@ def test_rotation_is_rounded_correctly(targets: dict[str, Any]) -> None:
 
 def test_compiles_for_gfx942(targets: dict[str, Any]) -> None:
     if "gfx942" not in targets:
-        pytest.skip("with the installed version only")
+        pytest.skip("among all targets only")
     assert any("f16" in name for name in targets["gfx942"]["mma"])

@@ -18,7 +18,7 @@ from test_triton_launch import kernels
 from triton_versions import OLDEST, output_of
 
 
-@pytest.fixture(scope="module", params=["installed", OLDEST])
+@pytest.fixture(scope="module", params=["installed", pytest.param(OLDEST, marks=pytest.mark.slow)])
 def report(request: pytest.FixtureRequest) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(output_of("triton_direct.py", request.param))
     installed = importlib.metadata.version("triton")

@@ -28,7 +28,7 @@ def on_host(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
     monkeypatch.setattr(hopper, "module", lambda: module.cuda)
     monkeypatch.setattr(hopper, "works_on", lambda device: True)
     monkeypatch.setattr(hopper, "least_rows", lambda device: 1)
-    monkeypatch.setattr(hopper, "least_codes", lambda plan, dim: 1)
+    monkeypatch.setattr(hopper, "LEAST_CODES", 1)
 
 
 def indices_of(x: Tensor, codebook: Tensor, **options: object) -> Tensor:
@@ -160,17 +160,27 @@ def test_the_bound_is_needed() -> None:
 
 
 def test_few_codes_are_left_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block reads its rows while nobody multiplies, which many codes make up for."""
+    """A block reads its rows before it multiplies, which enough codes make up for."""
     monkeypatch.undo()
     monkeypatch.setattr(hopper, "works_on", lambda device: True)
     monkeypatch.setattr(hopper, "least_rows", lambda device: 1)
-    plan = nearest.first_pass(nearest.make_plan(F32, F32, "l2", "exact"), 64)
-    x = torch.randn(1, 9, 64)
-    assert [hopper.depth_for(x, k, plan) for k in (512, 2047, 2048, 8192)] == [0, 0, 64, 64]
-    own = nearest.make_plan(BF16, BF16, "l2", "exact")
-    assert [hopper.depth_for(x.to(BF16), k, own) for k in (2048, 6144)] == [0, 64]
-    mixed = nearest.first_pass(nearest.make_plan(BF16, F32, "l2", "exact"), 64)
-    assert [hopper.depth_for(x.to(BF16), k, mixed) for k in (2047, 2048)] == [0, 64]
+    for x_dtype, dtype in ((F32, F32), (BF16, F32), (BF16, BF16)):
+        plan = nearest.first_pass(nearest.make_plan(x_dtype, dtype, "l2", "exact"), 64)
+        x = torch.randn(1, 9, 64).to(x_dtype)
+        assert [hopper.depth_for(x, k, plan) for k in (511, 512, 8192)] == [0, 64, 64]
+
+
+@pytest.mark.parametrize("far", [1e3, 1e30])
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_the_window_holds_all_scores(metric: str, far: float) -> None:
+    """Codes far out, one of zeros, repeated ones, rows of every length: none leaves the window of a group."""
+    x = torch.randn(256, 64) * 10.0 ** torch.linspace(-8, 8, 256)[:, None]
+    codebook = torch.randn(300, 64)
+    codebook[7] *= far
+    codebook[9] = 0.0
+    codebook[250:] = codebook[:50].clone()
+    for dtype in (F32, BF16):
+        assert_nearest(x.to(dtype), codebook.to(dtype), metric=metric)
 
 
 def test_others_take_what_it_does_not() -> None:

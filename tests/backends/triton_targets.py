@@ -152,12 +152,15 @@ def cuda(arch: int) -> GPUTarget:
     return GPUTarget("cuda", arch, 32)
 
 
-def search_case(arch: int, x: str, codebook: str, precision: str, dim: int, layout: str = "rows") -> Results:
+def search_case(
+    arch: int, x: str, codebook: str, precision: str, dim: int, layout: str = "rows", *, second_pass: bool
+) -> Results:
     """A search without statistics, of many rows."""
     rows, codes = rows_in(layout, ROWS, dim, x), torch.empty(8192, dim, dtype=DTYPES[codebook])
     plan = first_pass(make_plan(DTYPES[x], DTYPES[codebook], "l2", precision), dim)
     config = make_config(arch, plan, dim, common.loads_vectors(rows))
-    with compiled_for(cuda(arch), arch, "search_kernel", "resolve_kernel") as compiled:
+    kernels = ("search_kernel", "resolve_kernel") if second_pass else ("search_kernel",)
+    with compiled_for(cuda(arch), arch, *kernels) as compiled:
         nearest.nearest_code(rows, codes, "l2", precision)
     # The bias is one, and without packing the search for the minimum's column another.
     pairs = config.rows * config.codes / (32 * config.warps)
@@ -230,8 +233,10 @@ def amd_case() -> Results:
     return {"gfx942": {"mma": sorted(set(re.findall(r"v_(mfma_\w+)", amdgcn)))}}
 
 
-# Sizes are thinned out so that a version takes about a minute: every D in one layout, the other layouts,
-# pairs of dtypes and architectures at one or two D. The first list is for every version of Triton.
+# Sizes are thinned out so that the first list takes about a minute: every D in one layout, the other layouts,
+# pairs of dtypes and architectures at one or two D. The first list is for every version of Triton, and of the
+# second pass, which takes longest to compile, it has one D of each path.
+SECOND_PASS = (8, 64, 512)
 SEARCHES: list[tuple[Any, ...]] = [
     *((90, "f32", "f32", "exact", dim) for dim in (8, 64, 100, 128, 200, 256, 512)),
     (90, "f32", "f32", "exact", 64, "odd_maps"), (90, "f32", "f32", "exact", 128, "odd"),
@@ -258,11 +263,12 @@ MORE_TRAINING: list[tuple[str, str, int, bool, int, int]] = [
 
 
 def main() -> None:
-    """With ``--short`` what every version compiles, else all."""
+    """With ``--short`` the least that is told of a version, else all."""
     short = "--short" in sys.argv
     results: Results = {}
     for case in SEARCHES if short else [*SEARCHES, *MORE_SEARCHES]:
-        results |= search_case(*case)
+        is_layout = len(case) > 5
+        results |= search_case(*case, second_pass=not short or is_layout or case[4] in SECOND_PASS)
     for training in TRAINING if short else [*TRAINING, *MORE_TRAINING]:
         results |= training_case(*training)
     results |= statistics_case()

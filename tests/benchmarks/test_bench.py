@@ -36,7 +36,8 @@ def small_bench(tmp_path: Path, monkeypatch) -> Path:
     """The bench with small problems and roofs that cost nothing; the folder of its results."""
     monkeypatch.setattr(bench, "WORK", SMALL_WORK)
     monkeypatch.setattr(bench, "BUDGET", Budget(seconds=0.0, sample_s=0.0, min_pairs=1, max_pairs=1))
-    monkeypatch.setattr(bench, "measure_roofs", lambda device: Roofs(1e9, 1e9, 1e9))
+    monkeypatch.setattr(bench.cliffs, "table", lambda budget: iter([("one long code", 1.5)]))
+    monkeypatch.setattr(bench, "measure_roofs", lambda device: Roofs(1e9, 1e9, 1e9, int8=1e9))
     monkeypatch.setattr(machine, "RESULTS", tmp_path)
     monkeypatch.setattr(machine, "ROOT", tmp_path)
     return tmp_path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -73,7 +75,7 @@ def test_rehearsal(number: int, tmp_path: Path) -> None:
     out = tmp_path / "results"
     command = ["bash", str(ROOT / "benchmarks/gpu/session.sh"), str(number), "--rehearse", "--out", str(out)]
     environment = os.environ | {"PYTHON": sys.executable}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=800)
     log = (out / gpu_session.LOG).read_text()
     assert done.returncode == 0, done.stdout + log[-3000:]
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES[number])
@@ -91,7 +93,7 @@ def test_rehearsal(number: int, tmp_path: Path) -> None:
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
-def python(program: str, limit: float = 30.0, name: str = "part") -> Part:
+def python(program: str, limit: float = 150.0, name: str = "part") -> Part:
     return Part(name, limit, ("-c", program), is_program=False)
 
 
@@ -99,7 +101,7 @@ def python(program: str, limit: float = 30.0, name: str = "part") -> Part:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A function that runs made-up parts as session 1 after a build, and returns the session."""
 
-    def run(*parts: Part | Stage, build: str = "print('built')", limit: float = 60.0) -> Session:
+    def run(*parts: Part | Stage, build: str = "print('built')", limit: float = 250.0) -> Session:
         stages = [part if isinstance(part, Stage) else Stage((part,)) for part in parts]
         monkeypatch.setattr(gpu_session, "SESSIONS", {1: stages})
         monkeypatch.setattr(gpu_session, "REHEARSAL_BUILD", python(build, name="build"))
@@ -146,10 +148,16 @@ def test_every_end_of_a_part_is_a_line(run) -> None:
     ]
 
 
-def test_nothing_begins_when_the_time_is_over(run) -> None:
-    session = run(python("import time; time.sleep(60)"), python("print('late')"), limit=6.0)
-    assert [(r.status, r.detail) for r in session.records[2:]] == [(SKIPPED, "no time left")]
-    assert session.records[1].status == FAILED
+def test_nothing_begins_when_the_time_is_over(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session, the build and the first part begin at once, the next part less than 5 s before the end."""
+    clock = itertools.chain([0.0, 0.0, 0.0], itertools.repeat(245.1))
+    monkeypatch.setattr(gpu_session, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    session = run(python("print('in time')"), python("print('late')"), limit=250.0)
+    assert [(r.status, r.detail) for r in session.records] == [
+        (PASSED, "built"),
+        (PASSED, "in time"),
+        (SKIPPED, "no time left"),
+    ]
 
 
 def test_the_build_runs_beside_what_does_not_need_it(run, tmp_path: Path) -> None:
@@ -176,20 +184,22 @@ def test_the_build_runs_beside_what_does_not_need_it(run, tmp_path: Path) -> Non
 
 
 def test_what_a_part_started_ends_with_it(tmp_path: Path) -> None:
-    mark = tmp_path / "mark"
-    child = f"import time; time.sleep(3); open({str(mark)!r}, 'w')"
-    start = f"subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True)"
-    program = f"import subprocess, sys; {start}"
+    start = "subprocess.Popen(['sleep', '600'], start_new_session=True)"
+    program = f"import subprocess; print({start}.pid)"
     running = Running([sys.executable, "-c", program], tmp_path, dict(os.environ), tmp_path / "log")
-    assert running.wait(30.0) == 0
-    time.sleep(4.0)
-    assert not mark.exists()
+    assert running.wait(250.0) == 0
+    status = Path("/proc", running.last_line(), "stat")
+    for _ in range(1000):  # the signal to end is sent, and takes a moment
+        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.01)
+    pytest.fail("what the part started goes on")
 
 
 def test_of_a_long_output_the_end_is_kept(tmp_path: Path) -> None:
     program = "for i in range(300_000): print('line', i)"
     running = Running([sys.executable, "-c", program], tmp_path, dict(os.environ), tmp_path / "log")
-    assert running.wait(60.0) == 0
+    assert running.wait(250.0) == 0
     assert len(running.output()) < LONGEST_LOG + 100
     assert running.output().startswith("[...]\n")
     assert running.last_line() == "line 299999"
@@ -200,8 +210,8 @@ def test_a_signal_to_end_prints_what_there_is(tmp_path: Path) -> None:
 import sys
 from benchmarks.gpu import session
 from benchmarks.gpu.schedule import Part, Stage
-part = Part("endless", 60.0, ("-c", "import time; time.sleep(60)"), is_program=False)
-build = Part("build", 60.0, ("-c", "print('built')"), is_program=False)
+part = Part("endless", 250.0, ("-c", "import time; time.sleep(250)"), is_program=False)
+build = Part("build", 250.0, ("-c", "print('built')"), is_program=False)
 session.SESSIONS.clear()
 session.SESSIONS[1] = (Stage((part,)),)
 session.REHEARSAL_BUILD = build
@@ -213,7 +223,7 @@ sys.exit(session.main(["1", "--rehearse", "--out", {str(tmp_path / "out")!r}]))
     assert process.stderr is not None
     assert process.stderr.readline() == "session 1: endless\n"
     process.terminate()
-    shown, _ = process.communicate(timeout=30)
+    shown, _ = process.communicate(timeout=100)
     assert process.returncode == 1
     assert shown.splitlines()[2].split() == ["1", "build", "passed", shown.split()[7], "built"]
 

@@ -13,8 +13,9 @@ from benchmarks.agreement import Disagreement, check_against_float64, check_clos
 from benchmarks.measure import Budget, Spread, WallTimer, measure_pairs
 from benchmarks.memory import Probe, measure_probes, peak_beyond_outputs
 from benchmarks.peers import cdist_argmin, our_search
-from benchmarks.roofline import Roofs, lowest_time
+from benchmarks.roofline import Roofs, first_pass_unit, lowest_time, matmul_rate, register_rate
 from benchmarks.work import Case, make_inputs
+from vq_kernels.backends import native
 
 SMALL = Case(300, 16, 40)
 
@@ -268,3 +269,27 @@ def test_machine_name_is_that_of_the_processor(monkeypatch):
     found = {"cpu": {"model": "Some(R) CPU @ 2.1GHz", "found": ["avx512f"], "cores": 4}}
     monkeypatch.setattr(machine.info, "collect", lambda: found)
     assert machine.machine_name() == "some-cpu-2-1ghz-avx512-4-cores"
+
+
+def test_products_in_registers_are_a_roof_of_products_of_matrices():
+    """The loops do what they say: more than any product of matrices does, and no more than two a clock."""
+    if native.unavailable_reason() is not None:
+        pytest.skip("without the native module")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        float32, int8 = register_rate("float32"), register_rate("int8")
+        product = max(matmul_rate(torch.float32, size) for size in (256, 512))
+    finally:
+        torch.set_num_threads(threads)
+    assert 0.6 * product < float32 < 1e12
+    if "int8" in native.cpu_features()["first_passes"]:
+        assert 1.5 * float32 < int8 < 10 * float32
+    else:
+        assert int8 is None
+
+
+def test_the_least_time_of_an_int8_search():
+    case = Case(1000, 10, 100)
+    assert lowest_time(case, Roofs(1.0, 1.0, 1e15, int8=2e6), work="search", unit="int8") == (1.0, "int8")
+    assert first_pass_unit(Case(10, 10, 10)) == "float32"

@@ -2,7 +2,8 @@
 
 As a script: ``kill_support.py FOLDER KIND CHANGES KILLS SEED`` trains ``FOLDER/whole`` undisturbed and
 ``FOLDER/killed`` with KILLS random kills. A fork costs milliseconds where a new process imports for seconds;
-it is safe because this process runs no other thread.
+it is safe because this process runs no other thread. Moments are in processor time of the attempt, whatever
+else the machine does: a timer sends SIGPROF, which ends a process on the spot, as SIGKILL does.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import os
 import random
 import signal
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -26,22 +26,22 @@ from models.training.checkpoints import LastCheckpoint
 from models.training.prior import train_prior
 
 
-def start(kind: str, folder: Path, name: str, changes: dict, data, store, resume: bool) -> int:
-    """The id of a process that trains or goes on, once it has begun its first step or has ended."""
-    began, begin = os.pipe()
+def attempt(
+    kind: str, folder: Path, name: str, changes: dict, data, store, resume: bool, limit: float | None
+) -> tuple[int, float]:
+    """Exit status and processor time of a process that trains or goes on, ``limit`` of it after its start."""
     child = os.fork()
     if child:
-        os.close(begin)
-        os.read(began, 1)
-        os.close(began)
-        return child
+        _, status, usage = os.wait4(child, 0)
+        return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
     original = LastCheckpoint.on_train_start
 
-    def announce(self: LastCheckpoint, *arguments: object) -> None:
+    def begin(self: LastCheckpoint, *arguments: object) -> None:
         original(self, *arguments)
-        os.close(begin)
+        if limit is not None:
+            signal.setitimer(signal.ITIMER_PROF, limit)
 
-    LastCheckpoint.on_train_start = announce
+    LastCheckpoint.on_train_start = begin
     try:
         if kind == "train":
             train(settings(folder, name=name, **changes), data, resume=resume)
@@ -73,22 +73,17 @@ def main() -> None:
         torch.manual_seed(0)
         model = VQVAE(1, downscale=2, hidden=8, residual_hidden=4, embedding_dim=4, codebook_size=16)
         store = encode(model, data, folder / "codes")
-    child = start(kind, folder, "whole", changes, data, store, False)
-    began = time.perf_counter()
-    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+    status, whole = attempt(kind, folder, "whole", changes, data, store, False, None)
+    if status:
         sys.exit("the undisturbed run failed")
-    whole = time.perf_counter() - began
     killed = 0
     while True:
         resume = (folder / "killed" / "config.yaml").is_file()
-        child = start(kind, folder, "killed", changes, data, store, resume)
-        if killed < kills:
-            time.sleep(whole * draw.uniform(0.0, 0.4))
-            os.kill(child, signal.SIGKILL)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        limit = whole * draw.uniform(0.0, 0.4) if killed < kills else None
+        status, _ = attempt(kind, folder, "killed", changes, data, store, resume, limit)
         if status == 0:
             break
-        if status != -signal.SIGKILL:
+        if status != -signal.SIGPROF:
             sys.exit(f"an attempt after {killed} kills failed")
         killed += 1
     print(f"{killed} kills")

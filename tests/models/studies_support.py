@@ -48,7 +48,7 @@ CASES: dict[str, tuple[dict[str, object], set[str], int]] = {
     "likelihood": (
         {
             "PRIORS": {"small": QUICK_PRIOR},
-            "LIKELIHOODS": ("gaussian",),
+            "LIKELIHOODS": {"small": ("gaussian",)},
             "COLLAPSE": {"small": {"likelihood": "logistic", "decoder_width": 4, "decoder_layers": 1}},
             "FEW_MAPS": {"small": {"downscale": 4, "codebook_size": 3}},
         },

@@ -15,7 +15,6 @@ import pytest
 from models import load_pretrained
 from models.runs.history import read_history
 
-pytestmark = pytest.mark.xdist_group("training")
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "runs.md").read_text()
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -38,7 +37,6 @@ def kill_when_saved(command: str, folder: Path, run: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_the_session(tmp_path: Path) -> None:
     text = block("bash").replace("python -m", f"{sys.executable} -m")
     lines = re.findall(r"(?:cat .*?^END$)|[^\n]+", text, re.MULTILINE | re.DOTALL)

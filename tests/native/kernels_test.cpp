@@ -167,8 +167,16 @@ void check_case(const Case& c, const std::string& isa, std::mt19937& random) {
     const VqSearchOptions options = {metric, VQ_EXACT, 1.0};
     for (int64_t i = 0; i < c.n; ++i)
       expected[i] = nearest(&x.values[i * c.dim], codes, c.k, c.dim, metric == VQ_L2);
-    expect(vq_cpu_nearest_code(&x.view, &codebook, &options, 2, indices.data()) == VQ_OK, "status", 0);
+    expect(vq_cpu_nearest_code(&x.view, &codebook, nullptr, &options, 2, indices.data()) == VQ_OK, "status", 0);
     for (int64_t i = 0; i < c.n; ++i) expect(indices[i] == expected[i], "index", i);
+    VqPreparedCodebook* prepared = nullptr;
+    expect(vq_cpu_prepare_codebook(&codebook, &options, 2, &prepared) == VQ_OK, "status", 5);
+    for (int turn = 0; turn < 2; ++turn) {
+      indices.assign(size_t(c.n), -7);
+      expect(vq_cpu_nearest_code(&x.view, &codebook, prepared, &options, 2, indices.data()) == VQ_OK, "status", 6);
+      for (int64_t i = 0; i < c.n; ++i) expect(indices[i] == expected[i], "index with a prepared codebook", i);
+    }
+    vq_cpu_release_codebook(prepared);
   }
 
   // The fused step, every fifth row masked.
@@ -182,7 +190,7 @@ void check_case(const Case& c, const std::string& isa, std::mt19937& random) {
   const VqQuantizeOptions step = {{VQ_L2, VQ_EXACT, 1.0}, 0.25f, 0};
   const VqQuantizeResult result = {out.view,      indices.data(), &loss,      &valid,
                                    counts.data(), sums.data(),    copy.data()};
-  expect(vq_cpu_vector_quantize(&x.view, &codebook, mask.data(), &step, 2, &result) == VQ_OK, "status", 1);
+  expect(vq_cpu_vector_quantize(&x.view, &codebook, nullptr, mask.data(), &step, 2, &result) == VQ_OK, "status", 1);
   std::vector<int64_t> true_counts(size_t(c.k));
   std::vector<double> true_sums(size_t(c.k * c.dim));
   double error = 0.0;
@@ -318,22 +326,22 @@ void check_int8_bound(const std::string& isa) {
   for (const double scale : {1.0, 0.98}) {
     std::vector<int64_t> indices(size_t(n), -7);
     const VqSearchOptions options = {VQ_COSINE, VQ_EXACT, scale};
-    expect(vq_cpu_nearest_code(&x.view, &codebook, &options, 1, indices.data()) == VQ_OK, "status", 5);
+    expect(vq_cpu_nearest_code(&x.view, &codebook, nullptr, &options, 1, indices.data()) == VQ_OK, "status", 8);
     for (int64_t i = 0; i < n; ++i) expect(indices[i] == (scale < 1.0), "index", i);
   }
 }
 
-// All passes but float32, which an instruction set shares with a smaller one where it has others.
+// The narrow passes of an instruction set; where it has none, all it has and the rule (-1).
 void check_first_passes(const std::string& isa) {
-  for (int pass = VQ_FIRST_PASS_COUNT - 1; pass >= 0; --pass) {
-    if (!vq_cpu_first_pass_usable(pass)) continue;
-    const bool others = vq_cpu_first_pass_usable(VQ_INT8_FIRST) || vq_cpu_first_pass_usable(VQ_BFLOAT16_FIRST);
-    if (pass == VQ_FLOAT32_FIRST && others) continue;
+  const bool narrow = vq_cpu_first_pass_usable(VQ_INT8_FIRST) || vq_cpu_first_pass_usable(VQ_BFLOAT16_FIRST);
+  for (int pass = -1; pass < VQ_FIRST_PASS_COUNT; ++pass) {
+    if (pass >= 0 && !vq_cpu_first_pass_usable(pass)) continue;
+    if (narrow && pass != VQ_INT8_FIRST && pass != VQ_BFLOAT16_FIRST) continue;
     vq_cpu_use_first_pass(pass);
-    check_all(isa + ", " + vq_cpu_first_pass_name(pass) + " first");
+    check_all(pass < 0 ? isa : isa + ", " + vq_cpu_first_pass_name(pass));
     if (pass == VQ_INT8_FIRST) check_int8_bound(isa);
-    vq_cpu_use_first_pass(-1);
   }
+  vq_cpu_use_first_pass(-1);
 }
 
 }  // namespace

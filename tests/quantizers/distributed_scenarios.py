@@ -130,7 +130,7 @@ def main(rank: int, world: int, folder: Path) -> None:
         init_method=f"file://{folder / 'rendezvous'}",
         rank=rank,
         world_size=world,
-        timeout=datetime.timedelta(seconds=60),
+        timeout=datetime.timedelta(seconds=600),
     )
     outcome = {name: train(name, layer, rank) for name, layer in layers.items()}
     outcome["ddp"] = train_under_ddp(rank)

@@ -37,7 +37,7 @@ def main(rank: int, folder: Path) -> None:
         init_method=f"file://{folder / 'rendezvous'}",
         rank=rank,
         world_size=3,
-        timeout=datetime.timedelta(seconds=60),
+        timeout=datetime.timedelta(seconds=600),
     )
     groups = [dist.new_group(ranks) for ranks in GROUPS]
     own = groups[0 if rank in GROUPS[0] else 1]

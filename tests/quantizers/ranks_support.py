@@ -13,7 +13,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 
 
-def run_ranks(program: Path, count: int, folder: Path, *arguments: str, timeout: float = 200) -> list[Any]:
+def run_ranks(program: Path, count: int, folder: Path, *arguments: str, timeout: float = 800) -> list[Any]:
     """What each of ``count`` processes of ``program RANK ARGUMENTS FOLDER`` saves as ``FOLDER/RANK.pt``."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     processes = [

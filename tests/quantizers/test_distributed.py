@@ -15,7 +15,6 @@ from vq_kernels.quantizers import FusedVectorQuantizer
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed"),
-    pytest.mark.xdist_group("quantizer_ranks"),  # one worker starts the processes, once
 ]
 
 PROGRAM = Path(__file__).with_name("distributed_scenarios.py")
@@ -25,7 +24,7 @@ Outcome = dict[str, dict[str, Tensor]]
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
-    return run_ranks(PROGRAM, 2, tmp_path_factory.mktemp("ranks"), "2", timeout=150)
+    return run_ranks(PROGRAM, 2, tmp_path_factory.mktemp("ranks"), "2")
 
 
 @pytest.mark.parametrize("name", [*SCENARIOS, "ddp"])

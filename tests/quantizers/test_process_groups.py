@@ -17,7 +17,6 @@ from vq_kernels import FusedVectorQuantizer, set_process_group
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed"),
-    pytest.mark.xdist_group("process_groups"),  # one worker starts the processes, once
 ]
 PROGRAM = Path(__file__).with_name("group_training.py")
 NAMES = [f"{how}-{name}" for how in ("argument", "function", "copied") for name in SETTINGS]

@@ -1,5 +1,7 @@
 """What a backend provides: the contract that every kernel is written and tested against.
 
+A backend that gains from it can have ``prepare_codebook`` as well (:class:`PreparingBackend`).
+
 All methods take tensors that have already been validated (``functional.py``) and brought into one
 canonical form (``operators/``), so that a backend contains kernels and nothing else:
 
@@ -42,7 +44,7 @@ from torch import Tensor
 
 from .reference.quantize import QuantizeOptions, QuantizeResult
 
-__all__ = ["Backend", "Operation", "QuantizeOptions", "QuantizeResult"]
+__all__ = ["Backend", "Operation", "PreparingBackend", "QuantizeOptions", "QuantizeResult"]
 
 Operation = Literal[
     "nearest_code",
@@ -173,3 +175,14 @@ class Backend(Protocol):
         names no code (below -1, or past the last) becomes NaN, and no code is read for it.
         Arithmetic is float32 (float64 for float64 x), whatever the dtypes.
         """
+
+
+class PreparingBackend(Backend, Protocol):
+    """A backend that packs a codebook once for many searches.
+
+    Its ``nearest_code`` and ``vector_quantize`` take what it made of a codebook as ``prepared``, beside the
+    codebook itself, and find the same codes as without.
+    """
+
+    def prepare_codebook(self, codebook: Tensor, metric: str) -> object:
+        """What searches with this metric need of ``codebook``, which stays as it is and outlives it."""

@@ -1,9 +1,10 @@
 """The CPU backend: C++ kernels of ``vq_kernels._C`` for AMX, AVX-512, AVX2, NEON and any other CPU.
 
-The instruction set is chosen at run time, and by the shapes the pass that a search begins with (float32,
-bfloat16 or int8; the result is exact after each). The environment variables ``VQ_ISA`` (portable, neon,
-dotprod, i8mm, avx2, avxvnni, avx512, avx512vnni, avx512bf16, amxint8 or amx) and ``VQ_FIRST_PASS`` override
-these choices, for tests; dotprod, i8mm, avxvnni and amxint8 are used where ``VQ_ISA`` names them alone.
+The instruction set is chosen at run time, and by the shapes the pass that a search begins with: float32,
+bfloat16 or int8 over packed codes, or for a few rows float32 over codes as they are ("direct"). The result
+is exact after each. The environment variables ``VQ_ISA`` (portable, neon, dotprod, i8mm, avx2, avxvnni,
+avx512, avx512vnni, avx512bf16, amxint8 or amx) and ``VQ_FIRST_PASS`` override these choices, for tests; dotprod,
+i8mm, avxvnni and amxint8 are used where ``VQ_ISA`` names them alone.
 Tensors arrive checked (``base.py``); here they become addresses, sizes and strides.
 """
 
@@ -65,11 +66,19 @@ def cpu_features() -> dict[str, list[str] | str]:
     return features
 
 
-def nearest_code(x: Tensor, codebook: Tensor, metric: str, precision: str) -> Tensor:
+def prepare_codebook(codebook: Tensor, metric: str) -> object:
+    options = marshal.search_options(metric, "exact")
+    return _module().prepare_codebook(marshal.codes(codebook), options, torch.get_num_threads())
+
+
+def nearest_code(
+    x: Tensor, codebook: Tensor, metric: str, precision: str, prepared: object | None = None
+) -> Tensor:
     indices = torch.empty(x.shape[:2], dtype=torch.int64, device=x.device)
     _module().nearest_code(
         marshal.rows(x),
         marshal.codes(codebook),
+        prepared,
         marshal.search_options(metric, precision),
         torch.get_num_threads(),
         indices.data_ptr(),
@@ -132,11 +141,13 @@ def vector_quantize(
     options: QuantizeOptions,
     quantized: Tensor,
     codebook_copy: Tensor | None,
+    prepared: object | None = None,
 ) -> QuantizeResult:
     outputs = marshal.empty_result(x, codebook, options, quantized, codebook_copy)
     _module().vector_quantize(
         marshal.rows(x),
         marshal.codes(codebook),
+        prepared,
         marshal.address(mask),
         marshal.quantize_options(options),
         torch.get_num_threads(),

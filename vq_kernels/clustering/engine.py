@@ -38,7 +38,8 @@ def kmeans(
     Starts from random rows (each once if there are enough) and keeps a mean that loses all its rows.
     With ``metric="cosine"`` (spherical k-means) the means have unit length.
     """
-    finite = x.isfinite().all(channel_dim)  # [...]
+    # The extremes of each row, which NaN and infinities reach: torch.isfinite would make three copies of x.
+    finite = x.amax(channel_dim).isfinite() & x.amin(channel_dim).isfinite()  # [...]
     valid = finite if mask is None else finite & mask
     drawn = draw_rows(
         x, valid, codebook_size, channel_dim=channel_dim, synchronized=synchronized, group=group, repeat=True

@@ -6,7 +6,9 @@ backward pass from the codebook, which is small and lies in cache.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,9 +22,17 @@ from .registry import check_memory, define, is_plain, is_traced, operator, optio
 from .second_order import differences_by_codes, gradient_for_x
 from .statistics import compute_dtype
 
+if TYPE_CHECKING:
+    from ..prepared import PreparedCodebook
+
 
 def _run(
-    chosen: Backend, x: Tensor, codebook: Tensor, mask: Tensor | None, options: QuantizeOptions
+    chosen: Backend,
+    x: Tensor,
+    codebook: Tensor,
+    mask: Tensor | None,
+    options: QuantizeOptions,
+    packed: Mapping[str, Any] = MappingProxyType({}),
 ) -> QuantizeResult:
     """A backend on canonical rows; results in the caller's shape."""
     check_memory(x, codebook, mask)
@@ -34,7 +44,9 @@ def _run(
     flat_mask = None if mask is None else mask.contiguous().view(rows.shape[:2])
     copy = codebook.new_empty(codebook.shape) if options.keep_codes else None
     with current_device_of(x):
-        result = chosen.vector_quantize(rows, codebook.contiguous(), flat_mask, options, quantized_rows, copy)
+        result = chosen.vector_quantize(
+            rows, codebook.contiguous(), flat_mask, options, quantized_rows, copy, **packed
+        )
     write_back(quantized_rows, quantized, channel_dim)
     return QuantizeResult(
         quantized,
@@ -85,6 +97,17 @@ def vector_quantize(
         with torch.no_grad():
             return _run(chosen, x, codebook, mask, options)
     return QuantizeResult(*_dispatch(x, codebook, mask, *options))
+
+
+def vector_quantize_prepared(
+    x: Tensor, codes: Tensor, prepared: PreparedCodebook, mask: Tensor | None, options: QuantizeOptions
+) -> QuantizeResult:
+    """:func:`vector_quantize` with packed codes; with the codes alone, where something looks at the call."""
+    if not is_plain(x, mask):
+        return vector_quantize(x, codes, mask, options)
+    chosen = choose("vector_quantize", options.backend, x, codes, options)
+    with torch.no_grad():
+        return _run(chosen, x, codes, mask, options, prepared.packed_for(chosen.name))
 
 
 def sums_of_rows(differences: Tensor, counts: Tensor, codebook: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -18,7 +19,8 @@ def similarities(images: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
     at its borders: of a small image the usual window would hold more reflections than image (below 6
     pixels it cannot be reflected at all). The second is the mean over the windows that lie inside the
     image, as the paper's own code has it; where none does, over those in the middle. Of volumes
-    ``[B, C, D, H, W]`` the windows are cubes.
+    ``[B, C, D, H, W]`` the windows are cubes. In float32 inside autocast too: a variance is the difference
+    of two means, of which bfloat16 leaves little.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -26,15 +28,16 @@ def similarities(images: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
     sides = images.shape[2:]
     small = min(sides) < 16
     size = 5 if small else 11
-    values = structural_similarity_index_measure(
-        images.float() + 0.5,
-        references.float() + 0.5,
-        gaussian_kernel=not small,
-        kernel_size=size,
-        data_range=1.0,
-        reduction="none",
-        return_full_image=True,
-    )
+    with torch.autocast(images.device.type, enabled=False):
+        values = structural_similarity_index_measure(
+            images.float() + 0.5,
+            references.float() + 0.5,
+            gaussian_kernel=not small,
+            kernel_size=size,
+            data_range=1.0,
+            reduction="none",
+            return_full_image=True,
+        )
     if isinstance(values, Tensor):
         raise TypeError("torchmetrics returned no image beside the similarity, which was asked for")
     everywhere, inside = values  # [B], [B, C, *S]

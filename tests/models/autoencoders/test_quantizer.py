@@ -20,7 +20,6 @@ from models.codes.store import CodeStore
 from models.data import DataConfig, load_data, to_float
 from models.runs.config import PriorConfig, TrainConfig
 
-pytestmark = pytest.mark.xdist_group("training")
 STAGES, CODES = 3, 5
 
 

@@ -16,8 +16,6 @@ from models.codes.description import CodeDescription
 from models.runs.config import TrainConfig
 from models.runs.start import start_config
 
-pytestmark = pytest.mark.xdist_group("training")
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:

@@ -11,7 +11,6 @@ from models.runs.config import PriorConfig, TrainConfig
 from models.settings import CONFIG_FOLDER
 from models.studies.catalogue import list_studies
 
-pytestmark = pytest.mark.xdist_group("training")
 NAMES = [module.__name__.split(".")[-1].replace("_", "-") for module in COMMANDS]
 
 

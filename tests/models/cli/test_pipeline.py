@@ -22,8 +22,6 @@ from models.evaluation.evaluate import evaluate
 from models.evaluation.metrics import ReconstructionMeter, level_names, ssim
 from models.priors.hierarchy import code_log_prob
 
-pytestmark = pytest.mark.xdist_group("training")
-
 
 @pytest.fixture(scope="module")
 def data():

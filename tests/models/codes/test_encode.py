@@ -18,8 +18,6 @@ from models.data import DataConfig, load_data, to_float
 from models.data.augment import AugmentSettings
 from models.data.splits import SPLITS
 
-pytestmark = pytest.mark.xdist_group("training")
-
 
 @pytest.fixture(scope="module")
 def data():

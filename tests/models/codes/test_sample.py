@@ -20,7 +20,6 @@ from models.evaluation.evaluate import evaluate
 from models.evaluation.pictures import side_by_side
 from models.runs.config import TrainConfig
 
-pytestmark = pytest.mark.xdist_group("training")  # one process pays for importing torchmetrics
 TINY = {"hidden": 8, "residual_hidden": 4, "embedding_dim": 4, "codebook_size": CODES}
 
 

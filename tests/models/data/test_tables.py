@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
 
@@ -74,16 +75,30 @@ def test_parquet_as_the_hubs_converter_lays_it_out(tmp_path: Path, name: str) ->
     assert len(data.train) + len(data.validation) + len(data.test) == 24
 
 
-def test_a_mistyped_path_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch) -> None:
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """A list of what was looked for in the network, or waited for, each without success."""
+    asked: list[object] = []
+
+    def unreachable(*arguments: object, **options: object) -> None:
+        asked.append(arguments)
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unreachable)
+    monkeypatch.setattr(socket.socket, "connect", unreachable)
+    monkeypatch.setattr(time, "sleep", asked.append)
+    return asked
+
+
+def test_a_mistyped_path_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch, no_network) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "mnist").mkdir(parents=True)
-    start = time.perf_counter()
     with pytest.raises(DataError, match=r"data is data/mnits, which does not exist; data holds .*: mnist"):
         load("data/mnits")
-    assert time.perf_counter() - start < 2
+    assert no_network == []
 
 
-def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch) -> None:
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch, no_network) -> None:
     import datasets
     import huggingface_hub
 
@@ -95,9 +110,8 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch) -> None:
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
     offline = datasets.config.HF_HUB_OFFLINE
-    start = time.perf_counter()
     with pytest.raises(DataError, match=r"could not be loaded from the Hugging Face hub"):
         load("no-such-owner/data-set")
-    assert time.perf_counter() - start < 10
     assert asked == ["no-such-owner/data-set"]
+    assert no_network == []
     assert offline == datasets.config.HF_HUB_OFFLINE

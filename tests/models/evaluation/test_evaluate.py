@@ -12,7 +12,6 @@ from models import VAE, VQVAE, TransformerPrior
 from models.data import to_float
 from models.evaluation.evaluate import evaluate
 
-pytestmark = pytest.mark.xdist_group("training")
 TINY = {"hidden": 8, "residual_hidden": 4, "embedding_dim": 4, "codebook_size": 16}
 
 

@@ -11,8 +11,6 @@ from data_support import load, write_images
 from models.data import to_float
 from models.evaluation.judge import Judge, parts_of_classes
 
-pytestmark = pytest.mark.xdist_group("training")
-
 
 def test_judge_tells_digits_apart() -> None:
     data = load("digits")

@@ -14,7 +14,6 @@ from models.data import DataConfig, load_data, to_float
 from models.evaluation.evaluate import evaluate
 from models.evaluation.metrics import ReconstructionMeter, similarities, ssim
 
-pytestmark = pytest.mark.xdist_group("training")  # one process pays for importing torchmetrics
 TINY = {"hidden": 8, "residual_hidden": 4, "embedding_dim": 4, "codebook_size": CODES}
 
 
@@ -81,6 +80,16 @@ def test_ssim_takes_pixels_to_span_one(size: int) -> None:
     """Constant images a and b have (2 a b + c) / (a^2 + b^2 + c); at a = 0.01 and b = 0, c = 0.01^2 tells."""
     grey, black = torch.full((1, 1, size, size), 0.01 - 0.5), torch.full((1, 1, size, size), -0.5)
     assert ssim(grey, black).item() == pytest.approx(0.5, abs=1e-3)
+
+
+def test_ssim_is_the_same_inside_autocast() -> None:
+    """As at the validations of a run in bfloat16, whose pictures are smooth at first."""
+    generator = torch.Generator().manual_seed(0)
+    x = 0.1 * torch.rand(2, 3, 32, 32, generator=generator)
+    y = x + 0.02 * torch.rand(x.shape, generator=generator)
+    expected = ssim(y, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ssim(y, x), expected)
 
 
 def test_ssim_of_small_images_takes_a_uniform_window_of_five() -> None:

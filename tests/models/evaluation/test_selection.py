@@ -18,7 +18,6 @@ from models.evaluation.drawn import decoded_codes, draw_neighbours
 from models.evaluation.realism import nearest, two_sample
 from models.evaluation.selection import Drawing, draw_stages
 
-pytestmark = pytest.mark.xdist_group("training")
 SHAPES = ((2, 2), (4, 4))
 
 

@@ -14,7 +14,6 @@ from PIL import Image
 from models.cli import main
 from models.runs.history import read_history
 
-pytestmark = pytest.mark.xdist_group("training")
 QUICK = ["--no-progress", "--accelerator", "cpu", "--batch-size", "8", "--lr", "3e-3", "--epochs", "2"]
 
 

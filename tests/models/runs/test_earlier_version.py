@@ -21,7 +21,6 @@ from models.codes.sample import sample_codes
 from models.codes.store import CodeStore
 from models.runs.history import read_history
 
-pytestmark = pytest.mark.xdist_group("training")
 STORED = Path(__file__).parents[1] / "data_0_1_0"
 EXPECTED: dict[str, Any] = json.loads((STORED / "expected.json").read_text())
 # Another machine's convolutions round differently; another model's figures differ in the first digits.

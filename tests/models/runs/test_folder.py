@@ -14,7 +14,6 @@ from models.cli import main
 from models.data import DataConfig, load_data
 from models.runs.config import PriorConfig, TrainConfig
 
-pytestmark = pytest.mark.xdist_group("training")
 ONE_STEP = ["--limit", "64", "--downscale", "2", "--hidden", "8", "--steps", "1", "--no-progress"]
 ONE_STEP += ["--accelerator", "cpu", "--pictures-every", "0"]
 PRIOR = ["--width", "8", "--layers", "1", "--heads", "2", "--steps", "1", "--no-progress", "--accelerator"]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from models.runs import machine
 from models.runs.machine import describe_machine, recorded
 
 
-def test_every_start_is_recorded(tmp_path: Path) -> None:
+def test_every_start_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.accumulate((1000.0, 12.34, 1.0, 0.06))
+    monkeypatch.setattr(machine, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     file = tmp_path / "a" / "made.json"
     with recorded(file):
         pass
@@ -19,7 +24,7 @@ def test_every_start_is_recorded(tmp_path: Path) -> None:
     first, second = json.loads(file.read_text())["attempts"]
     assert first["began"] <= second["began"]
     assert first["began"].endswith("+00:00")
-    assert 0 <= first["seconds"] < 60
+    assert (first["seconds"], second["seconds"]) == (12.3, 0.1)
     for name, value in describe_machine().items():
         assert first[name] == second[name] == value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,6 @@ from studies_support import CASES, QUICK_PRIOR, SMALLEST
 from models.cli import main
 from models.studies.catalogue import list_studies
 from models.studies.runner import StudyOptions
-
-pytestmark = pytest.mark.xdist_group("training")
 
 
 def test_finished_runs_of_a_study_are_not_trained_again(
@@ -110,17 +109,41 @@ def test_an_exported_checkpoint_is_no_finished_run_of_a_study(
     assert started == [{"resume": True}]
 
 
+def shrink_likelihood(patch: pytest.MonkeyPatch, **settings: object) -> None:
+    from models.studies import likelihood as module
+
+    for attribute, value in CASES["likelihood"][0].items():
+        patch.setattr(module, attribute, value)
+    patch.setattr(module, "SETTINGS", {"small": module.SETTINGS["small"] | SMALLEST | settings})
+
+
+@pytest.fixture(scope="module")
+def finished_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of runs of a finished study."""
+    runs = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_likelihood(patch)
+        options = StudyOptions(runs=str(runs), limit=150, progress=False, accelerator="cpu")
+        list_studies()["likelihood"].load()(options)
+    return runs
+
+
+@pytest.fixture
+def finished(finished_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StudyOptions:
+    """The options of a finished study, in a folder of the test's own."""
+    shrink_likelihood(monkeypatch)
+    shutil.copytree(finished_runs, tmp_path / "runs")
+    return StudyOptions(runs=str(tmp_path / "runs"), limit=150, progress=False, accelerator="cpu")
+
+
 def test_interrupted_runs_of_a_study_go_on_from_their_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model and a prior without what is written last, each with a checkpoint: both end as they were."""
     import models.training.autoencoder as autoencoder
     import models.training.prior as prior
-    from models.studies import likelihood as module
 
-    for attribute, value in CASES["likelihood"][0].items():
-        monkeypatch.setattr(module, attribute, value)
-    monkeypatch.setattr(module, "SETTINGS", {"small": module.SETTINGS["small"] | SMALLEST})
+    shrink_likelihood(monkeypatch)
     options = StudyOptions(runs=str(tmp_path), limit=150, progress=False, accelerator="cpu")
     folder = list_studies()["likelihood"].load()(options)
     table = (folder / "bits.csv").read_text()
@@ -139,46 +162,35 @@ def test_interrupted_runs_of_a_study_go_on_from_their_checkpoint(
 
 
 def test_priors_of_an_earlier_model_are_trained_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: StudyOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import models.training.prior as training
-    from models.studies import likelihood as module
 
-    for attribute, value in CASES["likelihood"][0].items():
-        monkeypatch.setattr(module, attribute, value)
-    monkeypatch.setattr(module, "SETTINGS", {"small": module.SETTINGS["small"] | SMALLEST})
     trained = []
     original = training.train_prior
     monkeypatch.setattr(
         training, "train_prior", lambda *a, **k: trained.append(a[0].name) or original(*a, **k)
     )
-    options = StudyOptions(runs=str(tmp_path), limit=150, progress=False, accelerator="cpu")
-    list_studies()["likelihood"].load()(options)
-    list_studies()["likelihood"].load()(options)
-    priors = [name.removesuffix("-prior") for name in trained]
-    assert len(set(priors)) == len(priors) == 2
-    monkeypatch.setattr(module, "SETTINGS", {"small": module.SETTINGS["small"] | SMALLEST | {"epochs": 3}})
-    list_studies()["likelihood"].load()(replace(options, overwrite=True))
-    assert len(trained) == 4
+    list_studies()["likelihood"].load()(finished)
+    assert trained == []
+    shrink_likelihood(monkeypatch, epochs=3)
+    list_studies()["likelihood"].load()(replace(finished, overwrite=True))
+    assert len(set(trained)) == len(trained) == 2
 
 
-def test_only_codes_of_another_model_are_replaced(tmp_path: Path, monkeypatch) -> None:
+def test_only_codes_of_another_model_are_replaced(finished: StudyOptions, monkeypatch) -> None:
     """Another error of encode reaches the user, and the codes of the run stay."""
     import models.codes.encode as module
-    from models.studies import likelihood as study
 
-    for attribute, value in CASES["likelihood"][0].items():
-        monkeypatch.setattr(study, attribute, value)
-    monkeypatch.setattr(study, "SETTINGS", {"small": study.SETTINGS["small"] | SMALLEST})
-    options = StudyOptions(runs=str(tmp_path), limit=150, progress=False, accelerator="cpu")
-    folder = list_studies()["likelihood"].load()(options)
+    (folder,) = Path(finished.runs).iterdir()
     codes = folder / "vqvae-gaussian" / "codes"
     before = {path: path.read_bytes() for path in codes.rglob("*") if path.is_file()}
+    assert before
 
     def fail(*_: Any, **__: Any) -> None:
         raise ValueError("a damaged image")
 
     monkeypatch.setattr(module, "encode", fail)
     with pytest.raises(ValueError, match="a damaged image"):
-        list_studies()["likelihood"].load()(options)
+        list_studies()["likelihood"].load()(finished)
     assert {path: path.read_bytes() for path in codes.rglob("*") if path.is_file()} == before

@@ -19,8 +19,6 @@ from models.studies import faces, kaokore_vqvae2
 from models.studies.catalogue import list_studies
 from models.studies.parts import Parts
 
-pytestmark = pytest.mark.xdist_group("training")
-
 
 def test_parts_say_how_long_the_rest_takes_at_the_speed_so_far() -> None:
     said: list[str] = []
@@ -73,7 +71,8 @@ def test_faces_of_classes_of_two_columns(tmp_path: Path, monkeypatch: pytest.Mon
     tiny: dict[str, Any] = {"epochs": 1, "batch_size": 16, "downscales": (2, 2), "precision": "32-true"}
     settings = kaokore_vqvae2.SETTINGS["real"] | SMALLEST | tiny | {"size": "8", "downscale": 2}
     monkeypatch.setattr(kaokore_vqvae2, "SETTINGS", {"real": settings})
-    monkeypatch.setattr(kaokore_vqvae2, "DOWNSCALES", {"real": (4,)})
+    others = {"vqvae, downscale 4": {"model": "vqvae", "downscale": 4}}
+    monkeypatch.setattr(kaokore_vqvae2, "OTHERS", {"real": others})
     how = faces.FACES["real"]
     levels = tuple(QUICK_PRIOR | {"batch_size": 16, "width": width} for width in (8, 16))
     how = how | {
@@ -95,7 +94,7 @@ def test_faces_of_classes_of_two_columns(tmp_path: Path, monkeypatch: pytest.Mon
     assert "part 5 of 5, faces: " in said
     folder = tmp_path / "reproduce-kaokore-vqvae2-real"
     assert {
-        *("losses.md", "bits.md", "tsne.png", "tsne-gender.png", "faces.md", "faces-plain.png"),
+        *("losses.md", "bits.md", "bits.png", "tsne.png", "tsne-gender.png", "faces.md", "faces-plain.png"),
         *("faces-ranked.png", "faces-kept.png", "faces-neighbours.png"),
     } <= {path.name for path in folder.iterdir()}
     figures = json.loads((folder / "faces.json").read_text())

@@ -21,8 +21,6 @@ from models.studies.catalogue import list_studies
 from models.studies.figures import code_vectors, image_vectors
 from models.studies.runner import Runner, StudyOptions
 
-pytestmark = pytest.mark.xdist_group("training")
-
 
 @dataclass
 class Spied:

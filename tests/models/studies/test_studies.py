@@ -17,8 +17,6 @@ from models.cli import main
 from models.studies.catalogue import Study, list_studies
 from models.studies.runner import StudyOptions, mean_std
 
-pytestmark = pytest.mark.xdist_group("training")
-
 
 def test_all_five_studies_are_tested() -> None:
     assert set(CASES) == set(list_studies())

@@ -21,7 +21,6 @@ from models.data.given import as_image_data
 from models.runs.config import PriorConfig
 from models.runs.export import checkpoint_models
 
-pytestmark = pytest.mark.xdist_group("training")
 ROOT = Path(__file__).parents[3]
 MODULE = """
 from torch import nn

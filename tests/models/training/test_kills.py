@@ -11,16 +11,19 @@ import pytest
 import torch
 from training_support import histories
 
-pytestmark = pytest.mark.xdist_group("training")
-VAE = {"model": "vae", "likelihood": "gaussian", "kl_warmup": 6, "schedule": "cosine"}
+ACCUMULATING = {
+    "model": "vae", "likelihood": "gaussian", "kl_warmup": 6, "schedule": "cosine",
+    "batch_size": 16, "accumulate": 4, "epochs": 8, "checkpoint_every": 2,
+}  # fmt: skip
+STOPPING = {"batch_size": 16, "epochs": 20, "steps": 97, "checkpoint_every": 5, "patience": 2}
 
 
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
         ("train", {"epochs": 12, "checkpoint_every": 1}),
-        ("train", {**VAE, "batch_size": 16, "accumulate": 4, "epochs": 8, "checkpoint_every": 2}),
-        ("train", {"batch_size": 16, "epochs": 20, "steps": 97, "checkpoint_every": 5, "patience": 2}),
+        pytest.param("train", ACCUMULATING, marks=pytest.mark.slow),
+        pytest.param("train", STOPPING, marks=pytest.mark.slow),
         ("train-prior", {"epochs": 12, "steps": 35, "checkpoint_every": 3}),
     ],
     ids=["vqvae", "vae_accumulating", "steps_and_early_stopping", "prior"],
@@ -30,7 +33,7 @@ def test_random_kills(tmp_path: Path, kind: str, changes: dict[str, object]) -> 
     script = root / "tests" / "models" / "kill_support.py"
     path = f"{root}:{script.parent}"
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), kind, repr(changes), "8", "0"],
+        [sys.executable, str(script), str(tmp_path), kind, repr(changes), "5", "0"],
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 from lightning.pytorch.loggers import CSVLogger
 from training_support import histories, settings, train
 
@@ -13,8 +12,6 @@ from models.cli import main
 from models.data import DataConfig, load_data
 from models.runs.config import TrainConfig
 from models.training import logs
-
-pytestmark = pytest.mark.xdist_group("training")
 
 
 def test_the_chosen_loggers_and_no_others(tmp_path: Path, monkeypatch) -> None:

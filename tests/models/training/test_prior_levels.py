@@ -21,8 +21,6 @@ from models.training.modules import PriorModule
 from models.training.prior import train_prior
 from models.training.signals import TrainingStopped
 
-pytestmark = pytest.mark.xdist_group("training")
-
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> CodeStore:

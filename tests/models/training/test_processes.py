@@ -13,7 +13,6 @@ from training_support import histories
 
 from models.training.processes import torchrun_variables
 
-pytestmark = pytest.mark.xdist_group("training")
 JOB = {"SLURM_JOB_ID": "71234", "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "gpu[07-08]"}
 
 
@@ -56,6 +55,7 @@ def test_variables_that_make_no_sense_are_named(change: dict[str, str], message:
         torchrun_variables(JOB | {"SLURM_PROCID": "0"} | change)
 
 
+@pytest.mark.slow
 def test_training_inside_an_allocation(tmp_path: Path) -> None:
     """One task ends like no allocation, and two tasks on this machine end like two processes of torchrun."""
     root = Path(__file__).parents[3]
@@ -82,7 +82,7 @@ def test_training_inside_an_allocation(tmp_path: Path) -> None:
     runs = [start("alone", 64, 0, 0), start("one", 64, 1, 0)]
     runs += [start("two", 32, 2, task) for task in range(2)]
     for run in runs:
-        _, error = run.communicate(timeout=280)
+        _, error = run.communicate(timeout=800)
         assert run.returncode == 0, error[-3000:]
     alone, one, two = histories(tmp_path / "alone", tmp_path / "one", tmp_path / "two")
     assert alone == one

@@ -11,29 +11,32 @@ from training_support import settings, train
 
 from models.cli import main
 from models.data import DataConfig, load_data
+from models.training import rehearsal
 from models.training.autoencoder import plan
-
-pytestmark = pytest.mark.xdist_group("training")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
-        {"epochs": 60, "hidden": 32, "batch_size": 32},
-        {"epochs": 25, "model": "vae", "accumulate": 2, "batch_size": 16, "pictures_every": 1},
+        {"epochs": 30, "hidden": 32, "batch_size": 32},
+        {"epochs": 15, "model": "vae", "accumulate": 2, "batch_size": 16, "pictures_every": 1},
     ],
     ids=["vqvae", "vae_with_pictures"],
 )
-def test_the_run_takes_the_time_and_room_that_were_said(tmp_path: Path, changes: dict[str, object]) -> None:
+def test_the_run_takes_the_time_and_room_that_were_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
+) -> None:
+    """In processor time: other work on the machine counts less."""
+    monkeypatch.setattr(rehearsal, "_now", time.process_time)
     data = load_data(DataConfig(data="digits"))
     ratios = []
-    for attempt in range(4):  # other work on the machine may come between the two
+    for attempt in range(4):  # what is left of it may come between the two
         config = settings(tmp_path, name=f"run{attempt}", limit=None, **{"log_every": 10, **changes})
         planned = plan(config, data)
-        start = time.perf_counter()
+        start = time.process_time()
         train(config, data)
-        ratios.append((time.perf_counter() - start) / planned.seconds)
+        ratios.append((time.process_time() - start) / planned.seconds)
         if 0.8 < ratios[-1] < 1.25:
             break
     else:

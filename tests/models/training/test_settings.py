@@ -18,7 +18,6 @@ from models.data.kinds import Images
 from models.runs.build import build_model
 from models.runs.config import PriorConfig, TrainConfig
 
-pytestmark = pytest.mark.xdist_group("training")
 SMALL_VAE = {"model": "vae", "likelihood": "gaussian", "beta": 1.0}
 
 

@@ -17,7 +17,6 @@ from models.training.memory_format import channels_last, weights_channels_last_
 from models.training.optimizer import fused_adam
 from vq_kernels import FusedVectorQuantizer
 
-pytestmark = pytest.mark.xdist_group("training")  # one process pays for importing Lightning
 TINY = {"hidden": 8, "residual_hidden": 4, "embedding_dim": 8, "codebook_size": 16}
 
 

@@ -11,7 +11,6 @@ from models.cli import main
 from models.training import autoencoder
 from models.training.sweep import case_name, parse_cases
 
-pytestmark = pytest.mark.xdist_group("training")
 QUICK = ["--hidden", "8", "--residual-hidden", "4", "--embedding-dim", "4", "--codebook-size", "16"]
 QUICK += ["--downscale", "2", "--limit", "64", "--batch-size", "32", "--epochs", "2", "--pictures-every", "0"]
 QUICK += ["--accelerator", "cpu", "--no-progress", "--log-every", "1"]

@@ -16,8 +16,6 @@ from models.runs.build import build_model
 from models.training.modules import AutoencoderModule
 from models.training.optimizer import fused_adam
 
-pytestmark = pytest.mark.xdist_group("training")
-
 
 @pytest.fixture(scope="module")
 def data() -> ImageData:

@@ -17,8 +17,6 @@ from models.data import DataConfig, load_data, to_float
 from models.evaluation.metrics import ReconstructionMeter
 from models.runs.config import PriorConfig, TrainConfig
 
-pytestmark = pytest.mark.xdist_group("training")  # one process pays for importing Lightning
-
 
 @pytest.fixture(scope="module")
 def data():
@@ -97,7 +95,6 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed(tmp_path: Path, data, chan
         assert torch.equal(weight, resumed.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("steps", [1, 3, 4, 5])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -107,20 +104,20 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed(tmp_path: Path, data, chan
     ],
     ids=["vqvae", "vae_accumulating", "vqvae_accumulating_bf16"],
 )
-def test_steps_end_inside_an_epoch_and_the_run_goes_on(
-    tmp_path: Path, data, changes: Settings, steps: int
-) -> None:
+def test_steps_end_inside_an_epoch_and_the_run_goes_on(tmp_path: Path, data, changes: Settings) -> None:
     """Three or four steps an epoch; the rest is what it would have been without the stop."""
-    train(settings(tmp_path, name="longer", steps=steps, **changes), data)
-    resumed = train(settings(tmp_path, name="longer", **changes), data, resume=True)
     whole = train(settings(tmp_path, name="whole", **changes), data)
-    first, second = histories(tmp_path / "longer", tmp_path / "whole")
-    assert second["train/loss"][0] == [float(step) for step in range(len(second["train/loss"][0]))]
-    for name, series in second.items():
-        found = dict(zip(*first[name], strict=True))  # has one more validation, where the run stopped
-        assert [found.get(step) for step in series[0]] == series[1], name
-    for name, weight in whole.state_dict().items():
-        assert torch.equal(weight, resumed.state_dict()[name]), name
+    for steps in (1, 3, 4, 5):
+        name = f"longer{steps}"
+        train(settings(tmp_path, name=name, steps=steps, **changes), data)
+        resumed = train(settings(tmp_path, name=name, **changes), data, resume=True)
+        first, second = histories(tmp_path / name, tmp_path / "whole")
+        assert second["train/loss"][0] == [float(step) for step in range(len(second["train/loss"][0]))]
+        for series_name, series in second.items():
+            found = dict(zip(*first[series_name], strict=True))  # one more validation, where the run stopped
+            assert [found.get(step) for step in series[0]] == series[1], (steps, series_name)
+        for weight_name, weight in whole.state_dict().items():
+            assert torch.equal(weight, resumed.state_dict()[weight_name]), (steps, weight_name)
 
 
 def test_more_epochs_go_on_where_a_finished_run_stopped(tmp_path: Path, data) -> None:
@@ -406,33 +403,29 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     assert history["validation/loss"][1][1] < history["validation/loss"][1][0]
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_and_validate_like_one(tmp_path: Path) -> None:
     """A resumed run of two ends where an uninterrupted one does; perplexity is that of all images."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "models"]
-    flags = [
-        "--runs",
-        str(tmp_path),
-        "--limit",
-        "256",
-        "--downscale",
-        "2",
-        "--hidden",
-        "8",
-        "--batch-size",
-        "32",
-    ]
-    flags += ["--pictures-every", "0", "--no-progress", "--log-every", "1", "--accelerator", "cpu"]
-
+    script = tmp_path / "runs.py"
+    script.write_text(
+        "import sys\n"
+        "from models.cli import main\n"
+        "statuses = [main(['train', *run.split(), *sys.argv[2:]]) for run in sys.argv[1].split(',')]\n"
+        "sys.exit(max(statuses))\n"
+    )
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    flags = ["--runs", str(tmp_path), "--limit", "256", "--downscale", "2", "--hidden", "8"]
+    flags += ["--batch-size", "32", "--pictures-every", "0", "--no-progress", "--log-every", "1"]
+    flags += ["--accelerator", "cpu"]
     flags += ["--kmeans-init", "--codebook-size", "32"]  # codes in use, so that perplexity tells
 
-    def run(*more: str) -> str:
-        done = run_python(*torchrun, "train", *flags, *more, OMP_NUM_THREADS="1")
+    def train_each(*runs: str) -> str:
+        done = run_python(*torchrun, ",".join(runs), *flags, OMP_NUM_THREADS="1")
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
-    assert run("--name", "longer", "--epochs", "2", "--steps", "6").count("model in") == 1
-    run("--name", "longer", "--resume", "--steps", "none")
-    run("--name", "whole", "--epochs", "2")
+    assert train_each("--name longer --epochs 2 --steps 6").count("model in") == 1
+    train_each("--name longer --resume --steps none", "--name whole --epochs 2")
     first, second = histories(tmp_path / "longer", tmp_path / "whole")
     assert first["train/loss"] == second["train/loss"]
     assert first["validation/loss"][1][-1] == second["validation/loss"][1][-1]

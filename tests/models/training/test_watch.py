@@ -14,8 +14,6 @@ from models import VQVAE2
 from models.data import DataConfig, load_data
 from models.training.watch import LossWatch, PositionEntropy, TrainingWatch, runs_away
 
-pytestmark = pytest.mark.xdist_group("training")  # one process pays for importing Lightning
-
 
 @pytest.fixture(scope="module")
 def data():

@@ -29,6 +29,9 @@ TILE = 128  # codes
 ROWS = 256  # of a block; there is one on every multiprocessor
 DEPTHS = (64, 128, 256)  # D is padded to one of them
 LEAST_DIM = 32
+# Codes from which on the kernel is the faster one: a block reads its rows before it multiplies. Measured; see
+# benchmarks/NOTES.md.
+LEAST_CODES = 512
 
 
 @functools.cache
@@ -53,14 +56,6 @@ def works_on(device: torch.device) -> bool:
     return device.type == "cuda" and common.architecture(device) == 90 and module() is not None
 
 
-def least_codes(plan: Plan) -> int:
-    """Codes from which on the kernel is the faster one.
-
-    Measured; see ``benchmarks/NOTES.md``.
-    """
-    return 512 if plan.split else 2048
-
-
 def depth_for(x: Tensor, codebook_size: int, plan: Plan) -> int:
     """The depth that codes are tiled for; 0 where Triton's own kernel takes the search."""
     B, M, D = x.shape
@@ -69,7 +64,7 @@ def depth_for(x: Tensor, codebook_size: int, plan: Plan) -> int:
     rows = B * M
     if not works_on(x.device) or rows < least_rows(x.device):
         return 0
-    if codebook_size < least_codes(plan):
+    if codebook_size < LEAST_CODES:
         return 0
     return next(depth for depth in DEPTHS if depth >= D)
 

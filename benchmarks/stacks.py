@@ -1,0 +1,138 @@
+"""``python -m benchmarks.stacks``: few rows, and residual stacks of audio codecs, against the codecs' search.
+
+Single searches first, then whole encoders of a stack: at each stage the nearest code of the residual, which
+is then taken off. The other side is the search of transformers' EnCodec (an expanded square, three N x K
+arrays) or Mimi (``torch.cdist``), written out here. Milliseconds on ``--threads`` threads, on one thread of
+the process's own time, so that other programs hardly matter; ratios of pairs in turn, once with codebooks
+as tensors and once prepared (``vq_kernels.prepare_codebook``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import vq_kernels as vq
+
+from .measure import Budget, Call, CpuTimer, Pairs, WallTimer, measure_pairs
+from .peers import settle_square_root
+
+Search = Callable[[Tensor, Tensor], Tensor]
+
+
+def expanded_square(x: Tensor, codebook: Tensor) -> Tensor:
+    """As ``EncodecEuclideanCodebook.quantize`` of transformers has it."""
+    embed = codebook.t()
+    scaled = x.pow(2).sum(1, keepdim=True)
+    return (-(scaled - 2 * x @ embed + embed.pow(2).sum(0, keepdim=True))).max(dim=-1).indices
+
+
+def distances(x: Tensor, codebook: Tensor) -> Tensor:
+    """As ``MimiEuclideanCodebook.quantize`` of transformers has it."""
+    return torch.cdist(x[None], codebook[None], p=2)[0].argmin(dim=-1)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """S stages of K codes of D numbers, and the search that they come with."""
+
+    name: str
+    stages: int
+    k: int
+    d: int
+    stock: Search
+    rows: tuple[int, ...]
+
+
+STACKS = (
+    Stack("EnCodec", 32, 1024, 128, expanded_square, (1, 8, 750)),
+    Stack("Mimi", 32, 2048, 256, distances, (1, 8, 125, 2000)),
+)
+SEARCHES = tuple(
+    Stack(name, 1, k, d, stock, (1, 4, 8, 16, 32, 64, 128))
+    for name, k, d, stock in (
+        *(("Mimi", 2048, 256, distances), ("EnCodec", 1024, 128, expanded_square)),
+        *(("SNAC", 4096, 8, expanded_square), ("LlamaGen", 16384, 8, expanded_square)),
+    )
+)
+
+
+def draw(stack: Stack, rows: int) -> tuple[Tensor, list[Tensor]]:
+    """Rows ``[N, D]`` and a codebook a stage, of the size of what the stages before leave."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, stack.d, generator=generator)
+    return x, [torch.randn(stack.k, stack.d, generator=generator) * 0.9**s for s in range(stack.stages)]
+
+
+def encode(
+    x: Tensor, codebooks: Sequence[Tensor], searched: Sequence[Tensor | vq.PreparedCodebook], search: Search
+) -> Tensor:
+    """Codes ``[S, N]``; ``searched`` is what ``search`` takes in the place of each codebook."""
+    residual, found = x, []
+    for codebook, target in zip(codebooks, searched, strict=True):
+        indices = search(residual, target)  # type: ignore[arg-type]
+        residual = residual - F.embedding(indices, codebook)
+        found.append(indices)
+    return torch.stack(found)
+
+
+def compare(stack: Stack, rows: int, budget: Budget) -> tuple[Pairs, Pairs, int]:
+    """Pairs with tensors and with prepared codebooks, and how many codes the stock search has otherwise."""
+    x, codebooks = draw(stack, rows)
+    prepared = [vq.prepare_codebook(codebook) for codebook in codebooks]
+    ours = encode(x, codebooks, codebooks, vq.nearest_code)
+    assert torch.equal(ours, encode(x, codebooks, prepared, vq.nearest_code))
+    differ = int((ours != encode(x, codebooks, codebooks, stack.stock)).sum())
+    assert differ <= 0.01 * ours.numel(), f"{differ} codes differ"
+
+    def encoder(searched: Sequence[Tensor | vq.PreparedCodebook], search: Search) -> Call:
+        return lambda: encode(x, codebooks, searched, search)
+
+    stock = encoder(codebooks, stack.stock)
+    timer = CpuTimer() if torch.get_num_threads() == 1 else WallTimer()
+    tensors, packed = (
+        measure_pairs(encoder(searched, vq.nearest_code), stock, timer=timer, budget=budget)
+        for searched in (codebooks, prepared)
+    )
+    return tensors, packed, differ
+
+
+def lines(stacks: Sequence[Stack], budget: Budget) -> Iterator[str]:
+    """The table, line by line."""
+    for stack in stacks:
+        for rows in stack.rows:
+            tensors, packed, differ = compare(stack, rows, budget)
+            yield (
+                f"{stack.name:8} {stack.stages:2} x {stack.k:5} x {stack.d:3}, {rows:4} rows: "
+                f"stock {packed.peer_s.median * 1e3:8.3f}  tensors {_shown(tensors)}  "
+                f"prepared {_shown(packed)}  {differ} codes differ"
+            )
+
+
+def _shown(pairs: Pairs) -> str:
+    ratio = pairs.ratio
+    return f"{pairs.ours_s.median * 1e3:8.3f} {ratio.median:5.2f}x [{ratio.low:.2f} {ratio.high:.2f}]"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table, each line as soon as it is measured."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.stacks", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=0.5, help="for the pairs of a cell (0.5)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    settle_square_root()
+    with torch.no_grad():
+        for line in lines((*SEARCHES, *STACKS), Budget(seconds=given.seconds)):
+            print(line, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,15 @@
+// The machine's roofs: products a second, by the loops of peak_body.h.
+#include "cpu/narrow.h"
+#include "cpu/support.h"
+
+extern "C" int64_t vq_cpu_peak(int pass, int threads, int64_t rounds) {
+  using namespace vq_cpu;
+  const NarrowKernels* narrow = pass == VQ_INT8_FIRST ? int8_kernels_in_use() : bfloat16_kernels_in_use();
+  int64_t (*loop)(int64_t) = kernels_in_use()->peak;
+  if (pass == VQ_INT8_FIRST || pass == VQ_BFLOAT16_FIRST) loop = narrow ? narrow->peak : nullptr;
+  if (!loop) return 0;
+  int64_t operations = 0;
+#pragma omp parallel num_threads(threads) if (threads > 1) reduction(+ : operations)
+  operations += loop(rounds);
+  return operations;
+}

@@ -1,0 +1,20 @@
+// A codebook as a search takes it: packed for its first pass, and whatever later passes need of it.
+//
+// Made for one call, or once for many (vq_cpu_prepare_codebook). The instruction set is that of its making.
+#pragma once
+
+#include "cpu/codebook.h"
+#include "cpu/first_pass.h"
+#include "cpu/narrow_codebook.h"
+
+struct VqPreparedCodebook {
+  const vq_cpu::Kernels* kernels = nullptr;
+  vq_cpu::FirstPass first = {};
+  vq_cpu::Codebook codebook;
+  vq_cpu::NarrowFactors narrow_factors = {};  // and `narrow`: where the first pass is narrow
+  vq_cpu::NarrowCodebook narrow;
+
+  // `codes` must outlive it. False if there is no memory or it was interrupted.
+  bool prepare(const VqCodes* codes, const VqSearchOptions& options, int threads,
+               vq_cpu::Interruption* interruption);
+};
