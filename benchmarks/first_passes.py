@@ -19,7 +19,7 @@ from vq_kernels.backends import native
 from .cliffs import SIZE as AWKWARD
 from .cliffs import TABLE, Awkward
 from .measure import Budget, Pairs, WallTimer, measure_pairs
-from .paths import on_path, usable_paths
+from .paths import PATHS, on_path, usable_paths
 from .soak_inputs import Size
 
 SIZES = (
@@ -49,8 +49,8 @@ def check(paths: Sequence[str], x: Tensor, codebook: Tensor) -> None:
 
 def lines(paths: Sequence[str], budget: Budget) -> Iterator[str]:
     """The tables, line by line."""
-    base = "avx512" if "avx512" in paths else paths[-1]
-    narrow = [path for path in paths if path.startswith(("avx512vnni", "avx512bf16", "amx"))] or [base]
+    base = [path for path in paths if PATHS[path][1] == "float32"][-1]
+    narrow = [path for path in paths if PATHS[path][1] != "float32"] or [base]
     yield f"N x D x K, ms; times as fast as {base}"
     for size in SIZES:
         x, codebook = _batch(Awkward(size, ()))

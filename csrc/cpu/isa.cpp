@@ -1,155 +1,134 @@
-// Which instruction sets the machine has, and the choice between the kernel tables.
+// The instruction sets, with the kernels of each, and the choice between them.
 #include "cpu/narrow.h"
+#include "cpu/processor.h"
 
-#if defined(__x86_64__) || defined(__i386__)
-#include <cpuid.h>
+// NEON(table) and so on: its address, null where the compiler does not know the instruction set.
+#ifdef VQ_HAVE_NEON
+#define NEON(table) &table
+#else
+#define NEON(table) nullptr
 #endif
-
-#if defined(__linux__) && defined(__x86_64__)
-#include <sys/syscall.h>
-#include <unistd.h>
+#ifdef VQ_HAVE_DOTPROD
+#define DOTPROD(table) &table
+#else
+#define DOTPROD(table) nullptr
+#endif
+#ifdef VQ_HAVE_I8MM
+#define I8MM(table) &table
+#else
+#define I8MM(table) nullptr
+#endif
+#ifdef VQ_HAVE_AVX2
+#define AVX2(table) &table
+#else
+#define AVX2(table) nullptr
+#endif
+#ifdef VQ_HAVE_AVXVNNI
+#define AVXVNNI(table) &table
+#else
+#define AVXVNNI(table) nullptr
+#endif
+#ifdef VQ_HAVE_AVX512
+#define AVX512(table) &table
+#else
+#define AVX512(table) nullptr
+#endif
+#ifdef VQ_HAVE_AVX512VNNI
+#define AVX512VNNI(table) &table
+#else
+#define AVX512VNNI(table) nullptr
+#endif
+#ifdef VQ_HAVE_AVX512BF16
+#define AVX512BF16(table) &table
+#else
+#define AVX512BF16(table) nullptr
+#endif
+#ifdef VQ_HAVE_AMXINT8
+#define AMXINT8(table) &table
+#else
+#define AMXINT8(table) nullptr
+#endif
+#ifdef VQ_HAVE_AMX
+#define AMX(table) &table
+#else
+#define AMX(table) nullptr
 #endif
 
 namespace vq_cpu {
 namespace {
 
-#if defined(__x86_64__) || defined(__i386__)
+bool always() { return true; }
 
-struct Cpuid {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  Cpuid(unsigned leaf, unsigned sub) { __get_cpuid_count(leaf, sub, &a, &b, &c, &d); }
+constexpr bool both(const void* a, const void* b) { return a && b; }
+
+struct InstructionSet {
+  const char* name;
+  bool (*on_machine)();
+  // Chosen without VQ_ISA. Not until a processor, and not an emulator alone, has run its tests.
+  bool automatic;
+  bool compiled;
+  const Kernels* kernels;
+  const NarrowKernels *int8 = nullptr, *bfloat16 = nullptr;
+  const MatrixKernels* matrix = nullptr;
 };
 
-bool bit(unsigned word, int n) { return (word >> n) & 1u; }
+constexpr const Kernels *kNeon = NEON(kernels_neon), *kAvx2 = AVX2(kernels_avx2), *kAvx512 = AVX512(kernels_avx512);
+constexpr const NarrowKernels *kDotprod = DOTPROD(kernels_int8_dotprod), *kI8mm = I8MM(kernels_int8_i8mm);
+constexpr const NarrowKernels *kAvxVnni = AVXVNNI(kernels_int8_avxvnni);
+constexpr const NarrowKernels *kVnni = AVX512VNNI(kernels_int8_avx512vnni);
+constexpr const NarrowKernels *kBf16 = AVX512BF16(kernels_bfloat16_avx512bf16);
+constexpr const NarrowKernels* kAmxInt8 = AMXINT8(kernels_int8_amxint8);
+constexpr const MatrixKernels* kAmx = AMX(kernels_amx);
 
-// Which register files the operating system saves (XCR0).
-unsigned saved_state() {
-  if (!bit(Cpuid(1, 0).c, 27)) return 0;
-  unsigned low, high;
-  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-  return low;
-}
-
-bool has_avx2() {
-  const Cpuid one(1, 0), seven(7, 0);
-  return (saved_state() & 0x6) == 0x6 && bit(one.c, 28) && bit(one.c, 12) && bit(one.c, 29) &&
-         bit(seven.b, 5);  // avx, fma, f16c, avx2
-}
-
-bool has_avx512() {
-  const Cpuid seven(7, 0);
-  return has_avx2() && (saved_state() & 0xe6) == 0xe6 && bit(seven.b, 16) && bit(seven.b, 17) &&
-         bit(seven.b, 30) && bit(seven.b, 31);  // f, dq, bw, vl
-}
-
-bool has_avx512vnni() { return has_avx512() && bit(Cpuid(7, 0).c, 11); }
-
-bool has_avx512bf16() { return has_avx512vnni() && bit(Cpuid(7, 1).a, 5); }
-
-// Linux hands out the tile registers only on request (arch/x86/include/uapi/asm/prctl.h).
-bool request_tiles() {
-#if defined(__linux__) && defined(__x86_64__)
-  const long arch_req_xcomp_perm = 0x1023, xtile_data = 18;
-  return syscall(SYS_arch_prctl, arch_req_xcomp_perm, xtile_data) == 0;
-#else
-  return false;
-#endif
-}
-
-bool has_amx() {
-  const Cpuid seven(7, 0);
-  return has_avx512bf16() && (saved_state() & 0x60000) == 0x60000 && bit(seven.d, 22) && bit(seven.d, 24) &&
-         request_tiles();  // amx-bf16, amx-tile
-}
-
-#else
-
-bool has_avx2() { return false; }
-bool has_avx512() { return false; }
-bool has_avx512vnni() { return false; }
-bool has_avx512bf16() { return false; }
-bool has_amx() { return false; }
-
-#endif
-
-bool detect(int isa) {
-  switch (isa) {
-    case VQ_ISA_PORTABLE:
-      return true;
-#ifdef __aarch64__
-    case VQ_ISA_NEON:
-      return true;
-#endif
-    case VQ_ISA_AVX2:
-      return has_avx2();
-    case VQ_ISA_AVX512:
-      return has_avx512();
-    case VQ_ISA_AVX512VNNI:
-      return has_avx512vnni();
-    case VQ_ISA_AVX512BF16:
-      return has_avx512bf16();
-    case VQ_ISA_AMX:
-      return has_amx();
-    default:
-      return false;
-  }
-}
+// As VqIsa; the last that can be chosen is the best.
+const InstructionSet kSets[VQ_ISA_COUNT] = {
+    {"portable", always, true, true, &kernels_portable},
+    {"neon", has_neon, true, both(kNeon, kNeon), kNeon},
+    {"dotprod", has_dotprod, false, both(kNeon, kDotprod), kNeon, kDotprod},
+    {"i8mm", has_i8mm, false, both(kNeon, kI8mm), kNeon, kI8mm},
+    {"avx2", has_avx2, true, both(kAvx2, kAvx2), kAvx2},
+    {"avxvnni", has_avxvnni, false, both(kAvx2, kAvxVnni), kAvx2, kAvxVnni},
+    {"avx512", has_avx512, true, both(kAvx512, kAvx512), kAvx512},
+    {"avx512vnni", has_avx512vnni, true, both(kAvx512, kVnni), kAvx512, kVnni},
+    {"avx512bf16", has_avx512bf16, true, both(kAvx512, kBf16) && both(kAvx512, kVnni), kAvx512, kVnni, kBf16},
+    {"amxint8", has_amxint8, false, both(kAvx512, kAmxInt8), kAvx512, kAmxInt8, kBf16},
+    {"amx", has_amx, true, both(kAvx512, kAmx), kAvx512, kVnni, kBf16, kAmx},
+};
 
 int best_isa() {
   for (int isa = VQ_ISA_COUNT - 1; isa > VQ_ISA_PORTABLE; --isa)
-    if (vq_cpu_isa_compiled(isa) && vq_cpu_isa_supported(isa)) return isa;
+    if (kSets[isa].automatic && vq_cpu_isa_compiled(isa) && vq_cpu_isa_supported(isa)) return isa;
   return VQ_ISA_PORTABLE;
 }
 
 int chosen = -1;
 
+const InstructionSet& in_use() { return kSets[vq_cpu_isa()]; }
+
 }  // namespace
+
+const Kernels* kernels_in_use() { return in_use().kernels; }
+const MatrixKernels* matrix_kernels_in_use() { return in_use().matrix; }
+const NarrowKernels* int8_kernels_in_use() { return in_use().int8; }
+const NarrowKernels* bfloat16_kernels_in_use() { return in_use().bfloat16; }
+
 }  // namespace vq_cpu
 
-extern "C" const char* vq_cpu_isa_name(int isa) {
-  static const char* const names[VQ_ISA_COUNT] = {"portable",   "neon",       "avx2", "avx512",
-                                                  "avx512vnni", "avx512bf16", "amx"};
-  return names[isa];
-}
+extern "C" const char* vq_cpu_isa_name(int isa) { return vq_cpu::kSets[isa].name; }
 
-extern "C" int vq_cpu_isa_compiled(int isa) {
-  switch (isa) {
-    case VQ_ISA_PORTABLE:
-      return 1;
-#ifdef VQ_HAVE_NEON
-    case VQ_ISA_NEON:
-      return 1;
-#endif
-#ifdef VQ_HAVE_AVX2
-    case VQ_ISA_AVX2:
-      return 1;
-#endif
-#ifdef VQ_HAVE_AVX512
-    case VQ_ISA_AVX512:
-      return 1;
-#endif
-#if defined(VQ_HAVE_AVX512VNNI) && defined(VQ_HAVE_AVX512)
-    case VQ_ISA_AVX512VNNI:
-      return 1;
-#endif
-#if defined(VQ_HAVE_AVX512BF16) && defined(VQ_HAVE_AVX512VNNI) && defined(VQ_HAVE_AVX512)
-    case VQ_ISA_AVX512BF16:
-      return 1;
-#endif
-#if defined(VQ_HAVE_AMX) && defined(VQ_HAVE_AVX512)
-    case VQ_ISA_AMX:
-      return 1;
-#endif
-    default:
-      return 0;
-  }
-}
+extern "C" int vq_cpu_isa_compiled(int isa) { return vq_cpu::kSets[isa].compiled; }
+
+extern "C" int vq_cpu_isa_automatic(int isa) { return vq_cpu::kSets[isa].automatic; }
 
 extern "C" int vq_cpu_isa_supported(int isa) {
-  using vq_cpu::detect;
-  static const bool supported[VQ_ISA_COUNT] = {detect(0), detect(1), detect(2), detect(3),
-                                               detect(4), detect(5), detect(6)};
-  return supported[isa];
+  struct Supported {
+    bool values[VQ_ISA_COUNT];
+    Supported() {
+      for (int i = 0; i < VQ_ISA_COUNT; ++i) values[i] = vq_cpu::kSets[i].on_machine();
+    }
+  };
+  static const Supported supported;
+  return supported.values[isa];
 }
 
 extern "C" int vq_cpu_isa(void) {
@@ -163,50 +142,3 @@ extern "C" int vq_cpu_use_isa(int isa) {
   vq_cpu::chosen = isa;
   return 0;
 }
-
-namespace vq_cpu {
-
-const Kernels* kernels_in_use() {
-  switch (vq_cpu_isa()) {
-#ifdef VQ_HAVE_AVX512
-    case VQ_ISA_AMX:
-    case VQ_ISA_AVX512BF16:
-    case VQ_ISA_AVX512VNNI:
-    case VQ_ISA_AVX512:
-      return &kernels_avx512;
-#endif
-#ifdef VQ_HAVE_AVX2
-    case VQ_ISA_AVX2:
-      return &kernels_avx2;
-#endif
-#ifdef VQ_HAVE_NEON
-    case VQ_ISA_NEON:
-      return &kernels_neon;
-#endif
-    default:
-      return &kernels_portable;
-  }
-}
-
-const MatrixKernels* matrix_kernels_in_use() {
-#ifdef VQ_HAVE_AMX
-  if (vq_cpu_isa() == VQ_ISA_AMX) return &kernels_amx;
-#endif
-  return nullptr;
-}
-
-const NarrowKernels* int8_kernels_in_use() {
-#ifdef VQ_HAVE_AVX512VNNI
-  if (vq_cpu_isa() >= VQ_ISA_AVX512VNNI) return &kernels_int8_avx512vnni;
-#endif
-  return nullptr;
-}
-
-const NarrowKernels* bfloat16_kernels_in_use() {
-#ifdef VQ_HAVE_AVX512BF16
-  if (vq_cpu_isa() >= VQ_ISA_AVX512BF16) return &kernels_bfloat16_avx512bf16;
-#endif
-  return nullptr;
-}
-
-}  // namespace vq_cpu

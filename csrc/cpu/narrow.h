@@ -22,7 +22,7 @@ constexpr int kNarrowPitch = kNarrowCandidates + 8;  // of its lists, which are 
 struct NarrowCodes {
   int64_t dim, steps, groups;
   const int32_t* codes;      // [groups][steps][group], 32 bits: four int8 or two bfloat16 dimensions
-  const int32_t* start;      // int8: -128 sum(p), as rows are stored as q + 128
+  const int32_t* start;      // int8: -128 sum(p) where rows are stored as q + 128, else 0
   const float* scale;        // t
   const float* lost;         // |g|
   const float* kept;         // |t p|
@@ -74,8 +74,9 @@ inline float twice_bound(const NarrowFactors& factors, float norm, float bound, 
 
 struct NarrowKernels {
   int lanes, vectors, group;  // rows of a vector, vectors of a tile, codes of a group
-  int unit;                   // dimensions in 32 bits
 
+  // 32-bit words of a packed row or code of so many dimensions.
+  int64_t (*steps)(int64_t dim);
   // n <= group codes, of which unusable ones become zeros.
   void (*pack_codes)(const float* codes, const uint8_t* usable, Centring centring, int n, int64_t dim,
                      const NarrowGroup* out);
@@ -95,8 +96,20 @@ struct NarrowKernels {
 const NarrowKernels* int8_kernels_in_use();
 const NarrowKernels* bfloat16_kernels_in_use();
 
+#ifdef VQ_HAVE_DOTPROD
+extern const NarrowKernels kernels_int8_dotprod;
+#endif
+#ifdef VQ_HAVE_I8MM
+extern const NarrowKernels kernels_int8_i8mm;
+#endif
+#ifdef VQ_HAVE_AVXVNNI
+extern const NarrowKernels kernels_int8_avxvnni;
+#endif
 #ifdef VQ_HAVE_AVX512VNNI
 extern const NarrowKernels kernels_int8_avx512vnni;
+#endif
+#ifdef VQ_HAVE_AMXINT8
+extern const NarrowKernels kernels_int8_amxint8;
 #endif
 #ifdef VQ_HAVE_AVX512BF16
 extern const NarrowKernels kernels_bfloat16_avx512bf16;

@@ -66,6 +66,7 @@ struct N : NarrowLanes {
 }  // namespace
 }  // namespace vq_cpu
 
+#include "cpu/narrow_products.h"
 #include "cpu/narrow_table.h"
 
 namespace vq_cpu {

@@ -1,5 +1,5 @@
-// The sweep of a narrow first pass and its search for candidates, over V (one of simd_*.h) and N, which
-// multiplies narrow values; both included before.
+// The sweep of a narrow first pass and its search for candidates, over V (one of simd_*.h), N, which packs and scores
+// narrow values, and narrow_products, which multiplies them; all included before.
 //
 // Lanes are rows. The sweep leaves the largest upper bound of each group of codes; groups that reach the lower
 // bound of a row's best are looked into again, code by code.
@@ -19,31 +19,10 @@ constexpr int GROUP = V::PANEL;
 // Groups first .. first + count - 1 against R vectors of rows.
 template <int R>
 void narrow_sweep(const NarrowCodes* codes, const NarrowTile* t, int64_t first, int64_t count) {
-  const int32_t* e = codes->codes + first * codes->steps * GROUP;
   for (int64_t g = 0; g < count; ++g) {
     const int64_t code = (first + g) * GROUP;
-    const int32_t* x = t->rows;
     typename V::I sum[R][GROUP];
-#pragma GCC unroll 8
-    for (int c = 0; c < GROUP; ++c)
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) sum[r][c] = V::set(codes->start[code + c]);
-    for (int64_t step = 0; step < codes->steps; ++step, e += GROUP, x += NARROW_TILE) {
-      typename V::I row[R];
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) row[r] = V::load(x + r * V::W);
-#pragma GCC unroll 8
-      for (int c = 0; c < GROUP; ++c) {
-        const typename V::I value = V::set(e[c]);
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) {
-          sum[r][c] = N::multiply_add(sum[r][c], row[r], value);
-          // GCC 11 and 12 would keep every sum twice, once for the next round and once for the code behind the
-          // loop, and move half of them through memory: half the speed. For this both are one.
-          asm("" : "+v"(sum[r][c]));
-        }
-      }
-    }
+    narrow_products<R>(codes->codes + code * codes->steps, codes->start + code, t->rows, codes->steps, sum);
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       const V::F norm = V::load(t->norm + r * V::W), scale = V::load(t->scale + r * V::W);
@@ -58,6 +37,15 @@ void narrow_sweep(const NarrowCodes* codes, const NarrowTile* t, int64_t first, 
       V::store(t->most + g * NARROW_TILE + r * V::W, most);
     }
   }
+}
+
+// As many vectors of rows as are in use.
+template <int R>
+void narrow_sweep_vectors(const NarrowCodes* codes, const NarrowTile* t, int vectors, int64_t first, int64_t count) {
+  if constexpr (R > 1) {
+    if (vectors < R) return narrow_sweep_vectors<R - 1>(codes, t, vectors, first, count);
+  }
+  narrow_sweep<R>(codes, t, first, count);
 }
 
 // Leaves out what the row's least score has ruled out since it was listed.
@@ -156,16 +144,7 @@ void narrow_search(const NarrowCodes* codes, const NarrowFactors* factors, Narro
   constexpr int64_t kGroups = kNarrowChunk / GROUP;
   for (int64_t first = 0; first < codes->groups; first += kGroups) {
     const int64_t count = codes->groups - first < kGroups ? codes->groups - first : kGroups;
-    switch (vectors) {
-      case 1:
-        narrow_sweep<1>(codes, t, first, count);
-        break;
-      case 2:
-        narrow_sweep<2>(codes, t, first, count);
-        break;
-      default:
-        narrow_sweep<V::VECTORS>(codes, t, first, count);
-    }
+    narrow_sweep_vectors<V::VECTORS>(codes, t, vectors, first, count);
     for (int v = 0; v < vectors; ++v) narrow_reduce(codes, factors, t, v * V::W, first, count);
   }
   if (codes->groups <= kGroups) return;

@@ -24,7 +24,7 @@ float scale_for(double typical_norm) {
 bool NarrowCodebook::prepare(const Codebook& codebook, const NarrowKernels* kernels, const NarrowFactors& factors,
                              int threads, Interruption* interruption) {
   const int64_t dim = codebook.dim, group = kernels->group;
-  const int64_t steps = divide_up(dim, kernels->unit), groups = divide_up(codebook.count, group);
+  const int64_t steps = kernels->steps(dim), groups = divide_up(codebook.count, group);
   const int64_t padded = groups * group;
   if (!packed_.resize(padded * steps) || !start_.resize(padded) || !scale_.resize(padded) ||
       !lost_.resize(padded) || !kept_.resize(padded) || !minus_half_.resize(padded) || !centre_.resize(dim) ||

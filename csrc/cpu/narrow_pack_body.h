@@ -1,4 +1,5 @@
-// Rows and codes as narrow values, over V (one of simd_*.h) and N; both included before.
+// Rows and codes as narrow values, over V (one of simd_*.h), N and the order that narrow_products takes them in
+// (arrange_rows, arrange_codes); all included before.
 #pragma once
 
 #include <float.h>
@@ -31,6 +32,11 @@ inline float greatest(V::F v) {
   return most;
 }
 
+inline int64_t narrow_steps(int64_t dim) {
+  constexpr int64_t kDims = N::UNIT * kStepsOfProduct;
+  return (dim + kDims - 1) / kDims * kStepsOfProduct;
+}
+
 template <class T>
 void narrow_pack_vector(const VqRows* x, int64_t first, int n, Centring centring, float* scratch, int base,
                         NarrowTile* t) {
@@ -42,13 +48,14 @@ void narrow_pack_vector(const VqRows* x, int64_t first, int n, Centring centring
   const V::F scale = V::mul(most, V::set(1.0f / 127.0f));
   V::F lost = V::set(0.0f);
   const N::Scales scales(scale);
-  int64_t d = 0;
-  for (int64_t step = 0; d < dim; ++step, d += N::UNIT) {
+  const int64_t steps = narrow_steps(dim);
+  for (int64_t step = 0, d = 0; step < steps; ++step, d += N::UNIT) {
     V::F value[N::UNIT];
 #pragma GCC unroll 4
     for (int i = 0; i < N::UNIT; ++i) value[i] = d + i < dim ? V::load(scratch + (d + i) * V::W) : V::set(0.0f);
     V::store(t->rows + step * (V::W * V::VECTORS) + base, N::pack_row(value, scales, lost));
   }
+  arrange_rows(t->rows + base, steps);
   V::store(t->scale + base, scale);
   float residual[V::W];
   V::store(residual, lost);
@@ -97,6 +104,8 @@ void narrow_pack_code(const float* code, Centring centring, int64_t dim, int c, 
     const int64_t step = d / N::UNIT;
     for (int i = 0; i < (n + N::UNIT - 1) / N::UNIT; ++i) out->codes[(step + i) * V::PANEL + c] = words[i];
   });
+  for (int64_t step = (dim + N::UNIT - 1) / N::UNIT; step < narrow_steps(dim); ++step)
+    out->codes[step * V::PANEL + c] = 0;
   out->scale[c] = scale;
   out->square[c] = V::sum(norm);
   out->lost[c] = widened(V::sum(sums.lost), dim) + 0x1p-22f * widened(out->square[c], dim);
@@ -106,7 +115,7 @@ void narrow_pack_code(const float* code, Centring centring, int64_t dim, int c, 
 
 void narrow_pack_codes(const float* codes, const uint8_t* usable, Centring centring, int n, int64_t dim,
                        const NarrowGroup* out) {
-  const int64_t steps = (dim + N::UNIT - 1) / N::UNIT;
+  const int64_t steps = narrow_steps(dim);
   for (int c = 0; c < V::PANEL; ++c) {
     if (c < n && usable[c]) {
       narrow_pack_code(codes + c * dim, centring, dim, c, out);
@@ -117,6 +126,7 @@ void narrow_pack_codes(const float* codes, const uint8_t* usable, Centring centr
     out->scale[c] = out->lost[c] = out->kept[c] = 0.0f;
     out->square[c] = -1.0f;
   }
+  arrange_codes(out->codes, steps);
 }
 
 }  // namespace

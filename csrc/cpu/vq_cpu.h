@@ -58,20 +58,25 @@ int vq_cpu_vector_quantize_backward(const VqRows* grad_quantized, const float* l
 // --- instruction sets ---
 enum VqIsa {
   VQ_ISA_PORTABLE = 0,
-  VQ_ISA_NEON = 1,
-  VQ_ISA_AVX2 = 2,
-  VQ_ISA_AVX512 = 3,
-  VQ_ISA_AVX512VNNI = 4,
-  VQ_ISA_AVX512BF16 = 5,  // with VNNI
-  VQ_ISA_AMX = 6,
-  VQ_ISA_COUNT = 7
+  VQ_ISA_NEON,
+  VQ_ISA_DOTPROD,  // of 64-bit Arm
+  VQ_ISA_I8MM,     // with DOTPROD
+  VQ_ISA_AVX2,
+  VQ_ISA_AVXVNNI,  // with AVX2, not AVX-512
+  VQ_ISA_AVX512,
+  VQ_ISA_AVX512VNNI,
+  VQ_ISA_AVX512BF16,  // with VNNI
+  VQ_ISA_AMXINT8,  // with AMX
+  VQ_ISA_AMX,
+  VQ_ISA_COUNT
 };
 
 const char* vq_cpu_isa_name(int isa);
-// 1 if this binary holds kernels for it, if this machine can run it.
+// 1 if this binary holds kernels for it, if this machine can run it, if it is used without being asked for.
 int vq_cpu_isa_compiled(int isa);
 int vq_cpu_isa_supported(int isa);
-// The one in use: the best of both, or what vq_cpu_use_isa chose. vq_cpu_use_isa(-1) goes back to the
+int vq_cpu_isa_automatic(int isa);
+// The one in use: the best of all three, or what vq_cpu_use_isa chose. vq_cpu_use_isa(-1) goes back to the
 // best; it returns 0 on success and 1 if the instruction set is not both compiled and supported.
 int vq_cpu_isa(void);
 int vq_cpu_use_isa(int isa);

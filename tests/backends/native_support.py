@@ -7,9 +7,23 @@ import pytest
 from benchmarks.paths import PATHS, nearest_code_with_bound
 from vq_kernels.backends import native
 
-__all__ = ["ISAS", "PATHS", "nearest_code_with_bound", "use_isa", "use_path"]
+__all__ = ["ISAS", "ON_REQUEST", "PATHS", "nearest_code_with_bound", "use_isa", "use_path"]
 
-ISAS = ("portable", "neon", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx")
+ISAS = (
+    "portable",
+    "neon",
+    "dotprod",
+    "i8mm",
+    "avx2",
+    "avxvnni",
+    "avx512",
+    "avx512vnni",
+    "avx512bf16",
+    "amxint8",
+    "amx",
+)
+# Those that are used only where VQ_ISA names them: no processor has run them yet.
+ON_REQUEST = ("dotprod", "i8mm", "avxvnni", "amxint8")
 
 
 def use_isa(name: str, monkeypatch: pytest.MonkeyPatch) -> str:

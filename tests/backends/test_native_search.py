@@ -107,11 +107,15 @@ def _all_residuals_the_same_way(d: int) -> tuple[Tensor, Tensor]:
     [
         ("avx512", _all_roundings_the_same_way, 0.8),
         ("avx512 direct", _all_roundings_the_same_way, 0.4),
+        ("dotprod", _all_residuals_the_same_way, 0.98),
+        ("i8mm", _all_residuals_the_same_way, 0.98),
+        ("avxvnni", _all_residuals_the_same_way, 0.98),
         ("avx512vnni", _all_residuals_the_same_way, 0.98),
+        ("amxint8", _all_residuals_the_same_way, 0.98),
         ("avx512bf16", _all_conversions_the_same_way, 0.98),
         ("amx", _all_conversions_the_same_way, 0.9),
     ],
-    ids=["avx512", "direct", "avx512vnni", "avx512bf16", "amx"],
+    ids=["avx512", "direct", "dotprod", "i8mm", "avxvnni", "avx512vnni", "amxint8", "avx512bf16", "amx"],
 )
 def test_the_worst_rounding_is_covered_and_no_less_would_do(
     path_name: str,

@@ -1,5 +1,5 @@
-// Test of the CPU kernels without Python: every instruction set of this binary and machine against the
-// contract of vq_kernels/backends/base.py, written out once more in plain loops.
+// Test of the CPU kernels without Python: every instruction set of this binary and machine, with every narrow first
+// pass it has, against the contract of vq_kernels/backends/base.py, written out once more in plain loops.
 //
 //   kernels_test          all instruction sets; one line for each, exit status 1 on a wrong result
 //   kernels_test neon     that one; exit status 2 if it is not compiled in or not on this machine
@@ -293,21 +293,71 @@ void check_all(const std::string& isa) {
   check_casts(VQ_FLOAT16, isa);
 }
 
+// The pass that is chosen, by dimensions and codes.
+void check_rule(int isa) {
+  where = std::string(vq_cpu_isa_name(isa)) + ", rule";
+  const bool int8 = vq_cpu_first_pass_usable(VQ_INT8_FIRST), matrix = isa == VQ_ISA_AMX;
+  const int wide = matrix ? VQ_BFLOAT16_FIRST : int8 ? VQ_INT8_FIRST : VQ_FLOAT32_FIRST;
+  const int narrow_work = matrix ? VQ_BFLOAT16_FIRST : VQ_FLOAT32_FIRST;
+  const struct {
+    int64_t dim, codes;
+    int pass;
+  } cases[] = {{64, 512, wide}, {16, 512, wide}, {16, 511, narrow_work}, {8, 16384, VQ_FLOAT32_FIRST}};
+  for (const auto& c : cases) {
+    const VqRows x = {nullptr, 1, 65536, c.dim, 65536 * c.dim, c.dim, 1, VQ_FLOAT32};
+    expect(vq_cpu_first_pass(&x, c.codes) == c.pass, "first pass", c.dim);
+  }
+}
+
+// Code 0 loses half a step of int8 in every value, code 1 gains one: no bound is too wide, and hardly one is
+// needed less.
+void check_int8_bound(const std::string& isa) {
+  where = isa + ", bound of int8";
+  const int64_t n = 50, dim = 500;
+  const float step = 0x1p-7f;
+  std::vector<float> codes(size_t(2 * dim));
+  for (int64_t d = 0; d < dim; ++d) {
+    codes[d] = d == 0 ? 127 * step : 20.4995f * step;
+    codes[dim + d] = d == 0 ? 127 * step : d == 1 ? 19.5005f * step : 20.5005f * step;
+  }
+  const Tensor x(std::vector<float>(size_t(n * dim), 1.0f), n, dim, VQ_FLOAT32, kRows);
+  const VqCodes codebook = {codes.data(), 2, dim, VQ_FLOAT32};
+  expect(nearest(x.values.data(), codes, 2, dim, false) == 0, "truth", 0);
+  for (const double scale : {1.0, 0.98}) {
+    std::vector<int64_t> indices(size_t(n), -7);
+    const VqSearchOptions options = {VQ_COSINE, VQ_EXACT, scale};
+    expect(vq_cpu_nearest_code(&x.view, &codebook, nullptr, &options, 1, indices.data()) == VQ_OK, "status", 8);
+    for (int64_t i = 0; i < n; ++i) expect(indices[i] == (scale < 1.0), "index", i);
+  }
+}
+
+// The narrow passes of an instruction set; where it has none, all it has and the rule (-1).
+void check_first_passes(const std::string& isa) {
+  const bool narrow = vq_cpu_first_pass_usable(VQ_INT8_FIRST) || vq_cpu_first_pass_usable(VQ_BFLOAT16_FIRST);
+  for (int pass = -1; pass < VQ_FIRST_PASS_COUNT; ++pass) {
+    if (pass >= 0 && !vq_cpu_first_pass_usable(pass)) continue;
+    if (narrow && pass != VQ_INT8_FIRST && pass != VQ_BFLOAT16_FIRST) continue;
+    vq_cpu_use_first_pass(pass);
+    check_all(pass < 0 ? isa : isa + ", " + vq_cpu_first_pass_name(pass));
+    if (pass == VQ_INT8_FIRST) check_int8_bound(isa);
+  }
+  vq_cpu_use_first_pass(-1);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   bool found = argc < 2;
+  where = "choice";
+  expect(vq_cpu_isa_automatic(vq_cpu_isa()), "instruction set", vq_cpu_isa());
   for (int isa = 0; isa < VQ_ISA_COUNT; ++isa) {
     const std::string name = vq_cpu_isa_name(isa);
     if (argc > 1 && name != argv[1]) continue;
     if (!vq_cpu_isa_compiled(isa) || !vq_cpu_isa_supported(isa) || vq_cpu_use_isa(isa) != 0) continue;
     found = true;
     const int before = failures, first = checks;
-    for (int pass = -1; pass < VQ_FIRST_PASS_COUNT; ++pass) {  // -1: the rule's
-      if (pass >= 0 && !vq_cpu_first_pass_usable(pass)) continue;
-      vq_cpu_use_first_pass(pass);
-      check_all(pass < 0 ? name : name + ", " + vq_cpu_first_pass_name(pass));
-    }
+    check_rule(isa);
+    check_first_passes(name);
     printf("%s: %d checks, %d wrong\n", name.c_str(), checks - first, failures - before);
   }
   if (!found) printf("%s: not compiled in, or not on this machine\n", argv[1]);

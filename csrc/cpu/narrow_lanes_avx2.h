@@ -1,0 +1,72 @@
+// What an int8 pass needs with AVX2 and BMI2: the upper bounds of a group of four codes, lists of lanes, and integers.
+#pragma once
+
+#include "cpu/narrow.h"
+
+namespace vq_cpu {
+namespace {
+
+struct NarrowLanes {
+  static_assert(V::PANEL == 4 && V::W == 8, "a group is half a vector of four, rows are one of eight");
+  typedef __m128 Group;               // a value of each code of a group
+  static constexpr int OFFSET = 128;  // products are of unsigned with signed bytes
+
+  static V::F convert(V::I v) { return _mm256_cvtepi32_ps(v); }
+  static V::I round(V::F v) { return _mm256_cvtps_epi32(v); }
+  static V::I add(V::I a, V::I b) { return _mm256_add_epi32(a, b); }
+  // The last byte of the lanes of four vectors in the bytes of each lane.
+  static V::I last_bytes(const V::F (&v)[4]) {
+    V::I bits[4];
+    for (int i = 0; i < 4; ++i) bits[i] = _mm256_castps_si256(v[i]);
+    const V::I second_byte = _mm256_set1_epi16(short(0xff00));
+    const V::I low = _mm256_blendv_epi8(bits[0], _mm256_slli_epi32(bits[1], 8), second_byte);
+    const V::I high = _mm256_blendv_epi8(bits[2], _mm256_slli_epi32(bits[3], 8), second_byte);
+    return _mm256_blend_epi16(low, _mm256_slli_epi32(high, 16), 0xaa);
+  }
+  static void store_bytes(int32_t* words, V::I v) {
+    const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(words), _mm_packs_epi16(halves, halves));
+  }
+
+  static __m128i load(const int32_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+  // The upper bounds of a row and the codes of a group from their products.
+  static Group upper_of(__m128i products, const NarrowCodes* codes, const NarrowTile* t, int row, int64_t first) {
+    const __m128 rest = _mm_fmadd_ps(_mm_set1_ps(t->norm[row]), _mm_loadu_ps(t->bound + first),
+                                     _mm_loadu_ps(codes->minus_half + first));
+    const __m128 value = _mm_mul_ps(_mm_cvtepi32_ps(products), _mm_loadu_ps(codes->scale + first));
+    return _mm_fmadd_ps(value, _mm_set1_ps(t->scale[row]), rest);
+  }
+  // The numbers of the bits of `mask` in ascending order, then zeros.
+  static __m256i lanes_in(unsigned mask) {
+    const uint64_t bytes = _pdep_u64(mask, 0x0101010101010101u) * 0xff;
+    return _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(int64_t(_pext_u64(0x0706050403020100u, bytes))));
+  }
+  // Writes the values of at least `least` and their codes, and garbage up to four; returns how many there are.
+  static int append(Group values, float least, int32_t first_code, int32_t* codes, float* upper) {
+    const unsigned open = unsigned(_mm_movemask_ps(_mm_cmp_ps(values, _mm_set1_ps(least), _CMP_GE_OQ)));
+    const __m128i lanes = _mm256_castsi256_si128(lanes_in(open));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), _mm_add_epi32(lanes, _mm_set1_epi32(first_code)));
+    _mm_storeu_ps(upper, _mm_permutevar_ps(values, lanes));
+    return __builtin_popcount(open);
+  }
+  // Writes first + lane for every lane in `hit`, and garbage up to eight; returns how many there are.
+  static int lanes_of(unsigned hit, int32_t first, int32_t* out) {
+    V::store(out, _mm256_add_epi32(lanes_in(hit), V::set(first)));
+    return __builtin_popcount(hit);
+  }
+  static V::F gather(const float* values, V::I index) { return _mm256_i32gather_ps(values, index, 4); }
+  // The code of the largest value.
+  static int largest(Group values) {
+    Group top = _mm_max_ps(values, _mm_permute_ps(values, 0x4e));
+    top = _mm_max_ps(top, _mm_permute_ps(top, 0xb1));
+    return __builtin_ctz(unsigned(_mm_movemask_ps(_mm_cmp_ps(values, top, _CMP_EQ_OQ))) | 0x8u);
+  }
+  static float get(Group values, int code) {
+    alignas(16) float lanes[4];
+    _mm_store_ps(lanes, values);
+    return lanes[code];
+  }
+};
+
+}  // namespace
+}  // namespace vq_cpu
