@@ -15,14 +15,16 @@ struct Bound {
   float contract, contract_reach;  // of the contract's own score, see contract_error()
 
   // norm2: the computed sum of squares of the packed row; error2: of what rounding it took, if it was
-  // rounded. Infinite if a product or sum could overflow.
+  // rounded. Infinite if a product or sum could overflow, or a score less twice the bound: what is infinite passes for
+  // one of a code that cannot be chosen.
   float of_row(float norm2, float error2 = 0.0f) const {
     const float length = __builtin_sqrtf(norm2) + norm_offset, lost = __builtin_sqrtf(error2);
     const float products = length * norm + bias;
     if (!(products < 1e37f)) return __builtin_inff();
     const float reach = length + contract_reach;
-    return gamma * products + (lost + norm_offset) * norm + (length + lost) * error + offset +
-           contract * reach * reach;
+    const float sum = gamma * products + (lost + norm_offset) * norm + (length + lost) * error + offset +
+                      contract * reach * reach;
+    return sum < 1e37f ? sum : __builtin_inff();
   }
 };
 

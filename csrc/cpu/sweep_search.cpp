@@ -66,14 +66,12 @@ bool SweepSearch::sweep_codes(const float* packed, int rows, float* best, float*
 }
 
 // Takes what the sweep found for row i, or lists it as ambiguous or to be scanned.
-void SweepSearch::certify(const Bound& bound, int i) {
+void SweepSearch::certify(const Bound& bound, int i, bool exact) {
   bound_[i] = bound.of_row(norm2_[i]);
   block_.index[i] = best_index_[i];
   block_.nonfinite[i] = 0;
   // Written so that NaN and infinity count as doubt.
-  if (search_->precision == VQ_EXACT ? double(best_[i]) - double(second_[i]) > 2.0 * double(bound_[i])
-                                     : bound_[i] < INFINITY)
-    return;
+  if (exact ? double(best_[i]) - double(second_[i]) > 2.0 * double(bound_[i]) : bound_[i] < INFINITY) return;
   if (bound_[i] < INFINITY) {
     // Without a finite best there is no code to choose: index 0.
     if (best_[i] > -INFINITY) ambiguous_rows_[ambiguous_count_++] = i;
@@ -82,7 +80,9 @@ void SweepSearch::certify(const Bound& bound, int i) {
   }
 }
 
-bool SweepSearch::run(const RowBlock& block) {
+bool SweepSearch::run(const RowBlock& block) { return run_all(block, search_->precision == VQ_EXACT); }
+
+bool SweepSearch::run_all(const RowBlock& block, bool exact) {
   if (!search_->codebook.ensure_panels(search_->kernels)) return false;
   if (!packed_.get() && !packed_.resize(search_->block_rows * search_->x->dim)) return false;
   block_ = block;
@@ -95,12 +95,12 @@ bool SweepSearch::run(const RowBlock& block) {
                                 norm2_ + row);
   if (!sweep_codes(packed_, block.n, best_, second_, best_index_)) return false;
   const Bound bound = search_->certificate.sweep(search_->codebook);
-  for (int i = 0; i < block.n; ++i) certify(bound, i);
+  for (int i = 0; i < block.n; ++i) certify(bound, i, exact);
   return resolve_ambiguous_rows() && exact_->scan_queued_rows();
 }
 
 bool SweepSearch::run_ambiguous(const RowBlock& block) {
-  if (!search_->codebook.l2) return run(block);
+  if (!search_->codebook.l2) return run_all(block, true);
   block_ = block;
   exact_->start(block);
   const int tile = search_->tile();
@@ -134,7 +134,7 @@ bool SweepSearch::run_rows(const RowBlock& block, const int* rows, int count) {
       best_[i] = lane_best_[lane];
       second_[i] = lane_second_[lane];
       best_index_[i] = lane_best_index_[lane];
-      certify(bound, i);
+      certify(bound, i, true);
     }
   }
   return resolve_ambiguous_rows() && exact_->scan_queued_rows();

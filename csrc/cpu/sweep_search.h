@@ -19,14 +19,16 @@ class SweepSearch {
   // cannot.
   bool open(Search* search, ExactSearch* exact);
   bool run(const RowBlock& block);
-  // The same without a first sweep, for a block that another search expects to give up.
+  // The same without a first sweep, for a block that another search expects to give up. What another search gave up
+  // is searched exactly at every precision, as the rest of its rows was.
   bool run_ambiguous(const RowBlock& block);
   // Rows [count] of a block that another search gave up, which has given the ExactSearch its start.
   bool run_rows(const RowBlock& block, const int* rows, int count);
 
  private:
   bool sweep_codes(const float* packed, int rows, float* best, float* second, int32_t* best_index);
-  void certify(const Bound& bound, int i);
+  bool run_all(const RowBlock& block, bool exact);
+  void certify(const Bound& bound, int i, bool exact);
   bool resolve_ambiguous_rows();
   // Less the centre, or null; norm2 [tile]: their square norms.
   void gather_rows(const int* rows, int n, const float* centre, float* norm2);

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from native_support import PATHS, nearest_code_with_bound, use_path
+from native_support import ISAS, PATHS, nearest_code_with_bound, use_isa, use_path
 from support import rational_argmin
 from torch import Tensor
 
@@ -179,6 +179,38 @@ def test_more_candidates_than_fit_the_list(path: str) -> None:
     got = native.nearest_code(x[None], codebook, "l2", "exact")[0]
     assert torch.equal(got[:8], want)
     assert torch.equal(got, reference.nearest_code(x[None], codebook, "l2", "exact")[0])
+
+
+@pytest.mark.parametrize("rows", [20, 400])
+@pytest.mark.parametrize("k", [3, 7, 9])
+def test_codes_whose_bound_nearly_overflows(path: str, k: int, rows: int) -> None:
+    """A limit that overflowed to minus infinity is what codes beyond the last one score."""
+    for exponent in (30.0, 32.4, 33.0, 33.2, 33.8, 34.5, 36.0):
+        codebook = torch.nn.functional.normalize(torch.randn(k, 33), dim=1) * 10.0**exponent
+        x = torch.randn(1, rows, 33)
+        got = native.nearest_code(x, codebook, "cosine", "exact")
+        assert torch.equal(got, reference.nearest_code(x, codebook, "cosine", "exact"))
+
+
+@pytest.mark.parametrize("precision", ["exact", "high", "fast"])
+@pytest.mark.parametrize("isa", ISAS)
+def test_open_rows_do_not_depend_on_their_batch(
+    isa: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that a narrow pass gives up are searched as exactly as others, and as few rows, at every precision."""
+    use_isa(isa, monkeypatch)
+    for spread in (1e-3, 1e-4, 1e-6):
+        codebook = torch.nn.functional.normalize(torch.randn(1, 64) + spread * torch.randn(256, 64), dim=1)
+        x = torch.randn(1, 230, 64)
+        whole = native.nearest_code(x, codebook, "cosine", precision)
+        pairs = [
+            native.nearest_code(x[:, i : i + 2], codebook, "cosine", precision) for i in range(0, 230, 2)
+        ]
+        assert torch.equal(torch.cat(pairs, 1), whole)
+        prepared = native.prepare_codebook(codebook, "cosine")
+        assert torch.equal(
+            native.nearest_code(x[:, :2], codebook, "cosine", precision, prepared), whole[:, :2]
+        )
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])

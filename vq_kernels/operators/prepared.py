@@ -143,7 +143,9 @@ def prepare_codebook(codebook: Tensor, *, metric: str = "l2", backend: str | Non
     It is a snapshot. A search raises ValueError if the tensor it was made of is no longer what it was:
     written to by PyTorch, given other data (``parameter.data = ...``, a module's ``.to(...)``), or freed.
     Not seen are writes that leave no trace in the tensor's version, through ``.data``, NumPy or addresses,
-    and a module's exchange of one buffer for another.
+    and a module's exchange of one buffer for another. Sending it to another process moves the tensor into
+    shared memory, which counts as a change; a write to any view of the tensor's memory does too.
+    ``torch.compile`` breaks the graph at it.
 
     Args:
         codebook: ``[K, D]``, as in :func:`nearest_code`. It is copied, and kept beside the copy.
