@@ -167,7 +167,7 @@ def run(options: StudyOptions) -> Path:
     At small and paper scale also what the theory says of collapse, the bound and the embedding space.
     """
     own, prior = _of_kind(options)
-    runner = Runner("likelihood", options, SETTINGS | {options.scale: own}, OPTIONS)
+    runner = Runner("likelihood", options, SETTINGS | {options.scale: own}, OPTIONS, kinds=tuple(UNITS))
     rows: list[Row] = []
     bars: dict[str, dict[str, float]] = {}
     shown = {}

@@ -82,11 +82,13 @@ class Runner:
         settings: Mapping[str, Mapping[str, Any]],
         extra_options: Sequence[str],
         seeds: int = 1,
+        kinds: Sequence[str] = ("image",),
     ) -> None:
         """Check the options and open the data.
 
         settings: of the study's models, by scale. extra_options: the study's ``OPTIONS``. seeds: runs that
-        the study averages over. Raises ValueError, also where the folder holds a study of other settings.
+        the study averages over. kinds: of data that it takes. Raises ValueError, also where the
+        folder holds a study of other settings.
         """
         from models.data import load_data
         from models.runs.device import find_device
@@ -114,6 +116,11 @@ class Runner:
         }
         check_study(self.folder, stored, options.overwrite)
         self.data: ImageData = load_data(self.config, progress=options.progress)
+        if self.data.kind.name not in kinds:
+            raise ValueError(
+                f"data is {self.config.data!r}, of kind {self.data.kind.name}; "
+                f"accepted: of kind {' or '.join(kinds)} for {study}"
+            )
         store_study(self.folder, stored)
         self.say(self.data.describe())
         self.device = find_device(options.accelerator)

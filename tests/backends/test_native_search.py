@@ -197,7 +197,7 @@ def test_codes_whose_bound_nearly_overflows(path: str, k: int, rows: int) -> Non
 def test_open_rows_do_not_depend_on_their_batch(
     isa: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows that a narrow pass gives up are searched as exactly as others, and as few rows, at every precision."""
+    """What a narrow pass gives up is searched as exactly as its other rows, and as few, at any precision."""
     use_isa(isa, monkeypatch)
     for spread in (1e-3, 1e-4, 1e-6):
         codebook = torch.nn.functional.normalize(torch.randn(1, 64) + spread * torch.randn(256, 64), dim=1)

@@ -161,6 +161,19 @@ def test_likelihoods_of_sounds_and_volumes(
     assert "prior: transformer" in (folder / "vqvae-gaussian-prior" / "config.yaml").read_text()
 
 
+@pytest.mark.parametrize("name", ["kaokore-vqvae2", "cifar-vae-vqvae", "celeba-sweep", "mnist-transformer"])
+def test_studies_of_images_refuse_other_kinds(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is trained or written."""
+    write_sounds(tmp_path / "sounds", 12)
+    arguments = ["--scale", "real", "--data", str(tmp_path / "sounds"), "--runs", str(tmp_path / "runs")]
+    assert main(["reproduce", name, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert f"of kind audio; accepted: of kind image for {name}" in error or "but the data are sounds" in error
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("name", ["kaokore-vqvae2", *CASES])
 def test_data_that_are_not_here(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
