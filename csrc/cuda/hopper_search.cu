@@ -15,6 +15,7 @@
 // Traffic: x once, the tiles once a block, out of L2. Per (row, code) pair: depth / 2048 of the matrix unit's
 // clocks, one FFMA, one IMAD, and for exact results 2.5 minima or maxima, else half a one.
 #include "hopper_rows.cuh"
+#include "packed_best.cuh"
 
 namespace vq_cuda {
 namespace {
@@ -61,37 +62,10 @@ struct Window {
   }
 };
 
-// The two smallest of a row as a thread sees them, each a score's significand with the column in the low bits.
-struct WindowBest {
-  int value = 0x7fffffff;
-  int second = 0x7fffffff;
-  int tile = 0;
-};
-
-template <bool EXACT>
-__device__ inline void join_scores(int a, int b, int& low, int& second) {
-  if (!EXACT) {
-    low = min(min(low, a), b);
-    return;
-  }
-  const int less = min(a, b), more = max(a, b);
-  second = min(min(second, more), max(low, less));
-  low = min(low, less);
-}
-
-template <bool EXACT>
-__device__ inline void offer_tile(WindowBest& best, int low, int second, int tile) {
-  // Of equal scores the earlier tile wins, whatever their columns.
-  const bool take = low < (best.value & ~kColumnMask);
-  if (EXACT) best.second = min(min(best.second, second), max(low, best.value));
-  best.value = take ? low : best.value;
-  best.tile = take ? tile : best.tile;
-}
-
 // Scores of a tile: the thread has rows lane / 4 and + 8 of its warp's 16, columns 8 i + 2 (lane % 4) + {0, 1}.
 template <bool EXACT>
 __device__ inline void reduce_tile(const float (&d)[64], const float4* bias, const float (&scale)[2], int tile,
-                                   int columns, WindowBest (&best)[2]) {
+                                   int columns, PackedBest (&best)[2]) {
   int low[2] = {0x7fffffff, 0x7fffffff}, second[2] = {0x7fffffff, 0x7fffffff};
 #pragma unroll
   for (int i = 0; i < kHopperTile / 16; ++i) {
@@ -102,18 +76,18 @@ __device__ inline void reduce_tile(const float (&d)[64], const float4* bias, con
         return multiply_add(__float_as_uint(fmaf(bias_of, scale[r], product)), columns, column);
       };
       const float* p = d + 8 * i + 2 * r;
-      join_scores<EXACT>(packed(h.x, p[0], 4 * i), packed(h.y, p[1], 4 * i + 1), low[r], second[r]);
-      join_scores<EXACT>(packed(h.z, p[4], 4 * i + 2), packed(h.w, p[5], 4 * i + 3), low[r], second[r]);
+      join_packed<EXACT>(packed(h.x, p[0], 4 * i), packed(h.y, p[1], 4 * i + 1), low[r], second[r]);
+      join_packed<EXACT>(packed(h.z, p[4], 4 * i + 2), packed(h.w, p[5], 4 * i + 3), low[r], second[r]);
     }
   }
 #pragma unroll
-  for (int r = 0; r < 2; ++r) offer_tile<EXACT>(best[r], low[r], second[r], tile);
+  for (int r = 0; r < 2; ++r) offer_packed<EXACT>(best[r], low[r], second[r], tile, ~kColumnMask);
 }
 
 // Index of a row from what its four lanes found, and a place in the list of open rows where it is not certain.
 template <bool EXACT>
 __device__ inline void decide(const HopperArgs& a, const HopperRowState& state, int n, int at, const Window& window,
-                              const WindowBest& best) {
+                              const PackedBest& best) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int column = best.value & kColumnMask;
   int score = best.value >> kColumnBits, second = best.second >> kColumnBits;
@@ -229,7 +203,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1) hopper_search_kernel(const 
     const int own = group * kGroupRows + warp % 4 * 16 + lane / 4;  // this thread's first row
     const float scale[2] = {state->scale[own], state->scale[own + 8]};
 
-    WindowBest best[2];
+    PackedBest best[2];
     for (int t = 0; t < a.tile_count; ++t) {
       float d[64];
       float* biases = state->bias[group][t % 2];

@@ -1,6 +1,7 @@
 // The two smallest of positive scores, by their bits: those of positive floats are ordered as integers, of which newer
 // GPUs take the minimum of three in one instruction. The column of a code takes the low bits, so that minima carry it
-// along and of equal scores the lower column is the smaller number.
+// along and of equal scores the lower column is the smaller number. hopper_search.cu packs the significands of scores
+// alone, in a window of one exponent, and shares the rest.
 #pragma once
 
 #include "common.cuh"
