@@ -57,9 +57,9 @@ def lines(paths: Sequence[str], budget: Budget) -> Iterator[str]:
         check([base, *narrow], x, codebook)
         for path in narrow:
             name = f"{size.n} x {size.d} x {size.k}  {path:12}"
-            yield f"{name} {_shown(compare((path, x, codebook), (base, x, codebook), budget))}"
+            yield f"{name} {compare((path, x, codebook), (base, x, codebook), budget)}"
             half = compare((path, x.bfloat16(), codebook), (path, x, codebook), budget)
-            yield f"{name} {_shown(half)}, bfloat16 rows beside float32 ones"
+            yield f"{name} {half}, bfloat16 rows beside float32 ones"
     shown = ", ".join([base, *narrow])
     yield f"{AWKWARD.n} x {AWKWARD.d} x {AWKWARD.k}, times random rows and codes: {shown}"
     plain = _batch(Awkward(AWKWARD, ()))
@@ -74,11 +74,6 @@ def _batch(awkward: Awkward) -> tuple[Tensor, Tensor]:
     """Rows ``[1, N, D]`` and codes."""
     x, codebook = awkward.draw()
     return x[None], codebook
-
-
-def _shown(pairs: Pairs) -> str:
-    ratio = pairs.ratio
-    return f"{pairs.ours_s.median * 1e3:8.2f}  {ratio.median:5.2f}x [{ratio.low:.2f} {ratio.high:.2f}]"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

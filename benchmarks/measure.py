@@ -119,6 +119,11 @@ class Pairs:
     def peer_s(self) -> Spread:
         return Spread.of(self.peer)
 
+    def __str__(self) -> str:
+        """Our milliseconds, the peer's, and the ratio with its spread."""
+        ratio, ours, peer = self.ratio, 1e3 * self.ours_s.median, 1e3 * self.peer_s.median
+        return f"{ours:8.3f} of {peer:8.3f}  {ratio.median:5.2f}x [{ratio.low:.2f} {ratio.high:.2f}]"
+
 
 @dataclass(frozen=True)
 class Budget:

@@ -3,8 +3,8 @@
 Single searches first, then whole encoders of a stack: at each stage the nearest code of the residual, which
 is then taken off. The other side is the search of transformers' EnCodec (an expanded square, three N x K
 arrays) or Mimi (``torch.cdist``), written out here. Milliseconds on ``--threads`` threads, on one thread of
-the process's own time, so that other programs hardly matter; ratios of pairs in turn, once with codebooks
-as tensors and once prepared (``vq_kernels.prepare_codebook``).
+the process's own time, so that other programs hardly matter; ours "of" theirs and the ratio of pairs in turn,
+once with codebooks as tensors and once prepared (``vq_kernels.prepare_codebook``).
 """
 
 from __future__ import annotations
@@ -110,14 +110,8 @@ def lines(stacks: Sequence[Stack], budget: Budget) -> Iterator[str]:
             tensors, packed, differ = compare(stack, rows, budget)
             yield (
                 f"{stack.name:8} {stack.stages:2} x {stack.k:5} x {stack.d:3}, {rows:4} rows: "
-                f"stock {packed.peer_s.median * 1e3:8.3f}  tensors {_shown(tensors)}  "
-                f"prepared {_shown(packed)}  {differ} codes differ"
+                f"tensors {tensors}  prepared {packed}  {differ} codes differ"
             )
-
-
-def _shown(pairs: Pairs) -> str:
-    ratio = pairs.ratio
-    return f"{pairs.ours_s.median * 1e3:8.3f} {ratio.median:5.2f}x [{ratio.low:.2f} {ratio.high:.2f}]"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
