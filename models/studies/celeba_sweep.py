@@ -78,8 +78,8 @@ PUBLISHED_ITERATIONS = {128: 2000, 256: 5500, 512: 6000}
 TUNED_ON = {"small": 600, "real": 4000, "paper": 20_000}  # images of each split
 NEAR = 0.05  # a perplexity is near its best within this share
 LONGER = {"small": 800, "real": 800, "paper": 20_000}
-# At real scale trained as long as the best setting, from which they differ in size and start alone: codes that
-# start at random and stay dead, as published. The sweep, in so few steps, would compare collapsed codebooks.
+# At real scale trained as long as the best setting; they differ in size and start alone: codes that start at
+# random and stay dead, as published. The sweep, in so few steps, would compare collapsed codebooks.
 _AT_RANDOM = {"kmeans_init": False, "dead_code_threshold": 0.0}
 OTHERS: dict[str, dict[str, dict[str, Any]]] = {
     "real": {f"K = {size}, codes at random": {"codebook_size": size} | _AT_RANDOM for size in (128, 256, 512)}
