@@ -81,6 +81,10 @@ class CodeSplit:
         """The labels of the given rows, -1 where there are none: ``[B]`` int64."""
         return self._labels[torch.as_tensor(_as_list(rows), dtype=torch.int64)]
 
+    def label_counts(self, classes: int) -> Tensor:
+        """How many rows have each of ``classes`` labels: ``[classes]`` int64; zeros where there are none."""
+        return self._labels[self._labels >= 0].bincount(minlength=classes)
+
     @cached_property
     def _levels(self) -> tuple[Tensor, ...]:
         """The codes of all rows: int32 ``[N, *shape]`` each."""
