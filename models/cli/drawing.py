@@ -33,7 +33,7 @@ from models.runs.config import PriorConfig
 from models.runs.export import say_if_unfinished, usable_model
 from models.runs.layout import RunLayout
 from models.runs.open import load_pretrained
-from models.runs.priors import check_prior_of, class_rows, judge_data
+from models.runs.priors import check_prior_of, class_rows, judge_data, mixed_labels
 
 
 def draw_and_measure(
@@ -61,19 +61,22 @@ def draw_and_measure(
     rows = class_rows(arguments.classes, description.class_names, priors[0].num_classes)
     folder = check_output(arguments.out or layout.samples, folder=True)
     needs_real = how.reject > 1 or arguments.two_sample or arguments.neighbours
-    if arguments.codes is not None and not needs_real:
+    is_mixed = arguments.mix == "training"
+    if arguments.codes is not None and not (needs_real or is_mixed):
         raise ValueError(
-            f"codes is {arguments.codes}; accepted: with --reject of at least 2, --two-sample or --neighbours"
+            f"codes is {arguments.codes}; accepted: with --reject of at least 2, --two-sample, --neighbours "
+            f"or --mix training"
         )
-    labels = torch.tensor([members[i % len(members)] for _, members in rows for i in range(arguments.count)])
+    store = _real_codes(arguments.codes, layout, description) if needs_real or is_mixed else None
+    shares = store.train.label_counts(len(description.class_names) or 1) if store and is_mixed else None
+    labels = torch.cat([mixed_labels(members, arguments.count, shares) for _, members in rows])
     compared = len(labels) if arguments.two_sample else len(labels) * how.reject
     if (arguments.two_sample or how.reject > 1) and compared < LEAST_COMPARED:
         raise ValueError(
             f"count is {arguments.count}, which makes {compared} samples to tell from real codes; accepted: "
             f"at least {LEAST_COMPARED} in all"
         )
-    store = _real_codes(arguments.codes, layout, description) if needs_real else None
-    real = decoded_codes(model, store, "train") if store is not None else None
+    real = decoded_codes(model, store, "train") if store is not None and needs_real else None
     data, judge = None, None
     if arguments.judge is not None:
         data = judge_data(arguments.judge, layout.folder, priors, description)

@@ -34,6 +34,13 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--classes", help="names of classes, separated by commas (all)")
     parser.add_argument("--count", type=int, default=10, help="samples of each class, or in all (10)")
+    parser.add_argument(
+        "--mix",
+        choices=("equal", "training"),
+        default="equal",
+        help="where a part of their names stands for several classes (--classes female,male): as many of "
+        "each, or as the training codes have them (equal)",
+    )
     levels = parser.add_argument_group("draws of codes: one value for all levels, or one for each, top first")
     levels.add_argument(
         "--temperature",
@@ -73,7 +80,8 @@ def add_parser(commands: Any) -> None:
         help="picture of samples and the training images, sounds or volumes nearest to them",
     )
     chosen.add_argument(
-        "--codes", help="codes of real data, for the last three (those that the prior was trained on)"
+        "--codes",
+        help="codes of real data, for the last three and for --mix (those that the prior was trained on)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="of the draws; each kind of device has its own (0)"

@@ -19,6 +19,8 @@ from vq_kernels.checks import check_choice
 if TYPE_CHECKING:
     from datasets import Dataset, Features
 
+IN_MEMORY = 2**29  # bytes of codes that a split holds in memory once its first batch is read
+
 CodeBatch = tuple[tuple[Tensor, ...], Tensor]  # codes of each level, [B, *shape] int64, top first; labels [B]
 
 
@@ -45,22 +47,30 @@ def code_features(shapes: Sequence[Sequence[int]]) -> Features:
 
 
 class CodeSplit:
-    """One split of a store; ``batch(rows)`` reads just those rows from disk.
+    """One split of a store; ``batch(rows)`` gives those rows as tensors.
 
     For example, of codes of the shapes ``((4, 4), (8, 8))`` ``split.batch(range(32))`` is a pair of tensors
     ``[32, 4, 4]`` and ``[32, 8, 8]``.
+
+    A split of at most ``in_memory`` bytes is read once, at its first batch; of a larger one every batch
+    reads just its rows from disk, which takes the milliseconds of a training step on a GPU.
     """
 
-    cached = False  # a batch takes milliseconds
-
-    def __init__(self, dataset: Dataset, shapes: tuple[tuple[int, ...], ...]) -> None:
+    def __init__(
+        self, dataset: Dataset, shapes: tuple[tuple[int, ...], ...], in_memory: int = IN_MEMORY
+    ) -> None:
         self.dataset, self.shapes = dataset.with_format("numpy"), shapes
+        codes = len(dataset) * sum(math.prod(shape) for shape in shapes)
+        self.cached = codes * torch.int32.itemsize <= in_memory
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def batch(self, rows: Sequence[int] | Tensor) -> tuple[Tensor, ...]:
         """The codes of the given rows at every level, top first: int64 ``[B, *shape]`` each."""
+        if self.cached:
+            chosen = torch.as_tensor(_as_list(rows), dtype=torch.int64)
+            return tuple(level[chosen].long() for level in self._levels)
         columns = self.dataset[_as_list(rows)]
         return tuple(
             torch.as_tensor(columns[f"level{level}"]).long().view(-1, *shape)
@@ -70,6 +80,21 @@ class CodeSplit:
     def batch_labels(self, rows: Sequence[int] | Tensor) -> Tensor:
         """The labels of the given rows, -1 where there are none: ``[B]`` int64."""
         return self._labels[torch.as_tensor(_as_list(rows), dtype=torch.int64)]
+
+    def label_counts(self, classes: int) -> Tensor:
+        """How many rows have each of ``classes`` labels: ``[classes]`` int64; zeros where there are none."""
+        return self._labels[self._labels >= 0].bincount(minlength=classes)
+
+    @cached_property
+    def _levels(self) -> tuple[Tensor, ...]:
+        """The codes of all rows: int32 ``[N, *shape]`` each."""
+        columns = self.dataset.data
+        return tuple(
+            torch.from_numpy(columns.column(f"level{level}").combine_chunks().flatten().to_numpy().copy())
+            .int()
+            .view(-1, *shape)
+            for level, shape in enumerate(self.shapes)
+        )
 
     @cached_property
     def _labels(self) -> Tensor:

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from models.codes.description import CodeDescription
 from models.data.columns import JOINED
 from models.pretrained import WEIGHTS_FILE, weights_hash
@@ -71,6 +74,24 @@ def class_rows(
         return [(name, groups[name]) for name in chosen]
     labels = class_labels(names, class_names, num_classes)
     return [(class_names[label] if class_names and num_classes else "", [label]) for label in labels]
+
+
+def mixed_labels(members: Sequence[int], count: int, frequencies: Tensor | None = None) -> Tensor:
+    """``count`` labels of the classes ``members``, those of each spread over all: ``[count]`` int64.
+
+    frequencies: of every class, ``[classes]``, in whose proportions ``members`` come, rounded by the largest
+    remainder; without it, and of members that are not among the data, in equal ones.
+    """
+    known = None if frequencies is None else frequencies[list(members)].double()
+    if known is None or not known.sum():
+        return torch.tensor(members)[torch.arange(count) % len(members)]
+    exact = known / known.sum() * count
+    numbers = exact.floor()
+    remainders = (exact - numbers).argsort(descending=True, stable=True)
+    numbers[remainders[: count - int(numbers.sum())]] += 1
+    labels = torch.tensor(members).repeat_interleave(numbers.long())
+    places = torch.cat([(torch.arange(int(number)) + 0.5) / number for number in numbers if number])
+    return labels[places.argsort(stable=True)]
 
 
 def class_labels(names: str | None, class_names: Sequence[str], num_classes: int | None) -> list[int]:

@@ -23,6 +23,7 @@ from models.files import write_whole
 from models.priors.base import AutoregressivePrior
 from models.runs.build import build_priors, trained_levels
 from models.runs.config import PriorConfig
+from models.runs.device import find_device
 from models.runs.export import usable_levels
 from models.runs.history import curves_of, read_history
 from models.runs.reproducible import seed_run
@@ -32,6 +33,7 @@ from models.training.loop import (
     fit,
     load_best,
     training_loader,
+    trains_on_cpu,
 )
 from models.training.modules import PriorModule
 from models.training.processes import processes
@@ -164,7 +166,11 @@ def _train(
 @torch.no_grad()
 def _measure(module: PriorModule, store: CodeStore) -> dict[str, dict[str, float]]:
     """The nats a code of every trained level: of as many training images as there are held-out ones, of
-    these, and of these without their labels where the priors know what that means."""
+    these, and of these without their labels where the priors know what that means.
+
+    They are computed where the priors were trained, which are on the CPU before and afterwards.
+    """
+    module.to("cpu" if trains_on_cpu(module.config) else find_device("gpu"))
     held_out = store.validation
     rows = {
         "training": (store.train, some_rows(len(store.train), len(held_out))),
@@ -176,10 +182,12 @@ def _measure(module: PriorModule, store: CodeStore) -> dict[str, dict[str, float
     for name, (split, chosen) in rows.items():
         totals: dict[str, float] = {}
         for some in chosen.split(module.config.batch_size):
-            batch = (split.batch(some), split.batch_labels(some))
+            codes = tuple(level.to(module.device) for level in split.batch(some))
+            batch = (codes, split.batch_labels(some).to(module.device))
             for key, value in module.losses(batch, float(name.endswith("labels"))).items():
                 totals[key] = totals.get(key, 0.0) + float(value) * len(some) / len(chosen)
         nats[name] = totals
+    module.cpu()
     return nats
 
 

@@ -271,7 +271,7 @@ def test_samples_of_classes_of_two_columns_are_chosen_and_measured(tmp_path: Pat
     import datasets
 
     generator = np.random.default_rng(0)
-    kinds = [(light, wide) for light in (0, 1) for wide in (0, 1)] * 15
+    kinds = [(light, wide) for light in (0, 1) for wide in (0, 1)] * 13 + [(0, 1)] * 20
     images = []
     for light, wide in kinds:
         pixels = generator.integers(0, 60, (8, 8), dtype=np.uint8)
@@ -340,6 +340,10 @@ def test_samples_of_classes_of_two_columns_are_chosen_and_measured(tmp_path: Pat
             *("dark+narrow", "dark+wide", "dark+narrow", *["light+wide"] * 3)
         ]
         assert stored["level1"].shape == (6, 4, 4)
+    of_dark = ["--classes", "dark", "--count", "4", "--mix", "training", "--out", str(tmp_path / "mixed")]
+    assert main(["sample", str(tmp_path / "prior"), *of_dark]) == 0
+    with np.load(tmp_path / "mixed" / "codes.npz") as stored:
+        assert sorted(stored["labels"]) == [0, 1, 1, 1], "a quarter of the dark ones are narrow"
     capsys.readouterr()
     assert main(["sample", str(tmp_path / "prior"), "--classes", "dark,blue"]) == 2
     assert "unknown class 'blue'; accepted: dark+narrow" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from run_support import TINY, tiny_hierarchy
 from models import VQVAE, VQVAE2
 from models.codes.description import CodeDescription
 from models.codes.encode import OtherCodesError, encode
-from models.codes.store import CodeStore
+from models.codes.store import CodeSplit, CodeStore
 from models.data import DataConfig, load_data, to_float
 from models.data.augment import AugmentSettings
 from models.data.splits import SPLITS
@@ -38,6 +38,19 @@ def test_code_store_round_trip(tmp_path: Path, data, model: VQVAE2) -> None:
     for got, truth in zip(codes, model.encode(to_float(data.train.batch(rows))), strict=True):
         assert torch.equal(got, truth)
     assert torch.equal(store.split("train").batch_labels(rows), data.train.labels[rows])
+
+
+def test_codes_in_memory_are_those_on_disk(tmp_path: Path, data, model: VQVAE2) -> None:
+    held = encode(model, data, tmp_path, batch_size=32, shard_size=64).train
+    read = CodeSplit(held.dataset, held.shapes, in_memory=0)
+    assert held.cached, "small codes are read once"
+    assert not read.cached, "large ones batch by batch"
+    rows = torch.tensor([149, 3, 70, 3])
+    for one, other in zip(held.batch(rows), read.batch(rows), strict=True):
+        assert one.dtype == other.dtype == torch.int64
+        assert torch.equal(one, other)
+    with pytest.raises(IndexError):
+        held.batch([150])
 
 
 def test_encoding_goes_on_after_an_interruption(tmp_path: Path, data, model: VQVAE2, monkeypatch) -> None:
