@@ -267,7 +267,7 @@ class Descent:
         return bool(faster)
 
     def _compare(self, config: Config, other: Config) -> tuple[float, float, float]:
-        """Seconds of a configuration and of another, of a call of each pair together, and how many times faster."""
+        """Seconds of a call of each pair together, of a configuration and of another; the speed-up."""
         ours = theirs = logarithms = 0.0
         for pair in self.pairs:
             calls = self.search(config, pair), self.search(other, pair)
