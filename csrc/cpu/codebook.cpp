@@ -132,7 +132,8 @@ bool Codebook::find_mean(const Kernels* kernels, const int64_t* task_of, int thr
   const bool done = parallel_for(threads, tasks, interruption, kTaskCodes * dim, [&](int64_t t) {
     const int64_t first = t * kTaskCodes, n = count - first < kTaskCodes ? count - first : kTaskCodes;
     for (int64_t i = t * dim; i < (t + 1) * dim; ++i) sums[i] = 0.0;
-    kernels->add_rows(codes + first * dim, dim, nullptr, task_of + first, int(n), dim, 0, tasks, sums);
+    const RowSpan rows = {const_cast<float*>(codes) + first * dim, dim, VQ_FLOAT32};
+    kernels->add_rows(rows, nullptr, task_of + first, int(n), dim, 0, tasks, sums);
   });
   if (!done) return false;
   for (int64_t t = 1; t < tasks; ++t)
