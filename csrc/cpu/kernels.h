@@ -120,8 +120,8 @@ struct Kernels {
   void (*inspect_codes)(const float* codes, int64_t count, int64_t dim, uint8_t* finite, uint64_t* hashes);
   // square [count] = |code - centre|^2 (null: 0).
   void (*square_distances)(const float* codes, int64_t count, int64_t dim, const float* centre, double* square);
-  // out, `pitch` floats apart = code - centre (null: 0); returns its square norm.
-  double (*pack_code)(const float* code, const float* centre, int64_t dim, float* out, int64_t pitch);
+  // out, `pitch` floats apart = the code centred; returns its square norm.
+  double (*pack_code)(const float* code, Centring centring, int64_t dim, float* out, int64_t pitch);
   // The scores e.e/2 - x.e (or -x.e) of one code with n rows, in float64 in any order; returns e.e. Rows
   // are `pitch` doubles apart, with zeros up to a multiple of kExactLanes.
   double (*score_rows)(const double* rows, int n, int64_t pitch, const float* code, int64_t dim, int l2,
