@@ -71,7 +71,7 @@ def test_any_magnitude(path: str, scale: float, offset: float) -> None:
 
 @pytest.mark.parametrize("scale", [1e-36, 1e-20, 1e20, 1e34], ids=lambda s: f"scale_{s:g}")
 def test_lengths_far_from_that_of_an_ordinary_code(path: str, scale: float) -> None:
-    """Codes are brought to lengths of about one; other rows, and codes a million times shorter, go with them."""
+    """Codes are brought to lengths of about one; other rows and codes, a million times shorter, follow."""
     lengths = torch.logspace(-8, 3, 12).repeat(20)[:, None]
     codebook = torch.randn(300, 24) * scale + scale
     codebook[::50] *= 1e-6
