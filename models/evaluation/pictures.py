@@ -172,6 +172,9 @@ def save_curves(
             (drawn[label],) = axes_of_panel.plot(x, y, label=label, **style)
         axes_of_panel.set(title=name, xlabel=x_label, ylabel=(y_labels or {}).get(name, ""), **axis)
         axes_of_panel.grid(alpha=0.3)
+        whole = all(place % 1 == 0 for x, _ in lines.values() for place in x)
+        if whole and axes_of_panel.get_xscale() == "linear":  # as of epochs and steps
+            axes_of_panel.xaxis.get_major_locator().set_params(integer=True)
         if not shared and [*lines] != [name]:
             axes_of_panel.legend(
                 fontsize="small", frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2)
