@@ -56,11 +56,12 @@ def save_image(image: Tensor, path: Path, smallest: int = 600) -> Path:
 
 
 def new_figure(panels: int, width: float = 4.2, height: float = 3.0) -> tuple[Figure, list[Axes]]:
-    """A figure with ``panels`` axes, at most three in a row, drawn without a display."""
+    """A figure with ``panels`` axes, at most three in a row and four in a square, drawn without a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns, rows = min(panels, 3), math.ceil(panels / 3)
+    columns = 2 if panels == 4 else min(panels, 3)
+    rows = math.ceil(panels / columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()

@@ -100,6 +100,14 @@ def test_between_two_epochs_is_no_tick(
     assert len(ticks) >= 2
 
 
+@pytest.mark.parametrize(("panels", "rows", "columns"), [(1, 1, 1), (3, 1, 3), (4, 2, 2), (5, 2, 3)])
+def test_panels_in_rows(panels: int, rows: int, columns: int) -> None:
+    _, axes = new_figure(panels)
+    assert len(axes) == panels
+    grids = {axis.get_subplotspec().get_gridspec().get_geometry() for axis in axes}
+    assert grids == {(rows, columns)}
+
+
 def test_a_legend_of_a_hundred_names_leaves_the_panel_its_size(tmp_path: Path) -> None:
     figure, (axes,) = new_figure(1)
     lines = {f"class number {number}": axes.plot([0, 1], [0, number])[0] for number in range(100)}
