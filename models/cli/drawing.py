@@ -81,7 +81,7 @@ def draw_and_measure(
     if arguments.judge is not None:
         data = judge_data(arguments.judge, layout.folder, priors, description)
         print(f"training a classifier on {data.describe()}", flush=True)
-        judge = Judge(data.train, model=arguments.judge_model, progress=True)
+        judge = Judge(data.train, model=arguments.judge_model, device=device, progress=True)
     generator = torch.Generator(device).manual_seed(arguments.seed)
     codes = len(labels) * how.best_of * how.reject * sum(math.prod(shape) for shape in description.shapes)
     with only_writer(folder):
@@ -99,7 +99,11 @@ def draw_and_measure(
             )
         names, last = [name for name, _ in rows if name], list(stages.values())[-1]
         _write_samples(folder, kind, names, labels, last, arguments.count)
-        figures = _figures(arguments, folder, stages, labels, description, data, judge, model, store, real)
+        for name, stage in list(stages.items())[:-1]:
+            _write_picture(folder / f"samples-{name}.png", kind, names, stage, arguments.count)
+        figures = _figures(
+            arguments, folder, stages, labels, description, data, judge, model, store, real, device
+        )
         if figures:
             write_whole(folder / "figures.json", json.dumps(figures, indent=2) + "\n")
             print(describe(figures))
@@ -128,16 +132,19 @@ def _write_samples(
     folder: Path, kind: Kind, names: list[str], labels: Tensor, stage: Stage, count: int
 ) -> None:
     """``samples.png``, a row a class in ``names``, ``codes.npz``, and the samples as files if need be."""
-    picture, pictures = folder / "samples.png", kind.pictures(stage.images)
-    columns = min(count, 2 * kind.columns)
-    if names:
-        labelled_rows(picture, pictures, names, columns)
-    else:
-        save_image(grid(pictures, columns), picture)
+    _write_picture(folder / "samples.png", kind, names, stage, count)
     if kind.has_files:
         write_samples(kind, stage.images, folder, names)
     arrays: dict[str, Any] = {f"level{i}": level.cpu().numpy() for i, level in enumerate(stage.codes)}
     np.savez(folder / "codes.npz", labels=labels.numpy(), **arrays)
+
+
+def _write_picture(file: Path, kind: Kind, names: list[str], stage: Stage, count: int) -> None:
+    pictures, columns = kind.pictures(stage.images), min(count, 2 * kind.columns)
+    if names:
+        labelled_rows(file, pictures, names, columns)
+    else:
+        save_image(grid(pictures, columns), file)
 
 
 def _figures(
@@ -151,6 +158,7 @@ def _figures(
     model: DiscreteAutoencoder,
     store: CodeStore | None,
     real: Tensor | None,
+    device: str,
 ) -> dict[str, Any]:
     """All that was asked for, of every stage; empty where one line says all, as for plain samples."""
     column = description.settings.get("label_column")
@@ -159,7 +167,9 @@ def _figures(
         return {}
     names, kind = description.class_names, kind_of_settings(description.settings)
     compared = real if arguments.two_sample else None
-    figures = measure_stages(stages, labels, names, column, judge=judge, real=compared, progress=True)
+    figures = measure_stages(
+        stages, labels, names, column, judge=judge, real=compared, device=device, progress=True
+    )
     if judge is not None and data is not None and data.test.labels is not None:
         real_images = data.test.batch(range(len(data.test)))
         of_real = judge.by_class(real_images, data.test.labels, names, column)

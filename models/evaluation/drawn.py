@@ -52,6 +52,7 @@ def measure_stages(
     *,
     judge: Judge | None = None,
     real: Tensor | None = None,
+    device: str = "cpu",
     progress: bool = False,
 ) -> Figures:
     """Of each stage of :func:`models.evaluation.selection.draw_stages` what ``judge`` and ``real`` allow.
@@ -59,7 +60,7 @@ def measure_stages(
     ``judge``: :meth:`models.evaluation.judge.Judge.by_class`. ``two_sample``: the share of samples and of as
     many of ``real``, levels ``[N, C, *S]``, that a classifier tells apart: of few samples it learns little,
     so that a share near 0.5 says nothing. ``two_sample_before_rejection``: the same of all candidates of a
-    rejection, which are more.
+    rejection, which are more. device: of that classifier.
     """
     figures: Figures = {}
     for name, stage in stages.items():
@@ -69,7 +70,7 @@ def measure_stages(
             of_stage["judge"] = judge.by_class(images, labels, class_names, label_column)
         if real is not None:
             images = to_levels(stage.images, real.dtype)
-            of_stage["two_sample"] = two_sample(real, images, progress=progress).accuracy
+            of_stage["two_sample"] = two_sample(real, images, device=device, progress=progress).accuracy
         if stage.told_apart is not None:
             of_stage["two_sample_before_rejection"] = stage.told_apart
         figures[name] = of_stage

@@ -26,8 +26,8 @@ class Judge:
 
     model: ``svm``, a support vector machine with a radial kernel on what
     :meth:`models.data.kinds.Kind.features` says, raw pixels of images, or ``cnn``, a convolutional network
-    (:mod:`models.evaluation.classifier`), which photographs and paintings need. ValueError unless the images
-    have two classes or more, and for a ``cnn`` of data that are no images.
+    (:mod:`models.evaluation.classifier`), which photographs and paintings need, on ``device``. ValueError
+    unless the images have two classes or more, and for a ``cnn`` of data that are no images.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class Judge:
         *,
         seed: int = 0,
         steps: int = 1500,
+        device: str = "cpu",
         progress: bool = False,
     ) -> None:
         check_choice(MODELS, judge=model)
@@ -61,7 +62,7 @@ class Judge:
             images = split.batch(rows)
             examples = Examples(lambda chosen: images[chosen], labels)
             self.network = train_classifier(
-                examples, self.num_classes, steps=steps, seed=seed, progress=progress
+                examples, self.num_classes, steps=steps, seed=seed, device=device, progress=progress
             )
         else:
             from sklearn.svm import SVC

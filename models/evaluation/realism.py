@@ -22,14 +22,21 @@ class TwoSample(NamedTuple):
 
 
 def two_sample(
-    real: Tensor, samples: Tensor, *, steps: int = 600, seed: int = 0, progress: bool = False
+    real: Tensor,
+    samples: Tensor,
+    *,
+    steps: int = 600,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: bool = False,
 ) -> TwoSample:
     """Train a classifier to tell ``samples`` from ``real``; judge each image by one that has not seen it.
 
     Both are levels ``[N, C, *S]`` of one dtype; as many of each are taken, at random where there are more
     real images. Two classifiers are trained, on one half each, and judge the other half (Lopez-Paz and Oquab,
     2017, arXiv:1610.06545). The accuracy grows with the number of images, and is to be compared for equal
-    numbers only. ValueError for fewer than four images of either, or more samples than real images.
+    numbers only. device: of the classifiers, as torch names it. ValueError for fewer than four images of
+    either, or more samples than real images.
     """
     count = len(samples)
     if not LEAST_COMPARED <= count <= len(real):
@@ -47,7 +54,9 @@ def two_sample(
     for number, train_on in enumerate((is_first, ~is_first)):
         rows = train_on.nonzero()[:, 0]
         examples = Examples(lambda chosen, rows=rows: images[rows[chosen]], labels[rows])  # type: ignore[misc]
-        network = train_classifier(examples, 2, steps=steps, seed=seed + number, progress=progress)
+        network = train_classifier(
+            examples, 2, steps=steps, seed=seed + number, device=device, progress=progress
+        )
         realism[~train_on] = class_probabilities(network, images[~train_on])[:, REAL]
     accuracy = float(((realism > 0.5).long() == labels).float().mean())
     return TwoSample(accuracy, realism[:count])

@@ -99,7 +99,7 @@ def draw_stages(
         stages["ranked"] = [level[:: how.reject] for level in candidates]
     if how.reject > 1 and real is not None:
         images = to_levels(decode(model, candidates).cpu(), real.dtype)
-        told = two_sample(real, images, progress=progress)
+        told = two_sample(real, images, device=str(labels.device), progress=progress)
         rows = torch.arange(len(labels)) * how.reject + told.realism.view(-1, how.reject).argmax(1)
         told_apart = told.accuracy
         stages["kept"] = [level[rows.to(level.device)] for level in candidates]

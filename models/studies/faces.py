@@ -18,6 +18,7 @@ from models.autoencoders.discrete import require_codes
 from models.codes.store import CodeStore
 from models.data import DataConfig, ImageData, load_data
 from models.data.augment import AugmentSettings
+from models.data.columns import JOINED, label_columns
 from models.data.sources import open_source
 from models.data.splits import named_splits
 from models.evaluation.drawn import decoded_codes, draw_neighbours, flat_figures, measure_stages
@@ -25,11 +26,14 @@ from models.evaluation.judge import Judge
 from models.evaluation.pictures import grid, labelled_rows, save_image
 from models.evaluation.selection import Drawing, draw_stages
 from models.files import write_whole
+from models.runs.priors import class_rows, mixed_labels
 from models.studies.runner import Runner
 from models.training.finished import TrainedRun
 
+COLUMNS_SHOWN = 8  # of a picture of samples
+
 # By scale: settings of the data and the autoencoder, of the copies that are encoded, of the prior of each
-# level, of the draws, and how many samples of a class are measured and shown.
+# level, of the draws, and how many samples of a row (a gender, or a class) are measured and shown.
 FACES: dict[str, dict[str, Any]] = {
     "real": {
         "model": {
@@ -74,8 +78,8 @@ FACES: dict[str, dict[str, Any]] = {
             "best_of": 4,
             "reject": 7,
         },
-        "measured": 25,
-        "shown": 8,
+        "measured": 100,
+        "shown": 32,
     },
 }
 
@@ -130,7 +134,9 @@ def _draw(
     progress, names = runner.options.progress, data.class_names or ("",)
     model, drawing = require_codes(run.model), Drawing(**how["drawing"])
     count, seed = how["measured"], runner.options.seed
-    labels = torch.arange(len(names)).repeat_interleave(count)
+    rows = _rows(data, priors[0].num_classes)
+    frequencies = store.train.label_counts(len(names))
+    labels = torch.cat([mixed_labels(members, count, frequencies) for _, members in rows])
     real = decoded_codes(model, store, "train")
     generator = torch.Generator(runner.device).manual_seed(seed)
     runner.say(
@@ -147,24 +153,33 @@ def _draw(
         generator=generator,
         progress=progress,
     )
-    judge = Judge(data.train, model="cnn", seed=seed, progress=progress) if data.class_names else None
+    judge = None
+    if data.class_names:
+        judge = Judge(data.train, model="cnn", seed=seed, device=runner.device, progress=progress)
     column = data.settings["label_column"]
     figures = measure_stages(
-        stages, labels, data.class_names, column, judge=judge, real=real, progress=progress
+        stages,
+        labels,
+        data.class_names,
+        column,
+        judge=judge,
+        real=real,
+        device=runner.device,
+        progress=progress,
     )
     if judge is not None and data.test.labels is not None:
         test = data.test.batch(range(len(data.test)))
         figures["real test images"] = {"judge": judge.by_class(test, data.test.labels, names, column)}
-    caption = f"{runner.data_name}: samples of each class, in the order in which they were drawn; seed {seed}"
+    caption = f"{runner.data_name}: samples in the order in which they were drawn; seed {seed}"
     for stage, drawn in stages.items():
-        shown = drawn.images.unflatten(0, (len(names), count))[:, : how["shown"]].flatten(0, 1)
+        shown = drawn.images.unflatten(0, (len(rows), count))[:, : how["shown"]].flatten(0, 1)
         path = runner.folder / f"faces-{stage}.png"
         if data.class_names:
-            labelled_rows(path, shown, names, how["shown"], f"{caption}; {stage}")
+            labelled_rows(path, shown, [name for name, _ in rows], COLUMNS_SHOWN, f"{caption}; {stage}")
         else:
-            save_image(grid(shown, how["shown"]), path)
+            save_image(grid(shown, COLUMNS_SHOWN), path)
     kept = list(stages.values())[-1].images
-    spread = kept.unflatten(0, (len(names), count)).transpose(0, 1).flatten(0, 1)  # classes by turns
+    spread = kept.unflatten(0, (len(rows), count)).transpose(0, 1).flatten(0, 1)  # rows by turns
     path, held_out = runner.folder / "faces-neighbours.png", decoded_codes(model, store, "test")
     figures["squared error to the nearest training image"] = draw_neighbours(
         path, spread, real, held_out, data.kind
@@ -176,6 +191,14 @@ def _draw(
     figures["nats a code"] = {name: values for one in nats for name, values in _by_level(one).items()}
     write_whole(runner.folder / "faces.json", json.dumps(figures, indent=2) + "\n")
     runner.write_table("faces", [{"figure": name, "value": value} for name, value in flat_figures(figures)])
+
+
+def _rows(data: ImageData, classes: int | None) -> list[tuple[str, list[int]]]:
+    """What is drawn evenly, and the labels of each: the first column's part of classes that combine columns,
+    so that rare combinations are drawn as rarely as the data have them; otherwise the classes."""
+    first = dict.fromkeys(name.split(JOINED)[0] for name in data.class_names)
+    is_joined = len(label_columns(data.settings["label_column"])) > 1
+    return class_rows(",".join(first) if is_joined else None, data.class_names, classes)
 
 
 def _by_level(nats: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:

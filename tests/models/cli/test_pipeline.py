@@ -333,7 +333,8 @@ def test_samples_of_classes_of_two_columns_are_chosen_and_measured(tmp_path: Pat
     assert set(figures["kept"]["judge"]) == {"shade", "form"}
     assert set(figures["kept"]["judge"]["shade"]) == {"all", "dark", "light"}
     assert 0 <= figures["plain"]["two_sample"] <= 1
-    assert (folder / "neighbours.png").is_file()
+    for name in ("neighbours", "samples", "samples-plain", "samples-ranked"):
+        assert (folder / f"{name}.png").is_file()
     with np.load(folder / "codes.npz") as stored:
         names = sorted({"dark+narrow", "dark+wide", "light+narrow", "light+wide"})
         assert [names[label] for label in stored["labels"]] == [
