@@ -23,6 +23,7 @@ PATHS = {
     "avx512": ("avx512", "float32"),
     "avx512vnni": ("avx512vnni", "int8"),
     "avx512bf16": ("avx512bf16", "bfloat16"),
+    "avx512bf16 int8": ("avx512bf16", "int8"),
     "amxint8": ("amxint8", "int8"),
     "amx": ("amx", "bfloat16"),
     "portable direct": ("portable", "direct"),

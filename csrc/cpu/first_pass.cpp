@@ -22,10 +22,12 @@ FirstPass float32_first() { return FirstPass{VQ_FLOAT32_FIRST}; }
 
 FirstPass matrix_first() { return FirstPass{VQ_BFLOAT16_FIRST, matrix_kernels_in_use()}; }
 
-FirstPass narrow_first(int kind) {
-  return FirstPass{kind, nullptr,
-                   kind == VQ_INT8_FIRST ? int8_kernels_in_use() : bfloat16_kernels_in_use()};
+FirstPass int8_first(int64_t dim) {
+  return FirstPass{VQ_INT8_FIRST, nullptr, int8_kernels_in_use(),
+                   dim <= kBfloat16MostDim ? bfloat16_kernels_in_use() : nullptr};
 }
+
+FirstPass bfloat16_first() { return FirstPass{VQ_BFLOAT16_FIRST, nullptr, bfloat16_kernels_in_use()}; }
 
 }  // namespace
 
@@ -42,11 +44,11 @@ FirstPass choose_first_pass(int64_t dim, int64_t codes) {
   const bool int8 = int8_kernels_in_use() && dim <= kInt8MostDim;
   const bool bfloat16 = bfloat16_kernels_in_use() && dim <= kBfloat16MostDim;
   if (chosen == VQ_FLOAT32_FIRST) return float32_first();
-  if (chosen == VQ_INT8_FIRST && int8) return narrow_first(VQ_INT8_FIRST);
+  if (chosen == VQ_INT8_FIRST && int8) return int8_first(dim);
   if (chosen == VQ_BFLOAT16_FIRST && matrix_kernels_in_use()) return matrix_first();
-  if (chosen == VQ_BFLOAT16_FIRST && bfloat16) return narrow_first(VQ_BFLOAT16_FIRST);
+  if (chosen == VQ_BFLOAT16_FIRST && bfloat16) return bfloat16_first();
   if (matrix_kernels_in_use()) return dim >= kMatrixLeastDim ? matrix_first() : float32_first();
-  if (int8 && dim >= kInt8LeastDim && codes * dim >= kInt8LeastWork) return narrow_first(VQ_INT8_FIRST);
+  if (int8 && dim >= kInt8LeastDim && codes * dim >= kInt8LeastWork) return int8_first(dim);
   return float32_first();
 }
 

@@ -5,11 +5,14 @@
 
 namespace vq_cpu {
 
-// The kernels of the first pass; at most one of the two pointers is set, none for the float32 sweep.
+// The kernels of the first pass; at most one of `matrix` and `narrow` is set, none for the float32 sweep.
 struct FirstPass {
   int kind;  // VqFirstPass
   const MatrixKernels* matrix = nullptr;
   const NarrowKernels* narrow = nullptr;
+  // Bfloat16, for rows that int8 leaves too many codes: with more dimensions its bound grows faster than the distances
+  // between scores. Null where the instruction set has none.
+  const NarrowKernels* finer = nullptr;
 };
 
 // Whether the codes are to be searched as they are given (direct_search.h), without a first pass over packed ones.

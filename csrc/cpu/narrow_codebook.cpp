@@ -31,8 +31,9 @@ bool NarrowCodebook::prepare(const Codebook& codebook, const NarrowKernels* kern
   centre_norm_ = sqrt(square);
   codes_ = {dim,   steps, groups,      packed_,    start_,     scale_,
             lost_, kept_, minus_half_, most_lost_, most_kept_, most_half_};
+  factors_ = factors;
   const int64_t task_groups = kTaskCodes / group;
-  return parallel_for(threads, divide_up(groups, task_groups), interruption, kTaskCodes * dim, [&](int64_t t) {
+  const bool done = parallel_for(threads, divide_up(groups, task_groups), interruption, kTaskCodes * dim, [&](int64_t t) {
     bool far = false;
     for (int64_t g = t * task_groups; g < groups && g < (t + 1) * task_groups; ++g) {
       const int64_t first = g * group;
@@ -58,6 +59,8 @@ bool NarrowCodebook::prepare(const Codebook& codebook, const NarrowKernels* kern
       bounded_ = false;
     }
   });
+  if (done) kernels_ = kernels;
+  return done;
 }
 
 void NarrowCodebook::sum_up_group(int64_t g, int64_t group, bool l2) {

@@ -1,4 +1,4 @@
-// A codebook as the narrow first pass takes it, prepared once a call.
+// A narrow pass with the codebook as it takes it, prepared once a call.
 #pragma once
 
 #include "cpu/narrow.h"
@@ -13,6 +13,9 @@ class NarrowCodebook {
   // False if there is no memory or it was interrupted.
   bool prepare(const Codebook& codebook, const NarrowKernels* kernels, const NarrowFactors& factors, int threads,
                Interruption* interruption);
+  bool prepared() const { return kernels_ != nullptr; }
+  const NarrowKernels& kernels() const { return *kernels_; }
+  const NarrowFactors& factors() const { return factors_; }
   const NarrowCodes& codes() const { return codes_; }
   Centring centring() const { return centring_; }
   double centre_norm() const { return centre_norm_; }  // scaled
@@ -20,6 +23,8 @@ class NarrowCodebook {
   bool bounded() const { return bounded_; }
 
  private:
+  const NarrowKernels* kernels_ = nullptr;
+  NarrowFactors factors_ = {};
   NarrowCodes codes_ = {};
   Centring centring_ = {};
   double centre_norm_ = 0.0;

@@ -7,14 +7,17 @@
 
 namespace vq_cpu {
 
-bool NarrowSearch::open(Search* search, ExactSearch* exact, SweepSearch* sweep) {
+bool NarrowSearch::open(Search* search, const NarrowCodebook& codebook, ExactSearch* exact, SweepSearch* sweep,
+                        NarrowSearch* finer) {
   search_ = search;
+  codebook_ = &codebook;
   exact_ = exact;
   sweep_ = sweep;
-  const NarrowKernels& kernels = *search->first.narrow;
-  const NarrowCodes& codes = search->narrow.codes();
+  finer_ = finer;
+  const NarrowKernels& kernels = codebook.kernels();
+  const NarrowCodes& codes = codebook.codes();
   const int64_t tile = kernels.lanes * kernels.vectors;
-  factors_ = search->narrow_factors;
+  factors_ = codebook.factors();
   if (!given_up_rows_.resize(search->block_rows) || !repeats_.resize(search->block_rows) ||
       !repeats_of_.resize(search->block_rows) || !last_row_.resize(codes.dim) || !rows_.resize(codes.steps * tile) ||
       !candidates_.resize(tile * kNarrowPitch) || !counts_.resize(tile) || !scale_.resize(tile) ||
@@ -32,13 +35,13 @@ bool NarrowSearch::open(Search* search, ExactSearch* exact, SweepSearch* sweep) 
 bool NarrowSearch::run(const RowBlock& block) {
   if (skip_) {
     --skip_;
-    return sweep_->run_ambiguous(block);
+    return run_other(block);
   }
   block_ = block;
   given_up_count_ = repeat_count_ = 0;
   last_position_ = -1;
   exact_->start(block);
-  const int tile = search_->first.narrow->lanes * search_->first.narrow->vectors;
+  const int tile = codebook_->kernels().lanes * codebook_->kernels().vectors;
   int done = 0;
   while (done < block.n && !skip_) {
     if (search_->interruption->requested()) return false;
@@ -47,12 +50,19 @@ bool NarrowSearch::run(const RowBlock& block) {
     search_tile(done);
     for (int lane = 0; lane < tile_.n; ++lane) resolve_row(done + lane, lane);
     done += tile_.n;
-    if (given_up_count_ - given_up_before > tile_.n / 2) skip_ = kSkippedBlocks;
+    if (given_up_count_ - given_up_before > tile_.n / (finer_ ? 8 : 2)) skip_ = kSkippedBlocks;
   }
   if (!resolve_given_up()) return false;
   return done == block.n ||
-         sweep_->run_ambiguous(
-             RowBlock{block.first + done, block.n - done, block.index + done, block.nonfinite + done});
+         run_other(RowBlock{block.first + done, block.n - done, block.index + done, block.nonfinite + done});
+}
+
+bool NarrowSearch::run_other(const RowBlock& block) {
+  if (!finer_) return sweep_->run_ambiguous(block);
+  if (!finer_->search_ &&
+      !(search_->ensure_finer() && finer_->open(search_, search_->finer, exact_, sweep_, nullptr)))
+    return false;
+  return finer_->run(block);
 }
 
 // Row i goes to the float32 sweep, unless it is the same as the last that did, of zeros for example.
@@ -82,11 +92,11 @@ bool NarrowSearch::resolve_given_up() {
 }
 
 void NarrowSearch::search_tile(int first) {
-  const NarrowKernels& kernels = *search_->first.narrow;
-  const NarrowCodes& codes = search_->narrow.codes();
-  kernels.pack_rows(search_->x, block_.first + first, search_->narrow.centring(), scratch_, &tile_);
+  const NarrowKernels& kernels = codebook_->kernels();
+  const NarrowCodes& codes = codebook_->codes();
+  kernels.pack_rows(search_->x, block_.first + first, codebook_->centring(), scratch_, &tile_);
   tile_.next = next_rows(first + tile_.n, kernels.lanes * kernels.vectors);
-  const double centre = search_->narrow.centre_norm();
+  const double centre = codebook_->centre_norm();
   for (int lane = 0; lane < tile_.n; ++lane)
     slack_[lane] = float(factors_.slack * (double(norm_[lane]) * double(norm_[lane]) + 4.0 * centre * centre));
   kernels.set_bounds(&codes, &factors_, &tile_);
@@ -136,7 +146,7 @@ void NarrowSearch::resolve_row(int i, int lane) {
     if (upper[c] > upper[likely]) likely = c;
   const int32_t code = candidates[likely];
   const float top = upper[likely];
-  const NarrowCodes& codes = search_->narrow.codes();
+  const NarrowCodes& codes = codebook_->codes();
   const float low =
       top - twice_bound(factors_, norm_[lane], bound_[code], -codes.minus_half[code]) - slack_[lane];
   const float least_upper = low - fabsf(low) * 0x1p-22f;
@@ -153,7 +163,7 @@ void NarrowSearch::resolve_row(int i, int lane) {
   index = code;
   if (left < 2) return;
   const Codebook& codebook = search_->codebook;
-  const Centring centring = search_->narrow.centring();
+  const Centring centring = codebook_->centring();
   const float* x = row(i);
   const double norm = double(norm_[lane]), slack = double(slack_[lane]);
   double least = -INFINITY, reach[kNarrowCandidates];
@@ -162,7 +172,7 @@ void NarrowSearch::resolve_row(int i, int lane) {
     if (!(double(upper[c]) >= least - slack)) continue;
     const int64_t j = candidates[c];
     const double score =
-        search_->first.narrow->score(x, codebook.codes + j * codebook.dim, centring, codebook.dim, codebook.l2);
+        codebook_->kernels().score(x, codebook.codes + j * codebook.dim, centring, codebook.dim, codebook.l2);
     const double e = double(codes.kept[j]) + double(codes.lost[j]);
     const double error = factors_.score * e * (norm + 0.5 * e) + factors_.contract * e * e + 0.5 * slack;
     candidates[scored] = int32_t(j);

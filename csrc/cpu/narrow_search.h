@@ -5,7 +5,7 @@
 #pragma once
 
 #include "cpu/exact_search.h"
-#include "cpu/narrow.h"
+#include "cpu/narrow_codebook.h"
 #include "cpu/support.h"
 #include "cpu/sweep_search.h"
 
@@ -14,14 +14,17 @@ namespace vq_cpu {
 class NarrowSearch {
  public:
   // False if there is no memory; so does run, or if it was interrupted. `sweep` takes the rows that this
-  // search gives up.
-  bool open(Search* search, ExactSearch* exact, SweepSearch* sweep);
+  // search gives up, and `finer`, not open yet, or null, the blocks that it expects to give up.
+  bool open(Search* search, const NarrowCodebook& codebook, ExactSearch* exact, SweepSearch* sweep,
+            NarrowSearch* finer);
   bool run(const RowBlock& block);
 
  private:
-  // Blocks that begin with float32 after one where most rows were given up.
+  // Blocks that another search begins after one where more than a half of a tile was given up, or an eighth where there
+  // is a finer one.
   static constexpr int kSkippedBlocks = 15;
 
+  bool run_other(const RowBlock& block);
   void search_tile(int first);
   void resolve_row(int i, int lane);
   void give_up(int i);
@@ -32,6 +35,8 @@ class NarrowSearch {
   Search* search_ = nullptr;
   ExactSearch* exact_ = nullptr;
   SweepSearch* sweep_ = nullptr;
+  NarrowSearch* finer_ = nullptr;
+  const NarrowCodebook* codebook_ = nullptr;
   RowBlock block_ = {};
   NarrowFactors factors_ = {};
   NarrowTile tile_ = {};
@@ -43,7 +48,7 @@ class NarrowSearch {
   Buffer<float> last_row_;  // [dim]
   int last_position_ = -1;  // in this block; -1: in an earlier one
   int64_t last_index_ = -1;
-  int skip_ = 0;  // blocks still to begin with float32
+  int skip_ = 0;  // blocks still to be begun by another search
 
   // Of a tile
   Buffer<int32_t> rows_, candidates_, counts_;

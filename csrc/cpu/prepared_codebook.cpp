@@ -11,9 +11,10 @@ bool VqPreparedCodebook::prepare(const VqCodes* codes, const VqSearchOptions& op
   first = vq_cpu::choose_first_pass(dim, codes->count);
   if (!codebook.prepare(codes, options.metric, kernels, first, threads, interruption)) return false;
   if (!first.narrow) return true;
-  narrow_factors = vq_cpu::Certificate(options.bound_scale).narrow(dim, first.kind == VQ_INT8_FIRST ? 0 : dim + 2);
+  const vq_cpu::Certificate certificate(options.bound_scale);
+  const vq_cpu::NarrowFactors factors = certificate.narrow(dim, first.kind == VQ_INT8_FIRST ? 0 : dim + 2);
   const int team = vq_cpu::threads_for(threads, codes->count * dim);
-  if (!narrow.prepare(codebook, first.narrow, narrow_factors, team, interruption)) return false;
+  if (!narrow.prepare(codebook, first.narrow, factors, team, interruption)) return false;
   if (narrow.bounded()) return true;
   first = vq_cpu::FirstPass{VQ_FLOAT32_FIRST};
   return codebook.pack(kernels, team, interruption);

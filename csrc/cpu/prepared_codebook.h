@@ -11,8 +11,8 @@ struct VqPreparedCodebook {
   const vq_cpu::Kernels* kernels = nullptr;
   vq_cpu::FirstPass first = {};
   vq_cpu::Codebook codebook;
-  vq_cpu::NarrowFactors narrow_factors = {};  // and `narrow`: where the first pass is narrow
-  vq_cpu::NarrowCodebook narrow;
+  vq_cpu::NarrowCodebook narrow;  // where the first pass is narrow
+  vq_cpu::NarrowCodebook finer;   // for FirstPass::finer, once a search needed it
 
   // `codes` must outlive it. False if there is no memory or it was interrupted.
   bool prepare(const VqCodes* codes, const VqSearchOptions& options, int threads,

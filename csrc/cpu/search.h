@@ -22,11 +22,13 @@ struct Search {
   Certificate certificate;
   Interruption* interruption;
   Codebook& codebook;
-  const NarrowFactors& narrow_factors;
   const NarrowCodebook& narrow;
+  NarrowCodebook& finer;
   int64_t block_rows;  // from the shapes alone
 
   Search(const VqRows* x, VqPreparedCodebook& codes, const VqSearchOptions& options, Interruption* interruption);
+  // Prepares `finer`. Thread-safe. False if there is no memory.
+  bool ensure_finer();
   int64_t rows() const { return x->batches * x->rows; }
   int64_t blocks() const { return divide_up(rows(), block_rows); }
   int tile() const { return kernels->lanes * kernels->vectors; }
@@ -46,7 +48,7 @@ class BlockSearch {
   ExactSearch exact_;
   SweepSearch sweep_;
   MatrixSearch matrix_;
-  NarrowSearch narrow_;
+  NarrowSearch narrow_, finer_;
 };
 
 }  // namespace vq_cpu

@@ -71,7 +71,7 @@ def test_any_magnitude(path: str, scale: float, offset: float) -> None:
 
 @pytest.mark.parametrize("scale", [1e-36, 1e-20, 1e20, 1e34], ids=lambda s: f"scale_{s:g}")
 def test_lengths_far_from_that_of_an_ordinary_code(path: str, scale: float) -> None:
-    """Codes are brought to lengths of about one; other rows and codes, a million times shorter, follow."""
+    """Codes are brought to lengths of about one, and with them rows of other lengths and shorter codes."""
     lengths = torch.logspace(-8, 3, 12).repeat(20)[:, None]
     codebook = torch.randn(300, 24) * scale + scale
     codebook[::50] *= 1e-6
@@ -192,6 +192,18 @@ def test_more_candidates_than_fit_the_list(path: str) -> None:
     got = native.nearest_code(x[None], codebook, "l2", "exact")[0]
     assert torch.equal(got[:8], want)
     assert torch.equal(got, reference.nearest_code(x[None], codebook, "l2", "exact")[0])
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_rows_of_many_dimensions(path: str, metric: str) -> None:
+    """With the dimensions int8 loses more than lies between scores: it gives these rows up."""
+    codebook = torch.nn.functional.normalize(torch.randn(700, 2048), dim=1)
+    x = torch.randn(1, 130, 2048)
+    x[0, 100:110] = x[0, 100]  # repeated
+    x[0, 120, 3] = float("nan")
+    want = reference.nearest_code(x, codebook, metric, "exact")
+    assert torch.equal(native.nearest_code(x, codebook, metric, "exact"), want)
+    assert torch.equal(native.nearest_code(x[:, ::7], codebook, metric, "exact"), want[:, ::7])
 
 
 @pytest.mark.parametrize("rows", [20, 400])
