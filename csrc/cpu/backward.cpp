@@ -13,13 +13,14 @@ extern "C" int vq_cpu_vector_quantize_backward(const VqRows* grad_quantized, con
   Buffer<float> storage;
   const float* e = codes_as_float(codebook, kernels, threads, &interruption, storage);
   if (!e) return interruption.status(false);
+  const int dtype = common_dtype({x, grad_quantized, grad_x});
   bool ok = true;
 #pragma omp parallel num_threads(team) if (team > 1) reduction(&& : ok)
   {
     const DefaultRounding rounding;
     RowStream from, grad, to;
-    ok = from.open(kernels, x) && to.open(kernels, grad_x) &&
-         (!grad_quantized || grad.open(kernels, grad_quantized));
+    ok = from.open(kernels, x, dtype) && to.open(kernels, grad_x, dtype) &&
+         (!grad_quantized || grad.open(kernels, grad_quantized, dtype));
     Watch watch(&interruption);
 #pragma omp for schedule(dynamic)
     for (int64_t t = 0; t < chunks; ++t) {
@@ -27,12 +28,9 @@ extern "C" int vq_cpu_vector_quantize_backward(const VqRows* grad_quantized, con
       if (!ok) continue;
       const int64_t first = t * kStreamRows;
       const int n = stream_rows(first, rows);
-      int64_t ldx, ldo, ldg = 0;
-      const float* rows_x = from.read(first, n, &ldx);
-      const float* rows_g = grad_quantized ? grad.read(first, n, &ldg) : nullptr;
-      float* rows_out = to.write(first, n, &ldo);
-      kernels->backward_rows(rows_g, ldg, loss_grad, rows_x, ldx, e, codebook->count, indices + first, n,
-                             x->dim, gradient, rows_out, ldo);
+      const RowSpan of_quantized = grad_quantized ? grad.read(first, n) : RowSpan{nullptr, 0, dtype};
+      kernels->backward_rows(of_quantized, loss_grad, from.read(first, n), e, codebook->count, indices + first, n,
+                             x->dim, gradient, to.write(first, n));
       to.done(first, n);
     }
   }

@@ -14,7 +14,8 @@ namespace {
 struct Rotation {
   V::F ratio, x_norm, e_norm, through_w, through_u;
 
-  Rotation(const float* g, const float* x, const float* e, int64_t dim) {
+  template <class T>
+  Rotation(const T* g, const T* x, const float* e, int64_t dim) {
     V::F xx = V::set(0.0f), ee = V::set(0.0f);
     over_row(dim, [&](int64_t d, int w) {
       const V::F a = get(x + d, w), b = get(e + d, w);
@@ -47,13 +48,15 @@ struct Rotation {
   }
 };
 
-void backward_rows(const float* grad, int64_t ldg, const float* loss_grad, const float* x, int64_t ldx,
-                   const float* codes, int64_t count, const int64_t* index, int n, int64_t dim, int gradient,
-                   float* out, int64_t ldo) {
+template <class T>
+void backward_rows_as(RowSpan grad, const float* loss_grad, RowSpan rows, const float* codes, int64_t count,
+                      const int64_t* index, int n, int64_t dim, int gradient, RowSpan grad_x) {
   const bool has_loss = loss_grad != nullptr;
   const V::F strength = V::set(has_loss ? *loss_grad : 0.0f);
-  for (int i = 0; i < n; ++i, x += ldx, out += ldo) {
-    const float* g = grad ? grad + i * ldg : nullptr;
+  for (int i = 0; i < n; ++i) {
+    const T* x = static_cast<const T*>(rows.data) + i * rows.pitch;
+    const T* g = grad.data ? static_cast<const T*>(grad.data) + i * grad.pitch : nullptr;
+    T* out = static_cast<T*>(grad_x.data) + i * grad_x.pitch;
     if (index[i] < 0 || index[i] >= count) {
       const V::F value = V::set(index[i] == -1 ? 0.0f : NAN);
       over_row(dim, [&](int64_t d, int w) { put(out + d, value, w); });
@@ -76,6 +79,14 @@ void backward_rows(const float* grad, int64_t ldg, const float* loss_grad, const
       });
     }
   }
+}
+
+void backward_rows(RowSpan grad, const float* loss_grad, RowSpan x, const float* codes, int64_t count,
+                   const int64_t* index, int n, int64_t dim, int gradient, RowSpan out) {
+  with_type(x.dtype, [&](auto* type) {
+    backward_rows_as<std::remove_pointer_t<decltype(type)>>(grad, loss_grad, x, codes, count, index, n, dim, gradient,
+                                                            out);
+  });
 }
 
 }  // namespace

@@ -13,8 +13,8 @@ double sum_error(double n) {
   return n * u < 0.005 ? n * u / (1.0 - n * u) : INFINITY;
 }
 
-double contract_reach(const Codebook& codebook, double norm) {
-  return 1.01 * (norm + 2.0 * codebook.centre_norm);
+double contract_reach(const Codebook& codebook, double norm, double scale = 1.0) {
+  return 1.01 * (norm + 2.0 * codebook.centre_norm * scale);
 }
 
 }  // namespace
@@ -49,7 +49,7 @@ Bound Certificate::sweep(const Codebook& codebook) const {
   result.norm_offset = float(sqrt(n) * 0x1p-70);
   result.offset = float(scale_ * n * 0x1p-140);
   result.contract = float(contract_error(codebook.dim));
-  result.contract_reach = float(contract_reach(codebook, codebook.largest_norm));
+  result.contract_reach = float(contract_reach(codebook, codebook.largest_norm, codebook.centring.scale));
   return result;
 }
 

@@ -26,6 +26,13 @@ double sampled_median(const double* values, const int64_t* task_of, int64_t coun
 
 }  // namespace
 
+float unit_scale(double length) {
+  if (!(length > 0.0)) return 1.0f;
+  int exponent = 1 - ilogb(length);
+  exponent = exponent > 126 ? 126 : exponent < -126 ? -126 : exponent;
+  return ldexpf(0.5f, exponent);
+}
+
 const float* codes_as_float(const VqCodes* codes, const Kernels* kernels, int threads,
                             Interruption* interruption, Buffer<float>& storage) {
   if (codes->dtype == VQ_FLOAT32) return static_cast<const float*>(codes->data);
@@ -132,7 +139,8 @@ bool Codebook::find_mean(const Kernels* kernels, const int64_t* task_of, int thr
   const bool done = parallel_for(threads, tasks, interruption, kTaskCodes * dim, [&](int64_t t) {
     const int64_t first = t * kTaskCodes, n = count - first < kTaskCodes ? count - first : kTaskCodes;
     for (int64_t i = t * dim; i < (t + 1) * dim; ++i) sums[i] = 0.0;
-    kernels->add_rows(codes + first * dim, dim, nullptr, task_of + first, int(n), dim, 0, tasks, sums);
+    const RowSpan rows = {const_cast<float*>(codes) + first * dim, dim, VQ_FLOAT32};
+    kernels->add_rows(rows, nullptr, task_of + first, int(n), dim, 0, tasks, sums);
   });
   if (!done) return false;
   for (int64_t t = 1; t < tasks; ++t)
@@ -146,10 +154,24 @@ bool Codebook::find_mean(const Kernels* kernels, const int64_t* task_of, int thr
   return true;
 }
 
+// Lengths beyond these are brought to 1 to 2 by a power of two, which rounds nothing: products of smaller ones would
+// underflow, and of larger ones overflow. Cosine's codes have a length of one.
+bool Codebook::choose_centring() {
+  constexpr double kShort = 0x1p-24, kLong = 0x1p24;
+  centring = {1.0f, row_centre()};
+  if (!l2 || (typical_norm >= kShort && typical_norm <= kLong)) return true;
+  centring.scale = unit_scale(typical_norm);
+  if (!scaled_centre_.resize(dim)) return false;
+  for (int64_t d = 0; d < dim; ++d) scaled_centre_[d] = centre[d] * centring.scale;
+  centring.centre = scaled_centre_;
+  return true;
+}
+
 bool Codebook::pack(const Kernels* kernels, int threads, Interruption* interruption) {
   const int panel = kernels->panel;
   panel_count = divide_up(count, panel);
-  if (!bias.resize(panel_count * panel) || !panels.resize(panel_count * panel * dim)) return false;
+  if (!bias.resize(panel_count * panel) || !panels.resize(panel_count * panel * dim) || !choose_centring())
+    return false;
   double norm2 = 0.0;
   const int64_t task_codes = kTaskCodes / panel * panel;
   const int64_t tasks = divide_up(panel_count * panel, task_codes);
@@ -163,7 +185,7 @@ bool Codebook::pack(const Kernels* kernels, int threads, Interruption* interrupt
         bias[j] = -INFINITY;
         continue;
       }
-      const double square = kernels->pack_code(codes + j * dim, row_centre(), dim, out, panel);
+      const double square = kernels->pack_code(codes + j * dim, centring, dim, out, panel);
       bias[j] = l2 ? float(-0.5 * square) : 0.0f;
       // Overflow makes this infinite, the bound with it, and every row goes to the exact scan.
       if (!(square <= task_norm2)) task_norm2 = square;

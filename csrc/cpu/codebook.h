@@ -16,11 +16,12 @@ struct Codebook {
   double centre_norm = 0.0;
   double typical_norm = 0.0;  // of a code minus the centre (cosine: of a code): the median of a sample
 
-  // For float32 sweeps, once ensure_panels() was called
-  Buffer<float> panels;  // [panel_count][dim][panel]: codes - centre
+  // For float32 sweeps, once ensure_panels() was called: centred, and scaled where products could be lost
+  Buffer<float> panels;  // [panel_count][dim][panel]
   Buffer<float> bias;    // [panel_count * panel]
   double largest_norm = 0.0;  // of a packed code
   double largest_bias = 0.0;
+  Centring centring = {1.0f, nullptr};  // of panels, and of rows for them
 
   // For the matrix unit
   int64_t matrix_steps = 0, matrix_blocks = 0;
@@ -48,6 +49,7 @@ struct Codebook {
 
  private:
   Buffer<float> converted_;
+  Buffer<float> scaled_centre_;
   Buffer<uint64_t> hashes_;
   bool has_squares_ = false;
 
@@ -57,7 +59,11 @@ struct Codebook {
   bool find_mean(const Kernels* kernels, const int64_t* task_of, int threads, Interruption* interruption);
   bool pack_matrix(const MatrixKernels* matrix, int threads, Interruption* interruption);
   bool drop_copies();
+  bool choose_centring();
 };
+
+// The power of two that brings a length to 1 to 2; of 0: 1.
+float unit_scale(double length);
 
 // The codes as float32 [count, dim]: themselves, or converted into `storage`; null if there is no memory or
 // it was interrupted.

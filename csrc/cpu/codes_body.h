@@ -44,12 +44,13 @@ void square_distances(const float* codes, int64_t count, int64_t dim, const floa
   }
 }
 
-double pack_code_float32(const float* code, const float* centre, int64_t dim, float* out, int64_t pitch) {
+double pack_code_float32(const float* code, Centring centring, int64_t dim, float* out, int64_t pitch) {
   CodeD square = {};
   over_code(dim, [&](int64_t d, int64_t n) {
     CodeF e, c = {};
     code_load(e, code + d, n);
-    if (centre) code_load(c, centre + d, n);
+    if (centring.centre) code_load(c, centring.centre + d, n);
+    e *= centring.scale;
     const CodeF packed = e - c;
     const CodeD exact = __builtin_convertvector(e, CodeD) - __builtin_convertvector(c, CodeD);
     square += exact * exact;

@@ -99,7 +99,14 @@ bool ExactSearch::scan_lanes(int from, int to, int lanes) {
   for (int64_t d = 0; d < codebook.dim; ++d)
     for (int lane = lanes; lane < kExactLanes; ++lane) exact_rows_[d * kExactLanes + lane] = 0.0;
   int64_t nearest[kExactLanes];
-  if (!settle_lanes(lanes, nearest))
+  bool settled = false;
+  if (skip_)
+    --skip_;
+  else if (settle_lanes(lanes, nearest))
+    settled = true;
+  else
+    skip_ = kSkippedScans;
+  if (!settled)
     search_->kernels->exact_scan(exact_rows_, codebook.codes, codebook.usable, codebook.squares_high,
                                  codebook.squares_low, codebook.count, codebook.dim, nearest);
   for (int s = from; s < to; ++s) block_.index[scan_rows_[s]] = nearest[lane_of_[s]];

@@ -31,6 +31,9 @@ class ExactSearch {
   bool scan_queued_rows();
 
  private:
+  // Scans that begin exactly after one that float64 could not settle.
+  static constexpr int kSkippedScans = 15;
+
   bool scan_lanes(int from, int to, int lanes);
   bool settle_lanes(int lanes, int64_t* nearest);
   int64_t nearest_of(const float* row, const int32_t* candidates, int n) const;
@@ -46,6 +49,7 @@ class ExactSearch {
   Buffer<double> exact_rows_;  // [dim][kExactLanes]
   Buffer<double> scores_;      // [codes][kExactLanes], once a row was scanned
   Buffer<float> lane_row_;     // [dim]
+  int skip_ = 0;               // scans still to begin exactly
 };
 
 }  // namespace vq_cpu

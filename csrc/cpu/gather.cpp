@@ -42,18 +42,19 @@ extern "C" int vq_cpu_gather_codes(const VqCodes* codebook, const int64_t* indic
   {
     const DefaultRounding rounding;
     RowStream stream;
-    ok = stream.open(kernels, quantized);
+    ok = stream.open(kernels, quantized, VQ_FLOAT32);
     Watch watch(&interruption);
 #pragma omp for schedule(dynamic)
     for (int64_t t = 0; t < chunks; ++t) {
       const int64_t first = t * kStreamRows;
       const int n = stream_rows(first, rows);
-      int64_t pitch;
       ok = ok && !watch.stop(chunk_work);
-      float* to = ok ? stream.write(first, n, &pitch) : nullptr;
-      for (int i = 0; ok && i < n; ++i)
-        memcpy(to + i * pitch, e + indices[first + i] * quantized->dim, size_t(quantized->dim) * 4);
-      if (ok) stream.done(first, n);
+      if (!ok) continue;
+      const RowSpan span = stream.write(first, n);
+      for (int i = 0; i < n; ++i)
+        memcpy(static_cast<float*>(span.data) + i * span.pitch, e + indices[first + i] * quantized->dim,
+               size_t(quantized->dim) * 4);
+      stream.done(first, n);
     }
   }
   return interruption.status(ok);

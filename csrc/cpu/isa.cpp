@@ -87,11 +87,11 @@ const InstructionSet kSets[VQ_ISA_COUNT] = {
     {"dotprod", has_dotprod, false, both(kNeon, kDotprod), kNeon, kDotprod},
     {"i8mm", has_i8mm, false, both(kNeon, kI8mm), kNeon, kI8mm},
     {"avx2", has_avx2, true, both(kAvx2, kAvx2), kAvx2},
-    {"avxvnni", has_avxvnni, false, both(kAvx2, kAvxVnni), kAvx2, kAvxVnni},
+    {"avxvnni", has_avxvnni, true, both(kAvx2, kAvxVnni), kAvx2, kAvxVnni},
     {"avx512", has_avx512, true, both(kAvx512, kAvx512), kAvx512},
     {"avx512vnni", has_avx512vnni, true, both(kAvx512, kVnni), kAvx512, kVnni},
     {"avx512bf16", has_avx512bf16, true, both(kAvx512, kBf16) && both(kAvx512, kVnni), kAvx512, kVnni, kBf16},
-    {"amxint8", has_amxint8, false, both(kAvx512, kAmxInt8), kAvx512, kAmxInt8, kBf16},
+    {"amxint8", has_amxint8, true, both(kAvx512, kAmxInt8), kAvx512, kAmxInt8, kBf16},
     {"amx", has_amx, true, both(kAvx512, kAmx), kAvx512, kVnni, kBf16, kAmx},
 };
 

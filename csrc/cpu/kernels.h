@@ -77,6 +77,13 @@ struct Centring {
   const float* centre;
 };
 
+// Rows whose values lie side by side, `pitch` of them apart.
+struct RowSpan {
+  void* data;
+  int64_t pitch;
+  int dtype;
+};
+
 constexpr int kExactLanes = 8;    // rows at once of exact_scan
 
 // kernel_table.h fills it by name.
@@ -113,25 +120,23 @@ struct Kernels {
   void (*inspect_codes)(const float* codes, int64_t count, int64_t dim, uint8_t* finite, uint64_t* hashes);
   // square [count] = |code - centre|^2 (null: 0).
   void (*square_distances)(const float* codes, int64_t count, int64_t dim, const float* centre, double* square);
-  // out, `pitch` floats apart = code - centre (null: 0); returns its square norm.
-  double (*pack_code)(const float* code, const float* centre, int64_t dim, float* out, int64_t pitch);
+  // out, `pitch` floats apart = the code centred; returns its square norm.
+  double (*pack_code)(const float* code, Centring centring, int64_t dim, float* out, int64_t pitch);
   // The scores e.e/2 - x.e (or -x.e) of one code with n rows, in float64 in any order; returns e.e. Rows
   // are `pitch` doubles apart, with zeros up to a multiple of kExactLanes.
   double (*score_rows)(const double* rows, int n, int64_t pitch, const float* code, int64_t dim, int l2,
                        double* scores);
 
-  // out rows = codes[index]; returns the sum of (code - x)^2. Leading dimensions in floats.
-  double (*quantize_rows)(const float* x, int64_t ldx, const float* codes, const int64_t* index, int n,
-                          int64_t dim, float* out, int64_t ldo);
+  // out rows = codes[index], in x's dtype; returns the sum of (code - x)^2.
+  double (*quantize_rows)(RowSpan x, const float* codes, const int64_t* index, int n, int64_t dim, RowSpan out);
   // sums [codes][dim] += rows, in order, for rows with low <= index < high; codes [codes][dim] not null:
   // += row - code.
-  void (*add_rows)(const float* x, int64_t ldx, const float* codes, const int64_t* index, int n, int64_t dim,
-                   int64_t low, int64_t high, double* sums);
-  // grad null: zero; loss_grad null: none. Rows with index -1 are 0, and those of another that names none of
-  // the codes [count] NaN.
-  void (*backward_rows)(const float* grad, int64_t ldg, const float* loss_grad, const float* x, int64_t ldx,
-                        const float* codes, int64_t count, const int64_t* index, int n, int64_t dim,
-                        int gradient, float* out, int64_t ldo);
+  void (*add_rows)(RowSpan x, const float* codes, const int64_t* index, int n, int64_t dim, int64_t low,
+                   int64_t high, double* sums);
+  // grad.data null: zero; loss_grad null: none. Rows with index -1 are 0, and those of another that names none of
+  // the codes [count] NaN. All in x's dtype.
+  void (*backward_rows)(RowSpan grad, const float* loss_grad, RowSpan x, const float* codes, int64_t count,
+                        const int64_t* index, int n, int64_t dim, int gradient, RowSpan out);
   // Runs so many rounds of multiply-adds in registers, for the machine's roof; returns how many operations.
   int64_t (*peak)(int64_t rounds);
   void (*ema_row)(float* code, float* average, const float* sum, int64_t dim, float one_minus_decay,

@@ -37,6 +37,14 @@ struct NarrowGroup {
   float *scale, *lost, *kept, *square;  // square: |e'|^2
 };
 
+// Rows that will be packed next, `pitch` bytes apart, asked for while a tile is swept: the pattern of packing hides
+// them from the processor.
+struct NextRows {
+  const char* data;
+  int64_t pitch, bytes;
+  int count;
+};
+
 // A tile of rows and what it finds; arrays of one value a row are [tile].
 struct NarrowTile {
   int n;          // rows in use
@@ -54,6 +62,7 @@ struct NarrowTile {
   int32_t* candidates;  // [tile][kNarrowPitch]
   float* upper;         // [tile][kNarrowPitch]
   int32_t* counts;
+  NextRows next;
 };
 
 // The factors of all bounds, see Certificate::narrow.

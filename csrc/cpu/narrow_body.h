@@ -16,9 +16,9 @@ namespace {
 constexpr int NARROW_TILE = V::W * V::VECTORS;
 constexpr int GROUP = V::PANEL;
 
-// Groups first .. first + count - 1 against R vectors of rows.
+// Groups first .. first + count - 1 against R vectors of rows; most [count][tile].
 template <int R>
-void narrow_sweep(const NarrowCodes* codes, const NarrowTile* t, int64_t first, int64_t count) {
+void narrow_sweep(const NarrowCodes* codes, const NarrowTile* t, int64_t first, int64_t count, float* most_of_group) {
   for (int64_t g = 0; g < count; ++g) {
     const int64_t code = (first + g) * GROUP;
     typename V::I sum[R][GROUP];
@@ -34,18 +34,27 @@ void narrow_sweep(const NarrowCodes* codes, const NarrowTile* t, int64_t first, 
         const V::F upper = N::add_product(sum[r][c], codes->scale + code + c, scale, rest);
         most = c == 0 ? upper : V::max(most, upper);
       }
-      V::store(t->most + g * NARROW_TILE + r * V::W, most);
+      V::store(most_of_group + g * NARROW_TILE + r * V::W, most);
     }
   }
 }
 
 // As many vectors of rows as are in use.
 template <int R>
-void narrow_sweep_vectors(const NarrowCodes* codes, const NarrowTile* t, int vectors, int64_t first, int64_t count) {
+void narrow_sweep_vectors(const NarrowCodes* codes, const NarrowTile* t, int vectors, int64_t first, int64_t count,
+                          float* most_of_group) {
   if constexpr (R > 1) {
-    if (vectors < R) return narrow_sweep_vectors<R - 1>(codes, t, vectors, first, count);
+    if (vectors < R) return narrow_sweep_vectors<R - 1>(codes, t, vectors, first, count, most_of_group);
   }
-  narrow_sweep<R>(codes, t, first, count);
+  narrow_sweep<R>(codes, t, first, count, most_of_group);
+}
+
+// A few lines at a time: the processor leaves out what is more than it can wait for.
+inline void narrow_fetch(const NextRows& rows, int first, int n) {
+  constexpr int64_t kLine = 64;
+  for (int i = first; i < first + n && i < rows.count; ++i)
+    for (int64_t byte = 0; byte < rows.bytes; byte += kLine)
+      __builtin_prefetch(rows.data + i * rows.pitch + byte, 0, 3);
 }
 
 // Leaves out what the row's least score has ruled out since it was listed.
@@ -141,10 +150,17 @@ void narrow_search(const NarrowCodes* codes, const NarrowFactors* factors, Narro
     t->least[row] = t->norm[row] < INFINITY ? -FLT_MAX : NAN;  // NaN: nothing reaches it
     t->counts[row] = 0;
   }
-  constexpr int64_t kGroups = kNarrowChunk / GROUP;
+  constexpr int64_t kGroups = kNarrowChunk / GROUP, kFetchGroups = 4;
+  constexpr int kFetchRows = 3;  // for every so many groups
+  int fetched = 0;
   for (int64_t first = 0; first < codes->groups; first += kGroups) {
     const int64_t count = codes->groups - first < kGroups ? codes->groups - first : kGroups;
-    narrow_sweep_vectors<V::VECTORS>(codes, t, vectors, first, count);
+    for (int64_t g = 0; g < count; g += kFetchGroups) {
+      narrow_fetch(t->next, fetched, kFetchRows);
+      fetched += kFetchRows;
+      const int64_t some = count - g < kFetchGroups ? count - g : kFetchGroups;
+      narrow_sweep_vectors<V::VECTORS>(codes, t, vectors, first + g, some, t->most + g * NARROW_TILE);
+    }
     for (int v = 0; v < vectors; ++v) narrow_reduce(codes, factors, t, v * V::W, first, count);
   }
   if (codes->groups <= kGroups) return;

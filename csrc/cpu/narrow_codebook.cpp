@@ -11,14 +11,6 @@ constexpr int64_t kTaskCodes = 64;
 // Squares of norms beyond which a code cannot be the nearest of a row that has a bound (docs/certificate.md).
 constexpr float kMostSquare = 0x1p100f;
 
-// The power of two that brings ordinary codes to lengths of 1 to 2.
-float scale_for(double typical_norm) {
-  if (!(typical_norm > 0.0)) return 1.0f;
-  int exponent = 1 - ilogb(typical_norm);
-  exponent = exponent > 126 ? 126 : exponent < -126 ? -126 : exponent;
-  return ldexpf(0.5f, exponent);
-}
-
 }  // namespace
 
 bool NarrowCodebook::prepare(const Codebook& codebook, const NarrowKernels* kernels, const NarrowFactors& factors,
@@ -30,7 +22,7 @@ bool NarrowCodebook::prepare(const Codebook& codebook, const NarrowKernels* kern
       !lost_.resize(padded) || !kept_.resize(padded) || !minus_half_.resize(padded) || !centre_.resize(dim) ||
       !most_lost_.resize(groups) || !most_kept_.resize(groups) || !most_half_.resize(groups))
     return false;
-  centring_ = {scale_for(codebook.typical_norm), codebook.l2 ? centre_.get() : nullptr};
+  centring_ = {unit_scale(codebook.typical_norm), codebook.l2 ? centre_.get() : nullptr};
   double square = 0.0;
   for (int64_t d = 0; codebook.l2 && d < dim; ++d) {
     centre_[d] = codebook.centre[d] * centring_.scale;

@@ -21,6 +21,9 @@ constexpr float kNarrowUnderflow = 0x1p-60f;
 inline float widened(float square, int64_t dim) {
   return sqrtf(square) * (1.0f + (float(dim) + 16.0f) * 0x1p-24f) + kNarrowUnderflow;
 }
+inline V::F widened(V::F square, int64_t dim) {
+  return V::fma(V::sqrt(square), V::set(1.0f + (float(dim) + 16.0f) * 0x1p-24f), V::set(kNarrowUnderflow));
+}
 
 inline V::F magnitude(V::F v) { return V::max(v, V::sub(V::set(0.0f), v)); }
 
@@ -40,11 +43,14 @@ inline int64_t narrow_steps(int64_t dim) {
 template <class T>
 void narrow_pack_vector(const VqRows* x, int64_t first, int n, Centring centring, float* scratch, int base,
                         NarrowTile* t) {
-  float norm2[V::W];
-  pack_vector<T, V::W>(x, first, n, centring, scratch, norm2);
   const int64_t dim = x->dim;
-  V::F most = V::set(FLT_MIN * 128.0f);
-  for (int64_t d = 0; d < dim; ++d) most = V::max(magnitude(V::load(scratch + d * V::W)), most);
+  // Two sums: each waits for itself alone.
+  V::F most = V::set(FLT_MIN * 128.0f), square[2] = {V::set(0.0f), V::set(0.0f)};
+  for_each_dimension<T>(x, first, n, centring, [&](int64_t d, V::F value) {
+    V::store(scratch + d * V::W, value);
+    most = V::max(magnitude(value), most);
+    square[d & 1] = V::fma(value, value, square[d & 1]);
+  });
   const V::F scale = V::mul(most, V::set(1.0f / 127.0f));
   V::F lost = V::set(0.0f);
   const N::Scales scales(scale);
@@ -56,18 +62,12 @@ void narrow_pack_vector(const VqRows* x, int64_t first, int n, Centring centring
     V::store(t->rows + step * (V::W * V::VECTORS) + base, N::pack_row(value, scales, lost));
   }
   arrange_rows(t->rows + base, steps);
-  V::store(t->scale + base, scale);
-  float residual[V::W];
-  V::store(residual, lost);
-  for (int lane = 0; lane < V::W; ++lane) {
-    const int row = base + lane;
-    const float norm = widened(norm2[lane], dim);
-    const bool good = norm < kNarrowReach;
-    t->norm[row] = good ? norm : INFINITY;
-    // What rounding x - c took counts as lost too.
-    t->lost[row] = good ? widened(residual[lane], dim) + 0x1p-22f * norm : 0.0f;
-    if (!good) t->scale[row] = 0.0f;
-  }
+  const V::F norm = widened(V::add(square[0], square[1]), dim), zero = V::set(0.0f);
+  const V::M good = V::gt(V::set(kNarrowReach), norm);
+  V::store(t->norm + base, V::select(good, norm, V::set(INFINITY)));
+  // What rounding x - c took counts as lost too.
+  V::store(t->lost + base, V::select(good, V::fma(V::set(0x1p-22f), norm, widened(lost, dim)), zero));
+  V::store(t->scale + base, V::select(good, scale, zero));
 }
 
 void narrow_pack_rows(const VqRows* x, int64_t first, Centring centring, float* scratch, NarrowTile* t) {

@@ -25,7 +25,7 @@ bool NarrowSearch::open(Search* search, ExactSearch* exact, SweepSearch* sweep) 
       !row_.resize(codes.dim))
     return false;
   tile_ = {0,     rows_,  scale_, norm_,       lost_,  bound_, group_bound_,
-           most_, slack_, least_, candidates_, upper_, counts_};
+           most_, slack_, least_, candidates_, upper_, counts_, {}};
   return true;
 }
 
@@ -85,8 +85,7 @@ void NarrowSearch::search_tile(int first) {
   const NarrowKernels& kernels = *search_->first.narrow;
   const NarrowCodes& codes = search_->narrow.codes();
   kernels.pack_rows(search_->x, block_.first + first, search_->narrow.centring(), scratch_, &tile_);
-  // While this tile is swept.
-  fetch_rows(first + tile_.n, kernels.lanes * kernels.vectors);
+  tile_.next = next_rows(first + tile_.n, kernels.lanes * kernels.vectors);
   const double centre = search_->narrow.centre_norm();
   for (int lane = 0; lane < tile_.n; ++lane)
     slack_[lane] = float(factors_.slack * (double(norm_[lane]) * double(norm_[lane]) + 4.0 * centre * centre));
@@ -94,18 +93,15 @@ void NarrowSearch::search_tile(int first) {
   kernels.search(&codes, &factors_, &tile_);
 }
 
-// Asks for rows of the block that will be packed next: the pattern of packing hides them from the processor.
-void NarrowSearch::fetch_rows(int first, int n) {
+// Rows from `first` of the block on, and of the next one, as far as they lie at one pitch.
+NextRows NarrowSearch::next_rows(int first, int most) {
   const VqRows* x = search_->x;
-  if (x->stride_dim != 1) return;
-  constexpr int64_t kLine = 64;
-  const int64_t size = x->dtype == VQ_FLOAT32 ? 4 : 2;
-  for (int i = first; i < first + n && i < block_.n; ++i) {
-    const int64_t row = block_.first + i;
-    const int64_t start = row / x->rows * x->stride_batch + row % x->rows * x->stride_row;
-    const char* p = static_cast<const char*>(x->data) + start * size;
-    for (int64_t byte = 0; byte < x->dim * size; byte += kLine) __builtin_prefetch(p + byte, 0, 2);
-  }
+  const int64_t size = x->dtype == VQ_FLOAT32 ? 4 : 2, n = block_.first + first, row = n % x->rows;
+  int64_t count = x->stride_dim == 1 ? search_->rows() - n : 0;
+  if (count > most) count = most;
+  if (count > x->rows - row) count = x->rows - row;
+  const int64_t start = n / x->rows * x->stride_batch + row * x->stride_row;
+  return {static_cast<const char*>(x->data) + start * size, x->stride_row * size, x->dim * size, int(count)};
 }
 
 // Row i of the block as float32.

@@ -27,7 +27,7 @@ class NarrowSearch {
   void give_up(int i);
   bool resolve_given_up();
   const float* row(int i);
-  void fetch_rows(int first, int n);
+  NextRows next_rows(int first, int most);
 
   Search* search_ = nullptr;
   ExactSearch* exact_ = nullptr;

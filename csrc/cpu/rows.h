@@ -1,5 +1,8 @@
-// Rows of any layout and dtype as float32 rows, a few at a time: in place where they are that already.
+// Rows of any layout and dtype a few at a time, with their values side by side: in place where they lie so, else as
+// float32 in a scratch.
 #pragma once
+
+#include <initializer_list>
 
 #include "cpu/kernels.h"
 #include "cpu/support.h"
@@ -8,47 +11,62 @@ namespace vq_cpu {
 
 constexpr int kStreamRows = 64;
 
+// Whether rows lie at one pitch from the first to the last, with their values side by side.
+inline bool have_one_pitch(const VqRows* rows) {
+  return rows->stride_dim == 1 && (rows->batches == 1 || rows->stride_batch == rows->rows * rows->stride_row);
+}
+
+// The dtype of streams whose rows are used together: that of all of them where each can be read and written in
+// place, else float32. Null pointers are left out.
+inline int common_dtype(std::initializer_list<const VqRows*> streams) {
+  int dtype = -1;
+  for (const VqRows* rows : streams) {
+    if (!rows) continue;
+    if (!have_one_pitch(rows) || (dtype >= 0 && rows->dtype != dtype)) return VQ_FLOAT32;
+    dtype = rows->dtype;
+  }
+  return dtype;
+}
+
 class RowStream {
  public:
-  // False if there is no memory.
-  bool open(const Kernels* kernels, const VqRows* rows) {
+  // dtype: float32, or the rows' own if they have one pitch. False if there is no memory.
+  bool open(const Kernels* kernels, const VqRows* rows, int dtype) {
     kernels_ = kernels;
     rows_ = rows;
-    in_place_ = rows->dtype == VQ_FLOAT32 && rows->stride_dim == 1;
-    one_pitch_ = rows->batches == 1 || rows->stride_batch == rows->rows * rows->stride_row;
+    dtype_ = dtype;
+    in_place_ = rows->dtype == dtype && rows->stride_dim == 1;
+    one_pitch_ = have_one_pitch(rows);
     return in_place_ && one_pitch_ ? true : scratch_.resize(kStreamRows * rows->dim);
   }
-  // n <= kStreamRows rows from `first`, `pitch` floats apart.
-  const float* read(int64_t first, int n, int64_t* pitch) {
-    if (float* p = place(first, n, pitch)) return p;
-    kernels_->load_rows(rows_, first, n, scratch_);
-    return scratch_;
+  // n <= kStreamRows rows from `first`, not to be written to.
+  RowSpan read(int64_t first, int n) {
+    const RowSpan span = place(first, n);
+    if (span.data == scratch_.get()) kernels_->load_rows(rows_, first, n, scratch_);
+    return span;
   }
   // Where to write such rows; done() brings them to where they belong.
-  float* write(int64_t first, int n, int64_t* pitch) {
-    float* p = place(first, n, pitch);
-    written_ = p ? nullptr : scratch_.get();
-    return p ? p : scratch_.get();
+  RowSpan write(int64_t first, int n) {
+    const RowSpan span = place(first, n);
+    written_ = span.data == scratch_.get();
+    return span;
   }
   void done(int64_t first, int n) {
-    if (written_) kernels_->store_rows(rows_, first, n, written_);
+    if (written_) kernels_->store_rows(rows_, first, n, scratch_);
   }
 
  private:
-  float* place(int64_t first, int n, int64_t* pitch) {
+  RowSpan place(int64_t first, int n) {
     const int64_t b = first / rows_->rows, m = first % rows_->rows;
-    if (!in_place_ || !(one_pitch_ || m + n <= rows_->rows)) {
-      *pitch = rows_->dim;
-      return nullptr;
-    }
-    *pitch = rows_->stride_row;
-    return static_cast<float*>(rows_->data) + b * rows_->stride_batch + m * rows_->stride_row;
+    if (!in_place_ || !(one_pitch_ || m + n <= rows_->rows)) return {scratch_.get(), rows_->dim, VQ_FLOAT32};
+    const int64_t size = dtype_ == VQ_FLOAT32 ? 4 : 2, start = b * rows_->stride_batch + m * rows_->stride_row;
+    return {static_cast<char*>(rows_->data) + start * size, rows_->stride_row, dtype_};
   }
 
   const Kernels* kernels_ = nullptr;
   const VqRows* rows_ = nullptr;
-  bool in_place_ = false, one_pitch_ = false;
-  const float* written_ = nullptr;
+  int dtype_ = VQ_FLOAT32;
+  bool in_place_ = false, one_pitch_ = false, written_ = false;
   Buffer<float> scratch_;
 };
 

@@ -3,6 +3,8 @@
 
 #include <math.h>
 
+#include <type_traits>
+
 #include "cpu/kernels.h"
 #include "cpu/row_lanes.h"
 
@@ -71,8 +73,14 @@ void store_rows_as(const VqRows* out, int64_t first, int n, const float* rows) {
 
 template <class T>
 void pack_tile_as(const VqRows* x, int64_t first, int n, Centring centring, float* packed, float* norm2) {
-  for (int v = 0; v * V::W < n; ++v)
-    pack_vector<T, ROWS_TILE>(x, first + v * V::W, n - v * V::W, centring, packed + v * V::W, norm2 + v * V::W);
+  for (int v = 0; v * V::W < n; ++v) {
+    V::F sum = V::set(0.0f);
+    for_each_dimension<T>(x, first + v * V::W, n - v * V::W, centring, [&](int64_t d, V::F value) {
+      V::store(packed + d * ROWS_TILE + v * V::W, value);
+      sum = V::fma(value, value, sum);
+    });
+    V::store(norm2 + v * V::W, sum);
+  }
 }
 
 void load_rows(const VqRows* x, int64_t first, int n, float* out) {
@@ -93,19 +101,35 @@ void pack_tile(const VqRows* x, int64_t first, int n, Centring centring, float* 
   pack_tile_as<float>(x, first, n, centring, packed, norm2);
 }
 
-inline V::F get(const float* p, int n) { return n == V::W ? V::load(p) : V::load_n(p, n); }
-inline void put(float* p, V::F v, int n) { n == V::W ? V::store(p, v) : V::store_n(p, v, n); }
+template <class T>
+inline V::F get(const T* p, int n) {
+  return n == V::W ? V::load(p) : V::load_n(p, n);
+}
+template <class T>
+inline void put(T* p, V::F v, int n) {
+  n == V::W ? V::store(p, v) : V::store_n(p, v, n);
+}
 
-double quantize_rows(const float* x, int64_t ldx, const float* codes, const int64_t* index, int n, int64_t dim,
-                     float* out, int64_t ldo) {
+// work(T*) with a null pointer of the type of a dtype.
+template <class Work>
+inline auto with_type(int dtype, Work work) {
+  if (dtype == VQ_BFLOAT16) return work(static_cast<Bf16*>(nullptr));
+  if (dtype == VQ_FLOAT16) return work(static_cast<F16*>(nullptr));
+  return work(static_cast<float*>(nullptr));
+}
+
+template <class T>
+double quantize_rows_as(RowSpan x, const float* codes, const int64_t* index, int n, int64_t dim, RowSpan out) {
   double total = 0.0;
-  for (int i = 0; i < n; ++i, x += ldx, out += ldo) {
+  for (int i = 0; i < n; ++i) {
+    const T* from = static_cast<const T*>(x.data) + i * x.pitch;
+    T* to = static_cast<T*>(out.data) + i * out.pitch;
     const float* e = codes + index[i] * dim;
     V::F error = V::set(0.0f);
     over_row(dim, [&](int64_t d, int w) {
       const V::F code = get(e + d, w);
-      const V::F difference = V::sub(code, get(x + d, w));
-      put(out + d, code, w);
+      const V::F difference = V::sub(code, get(from + d, w));
+      put(to + d, code, w);
       error = V::fma(difference, difference, error);
     });
     total += double(V::sum(error));
@@ -113,24 +137,37 @@ double quantize_rows(const float* x, int64_t ldx, const float* codes, const int6
   return total;
 }
 
+double quantize_rows(RowSpan x, const float* codes, const int64_t* index, int n, int64_t dim, RowSpan out) {
+  return with_type(x.dtype, [&](auto* type) {
+    return quantize_rows_as<std::remove_pointer_t<decltype(type)>>(x, codes, index, n, dim, out);
+  });
+}
+
 // DIFFERENCES: what is added is row - code. In float32: its rounding is relative to the difference.
-template <bool DIFFERENCES>
-void add_rows_as(const float* x, int64_t ldx, const float* codes, const int64_t* index, int n, int64_t dim,
-                 int64_t low, int64_t high, double* sums) {
-  for (int i = 0; i < n; ++i, x += ldx) {
+template <bool DIFFERENCES, class T>
+void add_rows_as(RowSpan rows, const float* codes, const int64_t* index, int n, int64_t dim, int64_t low,
+                 int64_t high, double* sums) {
+  for (int i = 0; i < n; ++i) {
     if (index[i] < low || index[i] >= high) continue;
+    const T* x = static_cast<const T*>(rows.data) + i * rows.pitch;
     double* sum = sums + index[i] * dim;
     const float* e = DIFFERENCES ? codes + index[i] * dim : nullptr;
     int64_t d = 0;
     for (; d + V::W <= dim; d += V::W)
       V::add_to(sum + d, DIFFERENCES ? V::sub(V::load(x + d), V::load(e + d)) : V::load(x + d));
-    for (; d < dim; ++d) sum[d] += double(DIFFERENCES ? x[d] - e[d] : x[d]);
+    for (; d < dim; ++d) {
+      const float value = to_float(x[d]);
+      sum[d] += double(DIFFERENCES ? value - e[d] : value);
+    }
   }
 }
 
-void add_rows(const float* x, int64_t ldx, const float* codes, const int64_t* index, int n, int64_t dim,
-              int64_t low, int64_t high, double* sums) {
-  (codes ? add_rows_as<true> : add_rows_as<false>)(x, ldx, codes, index, n, dim, low, high, sums);
+void add_rows(RowSpan x, const float* codes, const int64_t* index, int n, int64_t dim, int64_t low, int64_t high,
+              double* sums) {
+  with_type(x.dtype, [&](auto* type) {
+    typedef std::remove_pointer_t<decltype(type)> T;
+    (codes ? add_rows_as<true, T> : add_rows_as<false, T>)(x, codes, index, n, dim, low, high, sums);
+  });
 }
 
 // a + weight (b - a), written as torch.lerp writes it.

@@ -44,7 +44,22 @@ struct V {
   static void store(F16* p, F v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
   }
+  // The even and the odd ones of 2 W values of 16 bits, which were loaded as W words.
+  static void split(F words, F& even, F& odd, const Bf16*) {
+    const I bits = _mm256_castps_si256(words);
+    even = _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+    odd = _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(int(0xffff0000u))));
+  }
+  static void split(F words, F& even, F& odd, const F16*) {
+    const I bits = _mm256_castps_si256(words);
+    const I low = _mm256_and_si256(bits, _mm256_set1_epi32(0xffff)), high = _mm256_srli_epi32(bits, 16);
+    const I sorted = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
+    even = _mm256_cvtph_ps(_mm256_castsi256_si128(sorted));
+    odd = _mm256_cvtph_ps(_mm256_extracti128_si256(sorted, 1));
+  }
+  static F load_words(const void* p) { return _mm256_castsi256_ps(_mm256_loadu_si256(static_cast<const I*>(p))); }
   static F set(float a) { return _mm256_set1_ps(a); }
+  static F sqrt(F a) { return _mm256_sqrt_ps(a); }
   static I set(int32_t a) { return _mm256_set1_epi32(a); }
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static F add(F a, F b) { return _mm256_add_ps(a, b); }

@@ -59,7 +59,20 @@ struct V {
   static void store_n(T* p, F v, int n) {
     _mm256_mask_storeu_epi16(p, first(n), narrow(v, p));
   }
+  // The even and the odd ones of 2 W values of 16 bits, which were loaded as W words.
+  static void split(F words, F& even, F& odd, const Bf16*) {
+    const I bits = _mm512_castps_si512(words);
+    even = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+    odd = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(int(0xffff0000u))));
+  }
+  static void split(F words, F& even, F& odd, const F16*) {
+    const I bits = _mm512_castps_si512(words);
+    even = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(bits));
+    odd = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
+  }
+  static F load_words(const void* p) { return _mm512_loadu_ps(p); }
   static F set(float a) { return _mm512_set1_ps(a); }
+  static F sqrt(F a) { return _mm512_sqrt_ps(a); }
   static I set(int32_t a) { return _mm512_set1_epi32(a); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }

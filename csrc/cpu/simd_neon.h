@@ -36,7 +36,20 @@ struct V {
   static void store(F16* p, F v) {
     vst1_u16(reinterpret_cast<uint16_t*>(p), vreinterpret_u16_f16(vcvt_f16_f32(v)));
   }
+  // The even and the odd ones of 2 W values of 16 bits, which were loaded as W words.
+  static void split(F words, F& even, F& odd, const Bf16*) {
+    const uint32x4_t bits = vreinterpretq_u32_f32(words);
+    even = vreinterpretq_f32_u32(vshlq_n_u32(bits, 16));
+    odd = vreinterpretq_f32_u32(vandq_u32(bits, vdupq_n_u32(0xffff0000u)));
+  }
+  static void split(F words, F& even, F& odd, const F16*) {
+    const uint32x4_t bits = vreinterpretq_u32_f32(words);
+    even = vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(bits)));
+    odd = vcvt_f32_f16(vreinterpret_f16_u16(vshrn_n_u32(bits, 16)));
+  }
+  static F load_words(const void* p) { return vreinterpretq_f32_u8(vld1q_u8(static_cast<const uint8_t*>(p))); }
   static F set(float a) { return vdupq_n_f32(a); }
+  static F sqrt(F a) { return vsqrtq_f32(a); }
   static I set(int32_t a) { return vdupq_n_s32(a); }
   static F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
   static F add(F a, F b) { return vaddq_f32(a, b); }

@@ -1,6 +1,7 @@
 // Four lanes with the compiler's own vectors: any CPU. Same interface as simd_avx2.h and simd_avx512.h.
 #pragma once
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -29,7 +30,23 @@ struct V {
     return v;
   }
   static void store(int32_t* p, I v) { memcpy(p, &v, sizeof v); }
+  // The even and the odd ones of 2 W values of 16 bits, which were loaded as W words.
+  template <class T>
+  static void split(F words, F& even, F& odd, const T*) {
+    T halves[2 * W];
+    memcpy(halves, &words, sizeof words);
+    for (int i = 0; i < W; ++i) {
+      even[i] = to_float(halves[2 * i]);
+      odd[i] = to_float(halves[2 * i + 1]);
+    }
+  }
+  static F load_words(const void* p) {
+    F v;
+    memcpy(&v, p, sizeof v);
+    return v;
+  }
   static F set(float a) { return F{a, a, a, a}; }
+  static F sqrt(F a) { return F{sqrtf(a[0]), sqrtf(a[1]), sqrtf(a[2]), sqrtf(a[3])}; }
   static I set(int32_t a) { return I{a, a, a, a}; }
   static F fma(F a, F b, F c) { return a * b + c; }
   static F add(F a, F b) { return a + b; }

@@ -19,18 +19,19 @@ bool keep_finite(const Kernels* kernels, const VqRows* x, const int64_t* indices
 #pragma omp parallel num_threads(team) if (team > 1) reduction(&& : ok)
   {
     RowStream stream;
-    ok = stream.open(kernels, x);
+    ok = stream.open(kernels, x, VQ_FLOAT32);
     Watch watch(interruption);
 #pragma omp for schedule(dynamic)
     for (int64_t t = 0; t < chunks; ++t) {
       const int64_t first = t * kStreamRows;
       const int n = stream_rows(first, rows);
-      int64_t pitch;
       ok = ok && !watch.stop(kStreamRows * x->dim);
-      const float* p = ok ? stream.read(first, n, &pitch) : nullptr;
-      for (int i = 0; ok && i < n; ++i) {
+      if (!ok) continue;
+      const RowSpan span = stream.read(first, n);
+      for (int i = 0; i < n; ++i) {
+        const float* p = static_cast<const float*>(span.data) + i * span.pitch;
         float zero = 0.0f;
-        for (int64_t d = 0; d < x->dim; ++d) zero += p[i * pitch + d] * 0.0f;
+        for (int64_t d = 0; d < x->dim; ++d) zero += p[d] * 0.0f;
         slots[first + i] = zero == 0.0f ? indices[first + i] : -1;
       }
     }
@@ -64,15 +65,13 @@ bool count_and_sum(const Kernels* kernels, const VqRows* x, const int64_t* slots
     const DefaultRounding rounding;
     const int64_t low = starts[share], high = starts[share + 1];
     RowStream stream;
-    ok = stream.open(kernels, x);
+    ok = stream.open(kernels, x, common_dtype({x}));
     Watch watch(interruption);
     memset(totals + low * dim, 0, size_t((high - low) * dim) * sizeof(double));
     for (int64_t t = 0; ok && t < chunks; ++t) {
       const int64_t first = t * kStreamRows;
       const int n = stream_rows(first, rows);
-      int64_t pitch;
-      const float* p = stream.read(first, n, &pitch);
-      kernels->add_rows(p, pitch, codes, slots + first, n, dim, low, high, totals);
+      kernels->add_rows(stream.read(first, n), codes, slots + first, n, dim, low, high, totals);
       ok = !watch.stop(kStreamRows * dim);
     }
     for (int64_t i = low * dim; i < high * dim; ++i) sums[i] = float(totals[i]);

@@ -11,6 +11,9 @@ namespace {
 constexpr int64_t kCodeBytes = 512 << 10;  // packed codes of a block
 constexpr int kMostTile = 64;              // rows of a tile of any instruction set
 constexpr int kCandidates = 48;            // of a row, before all codes are scored
+// How many times cheaper a score is in float64 where eight rows share a scan of all codes, and lists that it is worth
+// queueing for.
+constexpr int kScanGain = 8, kLongList = 6;
 
 // Panels of a block.
 int64_t code_block(const Kernels& kernels, int64_t dim) {
@@ -91,7 +94,7 @@ bool SweepSearch::run_all(const RowBlock& block, bool exact) {
   const int tile = search_->tile();
   for (int row = 0; row < block.n; row += tile)
     search_->kernels->pack_tile(search_->x, block.first + row, block.n - row < tile ? block.n - row : tile,
-                                Centring{1.0f, search_->codebook.row_centre()}, packed_ + row * search_->x->dim,
+                                search_->codebook.centring, packed_ + row * search_->x->dim,
                                 norm2_ + row);
   if (!sweep_codes(packed_, block.n, best_, second_, best_index_)) return false;
   const Bound bound = search_->certificate.sweep(search_->codebook);
@@ -257,7 +260,7 @@ bool SweepSearch::compare_differences(const int* rows, int n) {
     // Nothing is near where squares overflow, and where row or codes are not finite.
     if (!near || !(compact_norm2_[lane] < INFINITY))
       exact_->queue_unbounded(i);
-    else if (counts_[lane] > kCandidates)
+    else if (counts_[lane] > kCandidates || (near >= kLongList && near >= codebook.count / kScanGain))
       exact_->queue_for_scan(i);
     else
       choose(i, lane, candidates, near);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "cpu/direct_search.h"
+#include "cpu/dtype.h"
 #include "cpu/rows.h"
 #include "cpu/search.h"
 #include "cpu/statistics.h"
@@ -20,14 +21,28 @@ struct Step {
   Interruption* interruption;
 };
 
+RowSpan rows_from(RowSpan span, int first) {
+  const int64_t size = span.dtype == VQ_FLOAT32 ? 4 : 2;
+  return {static_cast<char*>(span.data) + first * span.pitch * size, span.pitch, span.dtype};
+}
+
+void fill_row(RowSpan row, int64_t dim, float value) {
+  for (int64_t d = 0; d < dim; ++d) {
+    if (row.dtype == VQ_BFLOAT16)
+      from_float(value, static_cast<Bf16*>(row.data) + d);
+    else if (row.dtype == VQ_FLOAT16)
+      from_float(value, static_cast<F16*>(row.data) + d);
+    else
+      static_cast<float*>(row.data)[d] = value;
+  }
+}
+
 // Writes the quantized rows first .. first + n - 1, whose codes are in indices, and returns their
 // squared error. Leaves -1 in indices for masked rows.
 double quantize_chunk(const Step& step, RowStream& from, RowStream& to, int64_t first, int n,
                      const uint8_t* nonfinite) {
-  int64_t ldx, ldo;
   const int64_t dim = step.x->dim;
-  const float* x = from.read(first, n, &ldx);
-  float* out = to.write(first, n, &ldo);
+  const RowSpan x = from.read(first, n), out = to.write(first, n);
   int64_t* index = step.indices + first;
   double error = 0.0;
   for (int i = 0; i < n;) {
@@ -36,14 +51,13 @@ double quantize_chunk(const Step& step, RowStream& from, RowStream& to, int64_t 
     int run = i;
     while (run < n && !(step.mask && !step.mask[first + run]) && !nonfinite[run]) ++run;
     if (run > i) {
-      error += step.kernels->quantize_rows(x + i * ldx, ldx, step.codes, index + i, run - i, dim,
-                                           out + i * ldo, ldo);
+      error += step.kernels->quantize_rows(rows_from(x, i), step.codes, index + i, run - i, dim, rows_from(out, i));
       if (step.slots)
         for (int r = i; r < run; ++r) step.slots[first + r] = index[r];
       i = run;
       continue;
     }
-    for (int64_t d = 0; d < dim; ++d) out[i * ldo + d] = masked ? 0.0f : NAN;
+    fill_row(rows_from(out, i), dim, masked ? 0.0f : NAN);
     if (step.slots) step.slots[first + i] = -1;
     if (masked)
       index[i] = -1;
@@ -69,9 +83,11 @@ const float* finite_codes(const float* codes, int64_t count, int64_t dim, Buffer
 DirectResult quantize_directly(const Step& step, int64_t count, const VqSearchOptions& options, int threads,
                                double* error) {
   const int64_t rows = row_count(step.x);
+  const int dtype = common_dtype({step.x, step.quantized});
   Buffer<uint8_t> nonfinite;
   RowStream from, to;
-  if (!nonfinite.resize(rows) || !from.open(step.kernels, step.x) || !to.open(step.kernels, step.quantized))
+  if (!nonfinite.resize(rows) || !from.open(step.kernels, step.x, dtype) ||
+      !to.open(step.kernels, step.quantized, dtype))
     return DirectResult::failed;
   const DirectResult result = search_directly(step.x, step.codes, count, options, threads, step.interruption,
                                               step.indices, nonfinite);
@@ -86,6 +102,7 @@ bool quantize_blocks(const Step& step, Search& search, int threads, double* erro
   Buffer<double> errors;  // one a block: summed in order, whatever thread had it
   if (!errors.resize(search.blocks())) return false;
   const int team = threads_for(threads, rows * search.codebook.count);
+  const int dtype = common_dtype({step.x, step.quantized});
   bool ok = true;
 #pragma omp parallel num_threads(team) if (team > 1) reduction(&& : ok)
   {
@@ -94,7 +111,7 @@ bool quantize_blocks(const Step& step, Search& search, int threads, double* erro
     RowStream from, to;
     Buffer<uint8_t> nonfinite;
     ok = block_search.open(&search) && nonfinite.resize(search.block_rows) &&
-         from.open(step.kernels, step.x) && to.open(step.kernels, step.quantized);
+         from.open(step.kernels, step.x, dtype) && to.open(step.kernels, step.quantized, dtype);
 #pragma omp for schedule(dynamic)
     for (int64_t b = 0; b < search.blocks(); ++b) {
       const int64_t start = b * search.block_rows;

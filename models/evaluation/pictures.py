@@ -56,11 +56,12 @@ def save_image(image: Tensor, path: Path, smallest: int = 600) -> Path:
 
 
 def new_figure(panels: int, width: float = 4.2, height: float = 3.0) -> tuple[Figure, list[Axes]]:
-    """A figure with ``panels`` axes, at most three in a row, drawn without a display."""
+    """A figure with ``panels`` axes, at most three in a row and four in a square, drawn without a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns, rows = min(panels, 3), math.ceil(panels / 3)
+    columns = 2 if panels == 4 else min(panels, 3)
+    rows = math.ceil(panels / columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
@@ -172,6 +173,9 @@ def save_curves(
             (drawn[label],) = axes_of_panel.plot(x, y, label=label, **style)
         axes_of_panel.set(title=name, xlabel=x_label, ylabel=(y_labels or {}).get(name, ""), **axis)
         axes_of_panel.grid(alpha=0.3)
+        whole = all(place % 1 == 0 for x, _ in lines.values() for place in x)
+        if whole and axes_of_panel.get_xscale() == "linear":  # as of epochs and steps
+            axes_of_panel.xaxis.get_major_locator().set_params(integer=True)
         if not shared and [*lines] != [name]:
             axes_of_panel.legend(
                 fontsize="small", frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2)

@@ -56,7 +56,14 @@ def attend(
         causal = False  # nothing later is in the cache
     if dropout:
         v = drop_keys(v, dropout)
-    attended = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16):
+        # torch's backward pass in bfloat16 takes four to five times as long as that in float32 where a map
+        # has some ten to a hundred codes, and as long at a thousand.
+        with torch.autocast("cpu", enabled=False):
+            attended = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=causal)
+        attended = attended.to(q.dtype)
+    else:
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     return attended.transpose(1, 2).flatten(2)
 
 

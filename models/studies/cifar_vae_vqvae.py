@@ -60,7 +60,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 BATCH_SIZES = {
     "small": (16, 32, 64),
-    "real": (16, 64, 256),
+    "real": (16, 32, 64, 128, 256),
     "paper": (16, 32, 64, 128, 256),
 }
 # The VAE of the study minimises squared error and KL; a learnt variance balances the two by itself.

@@ -145,9 +145,10 @@ def sample_panels(
         panels: by title, images ``[N, C, H, W]``, ``columns`` of each class and one class after the other,
             and the names of the classes; none where no class was asked for.
     """
-    figure, axes = new_figure(len(panels), width=4.6, height=4.6)
-    for axis, (title, (images, names)) in zip(axes, panels.items(), strict=True):
-        picture = grid(images, columns)
+    pictures = [grid(images, columns) for images, _ in panels.values()]
+    shape = max(picture.shape[1] / picture.shape[2] for picture in pictures)  # few classes make few rows
+    figure, axes = new_figure(len(panels), width=4.6, height=0.5 + 4.1 * shape)
+    for axis, picture, (title, (images, names)) in zip(axes, pictures, panels.items(), strict=True):
         axis.imshow(picture.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
         name_rows(axis, names, images.shape[-2], gap=1)
         axis.set_title(title)

@@ -23,7 +23,7 @@ ISAS = (
     "amx",
 )
 # Those that are used only where VQ_ISA names them: no processor has run them yet.
-ON_REQUEST = ("dotprod", "i8mm", "avxvnni", "amxint8")
+ON_REQUEST = ("dotprod", "i8mm")
 
 
 def use_isa(name: str, monkeypatch: pytest.MonkeyPatch) -> str:

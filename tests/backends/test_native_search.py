@@ -69,6 +69,19 @@ def test_any_magnitude(path: str, scale: float, offset: float) -> None:
     )
 
 
+@pytest.mark.parametrize("scale", [1e-36, 1e-20, 1e20, 1e34], ids=lambda s: f"scale_{s:g}")
+def test_lengths_far_from_that_of_an_ordinary_code(path: str, scale: float) -> None:
+    """Codes are brought to lengths of about one; other rows and codes, a million times shorter, follow."""
+    lengths = torch.logspace(-8, 3, 12).repeat(20)[:, None]
+    codebook = torch.randn(300, 24) * scale + scale
+    codebook[::50] *= 1e-6
+    x = (torch.randn(240, 24) * lengths * scale + scale)[None]
+    want = rational_argmin(x[0, ::11], codebook)
+    got = native.nearest_code(x, codebook, "l2", "exact")
+    assert torch.equal(got[0, ::11], want)
+    assert torch.equal(got, reference.nearest_code(x, codebook, "l2", "exact"))
+
+
 def _all_roundings_the_same_way(d: int) -> tuple[Tensor, Tensor]:
     """Two codes whose scores a float32 sum in order gets wrong by almost as much as any sum can.
 

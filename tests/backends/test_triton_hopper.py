@@ -3,6 +3,8 @@ interpreted kernels of the Triton backend: the same indices as the reference, wh
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from cuda_host import load_module, machine
@@ -11,7 +13,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 import vq_kernels as vq
-from vq_kernels.backends import QuantizeOptions, get_backend
+from vq_kernels.backends import QuantizeOptions, get_backend, native
 from vq_kernels.backends.triton import hopper, nearest
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -200,3 +202,19 @@ def test_others_take_what_it_does_not() -> None:
         256,
         256,
     ]
+
+
+def test_without_the_native_module_triton_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one built for another version of Python, beside what the build wrote about it."""
+    monkeypatch.undo()
+    built = {"cuda": {"built": True, "targets": ["90a-real"]}, "native": {"built": True, "reason": None}}
+    monkeypatch.setattr(hopper, "read_build_info", lambda: built)
+    monkeypatch.setitem(sys.modules, "vq_kernels._C", None)
+    try:
+        native._load.cache_clear()
+        hopper.module.cache_clear()
+        assert hopper.module() is None
+    finally:
+        monkeypatch.undo()
+        native._load.cache_clear()
+        hopper.module.cache_clear()

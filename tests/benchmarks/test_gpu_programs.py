@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -51,6 +52,28 @@ def test_tests_really_run(tmp_path: Path) -> None:
     counts, failures = operation_tests.read_report(report)
     assert counts["passed"] > 0
     assert failures == []
+
+
+def test_what_ended_before_the_tests_were_stopped_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "test_made_up.py").write_text(
+        "import os, pytest, signal\n"
+        "def test_passes():\n"
+        "    pass\n"
+        "def test_fails():\n"
+        "    assert False\n"
+        "def test_is_skipped():\n"
+        "    pytest.skip('here')\n"
+        "def test_has_no_fixture(absent):\n"
+        "    pass\n"
+        "def test_during_which_they_are_stopped():\n"
+        "    os.kill(os.getppid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-m", "pytest", str(tmp_path), "-v", "-n", "1", "-p", "no:cacheprovider"]
+    status, output = faults.run_limited([*command, f"--rootdir={tmp_path}"], 100.0)
+    counts, failures = operation_tests.read_progress(output)
+    assert status == -signal.SIGKILL
+    assert counts == {"passed": 1, "failed": 2, "skipped": 1}, output
+    assert [name.rpartition("::")[2] for name in failures] == ["test_fails", "test_has_no_fixture"]
 
 
 def test_a_worker_that_meets_a_fatal_fault_ends_and_another_goes_on(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from benchmarks.tune.descent import DIMS, ENTRIES, Descent, Entry, Search, in_ta
 from benchmarks.work import Case
 from vq_kernels.backends import reference
 from vq_kernels.backends.triton import common, nearest, tuned
-from vq_kernels.backends.triton.plan import Config, make_config, make_plan
+from vq_kernels.backends.triton.plan import Config, first_pass, make_config, make_plan
 
 CASE = Case(17, 16, 40)
 ENTRY = Entry(3, 32)
@@ -224,9 +224,9 @@ def test_neighbours_of_every_stored_configuration_are_legal() -> None:
 
 def test_every_pair_has_its_number_of_products() -> None:
     for products, pairs in tune_descent.PAIRS.items():
-        assert [make_plan(p.x, p.codebook, "l2", p.precision).products for p in pairs] == [products] * len(
-            pairs
-        )
+        for pair in pairs:
+            plan = make_plan(pair.x, pair.codebook, "l2", pair.precision)
+            assert products in (plan.products, first_pass(plan, DIMS[0]).products)
 
 
 # --- tuned.py -------------------------------------------------------------------------------------
@@ -289,7 +289,7 @@ def looked_up(table: dict, architecture: int) -> list:
 
 
 def test_a_block_is_written_and_written_again(written, table: dict, capsys) -> None:
-    copy = written(90, "nvidia-h200", e3x64=BEST, e1x512=BEST._replace(resident=False))
+    copy = written(90, "made-up-h200", e3x64=BEST, e1x512=BEST._replace(resident=False))
     ruff_accepts(copy)
     new = load(copy)
     expected = dict(zip([(p, d) for p in (1, 2, 3) for d in range(10)], looked_up(table, 90), strict=True))
@@ -297,20 +297,20 @@ def test_a_block_is_written_and_written_again(written, table: dict, capsys) -> N
     expected |= dict.fromkeys([(1, 8), (1, 9)], tuple(BEST._replace(resident=False)))
     assert looked_up(new, 90) == list(expected.values())
     assert {a: rules for a, rules in new.items() if a != 90} == {a: r for a, r in table.items() if a != 90}
-    assert "_HOPPER" not in copy.read_text()
+    assert copy.read_text().count("_SM90: _Rules") == 1
     printed = capsys.readouterr().out
-    assert "        (64, (32, 32, 16, 4, 1, 128, True)),  # nvidia-h200, 2030-01-02\n" in printed
-    assert printed.count("  # nvidia-h200") == 2
-    results = json.loads((copy.parent / "nvidia-h200-2030-01-02-tune.json").read_text())
+    assert "        (64, (32, 32, 16, 4, 1, 128, True)),  # made-up-h200, 2030-01-02\n" in printed
+    assert printed.count("  # made-up-h200") == 2
+    results = json.loads((copy.parent / "made-up-h200-2030-01-02-tune.json").read_text())
     assert results["outcomes"][0]["trials"][0]["config"]["codes"] == 32
 
-    written(90, "nvidia-h100", e3x32=BEST)
+    written(90, "made-up-h100", e3x32=BEST)
     ruff_accepts(copy)
-    lines = [line for line in copy.read_text().splitlines() if "  # nvidia" in line]
+    lines = [line for line in copy.read_text().splitlines() if "  # made-up" in line]
     assert [line.rpartition("# ")[2].partition(",")[0] for line in lines] == [
-        "nvidia-h200",
-        "nvidia-h100",
-        "nvidia-h200",
+        "made-up-h200",
+        "made-up-h100",
+        "made-up-h200",
     ]
     assert looked_up(load(copy), 90)[20:24] == [tuple(BEST)] * 4
     assert copy.read_text().count("_SM90: _Rules") == 1

@@ -4,7 +4,7 @@ The instruction set is chosen at run time, and by the shapes the pass that a sea
 bfloat16 or int8 over packed codes, or for a few rows float32 over codes as they are ("direct"). The
 result is exact after each. The environment variables ``VQ_ISA`` (portable, neon, dotprod, i8mm, avx2,
 avxvnni, avx512, avx512vnni, avx512bf16, amxint8 or amx) and ``VQ_FIRST_PASS`` override these choices,
-for tests; dotprod, i8mm, avxvnni and amxint8 are used where ``VQ_ISA`` names them alone.
+for tests; dotprod and i8mm are used where ``VQ_ISA`` names them alone.
 Tensors arrive checked (``base.py``); here they become addresses, sizes and strides.
 """
 

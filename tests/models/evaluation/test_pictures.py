@@ -84,6 +84,30 @@ def test_no_legend_covers_a_line_and_the_caption_is_above(tmp_path: Path, saved:
         assert frame.height > 100, "what is around the panel leaves it room"
 
 
+@pytest.mark.parametrize(
+    ("x", "scale", "is_whole"),
+    [([1, 2, 3, 4], "linear", True), ([0.25, 0.5, 0.75], "linear", False), ([1, 10], "log", True)],
+    ids=["epochs", "fractions", "powers"],
+)
+def test_between_two_epochs_is_no_tick(
+    x: list[float], scale: str, is_whole: bool, tmp_path: Path, saved: list
+) -> None:
+    save_curves(tmp_path / "curves.png", {"a": {"one": (x, [float(place) for place in x])}}, xscale=scale)
+    (axes,) = saved[0].axes
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+    assert all(tick % 1 == 0 for tick in ticks) is is_whole
+    assert len(ticks) >= 2
+
+
+@pytest.mark.parametrize(("panels", "rows", "columns"), [(1, 1, 1), (3, 1, 3), (4, 2, 2), (5, 2, 3)])
+def test_panels_in_rows(panels: int, rows: int, columns: int) -> None:
+    _, axes = new_figure(panels)
+    assert len(axes) == panels
+    grids = {axis.get_subplotspec().get_gridspec().get_geometry() for axis in axes}
+    assert grids == {(rows, columns)}
+
+
 def test_a_legend_of_a_hundred_names_leaves_the_panel_its_size(tmp_path: Path) -> None:
     figure, (axes,) = new_figure(1)
     lines = {f"class number {number}": axes.plot([0, 1], [0, number])[0] for number in range(100)}

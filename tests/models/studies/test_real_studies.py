@@ -15,6 +15,7 @@ from kinds_support import write_sounds, write_volumes
 from studies_support import QUICK_PRIOR, SMALLEST
 
 from models.cli import main
+from models.settings import read_yaml
 from models.studies import likelihood
 from models.studies.catalogue import list_studies
 from models.studies.mnist_transformer import _entropy
@@ -36,11 +37,15 @@ CASES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "mnist-transformer": (
         {
             "PRIORS": {"real": QUICK_PRIOR | {"batch_size": 8}},
+            "LONGER": {"real": {"epochs": 3}},
             "VARIANTS": {"real": {"downscale": (8,)}},
-            "PER_CLASS": 4,
+            "PER_CLASS": {"real": 4},
             "SHOWN": 2,
         },
-        {"variants.md", "classes.md", "priors.png", "samples-downscale8.png"},
+        {
+            *("variants.md", "classes.md", "priors.png", "samples-downscale4-longer.png"),
+            *("samples-downscale4-published-codes-by-averages.png", "samples-downscale8.png"),
+        },
     ),
     "likelihood": (
         {"PRIORS": {"real": QUICK_PRIOR | {"prior": "pixelcnn", "heads": 4, "batch_size": 8}}},
@@ -100,11 +105,32 @@ def check_celeba(folder: Path) -> None:
 
 
 def check_mnist(folder: Path) -> None:
-    """The entropy of the judge's classes, by prior and way of sampling."""
+    """The entropy of the judge's classes, by prior and way of sampling, and what the cases are."""
+    check_mnist_cases(folder)
     rows = rows_of(folder / "classes.csv")
-    assert len(rows) == 3 * 2 * 2
+    assert len(rows) == 5 * 2 * 2
     for row in rows:
         assert float(row["entropy"]) == pytest.approx(_entropy([int(row["first"]), int(row["second"])]))
+
+
+def check_mnist_cases(folder: Path) -> None:
+    """The base setting with short and longer priors of one VQ-VAE, other weights, and the variant."""
+    rows = rows_of(folder / "variants.csv")
+    assert [(row["downscale"], row["weights"], row["epochs of priors"]) for row in rows] == [
+        *(("4", "published", "1"), ("4", "published", "3"), ("4", "ours", "1")),
+        *(("4", "published, codes by averages", "1"), ("8", "published", "1")),
+    ]
+    assert rows[0]["mse"] == rows[1]["mse"]
+    assert rows[0]["nats a code conditional"] != rows[1]["nats a code conditional"]
+    models = {path.parent.name: read_yaml(path) for path in folder.glob("downscale*/config.yaml")}
+    weights = ("codebook", "alpha", "beta", "variance")
+    assert [models["downscale4"][name] for name in weights] == ["gradient", 2.0, 0.2, 1.0]
+    assert [models["downscale4-ours"][name] for name in weights] == ["gradient", 2.0, 0.1, None]
+    averages = models["downscale4-published-codes-by-averages"]
+    assert [averages[name] for name in weights] == ["ema", 2.0, 0.2, 1.0]
+    for kind in ("unconditional", "conditional"):
+        assert models[f"downscale4-longer-{kind}"]["epochs"] == 3
+        assert models[f"downscale4-{kind}"]["epochs"] == models[f"downscale8-{kind}"]["epochs"] == 1
 
 
 def check_likelihood(folder: Path) -> None:

@@ -102,6 +102,17 @@ def test_the_transformer_study_compares_priors_and_samples_as_published(tmp_path
     assert all(labels == classes for labels, _ in spied.samples)
 
 
+def test_epochs_that_are_given_are_those_of_all_priors(tmp_path: Path, monkeypatch) -> None:
+    """So none is trained longer than the others."""
+    module = import_module("models.studies.mnist_transformer")
+    monkeypatch.setattr(module, "LONGER", {"small": {"epochs": 3}})
+    spied = run("mnist-transformer", tmp_path / "given", monkeypatch, epochs=1)
+    assert values(spied.priors, "epochs") == [(1,)] * 6
+    spied = run("mnist-transformer", tmp_path / "not", monkeypatch)
+    assert values(spied.priors, "epochs") == [(1,)] * 2 + [(3,)] * 2 + [(1,)] * 4
+    assert len(spied.trained) == 3, "the priors of both lengths are of one model"
+
+
 def test_the_likelihood_study_adds_up_the_bits_of_trained_priors(tmp_path: Path, monkeypatch) -> None:
     """And a number of epochs that is given is that of models and priors alike."""
     spied = run("likelihood", tmp_path, monkeypatch, epochs=3)

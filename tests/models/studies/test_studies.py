@@ -218,6 +218,21 @@ def test_curves_by_epoch_their_spread_and_when_they_are_near_their_best() -> Non
     }
 
 
+@pytest.mark.parametrize(("classes", "lowest", "highest"), [(2, 0.2, 0.4), (10, 0.9, 1.1)])
+def test_panels_of_samples_are_as_high_as_their_rows(
+    classes: int, lowest: float, highest: float, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    from models.studies.figures import sample_panels
+
+    names = tuple(f"class {number}" for number in range(classes))
+    images = torch.zeros(classes * 10, 1, 8, 8)
+    panels = {f"panel {number}": (images, names if number > 1 else ()) for number in range(4)}
+    with Image.open(sample_panels(tmp_path / "panels.png", panels, 10, "digits")) as picture:
+        assert lowest < picture.height / picture.width < highest
+
+
 def test_faces_are_coloured_by_both_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from data_support import kaokore
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...build_info import read_build_info
 from ...devices import launch_queue_of
-from .. import marshal
+from .. import marshal, native
 from . import common
 from .codes import Prepared
 from .common import OPEN_SLOT, RANGE_SLOT
@@ -36,9 +36,10 @@ LEAST_CODES = 512
 
 @functools.cache
 def module() -> Any:
-    """The native module's kernels; None where they were not compiled for compute capability 9.0."""
+    """The native module's kernels; None where it does not load or has none for compute capability 9.0."""
     info = read_build_info()
-    if info is None or not info["cuda"]["built"]:
+    # What was built may be for another version of Python; the native backend then says so.
+    if info is None or not info["cuda"]["built"] or native.unavailable_reason() is not None:
         return None
     if not any(target.startswith("90a") for target in info["cuda"]["targets"]):
         return None

@@ -47,30 +47,6 @@ _AMPERE: _Rules = {
     ],
 }
 
-_HOPPER: _Rules = {
-    1: [
-        (32, (128, 128, 0, 8, 3, 128, True)),
-        (64, (128, 128, 16, 8, 3, 128, True)),
-        (128, (128, 128, 16, 8, 2, 128, True)),
-        (256, (128, 128, 64, 8, 2, None, True)),
-        (_ANY, (128, 128, 32, 8, 3, None, False)),
-    ],
-    2: [
-        (32, (128, 128, 16, 8, 3, 128, True)),
-        (64, (128, 128, 16, 8, 2, 128, True)),
-        (128, (128, 64, 64, 8, 2, 128, True)),
-        (256, (128, 64, 64, 8, 2, None, True)),
-        (_ANY, (128, 64, 64, 8, 2, None, False)),
-    ],
-    3: [
-        (32, (128, 128, 16, 8, 3, 128, True)),
-        (64, (128, 128, 16, 8, 2, 128, True)),
-        (128, (128, 128, 64, 8, 2, None, True)),
-        (256, (128, 32, 64, 8, 2, None, True)),
-        (_ANY, (128, 64, 64, 8, 2, None, False)),
-    ],
-}
-
 # One product of parts is one asynchronous instruction with a barrier of its own: no short chunks.
 _BLACKWELL: _Rules = {
     1: [
@@ -91,12 +67,37 @@ _BLACKWELL: _Rules = {
     ],
 }
 
+# Written by python -m benchmarks.tune: a line without a GPU's name was not tuned.
+_SM90: _Rules = {
+    1: [
+        (32, (128, 128, 0, 8, 3, 128, True)),
+        (64, (128, 128, 16, 8, 3, 128, True)),  # nvidia-h100-80gb-hbm3, 2026-11-26
+        (128, (128, 128, 32, 8, 2, 128, True)),  # nvidia-h100-80gb-hbm3, 2026-11-26
+        (256, (128, 128, 64, 8, 2, None, True)),  # nvidia-h100-80gb-hbm3, 2026-11-26
+        (_ANY, (128, 128, 32, 8, 3, None, False)),
+    ],
+    2: [
+        (32, (128, 128, 16, 8, 3, 128, True)),
+        (64, (128, 128, 16, 8, 2, 128, True)),
+        (128, (128, 64, 64, 8, 2, 128, True)),
+        (256, (128, 64, 64, 8, 2, None, True)),
+        (_ANY, (128, 64, 64, 8, 2, None, False)),
+    ],
+    3: [
+        (32, (128, 128, 16, 8, 3, 128, True)),
+        (64, (128, 128, 32, 8, 2, 128, True)),  # nvidia-h100-80gb-hbm3, 2026-11-26
+        (128, (128, 128, 64, 8, 2, None, True)),  # nvidia-h100-80gb-hbm3, 2026-11-26
+        (256, (128, 32, 64, 8, 3, None, True)),  # nvidia-h100-80gb-hbm3, 2026-11-26
+        (_ANY, (128, 64, 64, 8, 2, None, False)),
+    ],
+}
+
 # 8.6 and 8.9 have less shared memory than 8.0: what is tuned there is not for them.
 TABLE: dict[int, _Rules] = {
     0: _INTERPRETER,
     80: _AMPERE,
     86: _AMPERE,
-    90: _HOPPER,
+    90: _SM90,
     100: _BLACKWELL,
     120: _AMPERE,
 }
