@@ -38,7 +38,7 @@ FACES: dict[str, dict[str, Any]] = {
     "real": {
         "model": {
             "size": "32",
-            "crop": 0.78,
+            "crop": 0.7,
             "orient": True,
             "downscales": (4, 2),
             "hidden": 96,
@@ -53,14 +53,14 @@ FACES: dict[str, dict[str, Any]] = {
             "zoom": 0.1,
             "shift": 0.05,
             "batch_size": 32,
-            "epochs": 16,
+            "epochs": 30,
             "lr": 1e-3,
             "schedule": "cosine",
         },
-        "copies": 4,
+        "copies": 6,
         "levels": (
             {"width": 192, "layers": 5, "heads": 6, "batch_size": 64, "lr": 1e-3, "epochs": 6},
-            {"width": 128, "layers": 4, "heads": 4, "batch_size": 32, "lr": 1e-3, "epochs": 5},
+            {"width": 128, "layers": 4, "heads": 4, "batch_size": 32, "lr": 1e-3, "epochs": 10},
         ),
         "priors": {
             "dropout": 0.0,
