@@ -25,7 +25,7 @@ class _GivenRows(CodeSplit):
     """Rows of codes in memory in the form of a split."""
 
     def __init__(self, levels: Sequence[Tensor], labels: Tensor) -> None:
-        self.levels, self.labels = list(levels), labels
+        self.levels, self.labels, self.cached = list(levels), labels, True
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -83,7 +83,8 @@ class CodeSplit:
 
     def label_counts(self, classes: int) -> Tensor:
         """How many rows have each of ``classes`` labels: ``[classes]`` int64; zeros where there are none."""
-        return self._labels[self._labels >= 0].bincount(minlength=classes)
+        labels = self.batch_labels(range(len(self)))
+        return labels[labels >= 0].bincount(minlength=classes)
 
     @cached_property
     def _levels(self) -> tuple[Tensor, ...]:

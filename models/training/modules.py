@@ -38,7 +38,8 @@ class SeededModule(pl.LightningModule):
 
     def __init__(self, model: nn.Module, config: LoopConfig, loader: BatchLoader) -> None:
         super().__init__()
-        self.model, self.config, self.loader = model, config, loader
+        # One that was loaded comes in eval mode: without dropout, and without updates of its codebooks.
+        self.model, self.config, self.loader = model.train(), config, loader
         self.total_steps = total_steps(config, len(loader))
         self.log_every = min(config.log_every, self.total_steps)  # the shortest run logs a row too
         self.diverged_at = torch.tensor(-1)  # the first step whose loss was not finite

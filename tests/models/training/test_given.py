@@ -225,6 +225,19 @@ def test_a_prior_and_codes_of_ones_own(tmp_path: Path) -> None:
         train_prior(PriorConfig(name="x", **loop), codes + 0.5)
 
 
+def test_a_prior_in_eval_mode_is_trained_with_its_dropout(tmp_path: Path) -> None:
+    codes = np.random.default_rng(0).integers(0, 16, (60, 4, 4))
+    loop = {name: SMALL[name] for name in ("log_every", "progress", "accelerator")}
+    loop |= {"runs": str(tmp_path), "batch_size": 16, "epochs": 2}
+    probabilities = []
+    for training in (True, False):
+        torch.manual_seed(0)
+        own = TransformerPrior(16, 8, shape=(4, 4), layers=1, heads=2, dropout=0.5).train(training)
+        (prior,) = train_prior(PriorConfig(name=f"own-{training}", **loop), codes, prior=own)
+        probabilities.append(prior.log_prob(torch.from_numpy(codes)))
+    assert torch.equal(*probabilities)
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("kmeans_init", [True, False])
 def test_looking_at_a_model_changes_nothing_of_it(tmp_path: Path, training: bool, kmeans_init: bool) -> None:
