@@ -158,6 +158,8 @@ def save_curves(
     Raises:
         ValueError: there is nothing to draw.
     """
+    from matplotlib.ticker import MaxNLocator
+
     filled = {name: lines for name, lines in panels.items() if lines}
     if not filled:
         raise ValueError(f"panels is {dict(panels)!r}; accepted: at least one line to draw in {path}")
@@ -175,7 +177,7 @@ def save_curves(
         axes_of_panel.grid(alpha=0.3)
         whole = all(place % 1 == 0 for x, _ in lines.values() for place in x)
         if whole and axes_of_panel.get_xscale() == "linear":  # as of epochs and steps
-            axes_of_panel.xaxis.get_major_locator().set_params(integer=True)
+            axes_of_panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         if not shared and [*lines] != [name]:
             axes_of_panel.legend(
                 fontsize="small", frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2)
