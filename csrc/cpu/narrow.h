@@ -17,6 +17,9 @@ namespace vq_cpu {
 constexpr int kNarrowChunk = 512;      // codes between two searches for candidates
 constexpr int kNarrowCandidates = 64;  // of a row, before it is given up
 constexpr int kNarrowPitch = kNarrowCandidates + 8;  // of its lists, which are written a group at a time
+// Square of the norm of a packed code beyond which it cannot be the nearest of a row that has a bound
+// (docs/certificate.md).
+constexpr float kNarrowMostSquare = 0x1p100f;
 
 // All codes, [groups * group] unless said otherwise; those that cannot be chosen have minus_half = -inf.
 struct NarrowCodes {

@@ -8,8 +8,6 @@ namespace vq_cpu {
 namespace {
 
 constexpr int64_t kTaskCodes = 64;
-// Squares of norms beyond which a code cannot be the nearest of a row that has a bound (docs/certificate.md).
-constexpr float kMostSquare = 0x1p100f;
 
 }  // namespace
 
@@ -43,13 +41,12 @@ bool NarrowCodebook::prepare(const Codebook& codebook, const NarrowKernels* kern
       kernels->pack_codes(codebook.codes + first * dim, codebook.usable + first, centring_, n, dim, &out);
       for (int64_t j = first; j < first + group; ++j) {
         const float norm2 = minus_half_[j];  // pack_codes left the square norm there, -1 for an unusable code
-        if (norm2 >= 0.0f && norm2 <= kMostSquare) {
+        if (norm2 >= 0.0f && norm2 <= kNarrowMostSquare) {
           const float half = codebook.l2 ? 0.5f * norm2 : 0.0f;
           minus_half_[j] = factors.half * half + factors.offset - half;
         } else {
           far = far || norm2 != -1.0f;
           minus_half_[j] = -INFINITY;
-          scale_[j] = lost_[j] = kept_[j] = 0.0f;
         }
       }
       sum_up_group(g, group, codebook.l2);

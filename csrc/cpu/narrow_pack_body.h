@@ -117,14 +117,13 @@ void narrow_pack_codes(const float* codes, const uint8_t* usable, Centring centr
                        const NarrowGroup* out) {
   const int64_t steps = narrow_steps(dim);
   for (int c = 0; c < V::PANEL; ++c) {
-    if (c < n && usable[c]) {
-      narrow_pack_code(codes + c * dim, centring, dim, c, out);
-      continue;
-    }
+    out->square[c] = -1.0f;
+    if (c < n && usable[c]) narrow_pack_code(codes + c * dim, centring, dim, c, out);
+    if (out->square[c] >= 0.0f && out->square[c] <= kNarrowMostSquare) continue;
+    // Zeros, also of a code too far to be near: its products would be infinite, and its score no number.
     for (int64_t step = 0; step < steps; ++step) out->codes[step * V::PANEL + c] = 0;
     out->start[c] = 0;
     out->scale[c] = out->lost[c] = out->kept[c] = 0.0f;
-    out->square[c] = -1.0f;
   }
   arrange_codes(out->codes, steps);
 }

@@ -67,8 +67,13 @@ def draw_and_measure(
             f"codes is {arguments.codes}; accepted: with --reject of at least 2, --two-sample, --neighbours "
             f"or --mix training"
         )
+    if is_mixed and all(len(members) == 1 for _, members in rows):
+        raise ValueError(
+            "mix is training, where no name stands for several classes; accepted: equal, or --classes with a "
+            "part of such names as female+noble"
+        )
     store = _real_codes(arguments.codes, layout, description) if needs_real or is_mixed else None
-    shares = store.train.label_counts(len(description.class_names) or 1) if store and is_mixed else None
+    shares = _label_counts(store, description) if store and is_mixed else None
     labels = torch.cat([mixed_labels(members, arguments.count, shares) for _, members in rows])
     compared = len(labels) if arguments.two_sample else len(labels) * how.reject
     if (arguments.two_sample or how.reject > 1) and compared < LEAST_COMPARED:
@@ -125,7 +130,23 @@ def _real_codes(given: str | None, layout: RunLayout, description: CodeDescripti
             f"codes is {store.folder}, of another model than the prior's codes; accepted: codes of "
             f"{description.model}"
         )
+    if store.description.shapes != description.shapes:
+        raise ValueError(
+            f"codes is {store.folder}, whose codes have the shapes {store.description.shapes}; accepted: "
+            f"those of the prior, {description.shapes}"
+        )
     return store
+
+
+def _label_counts(store: CodeStore, description: CodeDescription) -> Tensor:
+    """How many training codes have each label of the prior's: ``[classes]``. ValueError for other classes."""
+    given = store.description.class_names
+    if given != description.class_names:
+        raise ValueError(
+            f"codes is {store.folder}, with the classes {', '.join(given) or 'none'}; accepted with --mix "
+            f"training: those of the prior, {', '.join(description.class_names)}"
+        )
+    return store.train.label_counts(len(description.class_names))
 
 
 def _write_samples(

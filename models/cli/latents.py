@@ -42,8 +42,9 @@ def sample_latents(arguments: argparse.Namespace, layout: RunLayout, device: str
             f"over its codes (train-prior)"
         )
     only_codes = ("classes", "top_k", "top_p", "guidance", "best_of", "reject", "two_sample", "neighbours")
-    for name in (*only_codes, "codes", "model", "judge"):
-        if getattr(arguments, name):
+    meant_otherwise = {"mix": "equal", "judge_model": "svm"}  # what argparse has for a flag not given
+    for name in (*only_codes, "mix", "codes", "model", "judge", "judge_model"):
+        if getattr(arguments, name) not in (None, False, meant_otherwise.get(name)):
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"{flag} is for priors over codes; accepted for a VAE: --temperature and --seed")
     kind = kind_of_run(layout)

@@ -89,7 +89,7 @@ class CodeSplit:
     @cached_property
     def _levels(self) -> tuple[Tensor, ...]:
         """The codes of all rows: int32 ``[N, *shape]`` each."""
-        columns = self.dataset.data
+        columns = self.dataset.with_format("arrow")[:]  # of a selection just its rows, unlike `data`
         return tuple(
             torch.from_numpy(columns.column(f"level{level}").combine_chunks().flatten().to_numpy().copy())
             .int()

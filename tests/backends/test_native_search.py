@@ -82,6 +82,17 @@ def test_lengths_far_from_that_of_an_ordinary_code(path: str, scale: float) -> N
     assert torch.equal(got, reference.nearest_code(x, codebook, "l2", "exact"))
 
 
+@pytest.mark.parametrize("far", [1e20, 1e30, 3e38], ids=lambda s: f"far_{s:g}")
+def test_one_code_that_is_far_from_all(path: str, far: float) -> None:
+    """Brought to the length of the others it is infinite, and so are its products with rows."""
+    codebook = torch.randn(16, 3) * 1e-26
+    codebook[5, 1] = far
+    x = (codebook[torch.randint(0, 16, (200,))].clamp(max=1.0) * 1.01)[None]
+    got = native.nearest_code(x, codebook, "l2", "exact")
+    assert torch.equal(got[0, :20], rational_argmin(x[0, :20], codebook))
+    assert torch.equal(got, reference.nearest_code(x, codebook, "l2", "exact"))
+
+
 def _all_roundings_the_same_way(d: int) -> tuple[Tensor, Tensor]:
     """Two codes whose scores a float32 sum in order gets wrong by almost as much as any sum can.
 

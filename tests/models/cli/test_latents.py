@@ -63,6 +63,8 @@ def test_what_is_for_priors_is_refused(run: Path, tmp_path: Path, capsys) -> Non
     for flags, message in (
         (["--classes", "1"], "--classes is for priors over codes; accepted for a VAE: --temperature and"),
         (["--top-k", "3"], "--top-k is for priors"),
+        (["--mix", "training"], "--mix is for priors"),
+        (["--judge-model", "cnn"], "--judge-model is for priors"),
         (["--count", "0"], "count is 0"),
         (["--interpolate", "0"], "interpolate is 0; accepted: an integer of at least 1"),
     ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from data_support import load, write_images
@@ -13,7 +14,7 @@ from run_support import TINY, tiny_hierarchy
 from models import VQVAE, VQVAE2
 from models.codes.description import CodeDescription
 from models.codes.encode import OtherCodesError, encode
-from models.codes.store import CodeSplit, CodeStore
+from models.codes.store import CodeSplit, CodeStore, code_features
 from models.data import DataConfig, load_data, to_float
 from models.data.augment import AugmentSettings
 from models.data.splits import SPLITS
@@ -51,6 +52,13 @@ def test_codes_in_memory_are_those_on_disk(tmp_path: Path, data, model: VQVAE2) 
         assert torch.equal(one, other)
     with pytest.raises(IndexError):
         held.batch([150])
+
+
+def test_codes_of_a_selection_in_memory_are_its_own() -> None:
+    columns = {"level0": [[row] * 4 for row in range(6)], "label": list(range(6))}
+    dataset = datasets.Dataset.from_dict(columns, features=code_features([(2, 2)]))
+    chosen = CodeSplit(dataset.select([5, 3, 1]), ((2, 2),))
+    assert chosen.batch([0, 2])[0][:, 1, 1].tolist() == chosen.batch_labels([0, 2]).tolist() == [5, 1]
 
 
 def test_encoding_goes_on_after_an_interruption(tmp_path: Path, data, model: VQVAE2, monkeypatch) -> None:
