@@ -69,9 +69,9 @@ class CodeSplit:
     def batch(self, rows: Sequence[int] | Tensor) -> tuple[Tensor, ...]:
         """The codes of the given rows at every level, top first: int64 ``[B, *shape]`` each."""
         if self.cached:
-            chosen = torch.as_tensor(_as_list(rows), dtype=torch.int64)
+            chosen = _as_tensor(rows)
             return tuple(level[chosen].long() for level in self._levels)
-        columns = self.dataset[_as_list(rows)]
+        columns = self.dataset[_as_tensor(rows).tolist()]
         return tuple(
             torch.as_tensor(columns[f"level{level}"]).long().view(-1, *shape)
             for level, shape in enumerate(self.shapes)
@@ -79,7 +79,7 @@ class CodeSplit:
 
     def batch_labels(self, rows: Sequence[int] | Tensor) -> Tensor:
         """The labels of the given rows, -1 where there are none: ``[B]`` int64."""
-        return self._labels[torch.as_tensor(_as_list(rows), dtype=torch.int64)]
+        return self._labels[_as_tensor(rows)]
 
     def label_counts(self, classes: int) -> Tensor:
         """How many rows have each of ``classes`` labels: ``[classes]`` int64; zeros where there are none."""
@@ -152,6 +152,5 @@ class CodeStore:
         return self.splits[name]
 
 
-def _as_list(rows: Sequence[int] | Tensor) -> list[int]:
-    numbers: list[int] = rows.tolist() if isinstance(rows, Tensor) else list(rows)
-    return numbers
+def _as_tensor(rows: Sequence[int] | Tensor) -> Tensor:
+    return torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows), dtype=torch.int64)
