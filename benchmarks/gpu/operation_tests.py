@@ -102,6 +102,8 @@ def run_tests(backends: Sequence[str], seconds: float, target: Target, report: P
             raise AssertionError(f"pytest ended with {status}:\n{output[-3000:]}")
     if failures:
         print(output[-6000:], file=sys.stderr)
+    if status is None and not any(counts.values()):
+        raise NotHere(f"no test ended within {seconds + 30:.0f} seconds")
     text = ", ".join(f"{number} {outcome}" for outcome, number in counts.items() if number)
     assert not failures, f"{text}; {', '.join(failures[:6])}"
     assert counts["passed"], f"no test ran for {', '.join(backends)}: {text}"

@@ -76,6 +76,12 @@ def test_what_ended_before_the_tests_were_stopped_is_counted(tmp_path: Path) -> 
     assert [name.rpartition("::")[2] for name in failures] == ["test_fails", "test_has_no_fixture"]
 
 
+def test_where_no_test_ended_there_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operation_tests, "run_limited", lambda *call: (None, "collecting"))
+    with pytest.raises(NotHere, match="no test ended within 31 seconds"):
+        operation_tests.run_tests(["cuda"], 1.0, Target("cuda"))
+
+
 def test_a_worker_that_meets_a_fatal_fault_ends_and_another_goes_on(tmp_path: Path) -> None:
     (tmp_path / "test_made_up.py").write_text(
         "import os, pytest\n"
