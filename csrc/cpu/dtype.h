@@ -5,6 +5,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "cpu/vq_cpu.h"
+
 namespace vq_cpu {
 namespace {
 
@@ -66,6 +68,16 @@ struct F16 {
   }
   out->bits = uint16_t(sign | h);
 }
+
+// work(T*) with a null pointer of the type of a dtype.
+template <class Work>
+inline auto with_type(int dtype, Work work) {
+  if (dtype == VQ_BFLOAT16) return work(static_cast<Bf16*>(nullptr));
+  if (dtype == VQ_FLOAT16) return work(static_cast<F16*>(nullptr));
+  return work(static_cast<float*>(nullptr));
+}
+
+[[maybe_unused]] inline int64_t element_size(int dtype) { return dtype == VQ_FLOAT32 ? 4 : 2; }
 
 }  // namespace
 }  // namespace vq_cpu

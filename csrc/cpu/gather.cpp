@@ -8,11 +8,12 @@ namespace {
 
 // Same dtype, channel last: rows are copied as bytes.
 void copy_rows(const VqCodes* codes, const int64_t* indices, const VqRows* out, int64_t first, int n) {
-  const size_t size = codes->dtype == VQ_FLOAT32 ? 4 : 2, bytes = size_t(codes->dim) * size;
+  const int64_t size = element_size(codes->dtype);
+  const size_t bytes = size_t(codes->dim * size);
   const char* from = static_cast<const char*>(codes->data);
   for (int64_t r = first; r < first + n; ++r) {
     char* to = static_cast<char*>(out->data) +
-               int64_t(size) * (r / out->rows * out->stride_batch + r % out->rows * out->stride_row);
+               size * (r / out->rows * out->stride_batch + r % out->rows * out->stride_row);
     memcpy(to, from + size_t(indices[r]) * bytes, bytes);
   }
 }

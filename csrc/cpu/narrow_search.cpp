@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "cpu/dtype.h"
 #include "cpu/search.h"
 
 namespace vq_cpu {
@@ -106,7 +107,7 @@ void NarrowSearch::search_tile(int first) {
 // Rows from `first` of the block on, and of the next one, as far as they lie at one pitch.
 NextRows NarrowSearch::next_rows(int first, int most) {
   const VqRows* x = search_->x;
-  const int64_t size = x->dtype == VQ_FLOAT32 ? 4 : 2, n = block_.first + first, row = n % x->rows;
+  const int64_t size = element_size(x->dtype), n = block_.first + first, row = n % x->rows;
   int64_t count = x->stride_dim == 1 ? search_->rows() - n : 0;
   if (count > most) count = most;
   if (count > x->rows - row) count = x->rows - row;

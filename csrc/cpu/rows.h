@@ -4,6 +4,7 @@
 
 #include <initializer_list>
 
+#include "cpu/dtype.h"
 #include "cpu/kernels.h"
 #include "cpu/support.h"
 
@@ -59,7 +60,7 @@ class RowStream {
   RowSpan place(int64_t first, int n) {
     const int64_t b = first / rows_->rows, m = first % rows_->rows;
     if (!in_place_ || !(one_pitch_ || m + n <= rows_->rows)) return {scratch_.get(), rows_->dim, VQ_FLOAT32};
-    const int64_t size = dtype_ == VQ_FLOAT32 ? 4 : 2, start = b * rows_->stride_batch + m * rows_->stride_row;
+    const int64_t size = element_size(dtype_), start = b * rows_->stride_batch + m * rows_->stride_row;
     return {static_cast<char*>(rows_->data) + start * size, rows_->stride_row, dtype_};
   }
 

@@ -110,14 +110,6 @@ inline void put(T* p, V::F v, int n) {
   n == V::W ? V::store(p, v) : V::store_n(p, v, n);
 }
 
-// work(T*) with a null pointer of the type of a dtype.
-template <class Work>
-inline auto with_type(int dtype, Work work) {
-  if (dtype == VQ_BFLOAT16) return work(static_cast<Bf16*>(nullptr));
-  if (dtype == VQ_FLOAT16) return work(static_cast<F16*>(nullptr));
-  return work(static_cast<float*>(nullptr));
-}
-
 template <class T>
 double quantize_rows_as(RowSpan x, const float* codes, const int64_t* index, int n, int64_t dim, RowSpan out) {
   double total = 0.0;

@@ -22,19 +22,15 @@ struct Step {
 };
 
 RowSpan rows_from(RowSpan span, int first) {
-  const int64_t size = span.dtype == VQ_FLOAT32 ? 4 : 2;
-  return {static_cast<char*>(span.data) + first * span.pitch * size, span.pitch, span.dtype};
+  const int64_t offset = first * span.pitch * element_size(span.dtype);
+  return {static_cast<char*>(span.data) + offset, span.pitch, span.dtype};
 }
 
 void fill_row(RowSpan row, int64_t dim, float value) {
-  for (int64_t d = 0; d < dim; ++d) {
-    if (row.dtype == VQ_BFLOAT16)
-      from_float(value, static_cast<Bf16*>(row.data) + d);
-    else if (row.dtype == VQ_FLOAT16)
-      from_float(value, static_cast<F16*>(row.data) + d);
-    else
-      static_cast<float*>(row.data)[d] = value;
-  }
+  with_type(row.dtype, [&](auto* type) {
+    auto* out = static_cast<decltype(type)>(row.data);
+    for (int64_t d = 0; d < dim; ++d) from_float(value, out + d);
+  });
 }
 
 // Writes the quantized rows first .. first + n - 1, whose codes are in indices, and returns their
@@ -140,8 +136,8 @@ extern "C" int vq_cpu_vector_quantize(const VqRows* x, const VqCodes* codebook, 
   const DefaultRounding rounding;
   const int64_t rows = row_count(x);
   if (result->codebook_copy) {
-    const size_t size = codebook->dtype == VQ_FLOAT32 ? 4 : 2;
-    memcpy(result->codebook_copy, codebook->data, size_t(codebook->count * codebook->dim) * size);
+    const int64_t numbers = codebook->count * codebook->dim;
+    memcpy(result->codebook_copy, codebook->data, size_t(numbers * element_size(codebook->dtype)));
   }
   const bool statistics = result->counts != nullptr;
   Buffer<int64_t> slots;
