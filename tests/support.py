@@ -47,6 +47,12 @@ def sizes_for(backend: str, layout: str, dtype: torch.dtype) -> list[tuple[int, 
     return [SIZES[(list(LAYOUTS).index(layout) + 2 * DTYPES.index(dtype)) % len(SIZES)]]
 
 
+def few_bits(*shape: int, device: torch.device, step: float = 0.25) -> Tensor:
+    """Normal numbers on a grid, of few significant bits: no product of two is rounded in any precision, nor a sum
+    of hundreds in float32, so that ``fast`` and ``high`` find what ``exact`` does on a matrix unit too."""
+    return (torch.randn(*shape, device=device) / step).round() * step
+
+
 def rows_of(x: Tensor, channel_dim: int) -> Tensor:
     """``[N, D]`` in the order of the leading dimensions."""
     return x.movedim(channel_dim, -1).reshape(-1, x.shape[channel_dim])

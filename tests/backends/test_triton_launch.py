@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import few_bits
 
 pytest.importorskip("triton")
 
@@ -130,7 +131,7 @@ def test_offsets_of_64_bits_find_the_same(
     from vq_kernels.backends.triton import nearest
 
     monkeypatch.setattr(nearest, "WIDE_CODEBOOK", 0)
-    x, codebook = torch.randn(1, 70, dim, device=device), torch.randn(300, dim, device=device)
+    x, codebook = few_bits(1, 70, dim, device=device), few_bits(300, dim, device=device)
     for precision in ("exact", "fast"):
         got = get_backend("triton").nearest_code(x, codebook, "l2", precision)
         assert torch.equal(got, reference.nearest_code(x, codebook, "l2", "exact"))
