@@ -48,8 +48,11 @@ def sizes_for(backend: str, layout: str, dtype: torch.dtype) -> list[tuple[int, 
 
 
 def few_bits(*shape: int, device: torch.device, step: float = 0.25) -> Tensor:
-    """Normal numbers on a grid, of few significant bits: no product of two is rounded in any precision, nor a
-    sum of hundreds in float32, so that ``fast`` and ``high`` find what ``exact`` does on a matrix unit too."""
+    """Normal numbers on a grid, of few significant bits.
+
+    No product of two is rounded in any precision, nor a sum of hundreds in float32, so that ``fast`` and
+    ``high`` find what ``exact`` does on a matrix unit too.
+    """
     return (torch.randn(*shape, device=device) / step).round() * step
 
 
