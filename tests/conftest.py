@@ -13,11 +13,18 @@ DEVICE = os.environ.get("VQ_TEST_DEVICE", "cpu")
 if DEVICE == "cpu":
     # Read by triton when a kernel is defined, so it must be set before any test imports one.
     os.environ["TRITON_INTERPRET"] = "1"
+    # Read by torch when it first looks for a GPU. One that is there would be what commands train on, and
+    # Triton's interpreter does not serve a machine with one: on an NVIDIA H100 one of 13 tests failed.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from vq_kernels.backends import get_backend, register_backend  # noqa: E402
+
+if DEVICE == "cuda":
+    # Convolutions round float32 to 10 bits otherwise: a whole pass of a prior differs from its steps by that.
+    torch.backends.cudnn.allow_tf32 = False
 
 BACKENDS = ("reference", "native", "triton", "cuda")
 # More than a minute each. A process of make test gets whole files: with the longest first, both end together.

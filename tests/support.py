@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vq_kernels.backends import QuantizeOptions, QuantizeResult
+from vq_kernels.backends import QuantizeOptions, QuantizeResult, reference
 
 # name -> (channel_dim, function that gives a tensor of vectors of length D with that layout)
 LAYOUTS: dict[str, tuple[int, Callable[[int, int, int, torch.dtype], Tensor]]] = {
@@ -45,15 +45,6 @@ def sizes_for(backend: str, layout: str, dtype: torch.dtype) -> list[tuple[int, 
     if not is_interpreted(backend):
         return SIZES
     return [SIZES[(list(LAYOUTS).index(layout) + 2 * DTYPES.index(dtype)) % len(SIZES)]]
-
-
-def few_bits(*shape: int, device: torch.device, step: float = 0.25) -> Tensor:
-    """Normal numbers on a grid, of few significant bits.
-
-    No product of two is rounded in any precision, nor a sum of hundreds in float32, so that ``fast`` and
-    ``high`` find what ``exact`` does on a matrix unit too.
-    """
-    return (torch.randn(*shape, device=device) / step).round() * step
 
 
 def rows_of(x: Tensor, channel_dim: int) -> Tensor:
@@ -97,6 +88,22 @@ def rational_argmin(rows: Tensor, codebook: Tensor, metric: str = "l2") -> Tenso
         scores = rational_scores(row, codebook, metric)
         winners.append(scores.index(min(scores)))
     return torch.tensor(winners, dtype=torch.int64)
+
+
+def check_found(got: Tensor, x: Tensor, codebook: Tensor, precision: str, first: int | None = None) -> None:
+    """Indices ``[N]`` of rows ``[N, D]`` under l2, of a search on any device.
+
+    ``exact`` and ``high`` have to find the nearest code. ``fast`` rounds the numbers themselves on a matrix
+    unit, so that its code is as near but for two such roundings. Codes from ``first`` on are as near to every
+    row as one before: none of them is the answer.
+    """
+    scores = 0.5 * codebook.double().square().sum(1) - x.double() @ codebook.double().T
+    if precision == "fast":
+        excess = scores.gather(1, got[:, None])[:, 0] - scores.amin(1)
+        assert (excess <= 2 * 2.0**-7 * x.double().norm(dim=1) * codebook.double().norm(dim=1).amax()).all()
+    else:
+        assert torch.equal(got, reference.nearest_code(x[None], codebook, "l2", "exact")[0])
+    assert first is None or (got < first).all()
 
 
 def float64_argmin(rows: Tensor, codebook: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The operations' own tests (op x backend x dtype x layout x size, exactness, gradients), on the GPU."""
+"""Tests of the operations (op x backend x dtype x layout x size, exactness) and of what calls them, on the GPU."""
 
 from __future__ import annotations
 
@@ -15,12 +15,23 @@ from ..machine import ROOT
 from .faults import NotHere, run_limited
 from .target import BACKENDS, Target
 
+_OPERATORS = (
+    *("operations", "gradients", "registration"),
+    *("prepared", "lazy_tensors", "codebook_gradient", "registry"),
+)
 TESTS = (
-    *(f"tests/operators/test_{name}.py" for name in ("operations", "gradients", "registration")),
+    *(f"tests/operators/test_{name}.py" for name in _OPERATORS),
     *(f"tests/backends/test_{name}.py" for name in ("exactness", "edge_cases")),
     "tests/test_properties.py",
+    *("tests/quantizers", "tests/clustering", "tests/models/priors"),
 )
-OWN_TESTS = {"triton": ("tests/backends/test_triton.py", "tests/backends/test_triton_launch.py"), "cuda": ()}
+OWN_TESTS = {
+    "triton": tuple(
+        f"tests/backends/test_triton{name}.py"
+        for name in ("", "_launch", "_search", "_certificate", "_hopper", "_direct")
+    ),
+    "cuda": (),
+}
 REHEARSED = ("tests/operators/test_operations.py", "gather")  # a file, and what of it is interpreted quickly
 WORKERS = 14
 

@@ -211,21 +211,23 @@ def test_training_without_gradients_updates_the_codebook() -> None:
 
 
 @pytest.mark.parametrize("decay", [0.8, 0.99])
-def test_a_cosine_code_without_rows_keeps_its_direction(decay: float, backend: str) -> None:
+def test_a_cosine_code_without_rows_keeps_its_direction(
+    decay: float, backend: str, device: torch.device
+) -> None:
     """vector-quantize-pytorch's loses its unit length (its norm is clamped at 1e-6) and is 0 in the end."""
-    layer = FusedVectorQuantizer(4, 2, use_cosine_sim=True, decay=decay, backend=backend)
-    layer.codebook = torch.tensor([[1.0, 0.0, 0.0, 0.0], [-0.6, 0.8, 0.0, 0.0]])
+    layer = FusedVectorQuantizer(4, 2, use_cosine_sim=True, decay=decay, backend=backend).to(device)
+    layer.codebook = torch.tensor([[1.0, 0.0, 0.0, 0.0], [-0.6, 0.8, 0.0, 0.0]], device=device)
     book = layer._codebook
-    x = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+    x = torch.tensor([[1.0, 0.0, 0.0, 0.0]], device=device)
     steps = [400, 1] if decay == 0.8 and backend in ("reference", "native") else [3]
     if len(steps) == 1:  # as if that many batches had gone by
         book.embed_avg[0, 1] *= 1e-34
         book.cluster_size[0, 1] *= 1e-34
     for _ in range(steps[0]):
         layer(x)
-    torch.testing.assert_close(layer.codebook[1], torch.tensor([-0.6, 0.8, 0.0, 0.0]))
+    torch.testing.assert_close(layer.codebook[1].cpu(), torch.tensor([-0.6, 0.8, 0.0, 0.0]))
     # Products with the live code are negative: a code of length 0 would win.
-    out = layer.eval()(torch.tensor([[-1.0, 1.0, 0.0, 0.0]]))
+    out = layer.eval()(torch.tensor([[-1.0, 1.0, 0.0, 0.0]], device=device))
     assert out.indices.item() == 1
     assert out.quantized.norm() > 0.99
 

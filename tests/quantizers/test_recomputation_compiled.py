@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vq_kernels.quantizers import FusedVectorQuantizer
 
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 SKIP_SIDE_EFFECTS = "skip_fwd_side_effects_in_bwd_under_checkpoint"
 
 
@@ -91,8 +93,13 @@ def test_a_compiler_that_computes_again_is_refused_where_codes_change(by: str, m
         if by == "side_effects_skipped":
             assert torch.equal(actual.grad, expected.grad)
     else:
-        with pytest.raises(RuntimeError, match=r"read again in a backward pass.*manual_ema_update=True"):
+        # torch 2.11 keeps there what 2.13 computes again.
+        kept = by == "side_effects_skipped" and TORCH < (2, 12)
+        refusal = r"read again in a backward pass.*manual_ema_update=True"
+        with contextlib.nullcontext() if kept else pytest.raises(RuntimeError, match=refusal):
             step()
+        if kept:
+            assert torch.equal(actual.grad, expected.grad)
 
 
 def test_the_operator_that_asks_is_one_that_compilers_understand() -> None:
