@@ -34,8 +34,8 @@ _BUDGET = Budget(seconds=0.6, sample_s=0.02, min_pairs=3, max_pairs=15)
 class Roofs:
     """Peak rates: operations/s of products and bytes/s of a copy; None where the unit is missing.
 
-    On the CPU ``float32``, ``bfloat16`` and ``int8`` are multiply-adds in registers, which no product of
-    matrices can exceed; with a matrix unit ``bfloat16`` is that of torch's product if it is higher.
+    On the CPU ``float32``, ``bfloat16`` and ``int8`` are multiply-adds in registers, those of a matrix unit
+    where there is one, which no product of matrices can exceed; torch's product where our module is missing.
     ``epilogue`` is (row, code) pairs per second that the plain cores can reduce to a minimum, at the clock
     that they keep under load, and ``l2`` bytes/s of a copy that stays in the L2 cache (GPU).
     """

@@ -179,6 +179,8 @@ struct MatrixKernels {
   void (*sweep)(const MatrixSweep*);
   // The score e.e/2 - x.e (or -x.e) in float64, in any order.
   double (*score)(const float* x, const float* e, int64_t dim, int l2);
+  // As Kernels::peak, of the tile unit's bfloat16 products.
+  int64_t (*peak)(int64_t rounds);
 };
 
 const Kernels* kernels_in_use();

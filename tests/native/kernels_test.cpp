@@ -309,6 +309,17 @@ void check_rule(int isa) {
   }
 }
 
+// What `vq_cpu_peak` counts: something for each kind of product that the set has, and with a matrix unit its own.
+void check_roofs(int isa) {
+  where = std::string(vq_cpu_isa_name(isa)) + ", roofs";
+  for (const int pass : {VQ_FLOAT32_FIRST, VQ_BFLOAT16_FIRST, VQ_INT8_FIRST}) {
+    const int64_t operations = vq_cpu_peak(pass, 1, 3);
+    expect(!operations || vq_cpu_first_pass_usable(pass), "operations without products", pass);
+    expect(vq_cpu_peak(pass, 1, 6) == 2 * operations, "operations", pass);
+  }
+  if (isa == VQ_ISA_AMX) expect(vq_cpu_peak(VQ_BFLOAT16_FIRST, 1, 3) == 3 * 4 * 2 * 16 * 16 * 32, "tiles", 0);
+}
+
 // Code 0 loses half a step of int8 in every value, code 1 gains one: no bound is too wide, and hardly one is
 // needed less.
 void check_int8_bound(const std::string& isa) {
@@ -357,6 +368,7 @@ int main(int argc, char** argv) {
     found = true;
     const int before = failures, first = checks;
     check_rule(isa);
+    check_roofs(isa);
     check_first_passes(name);
     printf("%s: %d checks, %d wrong\n", name.c_str(), checks - first, failures - before);
   }
