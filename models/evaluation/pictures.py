@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+DPI = 110  # of figures
+
 
 def grid(images: Tensor, columns: int, gap: int = 1) -> Tensor:
     """uint8 or model-range images ``[N, C, H, W]`` in rows of ``columns``: uint8 ``[C, H', W']``."""
@@ -85,7 +87,7 @@ def save_figure(figure: Figure, path: Path, caption: str = "") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # one line has said so
-        figure.savefig(path, dpi=110)
+        figure.savefig(path, dpi=DPI)
     return path
 
 
@@ -207,8 +209,10 @@ def labelled_rows(
     gap = torch.full_like(blocks[0][:, :2], 255)
     picture = torch.cat([part for block in blocks for part in (block, gap)][:-1], dim=1)
     height, width = picture.shape[1:]
+    shown = max(7.0, width / DPI)  # inches: no image is shown smaller than it is
+    beside = max(1.2, 0.2 + 0.085 * max(map(len, names)))
     figure, (axis,) = new_figure(
-        1, width=8.2, height=max(0.6, 7 / width * height) + (0.4 if caption else 0.1)
+        1, width=shown + beside, height=max(0.6, shown / width * height) + (0.4 if caption else 0.1)
     )
     axis.imshow(picture.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
     name_rows(axis, names, blocks[0].shape[1], gap=2)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from models.evaluation import pictures
 from models.evaluation.pictures import (
+    DPI,
     grid,
     labelled_rows,
     legend_below,
@@ -126,3 +127,13 @@ def test_many_samples_of_few_classes_are_no_strip(tmp_path: Path, saved: list) -
     (axes,) = saved[0].axes
     assert axes.images[0].get_array().shape == (3 * 14 + 2 * 2, 39)
     assert axes.get_yticks().tolist() == [6.5, 22.5, 38.5]
+
+
+def test_samples_are_not_shown_smaller_than_they_are(tmp_path: Path, saved: list) -> None:
+    names = ("female+incarnation", "male+incarnation")
+    labelled_rows(tmp_path / "rows.png", torch.rand(32, 3, 64, 64) - 0.5, names, 16)
+    figure = saved[0]
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    width = axes.images[0].get_array().shape[1]
+    assert axes.get_window_extent().width * DPI / figure.dpi >= width
