@@ -251,7 +251,6 @@ def measure_alone(call: Call, *, timer: Timer, budget: Budget = DEFAULT_BUDGET) 
 def paused_collector() -> Iterator[None]:
     """No cyclic garbage collection inside: it would land in one side's sample."""
     was_enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

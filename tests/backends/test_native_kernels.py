@@ -118,6 +118,7 @@ def emulator() -> str:
 
 
 # Processors: with both options of int8, with dot products alone, with neither.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("isa", "processor"), [("neon", "cortex-a57"), ("dotprod", "neoverse-n1"), ("i8mm", "max")]
 )

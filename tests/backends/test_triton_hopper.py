@@ -176,11 +176,11 @@ def test_few_codes_are_left_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 def test_the_window_holds_all_scores(metric: str, far: float) -> None:
     """Codes far out, one of zeros, repeated ones, rows of every length: none leaves the window of a group."""
-    x = torch.randn(256, 64) * 10.0 ** torch.linspace(-8, 8, 256)[:, None]
-    codebook = torch.randn(300, 64)
+    x = torch.randn(64, 64) * 10.0 ** torch.linspace(-8, 8, 64)[:, None]
+    codebook = torch.randn(180, 64)
     codebook[7] *= far
     codebook[9] = 0.0
-    codebook[250:] = codebook[:50].clone()
+    codebook[130:] = codebook[:50].clone()
     for dtype in (F32, BF16):
         assert_nearest(x.to(dtype), codebook.to(dtype), metric=metric)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import subprocess
@@ -17,7 +16,7 @@ pytest.importorskip("triton")
 import triton
 from triton.runtime.errors import OutOfResources
 
-from benchmarks import machine, measure
+from benchmarks import machine
 from benchmarks.agreement import Disagreement
 from benchmarks.measure import Budget, Deadline
 from benchmarks.tune import descent as tune_descent
@@ -77,8 +76,6 @@ def quick(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(nearest, "nearest_code", search)
 
     replace(reference.nearest_code)
-    # A collection takes longer than all else here.
-    monkeypatch.setattr(measure, "paused_collector", contextlib.nullcontext)
     return replace
 
 
