@@ -1,4 +1,4 @@
-"""Tests of the operations (op x backend x dtype x layout x size, exactness) and of what calls them, on the GPU."""
+"""Tests of the operations (op x backend x dtype x layout x size) and of their callers, on the GPU."""
 
 from __future__ import annotations
 
