@@ -97,7 +97,7 @@ Bound Certificate::matrix(const Codebook& codebook) const {
 // offset, since ordinary codes have lengths of 1 to 2.
 // The contract's own score: (|x| + |e|)^2 <= 3 (|x'|^2 + |e'|^2 + 4 |c|^2), once for each of two codes, of which |e'|^2
 // is part of `half` (cosine: |x||e|, part of `kept` and `lost`).
-// Float64 scores: sum_d (x'_d - e'_d/2) e'_d with x' and e' rounded to it, gamma_{d+8} (|x'||e'| + |e'|^2/2).
+// Float32 and float64 scores: sum_d (x'_d - e'_d/2) e'_d with x' and e' rounded to it, gamma_{d+8} (|x'||e'| + |e'|^2/2).
 NarrowFactors Certificate::narrow(int64_t dim, int64_t sums) const {
   NarrowFactors result;
   result.lost = float(scale_ * (1.0 + 0x1p-12));
@@ -105,6 +105,7 @@ NarrowFactors Certificate::narrow(int64_t dim, int64_t sums) const {
   result.half = float(scale_ * (double(dim) + 32.0) * 0x1p-24);
   result.offset = float(scale_ * 0x1p-90);
   result.slack = 6.1 * contract_error(dim);
+  result.quick_score = 1.01 * scale_ * sum_error(double(dim) + 12.0);
   result.score = 1.01 * scale_ * (double(dim) + 12.0) * 0x1p-53;
   result.contract = 3.1 * contract_error(dim);
   return result;

@@ -15,8 +15,11 @@
 namespace vq_cpu {
 
 constexpr int kNarrowChunk = 512;      // codes between two searches for candidates
-constexpr int kNarrowCandidates = 64;  // of a row, before it is given up
-constexpr int kNarrowPitch = kNarrowCandidates + 8;  // of its lists, which are written a group at a time
+constexpr int kNarrowCandidates = 64;  // groups, and then codes, of a row before it is given up
+constexpr int kNarrowRuns = 8;         // of groups in a chunk
+constexpr int kNarrowPitch = kNarrowCandidates + 8;  // of lists of codes, which are written a group at a time
+// Below the upper bound of any code, of any row that has a bound.
+constexpr float kNarrowLeast = -0x1p120f;
 // Square of the norm of a packed code beyond which it cannot be the nearest of a row that has a bound
 // (docs/certificate.md).
 constexpr float kNarrowMostSquare = 0x1p100f;
@@ -32,6 +35,8 @@ struct NarrowCodes {
   const float* minus_half;   // -|e'|^2 / 2, as much larger as its rounding may be
   // [groups]: the largest of a group's lost, kept and |e'|^2 / 2; infinite where its codes differ in size.
   const float *most_lost, *most_kept, *most_half;
+  const float *least_lost, *least_kept;  // [groups]: the least of a group's lost and kept,
+  const float *more_lost, *more_kept;    // and how much more a code's are
 };
 
 // What pack_codes writes of a group of codes.
@@ -56,15 +61,32 @@ struct NarrowTile {
   float* norm;    // |x'|; infinite where the row has no bound, which finds nothing
   float* lost;    // |r|
   float* bound;   // of each code for this tile
+  // Whether the rows are alike in length. Then the largest of |x'| (bound - common), with its group's common bound, is
+  // part of a code's bias: |x'| bound <= |x'| common + longest (bound - common).
+  bool alike;
+  float longest;
+  float *bias, *common;  // [groups * group], [groups]
   float* group_bound;  // the largest of each group, infinite where its codes differ in size
-  float* most;    // [kNarrowChunk / group][tile]: scratch
+  // Scratch: the largest upper bound of each group of a chunk, its last bits the number of the group; and of each run
+  // of groups the largest of these and the next one.
+  float* most;  // [kNarrowChunk / group][tile]
+  float *run_best, *run_rest;  // [kNarrowRuns][tile]
   float* slack;   // taken off the lower bound of a row's best score
   float* least;   // the lower bound of the best score so far
-  // The codes whose upper bound reaches it, in any order. A row with more than kNarrowCandidates is given up:
-  // its count stays above.
-  int32_t* candidates;  // [tile][kNarrowPitch]
-  float* upper;         // [tile][kNarrowPitch]
+  // The groups whose largest upper bound reached it when they were met, and this bound, in any order. A row of more
+  // than kNarrowCandidates is given up: its count stays above.
+  int32_t* groups;  // [tile][kNarrowCandidates]
+  float* upper;     // [tile][kNarrowCandidates]
   int32_t* counts;
+  // Where there are such groups, the one of the largest, this bound and the next largest of the other groups,
+  float *best, *second;
+  int32_t* lead;
+  // the upper bounds of its codes, the largest of which is that of the likely best one, what any other code can reach
+  // at most, and whether one can be as near (1 or 0).
+  float* leading;  // [tile][group], and as many as a vector has
+  int32_t* code;
+  float* others;
+  int32_t* doubtful;
   NextRows next;
 };
 
@@ -75,8 +97,8 @@ struct NarrowFactors {
   float offset;      // and underflow
   // Of |x'|^2 + 4 |c|^2 in the slack of a row: the contract's own score, on values that were not centred.
   double slack;
-  // Of NarrowKernels::score: times |x'||e'| + |e'|^2 / 2, and of |e'|^2.
-  double score, contract;
+  // Of NarrowKernels::quick_score and score: times |x'||e'| + |e'|^2 / 2, and of |e'|^2.
+  double quick_score, score, contract;
 };
 
 // How far the bounds reach on both sides of a score: the upper one less this is a lower one.
@@ -96,11 +118,16 @@ struct NarrowKernels {
   void (*pack_rows)(const VqRows* x, int64_t first, Centring centring, float* scratch, NarrowTile* tile);
   // tile->bound.
   void (*set_bounds)(const NarrowCodes* codes, const NarrowFactors* factors, NarrowTile* tile);
-  // All codes.
+  // All codes. What is left of it are tile->code and what open_codes reads.
   void (*search)(const NarrowCodes* codes, const NarrowFactors* factors, NarrowTile* tile);
+  // The codes of a row but tile->code whose upper bound reaches `limit`, in any order, and their upper bounds; returns
+  // how many they are, more than kNarrowCandidates if it left some out. Both are [kNarrowPitch].
+  int (*open_codes)(const NarrowCodes* codes, const NarrowTile* tile, int row, float limit, int32_t* open,
+                    float* upper);
   // As Kernels::peak, of the narrow products.
   int64_t (*peak)(int64_t rounds);
-  // x'.e' - |e'|^2 / 2 (cosine: x'.e') in float64, in any order.
+  // x'.e' - |e'|^2 / 2 (cosine: x'.e') in float32 and in float64, in any order.
+  float (*quick_score)(const float* x, const float* code, Centring centring, int64_t dim, int l2);
   double (*score)(const float* x, const float* code, Centring centring, int64_t dim, int l2);
 };
 

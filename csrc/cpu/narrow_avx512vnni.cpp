@@ -17,15 +17,16 @@ struct N : Int8<Vnni> {
     const int64_t steps = codes->steps, first = group * 8;
     const int32_t* e = codes->codes + first * steps;
     const int32_t* x = t->rows + row;
-    __m256i even = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes->start + first));
-    __m256i odd = _mm256_setzero_si256();
+    __m256i sum[4] = {load(codes->start + first), {}, {}, {}};  // each waits for itself alone
     int64_t step = 0;
-    for (; step + 2 <= steps; step += 2) {
-      even = _mm256_dpbusd_epi32(even, _mm256_set1_epi32(x[step * tile]), load(e + step * 8));
-      odd = _mm256_dpbusd_epi32(odd, _mm256_set1_epi32(x[(step + 1) * tile]), load(e + (step + 1) * 8));
-    }
-    if (step < steps) even = _mm256_dpbusd_epi32(even, _mm256_set1_epi32(x[step * tile]), load(e + step * 8));
-    return upper_of(_mm256_add_epi32(even, odd), codes, t, row, first);
+    for (; step + 4 <= steps; step += 4)
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i)
+        sum[i] = _mm256_dpbusd_epi32(sum[i], _mm256_set1_epi32(x[(step + i) * tile]), load(e + (step + i) * 8));
+    for (; step < steps; ++step)
+      sum[0] = _mm256_dpbusd_epi32(sum[0], _mm256_set1_epi32(x[step * tile]), load(e + step * 8));
+    const __m256i total = _mm256_add_epi32(_mm256_add_epi32(sum[0], sum[1]), _mm256_add_epi32(sum[2], sum[3]));
+    return upper_of(total, codes, t, row, first);
   }
 };
 

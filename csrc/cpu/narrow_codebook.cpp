@@ -18,7 +18,9 @@ bool NarrowCodebook::prepare(const Codebook& codebook, const NarrowKernels* kern
   const int64_t padded = groups * group;
   if (!packed_.resize(padded * steps) || !start_.resize(padded) || !scale_.resize(padded) ||
       !lost_.resize(padded) || !kept_.resize(padded) || !minus_half_.resize(padded) || !centre_.resize(dim) ||
-      !most_lost_.resize(groups) || !most_kept_.resize(groups) || !most_half_.resize(groups))
+      !most_lost_.resize(groups) || !most_kept_.resize(groups) || !most_half_.resize(groups) ||
+      !least_lost_.resize(groups) || !least_kept_.resize(groups) || !more_lost_.resize(padded) ||
+      !more_kept_.resize(padded))
     return false;
   centring_ = {unit_scale(codebook.typical_norm), codebook.l2 ? centre_.get() : nullptr};
   double square = 0.0;
@@ -28,7 +30,8 @@ bool NarrowCodebook::prepare(const Codebook& codebook, const NarrowKernels* kern
   }
   centre_norm_ = sqrt(square);
   codes_ = {dim,   steps, groups,      packed_,    start_,     scale_,
-            lost_, kept_, minus_half_, most_lost_, most_kept_, most_half_};
+            lost_, kept_, minus_half_, most_lost_, most_kept_, most_half_,
+            least_lost_, least_kept_, more_lost_, more_kept_};
   factors_ = factors;
   const int64_t task_groups = kTaskCodes / group;
   const bool done = parallel_for(threads, divide_up(groups, task_groups), interruption, kTaskCodes * dim, [&](int64_t t) {
@@ -75,6 +78,12 @@ void NarrowCodebook::sum_up_group(int64_t g, int64_t group, bool l2) {
   most_lost_[g] = alike ? lost[1] : INFINITY;
   most_kept_[g] = kept[1];
   most_half_[g] = l2 ? half : 0.0f;
+  least_lost_[g] = lost[0] < INFINITY ? lost[0] : 0.0f;
+  least_kept_[g] = kept[0] < INFINITY ? kept[0] : 0.0f;
+  for (int64_t j = g * group; j < (g + 1) * group; ++j) {
+    more_lost_[j] = fmaxf(lost_[j] - least_lost_[g], 0.0f);
+    more_kept_[j] = fmaxf(kept_[j] - least_kept_[g], 0.0f);
+  }
 }
 
 }  // namespace vq_cpu

@@ -31,7 +31,8 @@ class NarrowCodebook {
   bool bounded_ = true;
   Buffer<int32_t> packed_, start_;
   Buffer<float> scale_, lost_, kept_, minus_half_, centre_;   // [groups * group], [dim]
-  Buffer<float> most_lost_, most_kept_, most_half_;           // [groups]
+  Buffer<float> most_lost_, most_kept_, most_half_, least_lost_, least_kept_;  // [groups]
+  Buffer<float> more_lost_, more_kept_;                        // [groups * group]
 
   void sum_up_group(int64_t g, int64_t group, bool l2);
 };

@@ -41,6 +41,8 @@ struct NarrowLanes {
     const uint64_t bytes = _pdep_u64(mask, 0x0101010101010101u) * 0xff;
     return _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(int64_t(_pext_u64(0x0706050403020100u, bytes))));
   }
+  static Group load(const float* from) { return _mm_loadu_ps(from); }
+  static void store(float* to, Group values) { _mm_storeu_ps(to, values); }
   // Writes the values of at least `least` and their codes, and garbage up to four; returns how many there are.
   static int append(Group values, float least, int32_t first_code, int32_t* codes, float* upper) {
     const unsigned open = unsigned(_mm_movemask_ps(_mm_cmp_ps(values, _mm_set1_ps(least), _CMP_GE_OQ)));
@@ -49,22 +51,30 @@ struct NarrowLanes {
     _mm_storeu_ps(upper, _mm_permutevar_ps(values, lanes));
     return __builtin_popcount(open);
   }
-  // Writes first + lane for every lane in `hit`, and garbage up to eight; returns how many there are.
-  static int lanes_of(unsigned hit, int32_t first, int32_t* out) {
-    V::store(out, _mm256_add_epi32(lanes_in(hit), V::set(first)));
+  // A value whose bits in `mask` are those of `tag`, and these bits.
+  static V::F tagged(V::F value, V::I tag, int32_t mask) {
+    return _mm256_or_ps(_mm256_andnot_ps(_mm256_castsi256_ps(V::set(mask)), value), _mm256_castsi256_ps(tag));
+  }
+  static V::I tag_of(V::F value, int32_t mask) { return _mm256_and_si256(_mm256_castps_si256(value), V::set(mask)); }
+  // Writes 8 group + lane for every lane in `hit`, and garbage up to eight; returns how many there are.
+  static int lanes_of(unsigned hit, V::I group, int32_t* out) {
+    const __m256i lanes = lanes_in(hit);
+    V::store(out, _mm256_add_epi32(_mm256_slli_epi32(_mm256_permutevar8x32_epi32(group, lanes), 3), lanes));
     return __builtin_popcount(hit);
   }
   static V::F gather(const float* values, V::I index) { return _mm256_i32gather_ps(values, index, 4); }
-  // The code of the largest value.
-  static int largest(Group values) {
-    Group top = _mm_max_ps(values, _mm_permute_ps(values, 0x4e));
-    top = _mm_max_ps(top, _mm_permute_ps(top, 0xb1));
-    return __builtin_ctz(unsigned(_mm_movemask_ps(_mm_cmp_ps(values, top, _CMP_EQ_OQ))) | 0x8u);
+  // The largest value everywhere, the first code that has it, one of equal values, and the values but a code's.
+  static Group most(Group values) {
+    const Group top = _mm_max_ps(values, _mm_permute_ps(values, 0x4e));
+    return _mm_max_ps(top, _mm_permute_ps(top, 0xb1));
   }
-  static float get(Group values, int code) {
-    alignas(16) float lanes[4];
-    _mm_store_ps(lanes, values);
-    return lanes[code];
+  static int first_of(Group values, Group most) {
+    return __builtin_ctz(unsigned(_mm_movemask_ps(_mm_cmp_ps(values, most, _CMP_EQ_OQ))) | 0x8u);
+  }
+  static float get(Group most) { return _mm_cvtss_f32(most); }
+  static Group without(Group values, int code) {
+    const __m128i other = _mm_cmpeq_epi32(_mm_setr_epi32(0, 1, 2, 3), _mm_set1_epi32(code));
+    return _mm_blendv_ps(values, _mm_set1_ps(-INFINITY), _mm_castsi128_ps(other));
   }
 };
 

@@ -16,6 +16,8 @@ struct NarrowLanes {
     return _mm256_fmadd_ps(_mm256_set1_ps(t->norm[row]), _mm256_loadu_ps(t->bound + first),
                            _mm256_loadu_ps(codes->minus_half + first));
   }
+  static Group load(const float* from) { return _mm256_loadu_ps(from); }
+  static void store(float* to, Group values) { _mm256_storeu_ps(to, values); }
   // Writes the values of at least `least` and their codes, and garbage up to eight; returns how many there are.
   static int append(Group values, float least, int32_t first_code, int32_t* codes, float* upper) {
     const __mmask8 open = _mm256_cmp_ps_mask(values, _mm256_set1_ps(least), _CMP_GE_OQ);
@@ -25,24 +27,31 @@ struct NarrowLanes {
     _mm256_storeu_ps(upper, _mm256_maskz_compress_ps(open, values));
     return __builtin_popcount(open);
   }
-  // Writes first + lane for every lane in `hit`, and garbage up to sixteen; returns how many there are.
-  static int lanes_of(unsigned hit, int32_t first, int32_t* out) {
+  // A value whose bits in `mask` are those of `tag`, and these bits.
+  static V::F tagged(V::F value, V::I tag, int32_t mask) {
+    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(V::set(mask), tag, _mm512_castps_si512(value), 0xca));
+  }
+  static V::I tag_of(V::F value, int32_t mask) { return _mm512_and_si512(_mm512_castps_si512(value), V::set(mask)); }
+  static V::I add(V::I a, V::I b) { return _mm512_add_epi32(a, b); }
+  // Writes 16 group + lane for every lane in `hit`, and garbage up to sixteen; returns how many there are.
+  static int lanes_of(unsigned hit, V::I group, int32_t* out) {
     const V::I lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    V::store(out, _mm512_maskz_compress_epi32(__mmask16(hit), _mm512_add_epi32(lanes, V::set(first))));
+    V::store(out, _mm512_maskz_compress_epi32(__mmask16(hit), _mm512_add_epi32(_mm512_slli_epi32(group, 4), lanes)));
     return __builtin_popcount(hit);
   }
   static V::F gather(const float* values, V::I index) { return _mm512_i32gather_ps(index, values, 4); }
-  // The code of the largest value.
-  static int largest(Group values) {
+  // The largest value everywhere, the first code that has it, one of equal values, and the values but a code's.
+  static Group most(Group values) {
     Group top = _mm256_max_ps(values, _mm256_permute2f128_ps(values, values, 1));
     top = _mm256_max_ps(top, _mm256_permute_ps(top, 0x4e));
-    top = _mm256_max_ps(top, _mm256_permute_ps(top, 0xb1));
-    return __builtin_ctz(_mm256_cmp_ps_mask(values, top, _CMP_EQ_OQ) | 0x80u);
+    return _mm256_max_ps(top, _mm256_permute_ps(top, 0xb1));
   }
-  static float get(Group values, int code) {
-    alignas(32) float lanes[8];
-    _mm256_store_ps(lanes, values);
-    return lanes[code];
+  static int first_of(Group values, Group most) {
+    return __builtin_ctz(_mm256_cmp_ps_mask(values, most, _CMP_EQ_OQ) | 0x80u);
+  }
+  static float get(Group most) { return _mm256_cvtss_f32(most); }
+  static Group without(Group values, int code) {
+    return _mm256_mask_mov_ps(values, __mmask8(1u << code), _mm256_set1_ps(-INFINITY));
   }
 };
 

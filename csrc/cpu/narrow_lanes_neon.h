@@ -50,6 +50,8 @@ struct NarrowLanes {
     const int32_t lanes[4] = {0, 1, 2, 3};
     return vaddq_s32(vld1q_s32(lanes), vdupq_n_s32(first));
   }
+  static Group load(const float* from) { return V::load(from); }
+  static void store(float* to, Group values) { V::store(to, values); }
   // Writes the values of at least `least` and their codes, and garbage up to four; returns how many there are.
   static int append(Group values, float least, int32_t first_code, int32_t* codes, float* upper) {
     const unsigned open = V::bits(V::ge(values, V::set(least)));
@@ -57,9 +59,14 @@ struct NarrowLanes {
     V::store(upper, vreinterpretq_f32_s32(compress(open, vreinterpretq_s32_f32(values))));
     return __builtin_popcount(open);
   }
-  // Writes first + lane for every lane in `hit`, and garbage up to four; returns how many there are.
-  static int lanes_of(unsigned hit, int32_t first, int32_t* out) {
-    V::store(out, compress(hit, counted_from(first)));
+  // A value whose bits in `mask` are those of `tag`, and these bits.
+  static V::F tagged(V::F value, V::I tag, int32_t mask) {
+    return vbslq_f32(vdupq_n_u32(uint32_t(mask)), vreinterpretq_f32_s32(tag), value);
+  }
+  static V::I tag_of(V::F value, int32_t mask) { return vandq_s32(vreinterpretq_s32_f32(value), vdupq_n_s32(mask)); }
+  // Writes 4 group + lane for every lane in `hit`, and garbage up to four; returns how many there are.
+  static int lanes_of(unsigned hit, V::I group, int32_t* out) {
+    V::store(out, compress(hit, vaddq_s32(vshlq_n_s32(group, 2), counted_from(0))));
     return __builtin_popcount(hit);
   }
   static V::F gather(const float* values, V::I index) {
@@ -68,14 +75,12 @@ struct NarrowLanes {
     const float lanes[4] = {values[at[0]], values[at[1]], values[at[2]], values[at[3]]};
     return V::load(lanes);
   }
-  // The code of the largest value.
-  static int largest(Group values) {
-    return __builtin_ctz(V::bits(vceqq_f32(values, vdupq_n_f32(vmaxvq_f32(values)))) | 0x8u);
-  }
-  static float get(Group values, int code) {
-    float lanes[4];
-    V::store(lanes, values);
-    return lanes[code];
+  // The largest value everywhere, the first code that has it, one of equal values, and the values but a code's.
+  static Group most(Group values) { return vdupq_n_f32(vmaxvq_f32(values)); }
+  static int first_of(Group values, Group most) { return __builtin_ctz(V::bits(vceqq_f32(values, most)) | 0x8u); }
+  static float get(Group most) { return vgetq_lane_f32(most, 0); }
+  static Group without(Group values, int code) {
+    return vbslq_f32(vceqq_s32(counted_from(0), vdupq_n_s32(code)), vdupq_n_f32(-INFINITY), values);
   }
 };
 

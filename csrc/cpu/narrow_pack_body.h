@@ -25,8 +25,6 @@ inline V::F widened(V::F square, int64_t dim) {
   return V::fma(V::sqrt(square), V::set(1.0f + (float(dim) + 16.0f) * 0x1p-24f), V::set(kNarrowUnderflow));
 }
 
-inline V::F magnitude(V::F v) { return V::max(v, V::sub(V::set(0.0f), v)); }
-
 inline float greatest(V::F v) {
   float lanes[V::W];
   V::store(lanes, v);

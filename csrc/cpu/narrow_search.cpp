@@ -3,6 +3,9 @@
 #include <math.h>
 #include <string.h>
 
+#include <algorithm>
+#include <initializer_list>
+
 #include "cpu/dtype.h"
 #include "cpu/search.h"
 
@@ -17,19 +20,25 @@ bool NarrowSearch::open(Search* search, const NarrowCodebook& codebook, ExactSea
   finer_ = finer;
   const NarrowKernels& kernels = codebook.kernels();
   const NarrowCodes& codes = codebook.codes();
-  const int64_t tile = kernels.lanes * kernels.vectors;
+  const int64_t tile = kernels.lanes * kernels.vectors, padded = codes.groups * kernels.group;
   factors_ = codebook.factors();
-  if (!given_up_rows_.resize(search->block_rows) || !repeats_.resize(search->block_rows) ||
-      !repeats_of_.resize(search->block_rows) || !last_row_.resize(codes.dim) || !rows_.resize(codes.steps * tile) ||
-      !candidates_.resize(tile * kNarrowPitch) || !counts_.resize(tile) || !scale_.resize(tile) ||
-      !norm_.resize(tile) || !lost_.resize(tile) || !bound_.resize(codes.groups * kernels.group) ||
-      !group_bound_.resize(codes.groups) ||
-      !most_.resize(kNarrowChunk / kernels.group * tile) || !slack_.resize(tile) || !least_.resize(tile) ||
-      !upper_.resize(tile * kNarrowPitch) || !scratch_.resize(codes.dim * kernels.lanes) ||
-      !row_.resize(codes.dim))
+  for (Buffer<int>* of_block : {&given_up_rows_, &repeats_, &repeats_of_})
+    if (!of_block->resize(search->block_rows)) return false;
+  for (Buffer<float>* of_tile : {&scale_, &norm_, &lost_, &slack_, &least_, &best_, &second_, &others_})
+    if (!of_tile->resize(tile)) return false;
+  for (Buffer<int32_t>* of_tile : {&counts_, &lead_, &code_, &is_doubtful_, &doubtful_})
+    if (!of_tile->resize(tile)) return false;
+  if (!rows_.resize(codes.steps * tile) || !bound_.resize(padded) || !bias_.resize(padded) ||
+      !common_.resize(codes.groups) || !group_bound_.resize(codes.groups) ||
+      !most_.resize(kNarrowChunk / kernels.group * tile) || !run_best_.resize(kNarrowRuns * tile) ||
+      !run_rest_.resize(kNarrowRuns * tile) || !groups_.resize(kNarrowCandidates * tile) ||
+      !upper_.resize(kNarrowCandidates * tile) || !leading_.resize(kernels.group * tile + kernels.lanes) ||
+      !scores_.resize(tile) || !scratch_.resize(codes.dim * kernels.lanes) || !row_.resize(codes.dim) ||
+      !last_row_.resize(codes.dim))
     return false;
-  tile_ = {0,     rows_,  scale_, norm_,       lost_,  bound_, group_bound_,
-           most_, slack_, least_, candidates_, upper_, counts_, {}};
+  tile_ = {0,     rows_,   scale_,       norm_, lost_,     bound_,    false,  0.0f,   bias_,
+           common_, group_bound_, most_, run_best_, run_rest_, slack_, least_, groups_, upper_,
+           counts_, best_, second_, lead_, leading_, code_, others_, is_doubtful_, {}};
   return true;
 }
 
@@ -49,7 +58,7 @@ bool NarrowSearch::run(const RowBlock& block) {
     const int given_up_before = given_up_count_;
     tile_.n = block.n - done < tile ? block.n - done : tile;
     search_tile(done);
-    for (int lane = 0; lane < tile_.n; ++lane) resolve_row(done + lane, lane);
+    resolve_tile(done);
     done += tile_.n;
     if (given_up_count_ - given_up_before > tile_.n / (finer_ ? 8 : 2)) skip_ = kSkippedBlocks;
   }
@@ -125,72 +134,100 @@ const float* NarrowSearch::row(int i) {
   return row_;
 }
 
-void NarrowSearch::resolve_row(int i, int lane) {
-  int64_t& index = block_.index[i];
-  block_.nonfinite[i] = 0;
-  index = 0;
-  if (!(norm_[lane] < INFINITY)) return exact_->queue_unbounded(i);
-  int n = counts_[lane];
-  if (n > kNarrowCandidates) {
-    give_up(i);
-    return;
+// In loops of their own, so that the scores of one row do not wait for what those of another decide.
+void NarrowSearch::resolve_tile(int first) {
+  const int32_t* code = tile_.code;
+  int doubtful = 0;
+  for (int lane = 0; lane < tile_.n; ++lane) {
+    const int i = first + lane;
+    block_.nonfinite[i] = 0;
+    block_.index[i] = 0;
+    // A bound that is infinite or NaN finds nothing; so does a codebook without a code to choose.
+    if (!(norm_[lane] < INFINITY) || !(best_[lane] >= kNarrowLeast)) {
+      exact_->queue_unbounded(i);
+    } else if (counts_[lane] > kNarrowCandidates) {
+      give_up(i);
+    } else {
+      block_.index[i] = code[lane];
+      doubtful_[doubtful] = lane;
+      doubtful += is_doubtful_[lane];
+    }
   }
-  int32_t* candidates = candidates_ + lane * kNarrowPitch;
-  float* upper = upper_ + lane * kNarrowPitch;
-  // A bound that is infinite or NaN lists nothing; so does a codebook without a code to choose.
-  if (n == 0) return exact_->queue_unbounded(i);
-  index = candidates[0];
-  if (n == 1) return;
-  // The likely best first: its own bound, and then its score, rule out most others.
-  int likely = 0;
-  for (int c = 1; c < n; ++c)
-    if (upper[c] > upper[likely]) likely = c;
-  const int32_t code = candidates[likely];
-  const float top = upper[likely];
-  const NarrowCodes& codes = codebook_->codes();
-  const float low =
-      top - twice_bound(factors_, norm_[lane], bound_[code], -codes.minus_half[code]) - slack_[lane];
-  const float least_upper = low - fabsf(low) * 0x1p-22f;
-  int left = 1;
-  candidates[likely] = candidates[0];
-  upper[likely] = upper[0];
-  for (int c = 1; c < n; ++c) {
-    if (!(upper[c] >= least_upper)) continue;
-    candidates[left] = candidates[c];
-    upper[left++] = upper[c];
+  // The score of the likely best code rules out all others for most.
+  int open = 0;
+  for (int d = 0; d < doubtful; ++d) {
+    const int lane = doubtful_[d];
+    scores_[open] = quick_score(row(first + lane), lane, code[lane]);
+    doubtful_[open] = lane;
+    open += double(others_[lane]) >= scores_[open].low() - double(slack_[lane]);
   }
-  candidates[0] = code;
-  upper[0] = top;
-  index = code;
-  if (left < 2) return;
+  for (int d = 0; d < open; ++d) resolve_row(first + doubtful_[d], doubtful_[d], scores_[d]);
+}
+
+NarrowSearch::Score NarrowSearch::with_error(double value, double factor, int lane, int64_t code) const {
+  const double e = double(codebook_->codes().kept[code]) + double(codebook_->codes().lost[code]);
+  return {value, factor * e * (double(norm_[lane]) + 0.5 * e) + factors_.contract * e * e + 0.5 * double(slack_[lane])};
+}
+
+NarrowSearch::Score NarrowSearch::quick_score(const float* x, int lane, int64_t code) const {
   const Codebook& codebook = search_->codebook;
-  const Centring centring = codebook_->centring();
+  const float value = codebook_->kernels().quick_score(x, codebook.codes + code * codebook.dim, codebook_->centring(),
+                                                       codebook.dim, codebook.l2);
+  Score score = with_error(double(value), factors_.quick_score, lane, code);
+  score.error += double(factors_.offset);
+  return score;
+}
+
+NarrowSearch::Score NarrowSearch::score(const float* x, int lane, int64_t code) const {
+  const Codebook& codebook = search_->codebook;
+  const double value = codebook_->kernels().score(x, codebook.codes + code * codebook.dim, codebook_->centring(),
+                                                  codebook.dim, codebook.l2);
+  return with_error(value, factors_.score, lane, code);
+}
+
+// Keeps the candidates that can be the nearest, and their scores; returns how many they are.
+int NarrowSearch::keep_open(Score* scores, int32_t* candidates, int n) {
+  double least = -INFINITY;
+  for (int c = 0; c < n; ++c) least = std::max(least, scores[c].low());
+  int left = 0;
+  for (int c = 0; c < n; ++c) {
+    if (!(scores[c].high() >= least)) continue;
+    candidates[left] = candidates[c];
+    scores[left++] = scores[c];
+  }
+  return left;
+}
+
+// `likely`: the score of the likely best code.
+void NarrowSearch::resolve_row(int i, int lane, Score likely) {
+  const double slack = double(slack_[lane]);
+  double least = likely.low();
+  int32_t candidates[kNarrowPitch + 1];
+  float upper[kNarrowPitch + 1];
+  Score scores[kNarrowPitch + 1];
+  const int n = codebook_->kernels().open_codes(&codebook_->codes(), &tile_, lane, float(least - slack),
+                                                candidates + 1, upper + 1);
+  if (n > kNarrowCandidates) return give_up(i);
+  candidates[0] = tile_.code[lane];
+  scores[0] = likely;
+  int scored = 1;
   const float* x = row(i);
-  const double norm = double(norm_[lane]), slack = double(slack_[lane]);
-  double least = -INFINITY, reach[kNarrowCandidates];
-  int scored = 0;
-  for (int c = 0; c < left; ++c) {
+  for (int c = 1; c <= n; ++c) {
     if (!(double(upper[c]) >= least - slack)) continue;
-    const int64_t j = candidates[c];
-    const double score =
-        codebook_->kernels().score(x, codebook.codes + j * codebook.dim, centring, codebook.dim, codebook.l2);
-    const double e = double(codes.kept[j]) + double(codes.lost[j]);
-    const double error = factors_.score * e * (norm + 0.5 * e) + factors_.contract * e * e + 0.5 * slack;
-    candidates[scored] = int32_t(j);
-    reach[scored++] = score + error;
-    if (score - error > least) least = score - error;
+    candidates[scored] = candidates[c];
+    scores[scored] = quick_score(x, lane, candidates[c]);
+    least = std::max(least, scores[scored++].low());
   }
-  int tied = 0;
-  for (int c = 0; c < scored; ++c) {
-    if (!(reach[c] >= least)) continue;
-    // In ascending order.
-    const int32_t j = candidates[c];
-    int at = tied++;
-    for (; at && candidates[at - 1] > j; --at) candidates[at] = candidates[at - 1];
-    candidates[at] = j;
+  int left = keep_open(scores, candidates, scored);
+  if (left > 1) {
+    for (int c = 0; c < left; ++c) scores[c] = score(x, lane, candidates[c]);
+    left = keep_open(scores, candidates, left);
   }
-  index = candidates[0];
-  if (tied > 1) exact_->choose_exactly(i, candidates, tied);
+  if (left > 1) {
+    std::sort(candidates, candidates + left);
+    return exact_->choose_exactly(i, candidates, left);
+  }
+  block_.index[i] = candidates[0];
 }
 
 }  // namespace vq_cpu

@@ -1,7 +1,8 @@
-// A block of rows against all codes with a narrow first pass: int8 or bfloat16, then float64, then exactly.
+// A block of rows against all codes with a narrow first pass: int8 or bfloat16, then float32, float64, and exactly.
 //
-// The first pass leaves the few codes whose upper bound reaches the best; float64 rules out all of them but
-// ties. A row that it leaves more than a list of goes to a SweepSearch, and so does a block where most rows do.
+// The first pass leaves the few codes whose upper bound reaches the best; float32 rules out nearly all of them, and
+// float64 all but ties. A row that it leaves more than a list of goes to a SweepSearch, and so does a block where most
+// rows do.
 #pragma once
 
 #include "cpu/exact_search.h"
@@ -26,7 +27,18 @@ class NarrowSearch {
 
   bool run_other(const RowBlock& block);
   void search_tile(int first);
-  void resolve_row(int i, int lane);
+  struct Score {
+    double value, error;
+
+    double low() const { return value - error; }
+    double high() const { return value + error; }
+  };
+  void resolve_tile(int first);
+  void resolve_row(int i, int lane, Score likely);
+  Score quick_score(const float* x, int lane, int64_t code) const;  // in float32
+  Score score(const float* x, int lane, int64_t code) const;        // in float64
+  Score with_error(double value, double factor, int lane, int64_t code) const;
+  static int keep_open(Score* scores, int32_t* candidates, int n);
   void give_up(int i);
   bool resolve_given_up();
   const float* row(int i);
@@ -51,8 +63,11 @@ class NarrowSearch {
   int skip_ = 0;  // blocks still to be begun by another search
 
   // Of a tile
-  Buffer<int32_t> rows_, candidates_, counts_;
-  Buffer<float> scale_, norm_, lost_, bound_, group_bound_, most_, slack_, least_, upper_;
+  Buffer<int32_t> rows_, groups_, counts_, lead_, code_, is_doubtful_;
+  Buffer<int32_t> doubtful_;  // [tile]: the lanes that are
+  Buffer<Score> scores_;      // [tile]: of their likely best codes
+  Buffer<float> scale_, norm_, lost_, bound_, bias_, common_, group_bound_, most_, run_best_, run_rest_, slack_, least_;
+  Buffer<float> upper_, best_, second_, leading_, others_;
   Buffer<float> scratch_;  // [dim][lanes]
   Buffer<float> row_;      // [dim]
 };

@@ -3,6 +3,7 @@
 
 #include "cpu/narrow_body.h"
 #include "cpu/narrow_pack_body.h"
+#include "cpu/narrow_score_body.h"
 
 namespace vq_cpu {
 namespace {
@@ -17,6 +18,8 @@ constexpr NarrowKernels narrow_table() {
   table.pack_rows = narrow_pack_rows;
   table.set_bounds = narrow_set_bounds;
   table.search = narrow_search;
+  table.open_codes = narrow_open_codes;
+  table.quick_score = narrow_quick_score;
   table.score = narrow_score;
   table.peak = narrow_peak;
   return table;

@@ -11,7 +11,6 @@ struct Vnni : NarrowLanes {
 
   static V::F convert(V::I v) { return _mm512_cvtepi32_ps(v); }
   static V::I round(V::F v) { return _mm512_cvtps_epi32(v); }
-  static V::I add(V::I a, V::I b) { return _mm512_add_epi32(a, b); }
   // The last byte of the lanes of four vectors in the bytes of each lane.
   static V::I last_bytes(const V::F (&v)[4]) {
     V::I bits[4];

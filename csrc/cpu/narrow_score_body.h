@@ -1,0 +1,34 @@
+// The second step of a narrow search in float32, over V (one of simd_*.h, included before).
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/row_lanes.h"
+
+namespace vq_cpu {
+namespace {
+
+// NarrowKernels::quick_score.
+float narrow_quick_score(const float* x, const float* code, Centring centring, int64_t dim, int l2) {
+  const V::F scale = V::set(centring.scale), minus_half = V::set(l2 ? -0.5f : 0.0f), zero = V::set(0.0f);
+  V::F even = zero, odd = zero;  // each waits for itself alone
+  const auto add = [&](V::F row, V::F e, V::F centre, V::F& sum) __attribute__((always_inline)) {
+    const V::F c = V::sub(zero, centre);
+    e = V::fma(e, scale, c);
+    row = V::fma(row, scale, c);
+    sum = V::fma(V::fma(minus_half, e, row), e, sum);
+  };
+  const float* c = centring.centre;
+  int64_t d = 0;
+  for (; d + 2 * V::W <= dim; d += 2 * V::W) {
+    add(V::load(x + d), V::load(code + d), c ? V::load(c + d) : zero, even);
+    add(V::load(x + d + V::W), V::load(code + d + V::W), c ? V::load(c + d + V::W) : zero, odd);
+  }
+  for (; d < dim; d += V::W) {
+    const int n = dim - d < V::W ? int(dim - d) : V::W;
+    add(V::load_n(x + d, n), V::load_n(code + d, n), c ? V::load_n(c + d, n) : zero, even);
+  }
+  return V::sum(V::add(even, odd));
+}
+
+}  // namespace
+}  // namespace vq_cpu

@@ -1,0 +1,92 @@
+"""The sweep of the int8 and bfloat16 passes: what shared bounds and numbers in last bits must not hide."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from native_support import PATHS, nearest_code_with_bound, use_path
+from support import rational_argmin
+
+from vq_kernels.backends import native, reference
+
+NARROW = [path for path, (isa, first) in PATHS.items() if first == "int8" or isa == "avx512bf16"]
+
+
+@pytest.fixture(params=NARROW)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    return use_path(request.param, monkeypatch)
+
+
+def test_the_longest_of_rows_that_share_a_bound_is_covered(path: str) -> None:
+    """Residuals point the same way, and short codes leave each of two groups nothing in common: the bound of
+    the long rows, of a tile where others are nine sixteenths as long, is all in the bias of the codes."""
+    d = 500
+    int8 = PATHS[path][1] == "int8"
+    step = 2.0**-7
+    # Code 0 loses half a step in every value and code 8 gains one: by int8 of the scale of its largest value.
+    lower, upper = (20.4995, 20.5005) if int8 else (128.4995, 128.5005)
+    codebook = torch.zeros(16, d)
+    codebook[:, 0] = torch.arange(1, 17) * 2.0**-16
+    codebook[0], codebook[8] = lower * step, upper * step
+    codebook[[0, 8], 0] = torch.tensor([127.0, 127.0] if int8 else [129.0, 128.0]) * step
+    if int8:
+        codebook[8, 1] -= step
+    x = torch.ones(1, 48, d)
+    x[:, ::2] *= 0.5625
+    assert rational_argmin(x[0, :1], codebook, "cosine") == 0
+    assert (native.nearest_code(x, codebook, "cosine", "exact") == 0).all()
+    tight = nearest_code_with_bound(x, codebook, "cosine", 0.98)
+    assert (tight[:, 1::2] == 8).all()
+
+
+@pytest.mark.parametrize("best", [100, 600])
+def test_what_rows_share_does_not_raise_the_limit(path: str, best: int) -> None:
+    """Code 0 gains as much in every value as its bound allows, and in short rows what they share with long
+    ones comes on top; the best code is in another group and loses nothing."""
+    d = 500
+    whole = 20 if PATHS[path][1] == "int8" else 128
+    codebook = torch.full((1024, d), whole + 0.26)
+    codebook[0] = whole + 0.5005
+    codebook[best] = whole
+    codebook[best, 1:291] += 1  # 40 more than code 0 in all
+    codebook[:, 0] = 127 if whole == 20 else whole
+    x = torch.ones(1, 48, d)
+    x[:, ::2] *= 0.5625
+    assert rational_argmin(x[0, :1], codebook, "cosine") == best
+    assert (native.nearest_code(x, codebook, "cosine", "exact") == best).all()
+
+
+@pytest.mark.parametrize("best", [0, 5])
+def test_the_number_of_a_group_does_not_decide(path: str, best: int) -> None:
+    """Whole numbers, which int8 holds as they are: bounds below the 63 steps by which the number of a group
+    may change a value. The best code is in the first group, its rival, behind by one, in the last one."""
+    for d in range(33, 65):
+        codebook = -torch.randint(1, 100, (512, d)).float()
+        codebook[:, 0] = 127
+        codebook[[best, 511 - best]] = 127
+        codebook[511 - best, -1] = 126
+        x = torch.full((1, 48, d), 127.0)
+        x[..., -1] = 1
+        assert rational_argmin(x[0, :1], codebook, "cosine") == best
+        assert (native.nearest_code(x, codebook, "cosine", "exact") == best).all(), d
+
+
+@pytest.mark.parametrize("k", [70, 512, 600, 1300])
+def test_open_codes_wherever_they_are(path: str, k: int) -> None:
+    """Rows half way between two codes or among five, which lie in one group, in one run of groups, in runs
+    and chunks of their own."""
+    d = 24
+    codebook = torch.randn(k, d)
+    rows = []
+    for stride in (1, 3, 8, 9, 64, 65, 500):
+        for first in range(0, k, max(1, k // 20)):
+            near = [(first + i * stride) % k for i in range(5)]
+            rows.append(codebook[near[:2]].mean(0))
+            rows.append(codebook[near].mean(0))
+    x = torch.stack(rows)[None]
+    for scale in (1.0, 0.3):  # all of one length, and of many
+        x = x * torch.where(torch.arange(x.shape[1]) % 7 == 0, scale, 1.0)[:, None]
+        assert torch.equal(
+            native.nearest_code(x, codebook, "l2", "exact"),
+            reference.nearest_code(x, codebook, "l2", "exact"),
+        )
