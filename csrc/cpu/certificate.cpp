@@ -85,7 +85,8 @@ Bound Certificate::matrix(const Codebook& codebook) const {
   result.error = float(scale_ * 1.01 * (sqrt(double(codebook.matrix_error2)) + result.norm_offset));
   result.offset = float(scale_ * n * 0x1p-120);
   result.contract = float(contract_error(codebook.dim));
-  result.contract_reach = float(contract_reach(codebook, sqrt(double(codebook.matrix_norm2))));
+  result.contract_reach =
+      float(contract_reach(codebook, sqrt(double(codebook.matrix_norm2)), codebook.centring.scale));
   return result;
 }
 
@@ -130,11 +131,13 @@ double Certificate::float64(int64_t dim, double x_norm, double e_norm) const {
   return (error + contract_error(dim)) * (0.5 * e_norm * e_norm + x_norm * e_norm);
 }
 
-// Of MatrixKernels::score, where |e| <= |e'| + |c| and |x| <= |x'| + |c|.
+// Of MatrixKernels::score, on values that were not scaled, where |e| <= |e'| + |c| and |x| <= |x'| + |c|.
 double Certificate::matrix_candidate(const Codebook& codebook, float norm2) const {
-  const double offset = codebook.centre_norm + sqrt(double(codebook.dim) + 8.0) * 0x1p-70;
-  return float64(codebook.dim, 1.01 * sqrt(double(norm2)) + offset,
-                 1.01 * sqrt(double(codebook.matrix_norm2)) + offset);
+  const double lost = sqrt(double(codebook.dim) + 8.0) * 0x1p-70;
+  const auto length = [&](float square) {
+    return (1.01 * sqrt(double(square)) + lost) / double(codebook.centring.scale) + codebook.centre_norm;
+  };
+  return float64(codebook.dim, length(norm2), length(codebook.matrix_norm2));
 }
 
 }  // namespace vq_cpu

@@ -58,7 +58,7 @@ bool Codebook::prepare(const VqCodes* given, int metric, const Kernels* kernels,
   if (!codes || !usable.resize(count) || !centre.resize(dim) || !hashes_.resize(count)) return false;
   const int team = threads_for(threads, count * dim);
   if (!find_usable(kernels, team, interruption) || !drop_copies() ||
-      !find_centre(kernels, first.narrow != nullptr, team, interruption))
+      !find_centre(kernels, first.narrow != nullptr, team, interruption) || !choose_centring())
     return false;
   if (first.matrix) return pack_matrix(first.matrix, team, interruption);
   return first.narrow || pack(kernels, team, interruption);
@@ -170,7 +170,7 @@ bool Codebook::choose_centring() {
 bool Codebook::pack(const Kernels* kernels, int threads, Interruption* interruption) {
   const int panel = kernels->panel;
   panel_count = divide_up(count, panel);
-  if (!bias.resize(panel_count * panel) || !panels.resize(panel_count * panel * dim) || !choose_centring())
+  if (!bias.resize(panel_count * panel) || !panels.resize(panel_count * panel * dim))
     return false;
   double norm2 = 0.0;
   const int64_t task_codes = kTaskCodes / panel * panel;
@@ -211,7 +211,7 @@ bool Codebook::pack_matrix(const MatrixKernels* matrix, int threads, Interruptio
     for (int64_t b = t * kTaskBlocks; b < matrix_blocks && b < (t + 1) * kTaskBlocks; ++b) {
       const int64_t first = b * kMatrixCodes;
       const int n = int(count - first < kMatrixCodes ? count - first : int64_t(kMatrixCodes));
-      matrix->pack_codes(codes + first * dim, usable + first, row_centre(), n, dim, l2,
+      matrix->pack_codes(codes + first * dim, usable + first, centring, n, dim, l2,
                          matrix_codes + b * size, matrix_bias + first, &norm2, &error2, &greatest);
     }
 #pragma omp critical(vq_codebook_largest)

@@ -16,12 +16,14 @@ struct Codebook {
   double centre_norm = 0.0;
   double typical_norm = 0.0;  // of a code minus the centre (cosine: of a code): the median of a sample
 
-  // For float32 sweeps, once ensure_panels() was called: centred, and scaled where products could be lost
+  // For float32 sweeps and the matrix unit: scaled where products could be lost
+  Centring centring = {1.0f, nullptr};
+
+  // For float32 sweeps, once ensure_panels() was called
   Buffer<float> panels;  // [panel_count][dim][panel]
   Buffer<float> bias;    // [panel_count * panel]
   double largest_norm = 0.0;  // of a packed code
   double largest_bias = 0.0;
-  Centring centring = {1.0f, nullptr};  // of panels, and of rows for them
 
   // For the matrix unit
   int64_t matrix_steps = 0, matrix_blocks = 0;

@@ -20,11 +20,16 @@ int chosen = -1;
 
 FirstPass float32_first() { return FirstPass{VQ_FLOAT32_FIRST}; }
 
-FirstPass matrix_first() { return FirstPass{VQ_BFLOAT16_FIRST, matrix_kernels_in_use()}; }
-
 FirstPass int8_first(int64_t dim) {
   return FirstPass{VQ_INT8_FIRST, nullptr, int8_kernels_in_use(),
                    dim <= kBfloat16MostDim ? bfloat16_kernels_in_use() : nullptr};
+}
+
+FirstPass matrix_first(int64_t dim) {
+  FirstPass first = int8_kernels_in_use() && dim <= kInt8MostDim ? int8_first(dim) : float32_first();
+  first.kind = VQ_BFLOAT16_FIRST;
+  first.matrix = matrix_kernels_in_use();
+  return first;
 }
 
 FirstPass bfloat16_first() { return FirstPass{VQ_BFLOAT16_FIRST, nullptr, bfloat16_kernels_in_use()}; }
@@ -36,7 +41,7 @@ FirstPass bfloat16_first() { return FirstPass{VQ_BFLOAT16_FIRST, nullptr, bfloat
 bool rows_are_few(const VqRows* x, int64_t codes, int precision) {
   if (chosen >= 0) return chosen == VQ_DIRECT_FIRST && precision == VQ_EXACT;
   const FirstPass packed = choose_first_pass(x->dim, codes);
-  if (precision != VQ_EXACT && !packed.narrow) return false;
+  if (precision != VQ_EXACT && (packed.matrix || !packed.narrow)) return false;
   return x->batches * x->rows <= (packed.kind == VQ_FLOAT32_FIRST ? kFewRowsFloat32 : kFewRows);
 }
 
@@ -45,9 +50,9 @@ FirstPass choose_first_pass(int64_t dim, int64_t codes) {
   const bool bfloat16 = bfloat16_kernels_in_use() && dim <= kBfloat16MostDim;
   if (chosen == VQ_FLOAT32_FIRST) return float32_first();
   if (chosen == VQ_INT8_FIRST && int8) return int8_first(dim);
-  if (chosen == VQ_BFLOAT16_FIRST && matrix_kernels_in_use()) return matrix_first();
+  if (chosen == VQ_BFLOAT16_FIRST && matrix_kernels_in_use()) return matrix_first(dim);
   if (chosen == VQ_BFLOAT16_FIRST && bfloat16) return bfloat16_first();
-  if (matrix_kernels_in_use()) return dim >= kMatrixLeastDim ? matrix_first() : float32_first();
+  if (matrix_kernels_in_use()) return dim >= kMatrixLeastDim ? matrix_first(dim) : float32_first();
   if (int8 && dim >= kInt8LeastDim && codes * dim >= kInt8LeastWork) return int8_first(dim);
   return float32_first();
 }

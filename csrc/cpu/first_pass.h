@@ -5,10 +5,12 @@
 
 namespace vq_cpu {
 
-// The kernels of the first pass; at most one of `matrix` and `narrow` is set, none for the float32 sweep.
+// The kernels of the first pass, `matrix` or else `narrow`, and of those after it; none for the float32 sweep.
 struct FirstPass {
   int kind;  // VqFirstPass
   const MatrixKernels* matrix = nullptr;
+  // With `matrix` int8, or null where the instruction set has none: for rows that the matrix unit leaves too many codes,
+  // as it has one bound for all of them, and for few rows, which would leave its tiles empty.
   const NarrowKernels* narrow = nullptr;
   // Bfloat16, for rows that int8 leaves too many codes: with more dimensions its bound grows faster than the distances
   // between scores. Null where the instruction set has none.

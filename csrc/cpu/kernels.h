@@ -168,16 +168,16 @@ struct MatrixSweep {
 };
 
 struct MatrixKernels {
-  // Rounds kMatrixCodes codes (n of them there) to bfloat16 and gives their biases. Raises norm2, error2
+  // Centres kMatrixCodes codes (n of them there), rounds them to bfloat16 and gives their biases. Raises norm2, error2
   // and greatest to the largest square norm, square norm of the rounding error, and |bias| among them.
-  void (*pack_codes)(const float* codes, const uint8_t* usable, const float* centre, int n, int64_t dim,
+  void (*pack_codes)(const float* codes, const uint8_t* usable, Centring centring, int n, int64_t dim,
                      int l2, uint16_t* out, float* bias, float* norm2, float* error2, float* greatest);
   // Rounds 16 packed rows [dim][pitch] into half `half` of a group; error2 [16].
   void (*pack_rows)(const float* packed, int64_t pitch, int64_t dim, int half, uint16_t* out, float* error2);
   void (*configure_tiles)();  // before and after sweeps, on the same thread
   void (*release_tiles)();
   void (*sweep)(const MatrixSweep*);
-  // The score e.e/2 - x.e (or -x.e) in float64, in any order.
+  // The score e.e/2 - x.e (or -x.e) of values as they are given in float64, in any order.
   double (*score)(const float* x, const float* e, int64_t dim, int l2);
   // As Kernels::peak, of the tile unit's bfloat16 products.
   int64_t (*peak)(int64_t rounds);

@@ -14,10 +14,13 @@ constexpr int kHalfGroup = kMatrixRows / 2;
 
 }  // namespace
 
-bool MatrixSearch::open(Search* search, ExactSearch* exact, SweepSearch* sweep) {
+bool MatrixSearch::open(Search* search, ExactSearch* exact, SweepSearch* sweep, NarrowSearch* narrow,
+                        NarrowSearch* finer) {
   search_ = search;
   exact_ = exact;
   sweep_ = sweep;
+  narrow_ = narrow;
+  finer_ = finer;
   const int64_t n = divide_up(search->block_rows, kMatrixRows) * kMatrixRows, dim = search->x->dim;
   return given_up_rows_.resize(n) && packed_.resize(dim * search->tile()) && norm2_.resize(n) &&
          error2_.resize(n) && margin_.resize(n) && best_.resize(n) &&
@@ -29,13 +32,17 @@ bool MatrixSearch::open(Search* search, ExactSearch* exact, SweepSearch* sweep) 
 bool MatrixSearch::run(const RowBlock& block) {
   // Not between the blocks of codes: whoever is asked may use the tiles for a search of their own.
   if (search_->interruption->requested()) return false;
+  if (skip_) {
+    --skip_;
+    return narrow_->run(block);
+  }
   block_ = block;
   given_up_count_ = 0;
   exact_->start(block);
   pack_groups();
   search_block();
   for (int i = 0; i < block.n; ++i) resolve_row(i);
-  return fall_back_to_sweep() && exact_->scan_queued_rows();
+  return resolve_given_up() && exact_->scan_queued_rows();
 }
 
 void MatrixSearch::pack_groups() {
@@ -44,8 +51,7 @@ void MatrixSearch::pack_groups() {
   int vector = 0;
   for (int row = 0; row < n; row += tile) {
     const int rows = n - row < tile ? n - row : tile;
-    search_->kernels->pack_tile(search_->x, block_.first + row, rows, Centring{1.0f, search_->codebook.row_centre()}, packed_,
-                                norm2_ + row);
+    search_->kernels->pack_tile(search_->x, block_.first + row, rows, search_->codebook.centring, packed_, norm2_ + row);
     for (int lane = 0; lane < rows; lane += kHalfGroup, ++vector)
       search_->first.matrix->pack_rows(packed_ + lane, tile, dim, vector % 2, groups_ + vector / 2 * group,
                                  error2_ + vector * kHalfGroup);
@@ -103,8 +109,8 @@ void MatrixSearch::resolve_row(int i) {
   int64_t& index = block_.index[i];
   block_.nonfinite[i] = 0;
   index = 0;
-  if (margin_[i] == -INFINITY) return exact_->queue_unbounded(i);
-  if (counts_[i] > kCandidates) {
+  // Also a row without a bound: one code far out is enough to take it from all rows.
+  if (margin_[i] == -INFINITY || counts_[i] > kCandidates) {
     given_up_rows_[given_up_count_++] = i;
     return;
   }
@@ -137,8 +143,24 @@ void MatrixSearch::resolve_row(int i) {
   exact_->choose_exactly(i, candidates, tied);
 }
 
-bool MatrixSearch::fall_back_to_sweep() {
-  return !given_up_count_ || sweep_->run_rows(block_, given_up_rows_, given_up_count_);
+bool MatrixSearch::resolve_given_up() {
+  if (!given_up_count_) return true;
+  if (!ensure_narrow()) return false;
+  if (!narrow_) return sweep_->run_rows(block_, given_up_rows_, given_up_count_);
+  // Not for a fast search, whose result for a row must not depend on the rows beside it.
+  if (search_->precision != VQ_FAST && given_up_count_ > block_.n / 2) skip_ = kSkippedBlocks;
+  return narrow_->run_rows(block_, given_up_rows_, given_up_count_);
+}
+
+// Opens the narrow search, or goes without one.
+bool MatrixSearch::ensure_narrow() {
+  if (!narrow_ || narrow_is_open_) return true;
+  if (!search_->ensure_narrow()) return false;
+  if (!search_->narrow.bounded())
+    narrow_ = nullptr;
+  else
+    narrow_is_open_ = narrow_->open(search_, search_->narrow, exact_, sweep_, finer_);
+  return !narrow_ || narrow_is_open_;
 }
 
 }  // namespace vq_cpu

@@ -43,36 +43,49 @@ bool NarrowSearch::open(Search* search, const NarrowCodebook& codebook, ExactSea
 }
 
 bool NarrowSearch::run(const RowBlock& block) {
+  exact_->start(block);
+  return search(block, nullptr, block.n);
+}
+
+bool NarrowSearch::run_rows(const RowBlock& block, const int* rows, int count) { return search(block, rows, count); }
+
+bool NarrowSearch::search(const RowBlock& block, const int* rows, int count) {
   if (skip_) {
     --skip_;
-    return run_other(block);
+    return search_by_other(block, rows, count);
   }
   block_ = block;
   given_up_count_ = repeat_count_ = 0;
   last_position_ = -1;
-  exact_->start(block);
   const int tile = codebook_->kernels().lanes * codebook_->kernels().vectors;
   int done = 0;
-  while (done < block.n && !skip_) {
+  while (done < count && !skip_) {
     if (search_->interruption->requested()) return false;
     const int given_up_before = given_up_count_;
-    tile_.n = block.n - done < tile ? block.n - done : tile;
-    search_tile(done);
-    resolve_tile(done);
+    tile_.n = count - done < tile ? count - done : tile;
+    if (!rows)
+      pack_tile(done);
+    else if (!pack_listed(rows + done))
+      return false;
+    search_tile();
+    resolve_tile(done, rows);
     done += tile_.n;
-    if (given_up_count_ - given_up_before > tile_.n / (finer_ ? 8 : 2)) skip_ = kSkippedBlocks;
+    // Of a whole tile, so that one row of a short list does not speak for the blocks to come.
+    if (given_up_count_ - given_up_before > tile / (finer_ ? 8 : 2)) skip_ = kSkippedBlocks;
   }
   if (!resolve_given_up()) return false;
-  return done == block.n ||
-         run_other(RowBlock{block.first + done, block.n - done, block.index + done, block.nonfinite + done});
+  if (done == count) return true;
+  if (rows) return search_by_other(block, rows + done, count - done);
+  const RowBlock rest = {block.first + done, count - done, block.index + done, block.nonfinite + done};
+  return search_by_other(rest, nullptr, rest.n);
 }
 
-bool NarrowSearch::run_other(const RowBlock& block) {
-  if (!finer_) return sweep_->run_ambiguous(block);
+bool NarrowSearch::search_by_other(const RowBlock& block, const int* rows, int count) {
+  if (!finer_) return rows ? sweep_->run_rows(block, rows, count) : sweep_->run_ambiguous(block);
   if (!finer_->search_ &&
       !(search_->ensure_finer() && finer_->open(search_, search_->finer, exact_, sweep_, nullptr)))
     return false;
-  return finer_->run(block);
+  return rows ? finer_->run_rows(block, rows, count) : finer_->run(block);
 }
 
 // Row i goes to the float32 sweep, unless it is the same as the last that did, of zeros for example.
@@ -101,11 +114,27 @@ bool NarrowSearch::resolve_given_up() {
   return true;
 }
 
-void NarrowSearch::search_tile(int first) {
+void NarrowSearch::pack_tile(int first) {
   const NarrowKernels& kernels = codebook_->kernels();
-  const NarrowCodes& codes = codebook_->codes();
   kernels.pack_rows(search_->x, block_.first + first, codebook_->centring(), scratch_, &tile_);
   tile_.next = next_rows(first + tile_.n, kernels.lanes * kernels.vectors);
+}
+
+bool NarrowSearch::pack_listed(const int* rows) {
+  const NarrowKernels& kernels = codebook_->kernels();
+  const int64_t dim = search_->x->dim;
+  if (!listed_.get() && !listed_.resize(kernels.lanes * kernels.vectors * dim)) return false;
+  for (int lane = 0; lane < tile_.n; ++lane)
+    search_->kernels->load_rows(search_->x, block_.first + rows[lane], 1, listed_ + lane * dim);
+  const VqRows view = {listed_, 1, tile_.n, dim, tile_.n * dim, dim, 1, VQ_FLOAT32};
+  kernels.pack_rows(&view, 0, codebook_->centring(), scratch_, &tile_);
+  tile_.next = {};
+  return true;
+}
+
+void NarrowSearch::search_tile() {
+  const NarrowKernels& kernels = codebook_->kernels();
+  const NarrowCodes& codes = codebook_->codes();
   const double centre = codebook_->centre_norm();
   for (int lane = 0; lane < tile_.n; ++lane)
     slack_[lane] = float(factors_.slack * (double(norm_[lane]) * double(norm_[lane]) + 4.0 * centre * centre));
@@ -135,11 +164,12 @@ const float* NarrowSearch::row(int i) {
 }
 
 // In loops of their own, so that the scores of one row do not wait for what those of another decide.
-void NarrowSearch::resolve_tile(int first) {
+void NarrowSearch::resolve_tile(int first, const int* rows) {
+  const auto position = [first, rows](int lane) { return rows ? rows[first + lane] : first + lane; };
   const int32_t* code = tile_.code;
   int doubtful = 0;
   for (int lane = 0; lane < tile_.n; ++lane) {
-    const int i = first + lane;
+    const int i = position(lane);
     block_.nonfinite[i] = 0;
     block_.index[i] = 0;
     // A bound that is infinite or NaN finds nothing; so does a codebook without a code to choose.
@@ -157,11 +187,11 @@ void NarrowSearch::resolve_tile(int first) {
   int open = 0;
   for (int d = 0; d < doubtful; ++d) {
     const int lane = doubtful_[d];
-    scores_[open] = quick_score(row(first + lane), lane, code[lane]);
+    scores_[open] = quick_score(row(position(lane)), lane, code[lane]);
     doubtful_[open] = lane;
     open += double(others_[lane]) >= scores_[open].low() - double(slack_[lane]);
   }
-  for (int d = 0; d < open; ++d) resolve_row(first + doubtful_[d], doubtful_[d], scores_[d]);
+  for (int d = 0; d < open; ++d) resolve_row(position(doubtful_[d]), doubtful_[d], scores_[d]);
 }
 
 NarrowSearch::Score NarrowSearch::with_error(double value, double factor, int lane, int64_t code) const {

@@ -19,21 +19,27 @@ class NarrowSearch {
   bool open(Search* search, const NarrowCodebook& codebook, ExactSearch* exact, SweepSearch* sweep,
             NarrowSearch* finer);
   bool run(const RowBlock& block);
+  // Rows [count] of a block that another search gave up, which has given the ExactSearch its start.
+  bool run_rows(const RowBlock& block, const int* rows, int count);
 
  private:
   // Blocks that another search begins after one where more than a half of a tile was given up, or an eighth where there
   // is a finer one.
   static constexpr int kSkippedBlocks = 15;
 
-  bool run_other(const RowBlock& block);
-  void search_tile(int first);
+  // Rows [count] of a block; null: its first ones.
+  bool search(const RowBlock& block, const int* rows, int count);
+  bool search_by_other(const RowBlock& block, const int* rows, int count);
+  void pack_tile(int first);
+  bool pack_listed(const int* rows);
+  void search_tile();
   struct Score {
     double value, error;
 
     double low() const { return value - error; }
     double high() const { return value + error; }
   };
-  void resolve_tile(int first);
+  void resolve_tile(int first, const int* rows);
   void resolve_row(int i, int lane, Score likely);
   Score quick_score(const float* x, int lane, int64_t code) const;  // in float32
   Score score(const float* x, int lane, int64_t code) const;        // in float64
@@ -70,6 +76,7 @@ class NarrowSearch {
   Buffer<float> upper_, best_, second_, leading_, others_;
   Buffer<float> scratch_;  // [dim][lanes]
   Buffer<float> row_;      // [dim]
+  Buffer<float> listed_;   // [tile][dim], once rows were listed
 };
 
 }  // namespace vq_cpu

@@ -10,7 +10,7 @@ bool VqPreparedCodebook::prepare(const VqCodes* codes, const VqSearchOptions& op
   kernels = vq_cpu::kernels_in_use();
   first = vq_cpu::choose_first_pass(dim, codes->count);
   if (!codebook.prepare(codes, options.metric, kernels, first, threads, interruption)) return false;
-  if (!first.narrow) return true;
+  if (first.matrix || !first.narrow) return true;
   const vq_cpu::Certificate certificate(options.bound_scale);
   const vq_cpu::NarrowFactors factors = certificate.narrow(dim, first.kind == VQ_INT8_FIRST ? 0 : dim + 2);
   const int team = vq_cpu::threads_for(threads, codes->count * dim);

@@ -11,7 +11,7 @@ struct VqPreparedCodebook {
   const vq_cpu::Kernels* kernels = nullptr;
   vq_cpu::FirstPass first = {};
   vq_cpu::Codebook codebook;
-  vq_cpu::NarrowCodebook narrow;  // where the first pass is narrow
+  vq_cpu::NarrowCodebook narrow;  // where the first pass is narrow; after a matrix unit once a search needed it
   vq_cpu::NarrowCodebook finer;   // for FirstPass::finer, once a search needed it
 
   // `codes` must outlive it. False if there is no memory or it was interrupted.

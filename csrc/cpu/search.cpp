@@ -26,6 +26,13 @@ Search::Search(const VqRows* x, VqPreparedCodebook& codes, const VqSearchOptions
   block_rows = divide_up(most < 1 ? 1 : most, tile()) * tile();
 }
 
+bool Search::ensure_narrow() {
+  bool ok = true;
+#pragma omp critical(vq_narrow_codebook)
+  if (!narrow.prepared()) ok = narrow.prepare(codebook, first.narrow, certificate.narrow(codebook.dim, 0), 1, nullptr);
+  return ok;
+}
+
 bool Search::ensure_finer() {
   bool ok = true;
 #pragma omp critical(vq_finer_codebook)
@@ -36,9 +43,14 @@ bool Search::ensure_finer() {
 
 bool BlockSearch::open(Search* search) {
   first_ = search->first;
-  return exact_.open(search) && sweep_.open(search, &exact_) &&
-         (!first_.matrix || matrix_.open(search, &exact_, &sweep_)) &&
-         (!first_.narrow || narrow_.open(search, search->narrow, &exact_, &sweep_, first_.finer ? &finer_ : nullptr));
+  if (!exact_.open(search) || !sweep_.open(search, &exact_)) return false;
+  if (first_.matrix && first_.narrow && rows_are_few(search->x, search->codebook.count, search->precision)) {
+    if (!search->ensure_narrow()) return false;
+    if (search->narrow.bounded()) first_.matrix = nullptr;
+  }
+  NarrowSearch* finer = first_.finer ? &finer_ : nullptr;
+  if (first_.matrix) return matrix_.open(search, &exact_, &sweep_, first_.narrow ? &narrow_ : nullptr, finer);
+  return !first_.narrow || narrow_.open(search, search->narrow, &exact_, &sweep_, finer);
 }
 
 }  // namespace vq_cpu

@@ -1,5 +1,6 @@
 // The nearest code of a block of rows against a prepared codebook: what nearest_code.cpp and vector_quantize.cpp
-// share. Three searches stand behind it: float32 sweeps, a matrix unit, int8 or bfloat16 on vector units.
+// share. Three searches stand behind it: float32 sweeps, a matrix unit, int8 or bfloat16 on vector units. Each goes on with
+// what the one before gives up.
 #pragma once
 
 #include "cpu/certificate.h"
@@ -22,12 +23,13 @@ struct Search {
   Certificate certificate;
   Interruption* interruption;
   Codebook& codebook;
-  const NarrowCodebook& narrow;
+  NarrowCodebook& narrow;
   NarrowCodebook& finer;
   int64_t block_rows;  // from the shapes alone
 
   Search(const VqRows* x, VqPreparedCodebook& codes, const VqSearchOptions& options, Interruption* interruption);
-  // Prepares `finer`. Thread-safe. False if there is no memory.
+  // Prepare `narrow` after a matrix unit, and `finer`. Thread-safe. False if there is no memory.
+  bool ensure_narrow();
   bool ensure_finer();
   int64_t rows() const { return x->batches * x->rows; }
   int64_t blocks() const { return divide_up(rows(), block_rows); }

@@ -36,15 +36,16 @@ inline void raise(float* most, float v) {
   if (!(v <= *most)) *most = v;  // also to NaN, which leaves nothing certain
 }
 
-void pack_code_bfloat16(const float* e, const float* centre, int64_t dim, uint16_t* out, int64_t steps,
+void pack_code_bfloat16(const float* e, Centring centring, int64_t dim, uint16_t* out, int64_t steps,
                         __m512* norm2, __m512* error2) {
   __m512 square = _mm512_setzero_ps(), error = _mm512_setzero_ps();
   for (int64_t step = 0; step < steps; ++step) {
     for (int half = 0; half < 2; ++half) {
       const int64_t d = step * kDepth + half * V::W;
       const int n = int(dim - d >= V::W ? V::W : dim - d > 0 ? dim - d : 0);
-      __m512 v = V::load_n(e + (n ? d : 0), n);
-      if (centre) v = _mm512_sub_ps(v, V::load_n(centre + (n ? d : 0), n));
+      // A power of two rounds nothing (of subnormals what the bound allows for), so that one rounding is left.
+      __m512 v = _mm512_mul_ps(V::load_n(e + (n ? d : 0), n), V::set(centring.scale));
+      if (centring.centre) v = _mm512_sub_ps(v, V::load_n(centring.centre + (n ? d : 0), n));
       const __m512 r = rounded(v), lost = _mm512_sub_ps(v, r);
       square = _mm512_fmadd_ps(v, v, square);
       error = _mm512_fmadd_ps(lost, lost, error);
@@ -56,7 +57,7 @@ void pack_code_bfloat16(const float* e, const float* centre, int64_t dim, uint16
 }
 
 // [kCodes / 16][steps][16 codes][kDepth]
-void pack_codes(const float* codes, const uint8_t* usable, const float* centre, int n, int64_t dim, int l2,
+void pack_codes(const float* codes, const uint8_t* usable, Centring centring, int n, int64_t dim, int l2,
                 uint16_t* out, float* bias, float* norm2, float* error2, float* greatest) {
   const int64_t steps = (dim + kDepth - 1) / kDepth;
   for (int c = 0; c < kCodes; ++c) {
@@ -67,7 +68,7 @@ void pack_codes(const float* codes, const uint8_t* usable, const float* centre, 
       continue;
     }
     __m512 square, error;
-    pack_code_bfloat16(codes + c * dim, centre, dim, to, steps, &square, &error);
+    pack_code_bfloat16(codes + c * dim, centring, dim, to, steps, &square, &error);
     const float code_norm2 = V::sum(square);
     bias[c] = l2 ? -0.5f * code_norm2 : 0.0f;
     raise(norm2, code_norm2);

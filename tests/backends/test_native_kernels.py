@@ -34,6 +34,8 @@ AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 TILES = ["-mamx-tile", "-include", str(ROOT / "tests" / "native" / "emulated_tiles.h")]
 EMULATED_TILES = {
     "avx512": AVX512,
+    "avx512vnni": [*AVX512, "-mavx512vnni"],
+    "avx512bf16": [*AVX512, "-mavx512bf16"],
     "amxint8": [*AVX512, "-mavx512vnni", "-mamx-int8", *TILES],
     "amx": [*AVX512, "-mavx512bf16", "-mamx-bf16", *TILES],
 }
