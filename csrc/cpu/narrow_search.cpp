@@ -7,6 +7,13 @@
 #include "cpu/search.h"
 
 namespace vq_cpu {
+namespace {
+
+// From so many open codes on it is faster to score all of them together than one after the other, of which each may
+// rule out some of the rest.
+constexpr int kScoredAtOnce = 6;
+
+}  // namespace
 
 bool NarrowSearch::open(Search* search, const NarrowCodebook& codebook, ExactSearch* exact, SweepSearch* sweep,
                         NarrowSearch* finer) {
@@ -167,13 +174,18 @@ void NarrowSearch::resolve_row(int i, int lane) {
   const Centring centring = codebook_->centring();
   const float* x = row(i);
   const double norm = double(norm_[lane]), slack = double(slack_[lane]);
-  double least = -INFINITY, reach[kNarrowCandidates];
+  double least = -INFINITY, reach[kNarrowCandidates], scores[kNarrowCandidates];
   int scored = 0;
+  const bool at_once = left >= kScoredAtOnce;
+  if (at_once)
+    search_->kernels->score_listed(x, codebook.codes, candidates, left, centring, codebook.dim, codebook.l2,
+                                   scores);
   for (int c = 0; c < left; ++c) {
     if (!(double(upper[c]) >= least - slack)) continue;
     const int64_t j = candidates[c];
     const double score =
-        codebook_->kernels().score(x, codebook.codes + j * codebook.dim, centring, codebook.dim, codebook.l2);
+        at_once ? scores[c]
+                : codebook_->kernels().score(x, codebook.codes + j * codebook.dim, centring, codebook.dim, codebook.l2);
     const double e = double(codes.kept[j]) + double(codes.lost[j]);
     const double error = factors_.score * e * (norm + 0.5 * e) + factors_.contract * e * e + 0.5 * slack;
     candidates[scored] = int32_t(j);
