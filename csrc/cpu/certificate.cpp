@@ -132,12 +132,16 @@ double Certificate::float64(int64_t dim, double x_norm, double e_norm) const {
   return float64(dim) * (0.5 * e_norm * e_norm + x_norm * e_norm);
 }
 
-// Every sum of the contract's score is at most T (1 + 2^-53)^{2d} with T = |e|^2/2 + |x||e|, its rounding error a multiple
-// of 2^unit and at most 2^-53 of it. The errors of all 2 d add up without rounding if they stay below 2^{53 + unit}.
+// Every sum of the contract's score is at most T (1 + 2^-53)^{2d} with T = |e|^2/2 + |x||e|, its rounding error a
+// multiple of 2^unit and at most 2^-53 of it. The errors of all 2 d add up without rounding if they stay below 2^{53 + unit}.
 // float64() is then below 2 (1 + 8/d) 2^{51 + unit}: scores that it leaves open differ by less than 2^{58 + unit}.
 bool Certificate::score_is_exact(int64_t dim, double x_norm, double e_norm, int unit) const {
   const double terms = 0.5 * e_norm * e_norm + x_norm * e_norm;
   return scale_ * 2.1 * double(dim) * terms < ldexp(1.0, 106 + unit);
+}
+
+bool Certificate::ties_fit_32_bits(int64_t dim, double x_norm, double e_norm, int unit) const {
+  return 4.1 * float64(dim, x_norm, e_norm) < ldexp(1.0, 31 + unit);
 }
 
 // Of MatrixKernels::score, where |e| <= |e'| + |c| and |x| <= |x'| + |c|.

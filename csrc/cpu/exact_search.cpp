@@ -184,17 +184,24 @@ bool ExactSearch::settle_lanes(int lanes, int64_t* nearest) {
 bool ExactSearch::settle_in_whole_numbers(int lanes, const double* norms, int64_t* nearest) {
   Codebook& codebook = search_->codebook;
   const int64_t dim = codebook.dim;
-  if (!codebook.fixed.ensure(codebook) || (!fixed_rows_.get() && !fixed_rows_.resize(dim * kExactLanes))) return false;
+  if (!codebook.fixed.ensure(codebook) ||
+      (!fixed_rows32_.get() && !(fixed_rows_.resize(dim * kExactLanes) && fixed_rows32_.resize(dim * kExactLanes))))
+    return false;
   double longest = 0.0;
   for (int64_t j = 0; j < codebook.count; ++j)
     if (near_[j] && codebook.lengths[j] > longest) longest = codebook.lengths[j];
   int64_t factor[kExactLanes] = {}, index[kExactLanes];
+  bool is_narrow = true;
   for (int lane = 0; lane < lanes; ++lane) {
-    const int unit = fix_row(lane_rows_ + lane * dim, dim, codebook.fixed, codebook.l2, fixed_rows_ + lane, factor + lane);
+    const int unit = fix_row(lane_rows_ + lane * dim, dim, codebook.fixed, codebook.l2, fixed_rows_ + lane,
+                             factor + lane);
     if (!search_->certificate.score_is_exact(dim, norms[lane], 1.01 * longest, unit)) return false;
+    is_narrow &= search_->certificate.ties_fit_32_bits(dim, norms[lane], 1.01 * longest, unit);
   }
+  for (int64_t i = 0; is_narrow && i < dim * kExactLanes; ++i) fixed_rows32_[i] = uint32_t(fixed_rows_[i]);
   FixedScan scan = {};
   scan.x = fixed_rows_;
+  scan.x32 = is_narrow ? fixed_rows32_.get() : nullptr;
   scan.codes = codebook.fixed.values();
   scan.halves = codebook.l2 ? codebook.fixed.halves() : nullptr;
   scan.factor = factor;

@@ -29,7 +29,9 @@ class RememberedRows {
  private:
   static constexpr int kRows = 2 * kExactLanes;
 
-  static float key(const float* row, int64_t dim) { return row[0] + row[dim - 1]; }
+  static float key(const float* row, int64_t dim) {
+    return row[0] + 3.0f * row[dim / 3] + 5.0f * row[dim / 2] + 7.0f * row[dim - 1];
+  }
 
   int64_t dim_ = 0;
   int count_ = 0;
@@ -71,7 +73,8 @@ class ExactSearch {
   Buffer<double> exact_rows_;  // [dim][kExactLanes]
   Buffer<double> scores_;      // [codes][kExactLanes], once a row was scanned
   Buffer<uint16_t> near_;      // [codes]
-  Buffer<int64_t> fixed_rows_;  // [dim][kExactLanes], once ties were many
+  Buffer<uint64_t> fixed_rows_;    // [dim][kExactLanes], once ties were many
+  Buffer<uint32_t> fixed_rows32_;  // the same modulo 2^32
   Buffer<float> lane_rows_;    // [kExactLanes][dim]
 };
 

@@ -77,7 +77,7 @@ bool FixedCodes::prepare(const Codebook& codebook) {
   return true;
 }
 
-int fix_row(const float* row, int64_t dim, const FixedCodes& codes, bool l2, int64_t* out, int64_t* factor) {
+int fix_row(const float* row, int64_t dim, const FixedCodes& codes, bool l2, uint64_t* out, int64_t* factor) {
   int low = kNone;
   for (int64_t d = 0; d < dim; ++d) {
     const int of = lowest_bit(row[d]);
@@ -86,7 +86,7 @@ int fix_row(const float* row, int64_t dim, const FixedCodes& codes, bool l2, int
   if (low == kNone) low = codes.unit() - 1;
   // By how much the unit of the products is above that of the halves.
   const int above = l2 ? low - (codes.unit() - 1) : 0, up = above > 0 ? above : 0;
-  for (int64_t d = 0; d < dim; ++d) out[d * kExactLanes] = int64_t(shifted(fixed(row[d], low), up));
+  for (int64_t d = 0; d < dim; ++d) out[d * kExactLanes] = shifted(fixed(row[d], low), up);
   *factor = int64_t(shifted(1, up - above));
   return low + codes.unit() - up;
 }

@@ -32,6 +32,6 @@ class FixedCodes {
 
 // Row [dim] modulo 2^64 in multiples of a power of two, [dim][kExactLanes], so that its products with the codes and
 // their halves times `factor` are of one unit. Returns the exponent of that unit.
-int fix_row(const float* row, int64_t dim, const FixedCodes& codes, bool l2, int64_t* out, int64_t* factor);
+int fix_row(const float* row, int64_t dim, const FixedCodes& codes, bool l2, uint64_t* out, int64_t* factor);
 
 }  // namespace vq_cpu

@@ -7,6 +7,7 @@
 #include "cpu/difference_body.h"
 #include "cpu/direct_body.h"
 #include "cpu/exact_body.h"
+#include "cpu/fixed_body.h"
 #include "cpu/peak_body.h"
 #include "cpu/rows_body.h"
 #include "cpu/search_body.h"

@@ -102,9 +102,10 @@ struct WideScan {
 };
 
 // Such rows and codes in whole numbers modulo 2^64 (fixed_point.h): of the codes that are near, the one of the least
-// score, which is within 2^63 of the others'.
+// score, which is within 2^63 of the others'; within 2^31 if the rows are given modulo 2^32.
 struct FixedScan {
-  const int64_t* x;       // [dim][kExactLanes]
+  const uint64_t* x;      // [dim][kExactLanes]
+  const uint32_t* x32;    // the same modulo 2^32, or null
   const int64_t* codes;   // [count][dim]
   const int64_t* halves;  // [count], null for 0, and what they are multiplied with [kExactLanes]
   const int64_t* factor;

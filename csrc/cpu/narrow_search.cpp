@@ -9,9 +9,9 @@
 namespace vq_cpu {
 namespace {
 
-// From so many open codes on it is faster to score all of them together than one after the other, of which each may
-// rule out some of the rest.
-constexpr int kScoredAtOnce = 6;
+// Of so many codes that the first score leaves open all are scored together, rather than one after the other, of which
+// each may rule out some of the rest.
+constexpr int kScoredAtOnce = 8;
 
 }  // namespace
 
@@ -176,12 +176,22 @@ void NarrowSearch::resolve_row(int i, int lane) {
   const double norm = double(norm_[lane]), slack = double(slack_[lane]);
   double least = -INFINITY, reach[kNarrowCandidates], scores[kNarrowCandidates];
   int scored = 0;
-  const bool at_once = left >= kScoredAtOnce;
-  if (at_once)
-    search_->kernels->score_listed(x, codebook.codes, candidates, left, centring, codebook.dim, codebook.l2,
-                                   scores);
+  bool at_once = false;
   for (int c = 0; c < left; ++c) {
-    if (!(double(upper[c]) >= least - slack)) continue;
+    if (c == 1 && left > kScoredAtOnce) {
+      int open = 1;
+      for (int other = 1; other < left; ++other) {
+        if (!(double(upper[other]) >= least - slack)) continue;
+        candidates[open] = candidates[other];
+        upper[open++] = upper[other];
+      }
+      left = open;
+      at_once = left > kScoredAtOnce;
+      if (at_once)
+        search_->kernels->score_listed(x, codebook.codes, candidates + 1, left - 1, centring, codebook.dim, codebook.l2,
+                                       scores + 1);
+    }
+    if (c >= left || !(double(upper[c]) >= least - slack)) continue;
     const int64_t j = candidates[c];
     const double score =
         at_once ? scores[c]

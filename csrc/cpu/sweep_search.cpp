@@ -11,6 +11,7 @@ namespace {
 constexpr int64_t kCodeBytes = 512 << 10;  // packed codes of a block
 constexpr int kMostTile = 64;              // rows of a tile of any instruction set
 constexpr int kCandidates = 48;            // of a row, before all codes are scored
+constexpr int kLongTie = 6;  // of a row: whole numbers cost less than as many error-free sums
 
 // Panels of a block.
 int64_t code_block(const Kernels& kernels, int64_t dim) {
@@ -222,15 +223,10 @@ bool SweepSearch::resolve_by_products(const int* rows, int n) {
 bool SweepSearch::compare_differences(const int* rows, int n) {
   const Kernels& kernels = *search_->kernels;
   const Codebook& codebook = search_->codebook;
-  for (int lane = 0; lane < n; ++lane) {
+  for (int lane = 0; lane < search_->tile(); ++lane) {
     counts_[lane] = 0;
-    limit_[lane] = FLT_MAX;
-    slack_[lane] = search_->certificate.difference_slack(codebook.dim, compact_norm2_[lane]);
-  }
-  for (int lane = n; lane < search_->tile(); ++lane) {
-    counts_[lane] = 0;
-    limit_[lane] = -1.0f;  // nothing is near
-    slack_[lane] = 0.0f;
+    limit_[lane] = lane < n ? FLT_MAX : -1.0f;  // of no row nothing is near
+    slack_[lane] = lane < n ? search_->certificate.difference_slack(codebook.dim, compact_norm2_[lane]) : 0.0f;
   }
   DifferenceSweep sweep = {};
   sweep.x = compact_;
@@ -276,10 +272,9 @@ void SweepSearch::choose(int i, int lane, const int32_t* candidates, int n) {
   block_.index[i] = candidates[0];
   if (n < 2) return;
   const Codebook& codebook = search_->codebook;
-  double least = INFINITY, scores[kCandidates];
+  double least = INFINITY, largest = 0.0, scores[kCandidates];
   search_->kernels->load_rows(search_->x, block_.first + i, 1, row_);
   search_->kernels->dot_listed(row_, codebook.codes, candidates, n, codebook.dim, scores);
-  double largest = 0.0;
   for (int c = 0; c < n; ++c) {
     const double half_square = codebook.half_squares[candidates[c]];
     scores[c] = (codebook.l2 ? half_square : 0.0) - scores[c];
@@ -287,14 +282,16 @@ void SweepSearch::choose(int i, int lane, const int32_t* candidates, int n) {
     least = scores[c] < least ? scores[c] : least;
   }
   const double norm = 1.01 * sqrt(double(compact_norm2_[lane])) + sqrt(double(codebook.dim)) * 0x1p-74;
-  const double limit =
-      least + 2.0 * search_->certificate.float64(codebook.dim, norm, 1.01 * sqrt(2.0 * largest));
+  const double limit = least + 2.0 * search_->certificate.float64(codebook.dim, norm, 1.01 * sqrt(2.0 * largest));
   int32_t tied[kCandidates];
   int left = 0;
   for (int c = 0; c < n; ++c)
     if (scores[c] <= limit) tied[left++] = candidates[c];
   block_.index[i] = tied[0];
-  if (left > 1) exact_->choose_exactly(i, tied, left);
+  if (left > kLongTie && left > codebook.count / 8)
+    exact_->queue_for_scan(i);
+  else if (left > 1)
+    exact_->choose_exactly(i, tied, left);
 }
 
 }  // namespace vq_cpu

@@ -68,7 +68,7 @@ def test_the_bound_of_float64_scans_is_needed(path: str) -> None:
     x, codebook = _permutations(d=16)
     truth = rational_argmin(x, codebook, "cosine")
     assert torch.equal(nearest_code_with_bound(x[None], codebook, "cosine", 1.0)[0], truth)
-    assert not torch.equal(nearest_code_with_bound(x[None], codebook, "cosine", 0.01)[0], truth)
+    assert not torch.equal(nearest_code_with_bound(x[None], codebook, "cosine", 2.0**-10)[0], truth)
 
 
 def _spanning(bits: int) -> tuple[Tensor, Tensor]:
@@ -99,6 +99,17 @@ def test_whole_numbers_decide_only_where_the_score_is_exact(path: str) -> None:
     assert not torch.equal(contract[0], truth)
     assert torch.equal(nearest_code_with_bound(x[None], codebook, "cosine", 1.0), contract)
     assert torch.equal(nearest_code_with_bound(x[None], codebook, "cosine", 2.0**-90)[0], truth)
+
+
+def test_words_are_as_wide_as_differences_may_be(path: str) -> None:
+    """Scores 2^40 units apart, which float64 does not see: 32 bits would wrap around."""
+    x, codebook = torch.ones(20, 3), torch.ones(96, 3)
+    x[:, 0] = codebook[:, 0] = 2.0**20
+    x[:, 2] = 2.0**-30 * torch.randint(2**22, 2**23, (20,))
+    codebook[:, 2] = 2.0**-30 * torch.randint(2**17, (96,))
+    truth = rational_argmin(x, codebook, "cosine")
+    assert torch.equal(nearest_code_with_bound(x[None], codebook, "cosine", 1.0)[0], truth)
+    assert not torch.equal(nearest_code_with_bound(x[None], codebook, "cosine", 2.0**-25)[0], truth)
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
