@@ -126,9 +126,24 @@ float Certificate::difference_slack(int64_t dim, float norm2) const {
 
 // sum_d (e_d/2 - x_d) e_d on the values as given, in float64 and any order: gamma_{d+4} (|e|^2/2 + |x| |e|).
 // Neither products nor squares of float32 values overflow or underflow there.
+double Certificate::float64(int64_t dim) const {
+  return 1.01 * scale_ * (double(dim) + 8.0) * 0x1p-53 + contract_error(dim);
+}
+
 double Certificate::float64(int64_t dim, double x_norm, double e_norm) const {
-  const double error = 1.01 * scale_ * (double(dim) + 8.0) * 0x1p-53;
-  return (error + contract_error(dim)) * (0.5 * e_norm * e_norm + x_norm * e_norm);
+  return float64(dim) * (0.5 * e_norm * e_norm + x_norm * e_norm);
+}
+
+// Every sum of the contract's score is at most T (1 + 2^-53)^{2d} with T = |e|^2/2 + |x||e|, its rounding error a
+// multiple of 2^unit and at most 2^-53 of it. The errors of all 2 d add up without rounding if they stay below 2^{53 + unit}.
+// float64() is then below 2 (1 + 8/d) 2^{51 + unit}: scores that it leaves open differ by less than 2^{58 + unit}.
+bool Certificate::score_is_exact(int64_t dim, double x_norm, double e_norm, int unit) const {
+  const double terms = 0.5 * e_norm * e_norm + x_norm * e_norm;
+  return scale_ * 2.1 * double(dim) * terms < ldexp(1.0, 106 + unit);
+}
+
+bool Certificate::ties_fit_32_bits(int64_t dim, double x_norm, double e_norm, int unit) const {
+  return 4.1 * float64(dim, x_norm, e_norm) < ldexp(1.0, 31 + unit);
 }
 
 // Of MatrixKernels::score, on values that were not scaled, where |e| <= |e'| + |c| and |x| <= |x'| + |c|.

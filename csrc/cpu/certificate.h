@@ -47,6 +47,11 @@ class Certificate {
   float difference_slack(int64_t dim, float norm2) const;  // norm2: the computed sum of squares of the row
   // Of Kernels::score_rows.
   double float64(int64_t dim, double x_norm, double e_norm) const;
+  double float64(int64_t dim) const;  // the same, of |e|^2 / 2 + |x||e|
+  // Whether the contract's score of a row and a code is the real one, of terms that are multiples of 2^unit.
+  bool score_is_exact(int64_t dim, double x_norm, double e_norm, int unit) const;
+  // Whether scores that float64 leaves open then differ by less than 2^{31 + unit}; by less than 2^{63 + unit} they do.
+  bool ties_fit_32_bits(int64_t dim, double x_norm, double e_norm, int unit) const;
 
  private:
   double contract_error(int64_t dim) const;

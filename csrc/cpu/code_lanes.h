@@ -25,16 +25,49 @@ inline __attribute__((always_inline)) void code_load(T& v, const float* p, int64
   memcpy(&v, part, sizeof v);
 }
 
+// GCC 12 converts eight floats in two halves.
+inline __attribute__((always_inline)) CodeD code_widen(CodeF f) {
+#ifdef __AVX512F__
+  return CodeD(_mm512_cvtps_pd(__m256(f)));
+#else
+  return __builtin_convertvector(f, CodeD);
+#endif
+}
+
 inline __attribute__((always_inline)) void code_load(CodeD& v, const float* p, int64_t n) {
   CodeF f;
   code_load(f, p, n);
-  v = __builtin_convertvector(f, CodeD);
+  v = code_widen(f);
+}
+
+// a b + c, in one rounding where there is an instruction for it.
+inline __attribute__((always_inline)) CodeD code_fma(CodeD a, CodeD b, CodeD c) {
+#if defined(__AVX512F__)
+  return CodeD(_mm512_fmadd_pd(__m512d(a), __m512d(b), __m512d(c)));
+#elif defined(__FMA__)
+  return CodeD(_mm256_fmadd_pd(__m256d(a), __m256d(b), __m256d(c)));
+#else
+  return a * b + c;
+#endif
 }
 
 inline double code_sum(const CodeD& v) {
   double sum = 0.0;
   for (int i = 0; i < CODE_LANES; ++i) sum += v[i];
   return sum;
+}
+
+// The same in halves, which wait less for each other.
+inline __attribute__((always_inline)) double code_sum_halves(const CodeD& v) {
+#ifdef __AVX512F__
+  return _mm512_reduce_add_pd(__m512d(v));
+#else
+  double half[CODE_LANES];
+  memcpy(half, &v, sizeof v);
+  for (int n = CODE_LANES / 2; n; n /= 2)
+    for (int i = 0; i < n; ++i) half[i] += half[i + n];
+  return half[0];
+#endif
 }
 
 // step(d, n) for every CODE_LANES dimensions, n < CODE_LANES in the last ones only.

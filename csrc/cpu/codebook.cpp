@@ -230,23 +230,29 @@ bool Codebook::ensure_panels(const Kernels* kernels) {
   return ok;
 }
 
+bool Codebook::ensure_lengths(const Kernels* kernels) {
+  bool ok = true;
+#pragma omp critical(vq_codebook_lengths)
+  if (!has_lengths_) {
+    ok = has_lengths_ = half_squares.resize(count) && lengths.resize(count);
+    if (ok) kernels->square_distances(codes, count, dim, nullptr, half_squares);
+    for (int64_t j = 0; ok && j < count; ++j) {
+      lengths[j] = sqrt(half_squares[j]);
+      half_squares[j] *= 0.5;
+    }
+  }
+  return ok;
+}
+
 bool Codebook::ensure_squares() {
   bool ok = true;
 #pragma omp critical(vq_codebook_squares)
-  {
-    if (!has_squares_) {
-      ok = !l2 || (squares_high.resize(count) && squares_low.resize(count));
-      double largest = 0.0;
-      for (int64_t j = 0; ok && j < count; ++j) {
-        if (!l2 && !usable[j]) continue;
-        const ExactSum sum = half_square(codes + j * dim, dim);
-        if (usable[j] && sum.high > largest) largest = sum.high;
-        if (!l2) continue;
-        squares_high[j] = sum.high;
-        squares_low[j] = sum.low;
-      }
-      longest = 1.01 * sqrt(2.0 * largest);
-      has_squares_ = ok;
+  if (!has_squares_) {
+    ok = has_squares_ = !l2 || (squares_high.resize(count) && squares_low.resize(count));
+    for (int64_t j = 0; ok && l2 && j < count; ++j) {
+      const ExactSum sum = half_square(codes + j * dim, dim);
+      squares_high[j] = sum.high;
+      squares_low[j] = sum.low;
     }
   }
   return ok;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/first_pass.h"
+#include "cpu/fixed_point.h"
 #include "cpu/support.h"
 
 namespace vq_cpu {
@@ -33,9 +34,11 @@ struct Codebook {
   float matrix_error2 = 0.0f;       // of what rounding to bfloat16 took
   float matrix_largest_bias = 0.0f;
 
+  // For float64, once ensure_lengths() was called
+  Buffer<double> half_squares, lengths;  // [count]: |e|^2 / 2 and |e|, in any order of summation
   // For the exact scan, once ensure_squares() was called
   Buffer<double> squares_high, squares_low;  // [count], l2
-  double longest = 0.0;                      // |e|, of the usable codes
+  FixedCodes fixed;                          // once asked for
 
   const float* row_centre() const { return l2 ? centre.get() : nullptr; }
 
@@ -47,13 +50,14 @@ struct Codebook {
   bool pack(const Kernels* kernels, int threads, Interruption* interruption);
   // Thread-safe. False if there is no memory.
   bool ensure_panels(const Kernels* kernels);
+  bool ensure_lengths(const Kernels* kernels);
   bool ensure_squares();
 
  private:
   Buffer<float> converted_;
   Buffer<float> scaled_centre_;
   Buffer<uint64_t> hashes_;
-  bool has_squares_ = false;
+  bool has_lengths_ = false, has_squares_ = false;
 
   bool find_usable(const Kernels* kernels, int threads, Interruption* interruption);
   bool find_centre(const Kernels* kernels, bool is_narrow, int threads, Interruption* interruption);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/exact.h"
+#include "cpu/kernels.h"
 #include "cpu/support.h"
 
 namespace vq_cpu {
@@ -16,6 +17,31 @@ struct RowBlock {
   uint8_t* nonfinite;  // [n], written: 1 where a row holds NaN or infinity; its index is 0
 };
 
+// The rows that were scanned last, with their answers, of which those stay that are met again: rows of zeros or of
+// padding, between others.
+class RememberedRows {
+ public:
+  bool open(int64_t dim);
+  // The answer, or -1.
+  int64_t find(const float* row);
+  void add(const float* row, int64_t index);
+
+ private:
+  static constexpr int kRows = 2 * kExactLanes;
+
+  static float key(const float* row, int64_t dim) {
+    return row[0] + 3.0f * row[dim / 3] + 5.0f * row[dim / 2] + 7.0f * row[dim - 1];
+  }
+
+  int64_t dim_ = 0;
+  int count_ = 0;
+  uint64_t turn_ = 0;
+  float keys_[kRows] = {};
+  int64_t index_[kRows] = {};
+  uint64_t met_[kRows] = {};
+  Buffer<float> rows_;  // [kRows][dim]
+};
+
 class ExactSearch {
  public:
   // False if there is no memory; so does scan_queued_rows, or if it was interrupted.
@@ -28,28 +54,28 @@ class ExactSearch {
   void queue_unbounded(int i);
   // Row i is to be compared with all codes.
   void queue_for_scan(int i) { scan_rows_[scan_count_++] = i; }
+  int queued() const { return scan_count_; }
   bool scan_queued_rows();
 
  private:
-  // Scans that begin exactly after one that float64 could not settle.
-  static constexpr int kSkippedScans = 15;
-
   bool scan_lanes(int from, int to, int lanes);
   bool settle_lanes(int lanes, int64_t* nearest);
+  bool settle_in_whole_numbers(int lanes, const double* norms, int64_t* nearest);
   int64_t nearest_of(const float* row, const int32_t* candidates, int n) const;
 
   Search* search_ = nullptr;
   RowBlock block_ = {};
   Buffer<int> scan_rows_;  // [block_rows]
   int scan_count_ = 0;
-  Buffer<int> lane_of_;         // [block_rows]: of each queued row; equal rows in succession share one
+  Buffer<int> lane_of_;         // [block_rows]: of each queued row, which equal rows share; -1: it was met before
   Buffer<float> row_;           // [dim]
-  Buffer<float> last_row_;      // [dim]: the last that was scanned, of any block, and its answer
-  int64_t last_index_ = -1;
+  RememberedRows remembered_;   // of the scans before, of any block
   Buffer<double> exact_rows_;  // [dim][kExactLanes]
   Buffer<double> scores_;      // [codes][kExactLanes], once a row was scanned
-  Buffer<float> lane_row_;     // [dim]
-  int skip_ = 0;               // scans still to begin exactly
+  Buffer<uint16_t> near_;      // [codes]
+  Buffer<uint64_t> fixed_rows_;    // [dim][kExactLanes], once ties were many
+  Buffer<uint32_t> fixed_rows32_;  // the same modulo 2^32
+  Buffer<float> lane_rows_;    // [kExactLanes][dim]
 };
 
 }  // namespace vq_cpu

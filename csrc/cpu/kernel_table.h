@@ -2,10 +2,12 @@
 #pragma once
 
 #include "cpu/backward_body.h"
+#include "cpu/candidates_body.h"
 #include "cpu/codes_body.h"
 #include "cpu/difference_body.h"
 #include "cpu/direct_body.h"
 #include "cpu/exact_body.h"
+#include "cpu/fixed_body.h"
 #include "cpu/peak_body.h"
 #include "cpu/rows_body.h"
 #include "cpu/search_body.h"
@@ -34,10 +36,13 @@ constexpr Kernels kernel_table() {
   table.sweep_rows = sweep_rows;
   table.exact_scan = exact_scan;
   table.wide_scan = wide_scan;
+  table.fixed_scan = fixed_scan;
   table.inspect_codes = inspect_codes;
   table.square_distances = square_distances;
   table.pack_code = pack_code_float32;
   table.score_rows = score_rows;
+  table.dot_listed = dot_listed;
+  table.score_listed = score_listed;
   table.quantize_rows = quantize_rows;
   table.add_rows = add_rows;
   table.backward_rows = backward_rows;

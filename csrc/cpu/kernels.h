@@ -84,7 +84,36 @@ struct RowSpan {
   int dtype;
 };
 
-constexpr int kExactLanes = 8;    // rows at once of exact_scan
+constexpr int kExactLanes = 16;   // rows at once of the scans below, of which the first `lanes` are in use
+
+// Such rows with all codes in float64, in any order of summation: the codes that may be the nearest.
+struct WideScan {
+  const double* x;  // [dim][kExactLanes]
+  const float* codes;
+  const uint8_t* usable;
+  const double *half_squares, *lengths;  // [count]: |e|^2 / 2, |e|
+  const double* norms;                   // [kExactLanes]: |x|
+  double error;                          // of |e|^2 / 2 + |x||e|: how far a score may be off
+  int64_t count, dim;
+  int l2, lanes;
+  double* scores;  // [count][kExactLanes], scratch
+  double* limit;   // [kExactLanes], written: no score of the nearest code is above; infinite without a code to choose
+  uint16_t* near;  // [count], written: the lanes in which a score may be as low, as bits
+};
+
+// Such rows and codes in whole numbers modulo 2^64 (fixed_point.h): of the codes that are near, the one of the least
+// score, which is within 2^63 of the others'; within 2^31 if the rows are given modulo 2^32.
+struct FixedScan {
+  const uint64_t* x;      // [dim][kExactLanes]
+  const uint32_t* x32;    // the same modulo 2^32, or null
+  const int64_t* codes;   // [count][dim]
+  const int64_t* halves;  // [count], null for 0, and what they are multiplied with [kExactLanes]
+  const int64_t* factor;
+  const uint16_t* near;  // as wide_scan leaves it
+  int64_t count, dim;
+  int lanes;
+  int64_t* index;  // [kExactLanes], written
+};
 
 // kernel_table.h fills it by name.
 struct Kernels {
@@ -110,11 +139,11 @@ struct Kernels {
   // The exact scores (exact_body.h) of `kExactLanes` rows x [dim][lanes] with all codes, and the index of
   // the smallest. squares_high and _low [codes]: the sum over e^2/2, null for 0.
   void (*exact_scan)(const double* x, const float* codes, const uint8_t* usable, const double* squares_high,
-                     const double* squares_low, int64_t count, int64_t dim, int64_t* index);
+                     const double* squares_low, int64_t count, int64_t dim, int lanes, int64_t* index);
 
-  // The same rows in float64, in any order of summation: scores [codes][lanes], infinite for codes that are not usable.
-  void (*wide_scan)(const double* x, const float* codes, const uint8_t* usable, const double* squares_high,
-                    int64_t count, int64_t dim, double* scores);
+  // The same rows in float64 first, and what that leaves open in whole numbers.
+  void (*wide_scan)(const WideScan*);
+  void (*fixed_scan)(const FixedScan*);
 
   // Of each code: whether it is finite, and a hash that equal codes share.
   void (*inspect_codes)(const float* codes, int64_t count, int64_t dim, uint8_t* finite, uint64_t* hashes);
@@ -126,6 +155,12 @@ struct Kernels {
   // are `pitch` doubles apart, with zeros up to a multiple of kExactLanes.
   double (*score_rows)(const double* rows, int n, int64_t pitch, const float* code, int64_t dim, int l2,
                        double* scores);
+
+  // Of one row with the codes [n] of a list, in float64 in any order: x.e, and x'.e' - |e'|^2 / 2 (cosine: x'.e') of
+  // values that are centred.
+  void (*dot_listed)(const float* row, const float* codes, const int32_t* list, int n, int64_t dim, double* dots);
+  void (*score_listed)(const float* row, const float* codes, const int32_t* list, int n, Centring centring,
+                       int64_t dim, int l2, double* scores);
 
   // out rows = codes[index], in x's dtype; returns the sum of (code - x)^2.
   double (*quantize_rows)(RowSpan x, const float* codes, const int64_t* index, int n, int64_t dim, RowSpan out);

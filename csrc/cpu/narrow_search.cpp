@@ -10,6 +10,13 @@
 #include "cpu/search.h"
 
 namespace vq_cpu {
+namespace {
+
+// Of so many codes that the first score leaves open all are scored together, rather than one after the other, of which
+// each may rule out some of the rest.
+constexpr int kScoredAtOnce = 8;
+
+}  // namespace
 
 bool NarrowSearch::open(Search* search, const NarrowCodebook& codebook, ExactSearch* exact, SweepSearch* sweep,
                         NarrowSearch* finer) {
@@ -242,16 +249,26 @@ void NarrowSearch::resolve_row(int i, int lane, Score likely) {
   scores[0] = likely;
   int scored = 1;
   const float* x = row(i);
-  for (int c = 1; c <= n; ++c) {
-    if (!(double(upper[c]) >= least - slack)) continue;
-    candidates[scored] = candidates[c];
-    scores[scored] = quick_score(x, lane, candidates[c]);
-    least = std::max(least, scores[scored++].low());
-  }
-  int left = keep_open(scores, candidates, scored);
-  if (left > 1) {
-    for (int c = 0; c < left; ++c) scores[c] = score(x, lane, candidates[c]);
-    left = keep_open(scores, candidates, left);
+  int left = 0;
+  if (n >= kScoredAtOnce) {
+    const Codebook& codebook = search_->codebook;
+    double values[kNarrowPitch + 1];
+    search_->kernels->score_listed(x, codebook.codes, candidates, n + 1, codebook_->centring(), codebook.dim,
+                                   codebook.l2, values);
+    for (int c = 0; c <= n; ++c) scores[c] = with_error(values[c], factors_.score, lane, candidates[c]);
+    left = keep_open(scores, candidates, n + 1);
+  } else {
+    for (int c = 1; c <= n; ++c) {
+      if (!(double(upper[c]) >= least - slack)) continue;
+      candidates[scored] = candidates[c];
+      scores[scored] = quick_score(x, lane, candidates[c]);
+      least = std::max(least, scores[scored++].low());
+    }
+    left = keep_open(scores, candidates, scored);
+    if (left > 1) {
+      for (int c = 0; c < left; ++c) scores[c] = score(x, lane, candidates[c]);
+      left = keep_open(scores, candidates, left);
+    }
   }
   if (left > 1) {
     std::sort(candidates, candidates + left);

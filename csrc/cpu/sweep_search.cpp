@@ -11,9 +11,7 @@ namespace {
 constexpr int64_t kCodeBytes = 512 << 10;  // packed codes of a block
 constexpr int kMostTile = 64;              // rows of a tile of any instruction set
 constexpr int kCandidates = 48;            // of a row, before all codes are scored
-// How many times cheaper a score is in float64 where eight rows share a scan of all codes, and lists that it is worth
-// queueing for.
-constexpr int kScanGain = 8, kLongList = 6;
+constexpr int kLongTie = 6;  // of a row: whole numbers cost less than as many error-free sums
 
 // Panels of a block.
 int64_t code_block(const Kernels& kernels, int64_t dim) {
@@ -27,19 +25,15 @@ bool SweepSearch::open(Search* search, ExactSearch* exact) {
   search_ = search;
   exact_ = exact;
   const int64_t n = search->block_rows, dim = search->x->dim, tile = search->tile();
-  return norm2_.resize(n) && bound_.resize(n) && best_.resize(n) && second_.resize(n) &&
-         best_index_.resize(n) && ambiguous_rows_.resize(n) && row_.resize(dim) &&
-         compact_.resize(dim * tile) && threshold_.resize(tile) && compact_norm2_.resize(tile) &&
-         lane_best_.resize(tile) &&
-         lane_second_.resize(tile) && lane_best_index_.resize(tile) &&
-         candidates_.resize(tile * kCandidates) && counts_.resize(tile) && squares_.resize(tile * kCandidates) &&
-         slack_.resize(tile) && limit_.resize(tile) &&
-         wide_row_.resize(divide_up(dim, kExactLanes) * kExactLanes);
+  return norm2_.resize(n) && bound_.resize(n) && best_.resize(n) && second_.resize(n) && best_index_.resize(n) &&
+         ambiguous_rows_.resize(n) && row_.resize(dim) && compact_.resize(dim * tile) && threshold_.resize(tile) &&
+         compact_norm2_.resize(tile) && lane_best_.resize(tile) && lane_second_.resize(tile) &&
+         lane_best_index_.resize(tile) && candidates_.resize(tile * kCandidates) && counts_.resize(tile) &&
+         squares_.resize(tile * kCandidates) && slack_.resize(tile) && limit_.resize(tile);
 }
 
 // packed [tiles][dim][tile] against all codes.
-bool SweepSearch::sweep_codes(const float* packed, int rows, float* best, float* second,
-                              int32_t* best_index) {
+bool SweepSearch::sweep_codes(const float* packed, int rows, float* best, float* second, int32_t* best_index) {
   const Kernels& kernels = *search_->kernels;
   const Codebook& codebook = search_->codebook;
   const int64_t tile = search_->tile(), dim = codebook.dim;
@@ -85,7 +79,22 @@ void SweepSearch::certify(const Bound& bound, int i, bool exact) {
 
 bool SweepSearch::run(const RowBlock& block) { return run_all(block, search_->precision == VQ_EXACT); }
 
+// Where float32 decided on hardly a row of a block before, it is not asked.
+bool SweepSearch::scan_at_once(const RowBlock& block) {
+  --skip_;
+  block_ = block;
+  exact_->start(block);
+  for (int i = 0; i < block.n; ++i) exact_->queue_unbounded(i);
+  return exact_->scan_queued_rows();
+}
+
+bool SweepSearch::scan_queued_rows() {
+  if (exact_->queued() > block_.n - block_.n / 8) skip_ = kSkippedBlocks;
+  return exact_->scan_queued_rows();
+}
+
 bool SweepSearch::run_all(const RowBlock& block, bool exact) {
+  if (skip_ && exact) return scan_at_once(block);
   if (!search_->codebook.ensure_panels(search_->kernels)) return false;
   if (!packed_.get() && !packed_.resize(search_->block_rows * search_->x->dim)) return false;
   block_ = block;
@@ -94,16 +103,17 @@ bool SweepSearch::run_all(const RowBlock& block, bool exact) {
   const int tile = search_->tile();
   for (int row = 0; row < block.n; row += tile)
     search_->kernels->pack_tile(search_->x, block.first + row, block.n - row < tile ? block.n - row : tile,
-                                search_->codebook.centring, packed_ + row * search_->x->dim,
-                                norm2_ + row);
+                                search_->codebook.centring, packed_ + row * search_->x->dim, norm2_ + row);
   if (!sweep_codes(packed_, block.n, best_, second_, best_index_)) return false;
   const Bound bound = search_->certificate.sweep(search_->codebook);
   for (int i = 0; i < block.n; ++i) certify(bound, i, exact);
-  return resolve_ambiguous_rows() && exact_->scan_queued_rows();
+  return resolve_ambiguous_rows() && scan_queued_rows();
 }
 
 bool SweepSearch::run_ambiguous(const RowBlock& block) {
   if (!search_->codebook.l2) return run_all(block, true);
+  if (skip_) return scan_at_once(block);
+  if (!search_->codebook.ensure_lengths(search_->kernels)) return false;
   block_ = block;
   exact_->start(block);
   const int tile = search_->tile();
@@ -114,7 +124,7 @@ bool SweepSearch::run_ambiguous(const RowBlock& block) {
     search_->kernels->pack_tile(search_->x, block.first + row, n, Centring{1.0f, nullptr}, compact_, compact_norm2_);
     if (!compare_differences(rows, n)) return false;
   }
-  return exact_->scan_queued_rows();
+  return scan_queued_rows();
 }
 
 bool SweepSearch::run_rows(const RowBlock& block, const int* rows, int count) {
@@ -129,7 +139,7 @@ bool SweepSearch::run_rows(const RowBlock& block, const int* rows, int count) {
   const Bound bound = search_->certificate.sweep(search_->codebook);
   for (int first = 0; first < count; first += tile) {
     const int n = count - first < tile ? count - first : tile;
-    gather_rows(rows + first, n, nullptr, compact_norm2_);
+    gather_rows(rows + first, n);
     if (!sweep_codes(compact_, n, lane_best_, lane_second_, lane_best_index_)) return false;
     for (int lane = 0; lane < n; ++lane) {
       const int i = rows[first + lane];
@@ -144,42 +154,42 @@ bool SweepSearch::run_rows(const RowBlock& block, const int* rows, int count) {
 }
 
 bool SweepSearch::resolve_ambiguous_rows() {
+  if (ambiguous_count_ && !search_->codebook.ensure_lengths(search_->kernels)) return false;
   const int tile = search_->tile();
   bool ok = true;
   for (int first = 0; ok && first < ambiguous_count_; first += tile) {
     const int n = ambiguous_count_ - first < tile ? ambiguous_count_ - first : tile;
-    ok = search_->codebook.l2 ? resolve_by_differences(ambiguous_rows_ + first, n)
+    gather_rows(ambiguous_rows_ + first, n);
+    ok = search_->codebook.l2 ? compare_differences(ambiguous_rows_ + first, n)
                               : resolve_by_products(ambiguous_rows_ + first, n);
   }
   return ok;
 }
 
 // n <= tile rows of the block into the compact tile.
-void SweepSearch::gather_rows(const int* rows, int n, const float* centre, float* norm2) {
+void SweepSearch::gather_rows(const int* rows, int n) {
   const int64_t tile = search_->tile(), dim = search_->x->dim;
   for (int64_t i = 0; i < dim * tile; ++i) compact_[i] = 0.0f;
   for (int lane = 0; lane < n; ++lane) {
     search_->kernels->load_rows(search_->x, block_.first + rows[lane], 1, row_);
-    for (int64_t d = 0; d < dim; ++d) compact_[d * tile + lane] = centre ? row_[d] - centre[d] : row_[d];
+    for (int64_t d = 0; d < dim; ++d) compact_[d * tile + lane] = row_[d];
   }
-  for (int lane = 0; lane < tile; ++lane) norm2[lane] = 0.0f;
+  for (int lane = 0; lane < tile; ++lane) compact_norm2_[lane] = 0.0f;
   for (int64_t d = 0; d < dim; ++d) {
     const float* values = compact_ + d * tile;
-    for (int lane = 0; lane < tile; ++lane) norm2[lane] += values[lane] * values[lane];
+    for (int lane = 0; lane < tile; ++lane) compact_norm2_[lane] += values[lane] * values[lane];
   }
 }
 
-// Cosine, of which no centre is subtracted.
+// The tile in compact_ against all codes; cosine, of which no centre is subtracted.
 bool SweepSearch::resolve_by_products(const int* rows, int n) {
   const Kernels& kernels = *search_->kernels;
   const Codebook& codebook = search_->codebook;
   const int tile = search_->tile();
-  gather_rows(rows, n, nullptr, compact_norm2_);
   for (int lane = 0; lane < tile; ++lane) {
     counts_[lane] = 0;
     threshold_[lane] = INFINITY;
-  }
-  for (int lane = 0; lane < n; ++lane) {
+    if (lane >= n) continue;
     const int i = rows[lane];
     // Rounded down: the nearest code has a score of at least this.
     threshold_[lane] = nextafterf(float(double(best_[i]) - 2.0 * double(bound_[i])), -INFINITY);
@@ -210,23 +220,13 @@ bool SweepSearch::resolve_by_products(const int* rows, int n) {
   return true;
 }
 
-bool SweepSearch::resolve_by_differences(const int* rows, int n) {
-  gather_rows(rows, n, nullptr, compact_norm2_);
-  return compare_differences(rows, n);
-}
-
 bool SweepSearch::compare_differences(const int* rows, int n) {
   const Kernels& kernels = *search_->kernels;
   const Codebook& codebook = search_->codebook;
-  for (int lane = 0; lane < n; ++lane) {
+  for (int lane = 0; lane < search_->tile(); ++lane) {
     counts_[lane] = 0;
-    limit_[lane] = FLT_MAX;
-    slack_[lane] = search_->certificate.difference_slack(codebook.dim, compact_norm2_[lane]);
-  }
-  for (int lane = n; lane < search_->tile(); ++lane) {
-    counts_[lane] = 0;
-    limit_[lane] = -1.0f;  // nothing is near
-    slack_[lane] = 0.0f;
+    limit_[lane] = lane < n ? FLT_MAX : -1.0f;  // of no row nothing is near
+    slack_[lane] = lane < n ? search_->certificate.difference_slack(codebook.dim, compact_norm2_[lane]) : 0.0f;
   }
   DifferenceSweep sweep = {};
   sweep.x = compact_;
@@ -260,7 +260,7 @@ bool SweepSearch::compare_differences(const int* rows, int n) {
     // Nothing is near where squares overflow, and where row or codes are not finite.
     if (!near || !(compact_norm2_[lane] < INFINITY))
       exact_->queue_unbounded(i);
-    else if (counts_[lane] > kCandidates || (near >= kLongList && near >= codebook.count / kScanGain))
+    else if (counts_[lane] > kCandidates)
       exact_->queue_for_scan(i);
     else
       choose(i, lane, candidates, near);
@@ -272,25 +272,26 @@ void SweepSearch::choose(int i, int lane, const int32_t* candidates, int n) {
   block_.index[i] = candidates[0];
   if (n < 2) return;
   const Codebook& codebook = search_->codebook;
-  const int64_t tile = search_->tile(), pitch = divide_up(codebook.dim, kExactLanes) * kExactLanes;
-  double norm2 = 0.0, largest = 0.0, least = INFINITY, scores[kCandidates];
-  for (int64_t d = 0; d < pitch; ++d) {
-    wide_row_[d] = d < codebook.dim ? double(compact_[d * tile + lane]) : 0.0;
-    norm2 += wide_row_[d] * wide_row_[d];
-  }
+  double least = INFINITY, largest = 0.0, scores[kCandidates];
+  search_->kernels->load_rows(search_->x, block_.first + i, 1, row_);
+  search_->kernels->dot_listed(row_, codebook.codes, candidates, n, codebook.dim, scores);
   for (int c = 0; c < n; ++c) {
-    const double square = search_->kernels->score_rows(wide_row_, 1, pitch, codebook.codes + candidates[c] * codebook.dim,
-                                                       codebook.dim, codebook.l2, scores + c);
-    largest = square > largest ? square : largest;
+    const double half_square = codebook.half_squares[candidates[c]];
+    scores[c] = (codebook.l2 ? half_square : 0.0) - scores[c];
+    largest = half_square > largest ? half_square : largest;
     least = scores[c] < least ? scores[c] : least;
   }
-  const double limit = least + 2.0 * search_->certificate.float64(codebook.dim, sqrt(norm2), sqrt(largest));
+  const double norm = 1.01 * sqrt(double(compact_norm2_[lane])) + sqrt(double(codebook.dim)) * 0x1p-74;
+  const double limit = least + 2.0 * search_->certificate.float64(codebook.dim, norm, 1.01 * sqrt(2.0 * largest));
   int32_t tied[kCandidates];
   int left = 0;
   for (int c = 0; c < n; ++c)
     if (scores[c] <= limit) tied[left++] = candidates[c];
   block_.index[i] = tied[0];
-  if (left > 1) exact_->choose_exactly(i, tied, left);
+  if (left > kLongTie && left > codebook.count / 8)
+    exact_->queue_for_scan(i);
+  else if (left > 1)
+    exact_->choose_exactly(i, tied, left);
 }
 
 }  // namespace vq_cpu

@@ -26,14 +26,17 @@ class SweepSearch {
   bool run_rows(const RowBlock& block, const int* rows, int count);
 
  private:
+  // Blocks of which all rows are scanned at once, after one of which most were.
+  static constexpr int kSkippedBlocks = 15;
+
   bool sweep_codes(const float* packed, int rows, float* best, float* second, int32_t* best_index);
   bool run_all(const RowBlock& block, bool exact);
+  bool scan_at_once(const RowBlock& block);
+  bool scan_queued_rows();
   void certify(const Bound& bound, int i, bool exact);
   bool resolve_ambiguous_rows();
-  // Less the centre, or null; norm2 [tile]: their square norms.
-  void gather_rows(const int* rows, int n, const float* centre, float* norm2);
+  void gather_rows(const int* rows, int n);
   bool resolve_by_products(const int* rows, int n);
-  bool resolve_by_differences(const int* rows, int n);
   // The tile in compact_ and compact_norm2_ against all codes.
   bool compare_differences(const int* rows, int n);
   // The nearest of row i's candidates, in ascending order, for the one in lane `lane` of compact_.
@@ -49,13 +52,13 @@ class SweepSearch {
   Buffer<int32_t> best_index_;                // [block_rows]
   Buffer<int> ambiguous_rows_;                // [block_rows]
   int ambiguous_count_ = 0;
+  int skip_ = 0;                              // blocks still to be scanned at once
   Buffer<float> row_;                         // [dim]
   Buffer<float> compact_, threshold_, compact_norm2_;  // [dim][tile], [tile], [tile]
   Buffer<float> lane_best_, lane_second_;     // [tile]
   Buffer<int32_t> lane_best_index_;           // [tile]
   Buffer<int32_t> candidates_, counts_;       // [tile][capacity], [tile]
   Buffer<float> squares_, slack_, limit_;     // [tile][capacity], [tile], [tile]
-  Buffer<double> wide_row_;                   // [dim] rounded up to kExactLanes
 };
 
 }  // namespace vq_cpu

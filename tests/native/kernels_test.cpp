@@ -6,6 +6,7 @@
 #include <math.h>
 #include <stdio.h>
 
+#include <algorithm>
 #include <random>
 #include <string>
 #include <vector>
@@ -15,7 +16,7 @@
 
 namespace {
 
-enum Kind { kNormal, kGrid, kCopies, kFar, kTiny, kHuge, kNonfinite, kKinds };
+enum Kind { kNormal, kGrid, kCopies, kFar, kTiny, kHuge, kNonfinite, kPermuted, kNearCopies, kKinds };
 
 void fill(std::vector<float>& rows, std::vector<float>& codes, int64_t dim, Kind kind, std::mt19937& random) {
   std::normal_distribution<float> normal;
@@ -34,6 +35,18 @@ void fill(std::vector<float>& rows, std::vector<float>& codes, int64_t dim, Kind
       for (int64_t d = 0; d < dim; ++d) codes[j * dim + d] = codes[of * dim + d];
       if (j % 3 == 2) codes[j * dim] = nextafterf(codes[j * dim], INFINITY);
     }
+  if (kind == kPermuted) {  // all codes tie with a row that is constant
+    for (int64_t j = 1; j < k; ++j) {
+      for (int64_t d = 0; d < dim; ++d) codes[j * dim + d] = codes[(j - 1) * dim + d];
+      std::shuffle(codes.begin() + j * dim, codes.begin() + (j + 1) * dim, random);
+    }
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t d = 1; d < dim; ++d) rows[i * dim + d] = rows[i * dim];
+  }
+  if (kind == kNearCopies)  // in groups of 40, each value up to two last bits apart
+    for (int64_t j = 0; j < k; ++j)
+      for (int64_t d = 0; d < dim; ++d)
+        codes[j * dim + d] = codes[j / 40 * 40 * dim + d] * (1.0f + 0x1p-22f * float(j % 40 ? small(random) : 0));
   if (kind == kNonfinite) {
     for (int64_t j = 0; j < k; j += 3) codes[j * dim + j % dim] = j % 2 ? INFINITY : NAN;
     for (int64_t i = 0; i < n; i += 4) rows[i * dim + i % dim] = i % 8 ? -INFINITY : NAN;
