@@ -27,7 +27,7 @@ inline __attribute__((always_inline)) void code_load(T& v, const float* p, int64
 
 // GCC 12 converts eight floats in two halves.
 inline __attribute__((always_inline)) CodeD code_widen(CodeF f) {
-#ifdef __AVX512F__
+#ifdef VQ_LANES_AVX512
   return CodeD(_mm512_cvtps_pd(__m256(f)));
 #else
   return __builtin_convertvector(f, CodeD);
@@ -42,9 +42,9 @@ inline __attribute__((always_inline)) void code_load(CodeD& v, const float* p, i
 
 // a b + c, in one rounding where there is an instruction for it.
 inline __attribute__((always_inline)) CodeD code_fma(CodeD a, CodeD b, CodeD c) {
-#if defined(__AVX512F__)
+#if defined(VQ_LANES_AVX512)
   return CodeD(_mm512_fmadd_pd(__m512d(a), __m512d(b), __m512d(c)));
-#elif defined(__FMA__)
+#elif defined(VQ_LANES_AVX2)
   return CodeD(_mm256_fmadd_pd(__m256d(a), __m256d(b), __m256d(c)));
 #else
   return a * b + c;
@@ -59,7 +59,7 @@ inline double code_sum(const CodeD& v) {
 
 // The same in halves, which wait less for each other.
 inline __attribute__((always_inline)) double code_sum_halves(const CodeD& v) {
-#ifdef __AVX512F__
+#ifdef VQ_LANES_AVX512
   return _mm512_reduce_add_pd(__m512d(v));
 #else
   double half[CODE_LANES];

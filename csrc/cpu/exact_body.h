@@ -57,9 +57,9 @@ void exact_scan(const double* x, const float* codes, const uint8_t* usable, cons
 
 // Lanes in which a <= b, as bits.
 inline unsigned lanes_at_most(ExactD a, ExactD b) {
-#if defined(__AVX512F__)
+#if defined(VQ_LANES_AVX512)
   return _mm512_cmp_pd_mask(__m512d(a), __m512d(b), _CMP_LE_OQ);
-#elif defined(__AVX2__)
+#elif defined(VQ_LANES_AVX2)
   return unsigned(_mm256_movemask_pd(_mm256_cmp_pd(__m256d(a), __m256d(b), _CMP_LE_OQ)));
 #else
   unsigned bits = 0;

@@ -10,6 +10,8 @@
 
 #include "cpu/dtype.h"
 
+#define VQ_LANES_AVX512 1  // what V is, of which the compiler may know more than one
+
 namespace vq_cpu {
 namespace {
 
