@@ -1,7 +1,8 @@
 """Awkward inputs: how many times longer a search takes than on random rows and codes of the same size.
 
 ``python -m benchmarks`` prints the table; ``python -m benchmarks --cliffs`` draws compositions of changes to
-random data for ``--seconds`` and prints the worst ratio found with the input that gives it.
+random data for ``--seconds`` and prints the worst ratio found with the input that gives it. With one thread
+(``OMP_NUM_THREADS=1``) times are the process's own, so that what else the machine does hardly matters.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from vq_kernels.backends import native
 
-from .measure import Budget, Deadline, Pairs, WallTimer, measure_pairs
+from .measure import Budget, Deadline, Pairs, measure_pairs, processor_timer
 from .soak_inputs import Size, gaussian
 
 SIZE = Size(8192, 64, 1024)
@@ -239,7 +240,7 @@ def slowdown(awkward: Awkward, budget: Budget) -> Pairs:
     return measure_pairs(
         lambda: native.nearest_code(plain_x[None], plain, metric, "exact"),
         lambda: native.nearest_code(x[None], codebook, metric, "exact"),
-        timer=WallTimer(),
+        timer=processor_timer(),
         budget=budget,
     )
 

@@ -99,6 +99,12 @@ def timer_for(device: str) -> Timer:
     return CudaTimer() if device == "cuda" else WallTimer()
 
 
+def processor_timer() -> Timer:
+    """Of work on the CPU: its own time where one thread works, so that other programs hardly matter; the clock
+    for more, whose waiting is a part of what they take."""
+    return CpuTimer() if torch.get_num_threads() == 1 else WallTimer()
+
+
 @dataclass(frozen=True)
 class Pairs:
     """Seconds per call of both sides, pair by pair."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import vq_kernels as vq
 
-from .measure import Budget, Call, CpuTimer, Pairs, WallTimer, measure_pairs
+from .measure import Budget, Call, Pairs, measure_pairs, processor_timer
 from .peers import settle_square_root
 
 Search = Callable[[Tensor, Tensor], Tensor]
@@ -95,7 +95,7 @@ def compare(stack: Stack, rows: int, budget: Budget) -> tuple[Pairs, Pairs, int]
         return lambda: encode(x, codebooks, searched, search)
 
     stock = encoder(codebooks, stack.stock)
-    timer = CpuTimer() if torch.get_num_threads() == 1 else WallTimer()
+    timer = processor_timer()
     tensors, packed = (
         measure_pairs(encoder(searched, vq.nearest_code), stock, timer=timer, budget=budget)
         for searched in (codebooks, prepared)
