@@ -100,8 +100,10 @@ def timer_for(device: str) -> Timer:
 
 
 def processor_timer() -> Timer:
-    """Of work on the CPU: its own time where one thread works, so that other programs hardly matter; the clock
-    for more, whose waiting is a part of what they take."""
+    """Of work on the CPU: its own time where one thread works, so that other programs hardly matter.
+
+    For more threads, whose waiting is a part of what they take, the clock.
+    """
     return CpuTimer() if torch.get_num_threads() == 1 else WallTimer()
 
 
