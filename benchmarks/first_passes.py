@@ -18,7 +18,7 @@ from vq_kernels.backends import native
 
 from .cliffs import SIZE as AWKWARD
 from .cliffs import TABLE, Awkward
-from .measure import Budget, Pairs, WallTimer, measure_pairs
+from .measure import Budget, Pairs, measure_pairs, processor_timer
 from .paths import PATHS, on_path, usable_paths
 from .soak_inputs import Size
 
@@ -35,7 +35,7 @@ def compare(one: tuple[str, Tensor, Tensor], other: tuple[str, Tensor, Tensor], 
         with on_path(path):
             return native.nearest_code(x, codebook, "l2", "exact")
 
-    return measure_pairs(lambda: call(*one), lambda: call(*other), timer=WallTimer(), budget=budget)
+    return measure_pairs(lambda: call(*one), lambda: call(*other), timer=processor_timer(), budget=budget)
 
 
 def check(paths: Sequence[str], x: Tensor, codebook: Tensor) -> None:
