@@ -35,7 +35,7 @@ class Roofs:
     """Peak rates: operations/s of products and bytes/s of a copy; None where the unit is missing.
 
     On the CPU ``float32``, ``bfloat16`` and ``int8`` are multiply-adds in registers, those of a matrix unit
-    where there is one, which no product of matrices can exceed; torch's product where our module is missing.
+    where there is one, which no product of matrices can exceed; torch's product where there is no such loop.
     ``epilogue`` is (row, code) pairs per second that the plain cores can reduce to a minimum, at the clock
     that they keep under load, and ``l2`` bytes/s of a copy that stays in the L2 cache (GPU).
     """
@@ -100,10 +100,10 @@ def measure_roofs(device: str = "cpu") -> Roofs:
     """Roofs of this machine with the current number of threads."""
     if device == "cuda":
         return _measure_cuda_roofs()
-    product = max(matmul_rate(torch.bfloat16, size) for size in (1024, 2048, 4096))
     return Roofs(
         float32=register_rate("float32") or max(matmul_rate(torch.float32, size) for size in (1024, 2048)),
-        bfloat16=max(product, register_rate("bfloat16") or 0.0),
+        bfloat16=register_rate("bfloat16")
+        or max(matmul_rate(torch.bfloat16, size) for size in (1024, 2048, 4096)),
         memory=copy_rate(2**29),  # beyond any last-level cache that is ours alone
         int8=register_rate("int8"),
     )
