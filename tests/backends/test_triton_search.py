@@ -182,7 +182,7 @@ def test_the_loss_is_weighted_by_the_last_kernel(device: torch.device) -> None:
 def test_a_middle_pass_takes_the_open_rows_of_a_large_codebook(
     monkeypatch: pytest.MonkeyPatch, steps: Counter[tuple[str, int]], device: torch.device
 ) -> None:
-    """Many open rows cost the last pass what they cost without the middle one, or a third of that."""
+    """Many open rows cost the last pass what they cost without the middle one, or less than half of that."""
     from vq_kernels.backends.triton import nearest as search
 
     codebook = torch.randn(520, 64, device=device)
@@ -196,7 +196,7 @@ def test_a_middle_pass_takes_the_open_rows_of_a_large_codebook(
     monkeypatch.setattr(search, "MIDDLE_ROWS", 1000)
     assert torch.equal(nearest(x, codebook, "exact"), want)
     alone = sum(count for (name, _), count in steps.items() if name == "resolve_kernel")
-    assert 0 < 3 * middle < alone
+    assert 0 < 2 * middle < alone
 
 
 @pytest.mark.parametrize("rows", [63, 64, 150], ids=str)

@@ -155,8 +155,9 @@ def operations() -> dict[str, Callable[[], object]]:
 
     return {
         "nearest": lambda: vq.nearest_code(x, codebook, backend="triton"),
-        "nearest_large": lambda: vq.nearest_code(x, large, backend="triton"),
-        "nearest_many": lambda: vq.nearest_code(many, codebook, precision="fast", backend="triton"),
+        "nearest_large": lambda: vq.nearest_code(many, large, backend="triton"),
+        "nearest_fast": lambda: vq.nearest_code(many, large, precision="fast", backend="triton"),
+        "nearest_some": lambda: vq.nearest_code(many[:300], large, backend="triton"),
         "nearest_half": lambda: vq.nearest_code(x.half(), codebook.half(), metric="cosine", backend="triton"),
         "step": step,
         "masked": masked,

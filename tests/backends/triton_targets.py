@@ -202,6 +202,18 @@ def size_update(ptx: str) -> str:
     return "".join({"ld": "l", "ba": "b", "st": "s"}[name[:2]] for name in before)
 
 
+def few_case(arch: int) -> Results:
+    """The kernel of few rows as a whole search, where numbers are loaded four at a time or one by one."""
+    results: Results = {}
+    for dim in (100, 128, 50):
+        with compiled_for(cuda(arch), arch, "few_kernel") as compiled:
+            nearest.nearest_code(torch.empty(1, 8, dim), torch.empty(1000, dim), "l2", "exact")
+        results[f"few-{dim}"] = inspect(compiled["few_kernel"])
+        vectors = re.findall(r"ld\.global\.v4", compiled["few_kernel"].asm["ptx"])
+        results[f"few-{dim}"]["vectors"] = len(vectors)
+    return results
+
+
 def statistics_case() -> Results:
     x, indices = rows_in("rows", ROWS, 64, "f32"), torch.empty(1, ROWS, dtype=torch.int64)
     with compiled_for(cuda(90), 90) as compiled:
@@ -271,6 +283,7 @@ def main() -> None:
         results |= search_case(*case, second_pass=not short or is_layout or case[4] in SECOND_PASS)
     for training in TRAINING if short else [*TRAINING, *MORE_TRAINING]:
         results |= training_case(*training)
+    results |= few_case(90)
     results |= statistics_case()
     results |= differences_case()
     if not short:

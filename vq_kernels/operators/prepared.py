@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..backends import choose
 from ..checks import check_choice
+from ..devices import current_device_of
 from ..tensor_checks import check_codebook
 from .registry import check_memory, is_plain
 
@@ -40,9 +41,11 @@ class PreparedCodebook:
         chosen = choose("nearest_code", backend, codebook, codebook)
         codes = codebook.detach().clone(memory_format=torch.contiguous_format)
         pack = getattr(chosen, "prepare_codebook", None)
+        with current_device_of(codes):
+            packed = None if pack is None else pack(codes, metric)
         fields = {
             "_codes": codes,
-            "_packed": None if pack is None else pack(codes, metric),
+            "_packed": packed,
             # Of a leaf the object itself, whose data an assignment can exchange; else no graph is kept alive.
             "_source": codebook if codebook.is_leaf else codebook.detach(),
             "_state": _state_of(codebook),
@@ -151,7 +154,7 @@ def prepare_codebook(codebook: Tensor, *, metric: str = "l2", backend: str | Non
         codebook: ``[K, D]``, as in :func:`nearest_code`. It is copied, and kept beside the copy.
         metric: ``"l2"`` or ``"cosine"``; searches must ask for the same.
         backend: the name of the backend to pack it for, or None for automatic choice. The CPU kernels pack
-            it, for the instruction set of now; other backends hold the copy alone.
+            it, for the instruction set of now, and Triton's, on the current stream; others hold the copy.
 
     Raises:
         ValueError: shape, metric or backend not accepted, or the tensor cannot be compared later: one made in

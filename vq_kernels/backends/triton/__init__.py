@@ -79,8 +79,14 @@ class TritonBackend:
             return f"x has {x.shape[0] * x.shape[1]} rows; accepted: at most {_MAX_ROWS}"
         return None
 
-    def nearest_code(self, x: Tensor, codebook: Tensor, metric: str, precision: str) -> Tensor:
-        indices: Tensor = _kernels("nearest").nearest_code(x, codebook, metric, precision)
+    def prepare_codebook(self, codebook: Tensor, metric: str) -> object:
+        packed: object = _kernels("packed").pack(codebook, metric)
+        return packed
+
+    def nearest_code(
+        self, x: Tensor, codebook: Tensor, metric: str, precision: str, prepared: object | None = None
+    ) -> Tensor:
+        indices: Tensor = _kernels("nearest").nearest_code(x, codebook, metric, precision, prepared)
         return indices
 
     def gather_codes(self, codebook: Tensor, indices: Tensor, out: Tensor) -> None:
@@ -113,9 +119,10 @@ class TritonBackend:
         options: QuantizeOptions,
         quantized: Tensor,
         codebook_copy: Tensor | None,
+        prepared: object | None = None,
     ) -> QuantizeResult:
         quantize = _kernels("quantize").vector_quantize
-        result: QuantizeResult = quantize(x, codebook, mask, options, quantized, codebook_copy)
+        result: QuantizeResult = quantize(x, codebook, mask, options, quantized, codebook_copy, prepared)
         return result
 
     def vector_quantize_backward(

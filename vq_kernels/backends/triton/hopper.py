@@ -60,14 +60,17 @@ def works_on(device: torch.device) -> bool:
 def depth_for(x: Tensor, codebook_size: int, plan: Plan) -> int:
     """The depth that codes are tiled for; 0 where Triton's own kernel takes the search."""
     B, M, D = x.shape
-    if plan.products > 1 or not plan.pack or not LEAST_DIM <= D <= DEPTHS[-1]:
+    depth = depth_of_codes(x.device, codebook_size, D, plan)
+    return depth if depth and least_rows(x.device) <= B * M else 0
+
+
+def depth_of_codes(device: torch.device, codebook_size: int, dim: int, plan: Plan) -> int:
+    """``depth_for`` of as many rows as the kernel is made for."""
+    if plan.products > 1 or not plan.pack or not LEAST_DIM <= dim <= DEPTHS[-1]:
         return 0
-    rows = B * M
-    if not works_on(x.device) or rows < least_rows(x.device):
+    if codebook_size < LEAST_CODES or not works_on(device):
         return 0
-    if codebook_size < LEAST_CODES:
-        return 0
-    return next(depth for depth in DEPTHS if depth >= D)
+    return next(depth for depth in DEPTHS if depth >= dim)
 
 
 def search(

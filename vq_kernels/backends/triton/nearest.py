@@ -1,25 +1,30 @@
 """``nearest_code``: prepare the codebook, search, and resolve what is open; two or three launches.
 
+Of few rows everything is scored exactly at once, or what the search leaves open (``few.py``).
+
+A codebook that was packed (``packed.py``) is not prepared again: one launch less, of a large one two.
+
 A large codebook takes two launches more: one that excludes duplicates (``duplicates.py``), and, for exact
 results from more than one product, a middle pass of the search over the rows that its first pass left open.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import common, hopper
+from . import common, few, hopper
 from .codes import Prepared
 from .common import HEADER, OPEN_SLOT
 from .duplicates import is_large
+from .packed import Packed, packed_codes
 from .plan import (
     Bound,
     Config,
     Plan,
+    count_splits,
     first_pass,
     make_bound,
     make_config,
@@ -38,9 +43,6 @@ WIDE_CODEBOOK = 2**31
 # Open rows for each program of the last pass from which on a middle pass takes them.
 MIDDLE_ROWS = 16
 
-# Steps over a tile of codes that what comes before and after them costs a program of the search.
-OVERHEAD = 2
-
 
 class SearchResult(NamedTuple):
     """What the kernels after the search need; scratch of O(N + K D)."""
@@ -53,25 +55,6 @@ class SearchResult(NamedTuple):
     splits: int
     counters: Tensor  # int64, see common.py
     accumulators: Tensor  # int64, zero
-
-
-def count_splits(rows: int, padded_k: int, config: Config, device: torch.device) -> int:
-    """Programs that share the codes of a tile of rows, so that all multiprocessors end at about one time.
-
-    With two programs on each of P multiprocessors, S programs for each of T tiles run in
-    ceil(S T / 2 P) waves, each over one S-th of the tiles of codes.
-    """
-    tiles = -(-rows // config.rows)
-    return _splits(tiles, -(-padded_k // config.codes), 2 * common.multiprocessors(device))
-
-
-@functools.lru_cache(1024)
-def _splits(tiles: int, code_tiles: int, places: int) -> int:
-    def steps(splits: int) -> int:
-        return -(-splits * tiles // places) * (-(-code_tiles // splits) + OVERHEAD)
-
-    most = max(1, min(code_tiles // 2, 64, 4 * places // tiles))
-    return min(range(1, most + 1), key=lambda splits: (steps(splits), splits))
 
 
 def search(
@@ -87,6 +70,7 @@ def search(
     codebook_copy: Tensor | None = None,
     measure_range: bool = False,
     bound_scale: float = 1.0,
+    packed: Packed | None = None,
 ) -> SearchResult:
     """First pass: ``indices`` (int64, N of them) of all rows, -1 where masked, -2 where open.
 
@@ -107,18 +91,27 @@ def search(
     divided = splits > 1
     row_tiles = -(-N // config.rows)
     # One memory to zero: header, tickets of the second pass, tickets of the row tiles, accumulators.
-    row_tickets = int(HEADER.value) + resolve_programs(device)
+    last_tickets = few.tickets(N) if few.takes_open_rows(N, codebook) else resolve_programs(device)
+    row_tickets = int(HEADER.value) + last_tickets
     begin = row_tickets + (row_tiles + row_tiles % 2 if divided else 0)
     counters = torch.empty(begin + accumulators, dtype=torch.int64, device=device)
-    codes = prepare(
-        codebook,
-        tiled_depth or padded_depth(config, D),
-        plan,
-        counters=counters,
-        counts=counters if counts is None else counts,
-        codebook_copy=codebook_copy,
-        tiled=tiled_depth > 0,
-    )
+    codes = packed_codes(packed, x.dtype, config, tiled_depth)
+    if codes is None:
+        codes = prepare(
+            codebook,
+            tiled_depth or padded_depth(config, D),
+            plan,
+            counters=counters,
+            counts=counters if counts is None else counts,
+            codebook_copy=codebook_copy,
+            tiled=tiled_depth > 0,
+        )
+    else:
+        counters.zero_()
+        if counts is not None:
+            counts.zero_()
+        if codebook_copy is not None:
+            codebook_copy.copy_(codebook)
 
     def empty(count: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(count, dtype=dtype, device=device)
@@ -233,9 +226,16 @@ def resolve(
     x: Tensor, codebook: Tensor, result: SearchResult, indices: Tensor, bound_scale: float = 1.0
 ) -> None:
     """Second pass: write the indices of the rows that an exact search left open."""
-    _, M, D = x.shape
+    B, M, D = x.shape
     K = codebook.shape[0]
     device = x.device
+    tickets = result.counters[int(HEADER.value) :]
+    if few.takes_open_rows(B * M, codebook):
+        listed, counters = result.open_rows, result.counters
+        few.launch(
+            x, None, codebook, result.codes, listed, counters, tickets, indices, l2=result.plan.l2
+        )  # fmt: skip
+        return
     config = resolve_config(common.architecture(device), result.config, D, common.loads_vectors(x))
     programs = resolve_programs(device)
     rows = programs * config.rows
@@ -254,11 +254,11 @@ def resolve(
             value=empty(rows, torch.float64),
             rest=empty(rows, torch.float64),
             index=empty(rows, torch.int32),
-            tickets=result.counters[int(HEADER.value) :],
+            tickets=tickets,
         ),
         result.counters,
         indices,
-        x.shape[0] * M,
+        B * M,
         M,
         K,
         result.codes.high.shape[0],
@@ -279,7 +279,13 @@ def resolve(
 
 
 def nearest_code(
-    x: Tensor, codebook: Tensor, metric: str, precision: str, *, bound_scale: float = 1.0
+    x: Tensor,
+    codebook: Tensor,
+    metric: str,
+    precision: str,
+    packed: Packed | None = None,
+    *,
+    bound_scale: float = 1.0,
 ) -> Tensor:
     """``base.Backend.nearest_code``; ``bound_scale`` is for the tests that show that the bound is needed."""
     B, M, _ = x.shape
@@ -287,7 +293,12 @@ def nearest_code(
     indices = torch.empty(B, M, dtype=torch.int64, device=x.device)
     if N == 0 or K == 0:
         return indices.fill_(0)
-    result = search(x, codebook, None, metric, precision, indices=indices, bound_scale=bound_scale)
+    if few.takes_search(N, codebook):
+        few.search_few(x, None, codebook, metric, indices)
+        return indices
+    result = search(
+        x, codebook, None, metric, precision, indices=indices, bound_scale=bound_scale, packed=packed
+    )
     if result.plan.exact:
         resolve(x, codebook, result, indices, bound_scale)
     return indices

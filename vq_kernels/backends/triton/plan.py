@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import certificate
+from . import certificate, common
 from .common import next_power_of_2
 from .tuned import TABLE
 
@@ -38,6 +38,7 @@ class Config(NamedTuple):
     stages: int
     registers: int | None
     resident: bool  # rows are read once and stay, else once for every tile of codes
+    reading: int = 0  # numbers of a row at a time where it is only looked at; 0: as many as in a product
 
 
 @functools.lru_cache(1024)
@@ -65,6 +66,10 @@ def make_plan(x_dtype: torch.dtype, codebook_dtype: torch.dtype, metric: str, pr
 
 # The least depth of a matrix product.
 SHORTEST = 16
+
+# Numbers of a row that are looked at together where threads load several at once: each chunk waits for
+# memory, which is most of the time of a search of few rows.
+READING = 64
 
 # From this D on float32 and mixed searches take one product over all rows and the others over the rows
 # that it leaves open; below, codes lie so densely that one product leaves too many.
@@ -114,6 +119,8 @@ def _fit(values: tuple[Any, ...], plan: Plan, dim: int, vectors: bool, tensor_me
     if not vectors:
         resident = config.resident and not tensor_memory
         return config._replace(depth=SHORTEST, registers=None, resident=resident)
+    if config.resident:
+        config = config._replace(reading=READING)
     if plan.exact and config.registers is not None:
         # The second best scores take registers, which the row's parts must not wait in.
         return config._replace(depth=SHORTEST)
@@ -174,3 +181,26 @@ def make_bound(plan: Plan, config: Config, dim: int, scale: float = 1.0) -> Boun
         main = minor = certificate.accumulation(plan.products * dim)
     bits = (config.codes // 4 - 1).bit_length() if plan.pack else 0
     return Bound(main, minor, certificate.contract(dim), certificate.packing(bits), certificate.SLACK, scale)
+
+
+# Steps over a tile of codes that what comes before and after them costs a program of the search.
+OVERHEAD = 2
+
+
+def count_splits(rows: int, padded_k: int, config: Config, device: torch.device) -> int:
+    """Programs that share the codes of a tile of rows, so that all multiprocessors end at about one time.
+
+    With two programs on each of P multiprocessors, S programs for each of T tiles run in
+    ceil(S T / 2 P) waves, each over one S-th of the tiles of codes.
+    """
+    tiles = -(-rows // config.rows)
+    return _splits(tiles, -(-padded_k // config.codes), 2 * common.multiprocessors(device))
+
+
+@functools.lru_cache(1024)
+def _splits(tiles: int, code_tiles: int, places: int) -> int:
+    def steps(splits: int) -> int:
+        return -(-splits * tiles // places) * (-(-code_tiles // splits) + OVERHEAD)
+
+    most = max(1, min(code_tiles // 2, 64, 4 * places // tiles))
+    return min(range(1, most + 1), key=lambda splits: (steps(splits), splits))

@@ -45,6 +45,7 @@ from .duplicates import (
     hash_codes,
     make_tables,
 )
+from .exact import UNROLLED, half_squares
 from .launch import Kernel
 from .plan import Plan
 
@@ -71,7 +72,7 @@ def in_tiles(code, d, PADDED_D: tl.constexpr):
 def prepare_kernel(
     codebook, codes, codebook_copy, tables, counters, counters_size, counts, counts_size, K,
     D: tl.constexpr, PADDED_D: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_CODES: tl.constexpr,
-    SAMPLE: tl.constexpr, plan: tl.constexpr, TILED: tl.constexpr,
+    SAMPLE: tl.constexpr, UNROLLED: tl.constexpr, plan: tl.constexpr, TILED: tl.constexpr,
 ):  # fmt: skip
     """Fill ``codes`` (:class:`Prepared`) and, where there are any, copy and hashes; zero the counters."""
     SPLIT: tl.constexpr = plan.split
@@ -187,11 +188,10 @@ def prepare_kernel(
     tl.store(line + CENTER, tl.sqrt(center_square) * up)
 
     if plan.exact:
-        total = tl.zeros((BLOCK_CODES,), tl.float64)
-        remainder = tl.zeros((BLOCK_CODES,), tl.float64)
-        for d in range(D):
-            entry = tl.load(codebook + base * D + d, mask=code_in_range, other=0.0).to(tl.float64)
-            total, remainder = common.accumulate(high=total, low=remainder, term=0.5 * entry * entry)
+        total, remainder, _nonfinite = half_squares(
+            at=codebook + base * D, valid=code_in_range, D=D, CODES=BLOCK_CODES, UNROLLED=UNROLLED,
+            VECTOR=D % 4 == 0,
+        )  # fmt: skip
         # An infinite score keeps a non-finite code from ever being chosen.
         tl.store(codes.square_high + base, tl.where(finite, total, infinity), mask=code_in_range)
         tl.store(codes.square_low + base, tl.where(finite, remainder, 0.0), mask=code_in_range)
@@ -253,6 +253,7 @@ def prepare(
         BLOCK_DIM=min(padded_d & -padded_d, 64),
         BLOCK_CODES=block_codes,
         SAMPLE=SAMPLE,
+        UNROLLED=UNROLLED,
         plan=plan,
         TILED=tiled,
         num_warps=4,

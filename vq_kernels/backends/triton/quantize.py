@@ -20,10 +20,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..base import QuantizeOptions, QuantizeResult
-from . import common
+from . import common, few
 from .common import VALID_SLOT, WRITE_TICKET
 from .launch import Kernel
-from .nearest import resolve, search
+from .nearest import Packed, resolve, search
 from .statistics import (
     accumulators,
     add_rows,
@@ -141,6 +141,7 @@ def vector_quantize(
     options: QuantizeOptions,
     quantized: Tensor,
     codebook_copy: Tensor | None,
+    packed: Packed | None = None,
 ) -> QuantizeResult:
     """``base.Backend.vector_quantize``."""
     statistics, differences = options.statistics, options.statistics and options.sum_differences
@@ -162,20 +163,28 @@ def vector_quantize(
             codebook_copy,
         )
     counts = torch.empty(listed, dtype=torch.int64, device=device)
-    result = search(
-        x,
-        codebook,
-        mask,
-        options.metric,
-        options.precision,
-        indices=indices,
-        counts=counts,
-        accumulators=accumulators(K, D) if statistics else 0,
-        codebook_copy=codebook_copy,
-        measure_range=statistics,
-    )
-    if result.plan.exact:
-        resolve(x, codebook, result, indices)
+    if not statistics and few.takes_search(N, codebook):
+        counters = few.search_few(x, mask, codebook, options.metric, indices)
+        sums = counters[:0]
+        if codebook_copy is not None:
+            codebook_copy.copy_(codebook)
+    else:
+        result = search(
+            x,
+            codebook,
+            mask,
+            options.metric,
+            options.precision,
+            indices=indices,
+            counts=counts,
+            accumulators=accumulators(K, D) if statistics else 0,
+            codebook_copy=codebook_copy,
+            measure_range=statistics,
+            packed=packed,
+        )
+        if result.plan.exact:
+            resolve(x, codebook, result, indices)
+        counters, sums = result.counters, result.accumulators
     block_dim, block_rows = common.streaming_tile(D)
     blocks = -(-N // block_rows)
     outputs = Outputs(
@@ -192,8 +201,8 @@ def vector_quantize(
         codebook,
         common.make_view(quantized),
         outputs,
-        result.counters,
-        result.accumulators,
+        counters,
+        sums,
         options.loss_weight,
         row_bits(N, differences),
         N,
@@ -213,7 +222,7 @@ def vector_quantize(
     )
     if statistics and not convert:
         relative_to = (codebook, counts) if differences else (None, None)
-        float_sums(result.counters, result.accumulators, outputs.sums, N, *relative_to)
+        float_sums(counters, sums, outputs.sums, N, *relative_to)
     return QuantizeResult(
         quantized, indices, outputs.loss, outputs.valid_rows, counts, outputs.sums, codebook_copy
     )

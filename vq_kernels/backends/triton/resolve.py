@@ -22,14 +22,15 @@ import triton.language as tl
 
 from . import common, rows
 from .common import OPEN_SLOT, STILL_OPEN_SLOT
+from .exact import exact_score
 from .launch import Kernel
 from .product import all_parts, product
-from .search import bound_of_rows, certify, load_shared, scan
+from .search import MERGED, bound_of_rows, certify, load_shared, scan
 
 CANDIDATES = tl.constexpr(4)
 
 # Tiles of codes that a piece has at least.
-LEAST_TILES = tl.constexpr(4)
+LEAST_TILES = tl.constexpr(2)
 
 
 class Pieces(NamedTuple):
@@ -40,33 +41,6 @@ class Pieces(NamedTuple):
     rest: Any  # [P, R] float64
     index: Any  # [P, R] int32
     tickets: Any  # [P] int64, zero before
-
-
-@triton.jit
-def exact_score(tile, codebook, codes, code, valid, D: tl.constexpr, L2: tl.constexpr):
-    """Score of ``base.py`` as a pair, of R rows and ``[R, C]`` codes where valid: ``[R, C]``."""
-    code = code.to(tl.int64)
-    infinity = float("inf")
-    square = tl.load(codes.square_high + code, mask=valid, other=infinity)
-    unusable = square == infinity
-    high = tl.where(unusable, 0.0, square)
-    low = tl.load(codes.square_low + code, mask=valid, other=0.0)
-    if not L2:
-        high = high * 0.0
-        low = low * 0.0
-    x_at = tile.data + tile.offset[:, None]
-    e_at = codebook + code * D
-    for _ in range(D):
-        a = tl.load(x_at, mask=valid, other=0.0).to(tl.float64)
-        e = tl.load(e_at, mask=valid, other=0.0).to(tl.float64)
-        e = tl.where(unusable, 0.0, e)
-        high, low = common.accumulate(high=high, low=low, term=-(a * e))
-        x_at += tile.stride_d
-        e_at += 1
-    value = high + low
-    b = value - high
-    rest = (high - (value - b)) + (low - b)
-    return tl.where(unusable, infinity, value), tl.where(unusable, infinity, rest)
 
 
 @triton.jit
@@ -247,15 +221,24 @@ def resolve_kernel(
                 best = tl.full((BLOCK_ROWS,), float("inf"), tl.float64)
                 best_rest = best
                 best_index = tl.zeros((BLOCK_ROWS,), tl.int32)
-                for other in range(number_of_pieces):
-                    at = (block * number_of_pieces + other) * BLOCK_ROWS + local
-                    everywhere = local >= 0
-                    best, best_rest, best_index = common.nearest_exact(
-                        value_a=best,
-                        rest_a=best_rest,
-                        index_a=best_index,
-                        value_b=load_shared(pieces.value + at, everywhere),
-                        rest_b=load_shared(pieces.rest + at, everywhere),
-                        index_b=load_shared(pieces.index + at, everywhere),
-                    )
+                for first in range(0, number_of_pieces, MERGED):
+                    results = ()
+                    for i in tl.static_range(MERGED):
+                        at = (block * number_of_pieces + first + i) * BLOCK_ROWS + local
+                        there = (local >= 0) & (first + i < number_of_pieces)
+                        results = results + (  # type: ignore[assignment]
+                            load_shared(pieces.value + at, there),
+                            load_shared(pieces.rest + at, there),
+                            load_shared(pieces.index + at, there),
+                            there,
+                        )
+                    for i in tl.static_range(MERGED):
+                        best, best_rest, best_index = common.nearest_exact(
+                            value_a=best,
+                            rest_a=best_rest,
+                            index_a=best_index,
+                            value_b=tl.where(results[4 * i + 3], results[4 * i], float("inf")),
+                            rest_b=tl.where(results[4 * i + 3], results[4 * i + 1], float("inf")),
+                            index_b=results[4 * i + 2],
+                        )
                 tl.store(indices + row, best_index, mask=entry < count)

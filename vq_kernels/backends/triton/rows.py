@@ -34,6 +34,12 @@ class RowNorms(NamedTuple):
     low_norm: Any
 
 
+@triton.constexpr_function
+def chunk(padded_dim, depth, reading):
+    """Numbers of a row that are looked at together: ``reading`` where they divide it, else ``depth``."""
+    return reading if reading and padded_dim % reading == 0 else depth
+
+
 @triton.jit
 def read(tile, center, d, D: tl.constexpr, CENTERED: tl.constexpr):
     """A chunk of rows in float32, zero outside, minus the centre: ``[BLOCK_ROWS, BLOCK_DIM]``."""
@@ -67,7 +73,7 @@ def row_scales(
 ):
     """The :class:`RowScales` of a tile of rows."""
     BLOCK_ROWS: tl.constexpr = config.rows
-    BLOCK_DIM: tl.constexpr = config.depth
+    BLOCK_DIM: tl.constexpr = chunk(PADDED_D, config.depth, config.reading)
     exponent = codes_exponent(codes.extremes)
     widest = tl.zeros((BLOCK_ROWS,), tl.float32)
     nonfinite = tl.zeros((BLOCK_ROWS,), tl.int32)
@@ -96,7 +102,7 @@ def largest_entry(
     tile, finite, D: tl.constexpr, PADDED_D: tl.constexpr, config: tl.constexpr
 ):  # fmt: skip
     """The largest |x| of a tile's finite rows: it sets the unit of the deterministic sums (statistics.py)."""
-    BLOCK_DIM: tl.constexpr = config.depth
+    BLOCK_DIM: tl.constexpr = chunk(PADDED_D, config.depth, config.reading)
     largest = tl.zeros((), tl.float32)
     for c in range(PADDED_D // BLOCK_DIM):
         raw = common.load_chunk(tile=tile, d=c * BLOCK_DIM + tl.arange(0, BLOCK_DIM), D=D).to(tl.float32)
@@ -110,7 +116,7 @@ def row_norms(
 ):  # fmt: skip
     """The :class:`RowNorms` of a tile of rows."""
     BLOCK_ROWS: tl.constexpr = config.rows
-    BLOCK_DIM: tl.constexpr = config.depth
+    BLOCK_DIM: tl.constexpr = chunk(PADDED_D, config.depth, config.reading)
     PARTS: tl.constexpr = plan.parts
     dtype: tl.constexpr = codes.high.dtype.element_ty
     row_square = tl.zeros((BLOCK_ROWS,), tl.float32)

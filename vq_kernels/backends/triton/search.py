@@ -33,6 +33,9 @@ from .common import AMBIGUOUS, MASKED, OPEN_SLOT, RANGE_SLOT, STILL_OPEN_SLOT
 from .launch import Kernel
 from .product import all_parts, product
 
+# Programs whose results the last one of a tile of rows reads at once.
+MERGED = tl.constexpr(8)
+
 
 class Partial(NamedTuple):
     """Scratch of a search whose codes are divided among S programs."""
@@ -271,16 +274,27 @@ def search_kernel(
             value = tl.full((BLOCK_ROWS,), float("inf"), tl.float32)
             second_best = tl.full((BLOCK_ROWS,), float("inf"), tl.float32)
             code = tl.zeros((BLOCK_ROWS,), tl.int32)
-            for split in range(tl.num_programs(1)):
-                at = (split + tl.zeros((), tl.int64)) * N + row
-                value, code, second_best = common.nearest_and_second(
-                    value_a=value,
-                    index_a=code,
-                    second_a=second_best,
-                    value_b=load_shared(partial.value + at, row_in_range),
-                    index_b=load_shared(partial.indices + at, row_in_range),
-                    second_b=load_shared(partial.second_best + at, row_in_range),
-                )
+            for first in range(0, tl.num_programs(1), MERGED):
+                # All are asked for before one is looked at: they are as far away as all of memory.
+                results = ()
+                for i in tl.static_range(MERGED):
+                    at = (first + i + tl.zeros((), tl.int64)) * N + row
+                    there = row_in_range & (first + i < tl.num_programs(1))
+                    results = results + (  # type: ignore[assignment]
+                        load_shared(partial.value + at, there),
+                        load_shared(partial.indices + at, there),
+                        load_shared(partial.second_best + at, there),
+                        there,
+                    )
+                for i in tl.static_range(MERGED):
+                    value, code, second_best = common.nearest_and_second(
+                        value_a=value,
+                        index_a=code,
+                        second_a=second_best,
+                        value_b=tl.where(results[4 * i + 3], results[4 * i], float("inf")),
+                        index_b=results[4 * i + 1],
+                        second_b=tl.where(results[4 * i + 3], results[4 * i + 2], float("inf")),
+                    )
             decide(
                 row=row, valid=valid, row_in_range=row_in_range, value=value, code=code,
                 second_best=second_best, bounds=bounds, open_rows=open_rows, begin=begin_of_list,
