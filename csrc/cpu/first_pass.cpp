@@ -5,6 +5,8 @@ namespace {
 
 // Below this, padding the dimensions to the depth of a tile costs more than the matrix unit gains.
 constexpr int64_t kMatrixLeastDim = 16;
+// Below this (codes times dimensions) what else a row costs in tiles is more than they save against int8.
+constexpr int64_t kMatrixLeastWork = 65536;
 // Below these, packing and finishing a row costs more than a narrow sweep gains.
 constexpr int64_t kInt8LeastDim = 16;
 constexpr int64_t kInt8LeastWork = 8192;  // of codes times dimensions
@@ -52,7 +54,8 @@ FirstPass choose_first_pass(int64_t dim, int64_t codes) {
   if (chosen == VQ_INT8_FIRST && int8) return int8_first(dim);
   if (chosen == VQ_BFLOAT16_FIRST && matrix_kernels_in_use()) return matrix_first(dim);
   if (chosen == VQ_BFLOAT16_FIRST && bfloat16) return bfloat16_first();
-  if (matrix_kernels_in_use()) return dim >= kMatrixLeastDim ? matrix_first(dim) : float32_first();
+  if (matrix_kernels_in_use() && dim >= kMatrixLeastDim && (!int8 || codes * dim >= kMatrixLeastWork))
+    return matrix_first(dim);
   if (int8 && dim >= kInt8LeastDim && codes * dim >= kInt8LeastWork) return int8_first(dim);
   return float32_first();
 }

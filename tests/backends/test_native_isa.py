@@ -113,7 +113,9 @@ def _first_pass(n: int, d: int, k: int, dtype: torch.dtype = torch.float32) -> s
         ("avx512vnni", 200, 65537, 2, "float32"),
         ("amxint8", 65536, 64, 512, "int8"),
         ("amxint8", 65536, 16, 511, "float32"),
-        ("amx", 65536, 64, 512, "bfloat16"),
+        ("amx", 65536, 64, 512, "int8"),
+        ("amx", 65536, 64, 1024, "bfloat16"),
+        ("amx", 65536, 16, 511, "float32"),
         ("amx", 65536, 8, 128, "float32"),
     ],
 )
