@@ -129,10 +129,13 @@ def _fit(values: tuple[Any, ...], plan: Plan, dim: int, vectors: bool, tensor_me
 
 @functools.lru_cache(1024)
 def middle_config(architecture: int, plan: Plan, dim: int, padded_dim: int, vectors: bool = True) -> Config:
-    """Tiles of the middle pass: a search with all products, in chunks that the prepared codes have."""
-    config = make_config(architecture, plan, dim, vectors)
+    """Tiles of the middle pass: a search with all products, in chunks that the prepared codes have.
+
+    Its rows come from a list, those of channel-first maps with an address for every number: no long chunks.
+    """
+    config = make_config(architecture, plan, dim, vectors)._replace(reading=0)
     if has_tensor_memory(architecture):
-        # Its rows come from a list: an address for every number of channel-first maps, hundreds of spills.
+        # Hundreds of spills otherwise.
         return config._replace(depth=SHORTEST, resident=False)
     return config if padded_dim % config.depth == 0 else config._replace(depth=SHORTEST)
 
@@ -154,6 +157,7 @@ def resolve_config(architecture: int, config: Config, dim: int, vectors: bool = 
         stages=2,
         registers=None,
         resident=not tensor_memory and dim <= (128 if vectors else 64),
+        reading=0,
     )
 
 
