@@ -119,8 +119,8 @@ struct NarrowKernels {
   void (*pack_rows)(const VqRows* x, int64_t first, Centring centring, float* scratch, NarrowTile* tile);
   // All codes. What is left of it are tile->code and what open_codes reads.
   void (*search)(const NarrowCodes* codes, const NarrowFactors* factors, NarrowTile* tile);
-  // The places of a row's codes but tile->code whose upper bound reaches `limit`, in any order, and their upper bounds; returns
-  // how many they are, more than kNarrowCandidates if it left some out. Both are [kNarrowPitch].
+  // The places of a row's codes but tile->code whose upper bound reaches `limit`, in any order, and their upper bounds;
+  // returns how many they are, more than kNarrowCandidates if it left some out. Both are [kNarrowPitch].
   int (*open_codes)(const NarrowCodes* codes, const NarrowTile* tile, int row, float limit, int32_t* open,
                     float* upper);
   // As Kernels::peak, of the narrow products.

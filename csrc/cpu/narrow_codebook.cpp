@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include <algorithm>
 #include <initializer_list>
 
 #include "cpu/codebook.h"
@@ -114,7 +115,7 @@ void NarrowCodebook::pack_group(const Codebook& codebook, const NarrowKernels& k
   const int64_t group = kernels.group, first = g * group;
   const int n = sizes_[g];
   scale_[g] = 0.0f;
-  for (int c = 0; c < n; ++c) scale_[g] = fmaxf(scale_[g], own_scale[order_[first + c]]);
+  for (int c = 0; c < n; ++c) scale_[g] = std::max(scale_[g], own_scale[order_[first + c]]);
   // |g| and |t p| until these are known.
   float *lost = of_norm_ + first, *kept = of_lost_ + first;
   const NarrowGroup out = {order_ + first, n, scale_[g], packed_ + first * codes_.steps, start_ + first, lost, kept};
@@ -129,11 +130,11 @@ void NarrowCodebook::pack_group(const Codebook& codebook, const NarrowKernels& k
     if (c >= n) continue;
     const float half = codebook.l2 ? 0.5f * square[order_[j]] : 0.0f;
     minus_half_[j] = factors_.half * half + factors_.offset - half;
-    least_of_norm = fminf(least_of_norm, of_norm_[j]);
-    most_of_norm = fmaxf(most_of_norm, of_norm_[j]);
-    least_of_lost = fminf(least_of_lost, of_lost_[j]);
-    most_of_lost = fmaxf(most_of_lost, of_lost_[j]);
-    most_half = fmaxf(most_half, -minus_half_[j]);
+    least_of_norm = std::min(least_of_norm, of_norm_[j]);
+    most_of_norm = std::max(most_of_norm, of_norm_[j]);
+    least_of_lost = std::min(least_of_lost, of_lost_[j]);
+    most_of_lost = std::max(most_of_lost, of_lost_[j]);
+    most_half = std::max(most_half, -minus_half_[j]);
   }
   most_of_norm_[g] = most_of_norm;
   most_of_lost_[g] = most_of_lost;

@@ -25,14 +25,6 @@ inline V::F widened(V::F square, int64_t dim) {
   return V::fma(V::sqrt(square), V::set(1.0f + (float(dim) + 16.0f) * 0x1p-24f), V::set(kNarrowUnderflow));
 }
 
-inline float greatest(V::F v) {
-  float lanes[V::W];
-  V::store(lanes, v);
-  float most = lanes[0];
-  for (int i = 1; i < V::W; ++i) most = lanes[i] > most ? lanes[i] : most;
-  return most;
-}
-
 inline int64_t narrow_steps(int64_t dim) {
   constexpr int64_t kDims = N::UNIT * kStepsOfProduct;
   return (dim + kDims - 1) / kDims * kStepsOfProduct;
@@ -81,8 +73,8 @@ void narrow_pack_rows(const VqRows* x, int64_t first, Centring centring, float* 
 
 // Values d .. d + n - 1 of a code.
 inline V::F centred_code(const float* code, Centring centring, int64_t d, int n) {
-  const V::F zero = V::set(0.0f), c = centring.centre ? V::load_n(centring.centre + d, n) : zero;
-  return V::fma(V::load_n(code + d, n), V::set(centring.scale), V::sub(zero, c));
+  const V::F zero = V::set(0.0f), c = centring.centre ? get(centring.centre + d, n) : zero;
+  return V::fma(get(code + d, n), V::set(centring.scale), V::sub(zero, c));
 }
 
 void narrow_measure_codes(const float* codes, const uint8_t* usable, Centring centring, int64_t n, int64_t dim,
@@ -97,7 +89,7 @@ void narrow_measure_codes(const float* codes, const uint8_t* usable, Centring ce
       most = V::max(magnitude(e), most);
       norm = V::fma(e, e, norm);
     });
-    scale[j] = greatest(most) / 127.0f;
+    scale[j] = V::greatest(most) / 127.0f;
     square[j] = V::sum(norm);
   }
 }

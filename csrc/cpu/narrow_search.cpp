@@ -35,11 +35,11 @@ bool NarrowSearch::open(Search* search, const NarrowCodebook& codebook, ExactSea
     if (!of_tile->resize(tile)) return false;
   for (Buffer<int32_t>* of_tile : {&counts_, &lead_, &code_, &is_doubtful_, &doubtful_})
     if (!of_tile->resize(tile)) return false;
-  if (!rows_.resize(codes.steps * tile) || !most_.resize(kNarrowChunk / kernels.group * tile) || !run_best_.resize(kNarrowRuns * tile) ||
-      !run_rest_.resize(kNarrowRuns * tile) || !groups_.resize(kNarrowCandidates * tile) ||
-      !upper_.resize(kNarrowCandidates * tile) || !leading_.resize(kernels.group * tile + kernels.lanes) ||
-      !scores_.resize(tile) || !scratch_.resize(codes.dim * kernels.lanes) || !row_.resize(codes.dim) ||
-      !last_row_.resize(codes.dim))
+  if (!rows_.resize(codes.steps * tile) || !most_.resize(kNarrowChunk / kernels.group * tile) ||
+      !run_best_.resize(kNarrowRuns * tile) || !run_rest_.resize(kNarrowRuns * tile) ||
+      !groups_.resize(kNarrowCandidates * tile) || !upper_.resize(kNarrowCandidates * tile) ||
+      !leading_.resize(kernels.group * tile + kernels.lanes) || !scores_.resize(tile) ||
+      !scratch_.resize(codes.dim * kernels.lanes) || !row_.resize(codes.dim) || !last_row_.resize(codes.dim))
     return false;
   tile_ = {0,      rows_,  scale_,   norm_, lost_, most_,   run_best_,    run_rest_, slack_,
            least_, groups_, upper_, counts_, best_, second_, lead_, leading_, code_, others_, is_doubtful_, {}};
