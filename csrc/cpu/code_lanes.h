@@ -11,7 +11,7 @@ constexpr int CODE_LANES = V::W / 2;
 
 typedef float CodeF __attribute__((vector_size(4 * CODE_LANES)));
 typedef double CodeD __attribute__((vector_size(8 * CODE_LANES)));
-typedef uint32_t CodeU __attribute__((vector_size(4 * CODE_LANES)));
+typedef uint32_t WordsU __attribute__((vector_size(4 * V::W)));
 
 // v = the n <= CODE_LANES values at p, 0 beyond.
 template <class T>

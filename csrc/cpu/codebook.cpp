@@ -11,9 +11,9 @@ namespace {
 
 constexpr int kTaskCodes = 64;
 
-// The median of up to 1,024 of the values that are not left out, evenly spread; 0 without any.
+// The median of up to 256 of the values that are not left out, evenly spread; 0 without any.
 double sampled_median(const double* values, const int64_t* task_of, int64_t count) {
-  constexpr int64_t kMostSamples = 1024;
+  constexpr int64_t kMostSamples = 256;
   double sample[kMostSamples];
   const int64_t step = divide_up(count, kMostSamples);
   int n = 0;

@@ -3,44 +3,56 @@
 
 #include "cpu/code_lanes.h"
 #include "cpu/kernels.h"
+#include "cpu/row_lanes.h"
 
 namespace vq_cpu {
 namespace {
 
 void inspect_codes(const float* codes, int64_t k, int64_t dim, uint8_t* finite, uint64_t* hashes) {
   for (int64_t j = 0; j < k; ++j, codes += dim) {
-    CodeU hash = {}, largest = {};
-    for (int i = 0; i < CODE_LANES; ++i) hash[i] = uint32_t(i + 1) * 0x9e3779b1u;
-    over_code(dim, [&](int64_t d, int64_t n) {
-      CodeU bits;
-      code_load(bits, codes + d, n);
-      const CodeU magnitude = bits & 0x7fffffffu;
+    WordsU hash = {}, largest = {};
+    for (int i = 0; i < V::W; ++i) hash[i] = uint32_t(i + 1) * 0x9e3779b1u;
+    over_row(dim, [&](int64_t d, int n) {
+      WordsU bits = {};
+      if (n == V::W)
+        memcpy(&bits, codes + d, sizeof bits);
+      else
+        memcpy(&bits, codes + d, size_t(n) * sizeof(float));
+      const WordsU magnitude = bits & 0x7fffffffu;
       largest = magnitude > largest ? magnitude : largest;
       bits = magnitude ? bits : magnitude;  // zeros of either sign are one value
       hash = (hash ^ bits) * 0x85ebca6bu;
-      hash ^= hash >> 15;
+      hash = hash << 17 | hash >> 15;
     });
-    bool good = true;
-    uint64_t all = 0;
-    for (int i = 0; i < CODE_LANES; ++i) {
-      good = good && largest[i] < 0x7f800000u;
-      all = (all ^ hash[i]) * 0x9fb21c651e98df25u;
+    const WordsU bad = largest >= 0x7f800000u ? ~WordsU{} : WordsU{};
+    uint64_t pairs[V::W / 2], is_bad[V::W / 2], all = 0, any_bad = 0;
+    memcpy(pairs, &hash, sizeof pairs);
+    memcpy(is_bad, &bad, sizeof is_bad);
+    for (int i = 0; i < V::W / 2; ++i) {
+      any_bad |= is_bad[i];
+      all = (all ^ pairs[i]) * 0x9fb21c651e98df25u;
     }
-    finite[j] = good;
+    finite[j] = !any_bad;
     hashes[j] = all ^ all >> 32;
   }
 }
 
 void square_distances(const float* codes, int64_t count, int64_t dim, const float* centre, double* square) {
   for (int64_t j = 0; j < count; ++j, codes += dim) {
-    CodeD sum = {};
-    over_code(dim, [&](int64_t d, int64_t n) {
+    CodeD even = {}, odd = {};  // each waits for itself alone
+    const auto add = [&](int64_t d, int64_t n, CodeD& sum) __attribute__((always_inline)) {
       CodeD e, c = {};
       code_load(e, codes + d, n);
       if (centre) code_load(c, centre + d, n);
-      sum += (e - c) * (e - c);
-    });
-    square[j] = code_sum(sum);
+      sum = code_fma(e - c, e - c, sum);
+    };
+    int64_t d = 0;
+    for (; d + 2 * CODE_LANES <= dim; d += 2 * CODE_LANES) {
+      add(d, CODE_LANES, even);
+      add(d + CODE_LANES, CODE_LANES, odd);
+    }
+    for (; d < dim; d += CODE_LANES) add(d, dim - d < CODE_LANES ? dim - d : int64_t(CODE_LANES), even);
+    square[j] = code_sum_halves(even + odd);
   }
 }
 

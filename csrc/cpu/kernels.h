@@ -162,8 +162,10 @@ struct Kernels {
   void (*score_listed)(const float* row, const float* codes, const int32_t* list, int n, Centring centring,
                        int64_t dim, int l2, double* scores);
 
-  // out rows = codes[index], in x's dtype; returns the sum of (code - x)^2.
-  double (*quantize_rows)(RowSpan x, const float* codes, const int64_t* index, int n, int64_t dim, RowSpan out);
+  // out rows = codes[index], in x's dtype; returns the sum of (code - x)^2. `rounded`: the codes in that dtype, or
+  // null.
+  double (*quantize_rows)(RowSpan x, const float* codes, const void* rounded, const int64_t* index, int n, int64_t dim,
+                          RowSpan out);
   // sums [codes][dim] += rows, in order, for rows with low <= index < high; codes [codes][dim] not null:
   // += row - code.
   void (*add_rows)(RowSpan x, const float* codes, const int64_t* index, int n, int64_t dim, int64_t low,

@@ -3,7 +3,7 @@
 // Rows and codes are centred and scaled by one power of two; then x' = s q + r and e' = t p + g, with integers
 // q and p of -127..127 (int8) or rounded values and s = t = 1 (bfloat16). Scores are maximised:
 //
-//   v = x'.e' - |e'|^2 / 2 <= s t (q.p) - |e'|^2 / 2 + |x'| (|g| + rho |t p|) = u,   rho >= |r| / |x'|.
+//   v = x'.e' - |e'|^2 / 2 <= s t (q.p) - |e'|^2 / 2 + |x'| |g| + |r| |t p| = u.
 //
 // certificate.cpp derives it. What a row leaves open are the codes whose u reaches the lower bound of the best.
 #pragma once
@@ -24,25 +24,30 @@ constexpr float kNarrowLeast = -0x1p120f;
 // (docs/certificate.md).
 constexpr float kNarrowMostSquare = 0x1p100f;
 
-// All codes, [groups * group] unless said otherwise; those that cannot be chosen have minus_half = -inf.
+// The codes that can be chosen, in an order in which those of a group are alike in scale, [groups * group] unless said
+// otherwise; at the end of a group may be places without a code, which have minus_half = -inf.
 struct NarrowCodes {
   int64_t dim, steps, groups;
   const int32_t* codes;      // [groups][steps][group], 32 bits: four int8 or two bfloat16 dimensions
   const int32_t* start;      // int8: -128 sum(p) where rows are stored as q + 128, else 0
-  const float* scale;        // t
-  const float* lost;         // |g|
-  const float* kept;         // |t p|
+  const int32_t* order;      // the number of the code in each place, 0 where there is none
+  const float* scale;        // [groups]: t
+  const float* of_norm;      // the bound of a row and a code is of_norm |x'| + of_lost |r|: |g| and
+  const float* of_lost;      // |t p|, with room for rounding
+  const float* length;       // |e'| at most
   const float* minus_half;   // -|e'|^2 / 2, as much larger as its rounding may be
-  // [groups]: the largest of a group's lost, kept and |e'|^2 / 2; infinite where its codes differ in size.
-  const float *most_lost, *most_kept, *most_half;
-  const float *least_lost, *least_kept;  // [groups]: the least of a group's lost and kept,
-  const float *more_lost, *more_kept;    // and how much more a code's are
+  // [groups]: the largest of a group's of_norm, of_lost and |e'|^2 / 2.
+  const float *most_of_norm, *most_of_lost, *most_half;
+  const uint8_t* uneven;  // [groups]: whether a group's codes differ in of_norm or of_lost
 };
 
-// What pack_codes writes of a group of codes.
+// A group for pack_codes: n codes by their numbers, their common scale, and what is written of them.
 struct NarrowGroup {
+  const int32_t* order;
+  int n;
+  float scale;
   int32_t *codes, *start;
-  float *scale, *lost, *kept, *square;  // square: |e'|^2
+  float *lost, *kept;  // |g| and |t p|
 };
 
 // Rows that will be packed next, `pitch` bytes apart, asked for while a tile is swept: the pattern of packing hides
@@ -60,13 +65,6 @@ struct NarrowTile {
   float* scale;   // s
   float* norm;    // |x'|; infinite where the row has no bound, which finds nothing
   float* lost;    // |r|
-  float* bound;   // of each code for this tile
-  // Whether the rows are alike in length. Then the largest of |x'| (bound - common), with its group's common bound, is
-  // part of a code's bias: |x'| bound <= |x'| common + longest (bound - common).
-  bool alike;
-  float longest;
-  float *bias, *common;  // [groups * group], [groups]
-  float* group_bound;  // the largest of each group, infinite where its codes differ in size
   // Scratch: the largest upper bound of each group of a chunk, its last bits the number of the group; and of each run
   // of groups the largest of these and the next one.
   float* most;  // [kNarrowChunk / group][tile]
@@ -84,7 +82,7 @@ struct NarrowTile {
   // the upper bounds of its codes, the largest of which is that of the likely best one, what any other code can reach
   // at most, and whether one can be as near (1 or 0).
   float* leading;  // [tile][group], and as many as a vector has
-  int32_t* code;
+  int32_t* code;  // its place
   float* others;
   int32_t* doubtful;
   NextRows next;
@@ -92,7 +90,7 @@ struct NarrowTile {
 
 // The factors of all bounds, see Certificate::narrow.
 struct NarrowFactors {
-  float lost, kept;  // of |g| and |t p| in the bound of a code for a tile
+  float lost, kept;  // of |x'||g| and |r||t p|; of |x'||t p|
   float half;        // of |e'|^2 / 2: what is left of rounding in minus_half, once more for a lower bound
   float offset;      // and underflow
   // Of |x'|^2 + 4 |c|^2 in the slack of a row: the contract's own score, on values that were not centred.
@@ -102,8 +100,8 @@ struct NarrowFactors {
 };
 
 // How far the bounds reach on both sides of a score: the upper one less this is a lower one.
-inline float twice_bound(const NarrowFactors& factors, float norm, float bound, float half) {
-  return 2.001f * (norm * bound + (factors.half * half + factors.offset));
+inline float twice_bound(const NarrowFactors& factors, float bound, float half) {
+  return 2.001f * (bound + (factors.half * half + factors.offset));
 }
 
 struct NarrowKernels {
@@ -111,17 +109,18 @@ struct NarrowKernels {
 
   // 32-bit words of a packed row or code of so many dimensions.
   int64_t (*steps)(int64_t dim);
-  // n <= group codes, of which unusable ones become zeros.
-  void (*pack_codes)(const float* codes, const uint8_t* usable, Centring centring, int n, int64_t dim,
-                     const NarrowGroup* out);
+  // The scale that each of n codes would have by itself, and |e'|^2. Of unusable codes 0 and -1.
+  void (*measure_codes)(const float* codes, const uint8_t* usable, Centring centring, int64_t n, int64_t dim,
+                        float* scale, float* square);
+  // One group of the codes; square: of all of them.
+  void (*pack_codes)(const float* codes, const float* square, Centring centring, int64_t dim,
+                     const NarrowGroup* group);
   // tile->rows, scale, norm and lost of rows first .. first + tile->n - 1; scratch [dim][lanes].
   void (*pack_rows)(const VqRows* x, int64_t first, Centring centring, float* scratch, NarrowTile* tile);
-  // tile->bound.
-  void (*set_bounds)(const NarrowCodes* codes, const NarrowFactors* factors, NarrowTile* tile);
   // All codes. What is left of it are tile->code and what open_codes reads.
   void (*search)(const NarrowCodes* codes, const NarrowFactors* factors, NarrowTile* tile);
-  // The codes of a row but tile->code whose upper bound reaches `limit`, in any order, and their upper bounds; returns
-  // how many they are, more than kNarrowCandidates if it left some out. Both are [kNarrowPitch].
+  // The places of a row's codes but tile->code whose upper bound reaches `limit`, in any order, and their upper bounds;
+  // returns how many they are, more than kNarrowCandidates if it left some out. Both are [kNarrowPitch].
   int (*open_codes)(const NarrowCodes* codes, const NarrowTile* tile, int row, float limit, int32_t* open,
                     float* upper);
   // As Kernels::peak, of the narrow products.

@@ -16,7 +16,8 @@ struct N : NarrowLanes {
   static V::I multiply_add(V::I sum, V::I row, V::I code) {
     return _mm512_castps_si512(_mm512_dpbf16_ps(_mm512_castsi512_ps(sum), (__m512bh)row, (__m512bh)code));
   }
-  static V::F add_product(V::I sum, const float*, V::F, V::F rest) { return V::add(_mm512_castsi512_ps(sum), rest); }
+  static V::F scale_of_pairs(V::F, float) { return V::set(1.0f); }
+  static V::F add_product(V::I sum, V::F, V::F rest) { return V::add(_mm512_castsi512_ps(sum), rest); }
 
   static Group upper(const NarrowCodes* codes, const NarrowTile* t, int tile, int row, int64_t group) {
     const int64_t first = group * 8;

@@ -7,14 +7,12 @@
 namespace vq_cpu {
 namespace {
 
-// Rows that are as many times as long as others, or less, share one bound of each group.
-constexpr float kMostLengths = 2.0f;
-
 // Groups first .. first + count - 1, of which the first is `number` in its chunk, against R vectors of rows.
-// ALIKE: t->alike. Not inlined: all registers are its own, and a test counts moves between them.
-template <int R, bool ALIKE>
+// Not inlined: all registers are its own, and a test counts moves between them.
+template <int R>
 __attribute__((noinline)) void narrow_sweep(const NarrowCodes* codes, const NarrowTile* t, int64_t first,
                                             int64_t count, int number) {
+  const float *most_of_lost = codes->most_of_lost, *most_of_norm = codes->most_of_norm, *minus_half = codes->minus_half;
   for (int64_t g = 0; g < count; ++g) {
     const int64_t code = (first + g) * GROUP;
     typename V::I sum[R][GROUP];
@@ -23,15 +21,17 @@ __attribute__((noinline)) void narrow_sweep(const NarrowCodes* codes, const Narr
     const int64_t run = (number + g) / kRunGroups;
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      const V::F norm = V::load(t->norm + r * V::W), scale = V::load(t->scale + r * V::W);
-      V::F most = V::set(-FLT_MAX);
+      const V::F scale = N::scale_of_pairs(V::load(t->scale + r * V::W), codes->scale[first + g]);
+      const V::F of_lost = V::mul(V::load(t->lost + r * V::W), V::set(most_of_lost[first + g]));
+      const V::F bound = V::fma(V::load(t->norm + r * V::W), V::set(most_of_norm[first + g]), of_lost);
+      V::F value[GROUP];
 #pragma GCC unroll 8
-      for (int c = 0; c < GROUP; ++c) {
-        const V::F rest = ALIKE ? V::set(t->bias[code + c])
-                                : V::fma(norm, V::set(t->bound[code + c]), V::set(codes->minus_half[code + c]));
-        most = V::max(most, N::add_product(sum[r][c], codes->scale + code + c, scale, rest));
-      }
-      if (ALIKE) most = V::fma(norm, V::set(t->common[first + g]), most);
+      for (int c = 0; c < GROUP; ++c) value[c] = N::add_product(sum[r][c], scale, V::set(minus_half[code + c]));
+#pragma GCC unroll 4
+      for (int n = GROUP / 2; n; n /= 2)
+#pragma GCC unroll 4
+        for (int c = 0; c < n; ++c) value[c] = V::max(value[c], value[c + n]);
+      V::F most = V::add(V::max(value[0], V::set(-FLT_MAX)), bound);
       most = N::tagged(most, tag, kChunkGroups - 1);
       V::store(t->most + (number + g) * NARROW_TILE + r * V::W, most);
       float* best = t->run_best + run * NARROW_TILE + r * V::W;
@@ -50,10 +50,7 @@ void narrow_sweep_vectors(const NarrowCodes* codes, const NarrowTile* t, int vec
   if constexpr (R > 1) {
     if (vectors < R) return narrow_sweep_vectors<R - 1>(codes, t, vectors, first, count, number);
   }
-  if (t->alike)
-    narrow_sweep<R, true>(codes, t, first, count, number);
-  else
-    narrow_sweep<R, false>(codes, t, first, count, number);
+  narrow_sweep<R>(codes, t, first, count, number);
 }
 
 // A few lines at a time: the processor leaves out what is more than it can wait for.
@@ -87,41 +84,6 @@ void narrow_search(const NarrowCodes* codes, const NarrowFactors* factors, Narro
       narrow_reduce(codes, factors, t, v * V::W, first, count, first + count == codes->groups);
   }
   for (int v = 0; v < vectors; ++v) narrow_lead(codes, factors, t, v * V::W);
-}
-
-// sums [n] = lost of_lost + kept of_kept (+ rest).
-inline void narrow_sum_bounds(const float* lost, const float* kept, const float* rest, float of_lost, float of_kept,
-                              int64_t n, float* sums) {
-  int64_t j = 0;
-  for (; j + V::W <= n; j += V::W) {
-    const V::F sum = V::fma(V::load(lost + j), V::set(of_lost), rest ? V::load(rest + j) : V::set(0.0f));
-    V::store(sums + j, V::fma(V::load(kept + j), V::set(of_kept), sum));
-  }
-  for (; j < n; ++j) sums[j] = kept[j] * of_kept + (lost[j] * of_lost + (rest ? rest[j] : 0.0f));
-}
-
-void narrow_set_bounds(const NarrowCodes* codes, const NarrowFactors* factors, NarrowTile* t) {
-  // Of the tile's rows; those without a bound find nothing in any case.
-  float ratio = 0.0f, shortest = INFINITY, longest = 0.0f;
-  for (int row = 0; row < t->n; ++row) {
-    const float norm = t->norm[row], own = t->lost[row] / norm;
-    if (own > ratio) ratio = own;
-    if (norm < shortest) shortest = norm;
-    if (norm > longest && norm < INFINITY) longest = norm;
-  }
-  t->alike = longest <= kMostLengths * shortest;
-  t->longest = longest;
-  const float of_lost = factors->lost, of_kept = factors->lost * ratio + factors->kept;
-  const int64_t padded = codes->groups * GROUP;
-  narrow_sum_bounds(codes->lost, codes->kept, nullptr, of_lost, of_kept, padded, t->bound);
-  if (t->alike)
-    narrow_sum_bounds(codes->more_lost, codes->more_kept, codes->minus_half, longest * of_lost, longest * of_kept,
-                      padded, t->bias);
-  for (int64_t g = 0; t->alike && g < codes->groups; ++g)
-    t->common[g] = codes->least_kept[g] * of_kept + codes->least_lost[g] * of_lost;
-  // A little more than of the largest of them: each of the two may be of another code.
-  for (int64_t g = 0; g < codes->groups; ++g)
-    t->group_bound[g] = codes->most_kept[g] * of_kept + codes->most_lost[g] * of_lost;
 }
 
 }  // namespace

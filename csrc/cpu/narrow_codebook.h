@@ -29,12 +29,15 @@ class NarrowCodebook {
   Centring centring_ = {};
   double centre_norm_ = 0.0;
   bool bounded_ = true;
-  Buffer<int32_t> packed_, start_;
-  Buffer<float> scale_, lost_, kept_, minus_half_, centre_;   // [groups * group], [dim]
-  Buffer<float> most_lost_, most_kept_, most_half_, least_lost_, least_kept_;  // [groups]
-  Buffer<float> more_lost_, more_kept_;                        // [groups * group]
+  Buffer<int32_t> packed_, start_, order_;
+  Buffer<int> sizes_;                                // [groups]: how many codes a group has
+  Buffer<uint8_t> uneven_;                           // [groups]
+  Buffer<float> of_norm_, of_lost_, length_, minus_half_, centre_;  // [groups * group], [dim]
+  Buffer<float> scale_, most_of_norm_, most_of_lost_, most_half_;   // [groups]
 
-  void sum_up_group(int64_t g, int64_t group, bool l2);
+  bool sort_codes(int64_t group, const float* own_scale, const float* square, int64_t count);
+  void pack_group(const Codebook& codebook, const NarrowKernels& kernels, const float* own_scale, const float* square,
+                  int64_t g);
 };
 
 }  // namespace vq_cpu

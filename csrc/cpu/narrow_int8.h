@@ -11,8 +11,9 @@ template <class P>
 struct Int8 : P {
   static constexpr int UNIT = 4;
 
-  static V::F add_product(V::I sum, const float* code_scale, V::F row_scale, V::F rest) {
-    return V::fma(V::mul(P::convert(sum), V::set(*code_scale)), row_scale, rest);
+  static V::F scale_of_pairs(V::F row_scale, float code_scale) { return V::mul(row_scale, V::set(code_scale)); }
+  static V::F add_product(V::I sum, V::F scale_of_pair, V::F rest) {
+    return V::fma(P::convert(sum), scale_of_pair, rest);
   }
   struct Scales {
     V::F scale, inverse;

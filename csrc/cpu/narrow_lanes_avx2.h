@@ -31,10 +31,11 @@ struct NarrowLanes {
   static __m128i load(const int32_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
   // The upper bounds of a row and the codes of a group from their products.
   static Group upper_of(__m128i products, const NarrowCodes* codes, const NarrowTile* t, int row, int64_t first) {
-    const __m128 rest = _mm_fmadd_ps(_mm_set1_ps(t->norm[row]), _mm_loadu_ps(t->bound + first),
-                                     _mm_loadu_ps(codes->minus_half + first));
-    const __m128 value = _mm_mul_ps(_mm_cvtepi32_ps(products), _mm_loadu_ps(codes->scale + first));
-    return _mm_fmadd_ps(value, _mm_set1_ps(t->scale[row]), rest);
+    const __m128 sum = _mm_fmadd_ps(_mm_set1_ps(t->lost[row]), _mm_loadu_ps(codes->of_lost + first),
+                                    _mm_loadu_ps(codes->minus_half + first));
+    const __m128 rest = _mm_fmadd_ps(_mm_set1_ps(t->norm[row]), _mm_loadu_ps(codes->of_norm + first), sum);
+    const float scale = t->scale[row] * codes->scale[first / V::PANEL];
+    return _mm_fmadd_ps(_mm_cvtepi32_ps(products), _mm_set1_ps(scale), rest);
   }
   // The numbers of the bits of `mask` in ascending order, then zeros.
   static __m256i lanes_in(unsigned mask) {

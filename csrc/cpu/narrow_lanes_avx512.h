@@ -13,8 +13,9 @@ struct NarrowLanes {
   static __m256i load(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   // What is added to the products of a row with the codes from `first` on.
   static Group rest(const NarrowCodes* codes, const NarrowTile* t, int row, int64_t first) {
-    return _mm256_fmadd_ps(_mm256_set1_ps(t->norm[row]), _mm256_loadu_ps(t->bound + first),
-                           _mm256_loadu_ps(codes->minus_half + first));
+    const __m256 sum = _mm256_fmadd_ps(_mm256_set1_ps(t->lost[row]), _mm256_loadu_ps(codes->of_lost + first),
+                                       _mm256_loadu_ps(codes->minus_half + first));
+    return _mm256_fmadd_ps(_mm256_set1_ps(t->norm[row]), _mm256_loadu_ps(codes->of_norm + first), sum);
   }
   static Group load(const float* from) { return _mm256_loadu_ps(from); }
   static void store(float* to, Group values) { _mm256_storeu_ps(to, values); }

@@ -30,9 +30,10 @@ struct NarrowLanes {
 
   // The upper bounds of a row and the codes of a group from their products.
   static Group upper_of(V::I products, const NarrowCodes* codes, const NarrowTile* t, int row, int64_t first) {
-    const V::F rest =
-        V::fma(V::set(t->norm[row]), V::load(t->bound + first), V::load(codes->minus_half + first));
-    return V::fma(V::mul(convert(products), V::load(codes->scale + first)), V::set(t->scale[row]), rest);
+    const V::F sum =
+        V::fma(V::set(t->lost[row]), V::load(codes->of_lost + first), V::load(codes->minus_half + first));
+    const V::F rest = V::fma(V::set(t->norm[row]), V::load(codes->of_norm + first), sum);
+    return V::fma(convert(products), V::set(t->scale[row] * codes->scale[first / V::PANEL]), rest);
   }
   // The lanes in `mask` to the front.
   static int32x4_t compress(unsigned mask, int32x4_t v) {

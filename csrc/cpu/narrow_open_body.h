@@ -56,7 +56,8 @@ inline float narrow_low(const NarrowCodes* codes, const NarrowFactors* factors, 
                         int64_t group) {
   const typename N::Group values = N::upper(codes, t, NARROW_TILE, row, group), most = N::most(values);
   const int64_t code = group * GROUP + N::first_of(values, most);
-  return N::get(most) - twice_bound(*factors, t->norm[row], t->bound[code], -codes->minus_half[code]);
+  const float bound = t->norm[row] * codes->of_norm[code] + t->lost[row] * codes->of_lost[code];
+  return N::get(most) - twice_bound(*factors, bound, -codes->minus_half[code]);
 }
 
 // Raises the least scores of one vector of rows by the groups of their largest upper bounds.
@@ -66,18 +67,13 @@ inline void narrow_raise(const NarrowCodes* codes, const NarrowFactors* factors,
   float least[V::W];
   V::store(leads, lead);
   const V::F half = V::fma(V::set(factors->half), N::gather(codes->most_half + first, lead), V::set(factors->offset));
-  const V::F norm = V::load(t->norm + base), bound = N::gather(t->group_bound + first, lead);
-  // How far above a score the upper bound may be in the sweep, beyond how far below it the computed one.
-  V::F above = V::mul(norm, bound);
-  if (t->alike) {
-    const V::F common = N::gather(t->common + first, lead);
-    above = V::fma(V::set(t->longest), V::sub(bound, common), V::mul(norm, common));
-  }
-  const V::F reach = V::fma(V::set(2.0f), half, V::fma(norm, bound, above));
-  V::store(least, V::fma(reach, V::set(-1.0005f), best));
-  // Groups whose codes differ in size: one long code's bound is not that of the others.
-  for (unsigned left = open & ~V::bits(V::gt(V::set(INFINITY), bound)); left; left &= left - 1) {
+  const V::F of_lost = V::fma(V::load(t->lost + base), N::gather(codes->most_of_lost + first, lead), half);
+  const V::F reach = V::fma(V::load(t->norm + base), N::gather(codes->most_of_norm + first, lead), of_lost);
+  V::store(least, V::fma(reach, V::set(-2.001f), best));
+  for (unsigned left = open; left; left &= left - 1) {
     const int lane = __builtin_ctz(left);
+    if (!codes->uneven[first + leads[lane]]) continue;
+    // One long code's bound is not that of the others.
     least[lane] = narrow_low(codes, factors, t, base + lane, first + leads[lane]);
   }
   const V::F low = V::sub(V::load(least), V::load(t->slack + base));
@@ -174,7 +170,8 @@ inline void narrow_lead(const NarrowCodes* codes, const NarrowFactors* factors, 
   for (int factor = 1; factor < GROUP; factor *= 2) code = N::add(code, code);
   code = N::add(code, number);
   const V::F half = V::fma(V::set(-factors->half), N::gather(codes->minus_half, code), V::set(factors->offset));
-  const V::F reach = V::fma(V::load(t->norm + base), N::gather(t->bound, code), half);
+  const V::F of_lost = V::fma(V::load(t->lost + base), N::gather(codes->of_lost, code), half);
+  const V::F reach = V::fma(V::load(t->norm + base), N::gather(codes->of_norm, code), of_lost);
   const V::F low = V::sub(V::fma(reach, V::set(-2.001f), top), V::load(t->slack + base));
   const V::F least = V::fma(magnitude(low), V::set(-kTagError), low);
   V::store(t->code + base, code);

@@ -25,14 +25,6 @@ inline V::F widened(V::F square, int64_t dim) {
   return V::fma(V::sqrt(square), V::set(1.0f + (float(dim) + 16.0f) * 0x1p-24f), V::set(kNarrowUnderflow));
 }
 
-inline float greatest(V::F v) {
-  float lanes[V::W];
-  V::store(lanes, v);
-  float most = lanes[0];
-  for (int i = 1; i < V::W; ++i) most = lanes[i] > most ? lanes[i] : most;
-  return most;
-}
-
 inline int64_t narrow_steps(int64_t dim) {
   constexpr int64_t kDims = N::UNIT * kStepsOfProduct;
   return (dim + kDims - 1) / kDims * kStepsOfProduct;
@@ -79,49 +71,57 @@ void narrow_pack_rows(const VqRows* x, int64_t first, Centring centring, float* 
   }
 }
 
+// Values d .. d + n - 1 of a code.
+inline V::F centred_code(const float* code, Centring centring, int64_t d, int n) {
+  const V::F zero = V::set(0.0f), c = centring.centre ? get(centring.centre + d, n) : zero;
+  return V::fma(get(code + d, n), V::set(centring.scale), V::sub(zero, c));
+}
+
+void narrow_measure_codes(const float* codes, const uint8_t* usable, Centring centring, int64_t n, int64_t dim,
+                          float* scale, float* square) {
+  for (int64_t j = 0; j < n; ++j) {
+    scale[j] = 0.0f;
+    square[j] = -1.0f;
+    if (!usable[j]) continue;
+    V::F most = V::set(FLT_MIN * 128.0f), norm = V::set(0.0f);
+    over_row(dim, [&](int64_t d, int w) {
+      const V::F e = centred_code(codes + j * dim, centring, d, w);
+      most = V::max(magnitude(e), most);
+      norm = V::fma(e, e, norm);
+    });
+    scale[j] = V::greatest(most) / 127.0f;
+    square[j] = V::sum(norm);
+  }
+}
+
 // One code into its column of a group.
-void narrow_pack_code(const float* code, Centring centring, int64_t dim, int c, const NarrowGroup* out) {
-  const V::F factor = V::set(centring.scale), zero = V::set(0.0f);
-  V::F most = V::set(FLT_MIN * 128.0f), norm = zero;
-  const auto centred = [&](int64_t d, int n) {
-    const V::F e = V::load_n(code + d, n);
-    const V::F c = centring.centre ? V::load_n(centring.centre + d, n) : zero;
-    return V::fma(e, factor, V::sub(zero, c));
-  };
-  over_row(dim, [&](int64_t d, int n) {
-    const V::F e = centred(d, n);
-    most = V::max(magnitude(e), most);
-    norm = V::fma(e, e, norm);
-  });
-  const float scale = greatest(most) / 127.0f;
+void narrow_pack_code(const float* code, float square, Centring centring, int64_t dim, int c, const NarrowGroup* out) {
   typename N::CodeSums sums;
-  const N::Scales scales(V::set(scale));
+  const N::Scales scales(V::set(out->scale));
   over_row(dim, [&](int64_t d, int n) {
     int32_t words[V::W / N::UNIT];
-    N::pack_code(centred(d, n), scales, sums, words);
+    N::pack_code(centred_code(code, centring, d, n), scales, sums, words);
     const int64_t step = d / N::UNIT;
     for (int i = 0; i < (n + N::UNIT - 1) / N::UNIT; ++i) out->codes[(step + i) * V::PANEL + c] = words[i];
   });
   for (int64_t step = (dim + N::UNIT - 1) / N::UNIT; step < narrow_steps(dim); ++step)
     out->codes[step * V::PANEL + c] = 0;
-  out->scale[c] = scale;
-  out->square[c] = V::sum(norm);
-  out->lost[c] = widened(V::sum(sums.lost), dim) + 0x1p-22f * widened(out->square[c], dim);
+  out->lost[c] = widened(V::sum(sums.lost), dim) + 0x1p-22f * widened(square, dim);
   out->kept[c] = widened(V::sum(sums.kept), dim);
   out->start[c] = N::start(sums);
 }
 
-void narrow_pack_codes(const float* codes, const uint8_t* usable, Centring centring, int n, int64_t dim,
+void narrow_pack_codes(const float* codes, const float* square, Centring centring, int64_t dim,
                        const NarrowGroup* out) {
   const int64_t steps = narrow_steps(dim);
   for (int c = 0; c < V::PANEL; ++c) {
-    out->square[c] = -1.0f;
-    if (c < n && usable[c]) narrow_pack_code(codes + c * dim, centring, dim, c, out);
-    if (out->square[c] >= 0.0f && out->square[c] <= kNarrowMostSquare) continue;
-    // Zeros, also of a code too far to be near: its products would be infinite, and its score no number.
+    if (c < out->n) {
+      narrow_pack_code(codes + out->order[c] * dim, square[out->order[c]], centring, dim, c, out);
+      continue;
+    }
     for (int64_t step = 0; step < steps; ++step) out->codes[step * V::PANEL + c] = 0;
     out->start[c] = 0;
-    out->scale[c] = out->lost[c] = out->kept[c] = 0.0f;
+    out->lost[c] = out->kept[c] = 0.0f;
   }
   arrange_codes(out->codes, steps);
 }

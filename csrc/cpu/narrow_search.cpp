@@ -27,7 +27,7 @@ bool NarrowSearch::open(Search* search, const NarrowCodebook& codebook, ExactSea
   finer_ = finer;
   const NarrowKernels& kernels = codebook.kernels();
   const NarrowCodes& codes = codebook.codes();
-  const int64_t tile = kernels.lanes * kernels.vectors, padded = codes.groups * kernels.group;
+  const int64_t tile = kernels.lanes * kernels.vectors;
   factors_ = codebook.factors();
   for (Buffer<int>* of_block : {&given_up_rows_, &repeats_, &repeats_of_})
     if (!of_block->resize(search->block_rows)) return false;
@@ -35,17 +35,14 @@ bool NarrowSearch::open(Search* search, const NarrowCodebook& codebook, ExactSea
     if (!of_tile->resize(tile)) return false;
   for (Buffer<int32_t>* of_tile : {&counts_, &lead_, &code_, &is_doubtful_, &doubtful_})
     if (!of_tile->resize(tile)) return false;
-  if (!rows_.resize(codes.steps * tile) || !bound_.resize(padded) || !bias_.resize(padded) ||
-      !common_.resize(codes.groups) || !group_bound_.resize(codes.groups) ||
-      !most_.resize(kNarrowChunk / kernels.group * tile) || !run_best_.resize(kNarrowRuns * tile) ||
-      !run_rest_.resize(kNarrowRuns * tile) || !groups_.resize(kNarrowCandidates * tile) ||
-      !upper_.resize(kNarrowCandidates * tile) || !leading_.resize(kernels.group * tile + kernels.lanes) ||
-      !scores_.resize(tile) || !scratch_.resize(codes.dim * kernels.lanes) || !row_.resize(codes.dim) ||
-      !last_row_.resize(codes.dim))
+  if (!rows_.resize(codes.steps * tile) || !most_.resize(kNarrowChunk / kernels.group * tile) ||
+      !run_best_.resize(kNarrowRuns * tile) || !run_rest_.resize(kNarrowRuns * tile) ||
+      !groups_.resize(kNarrowCandidates * tile) || !upper_.resize(kNarrowCandidates * tile) ||
+      !leading_.resize(kernels.group * tile + kernels.lanes) || !scores_.resize(tile) ||
+      !scratch_.resize(codes.dim * kernels.lanes) || !row_.resize(codes.dim) || !last_row_.resize(codes.dim))
     return false;
-  tile_ = {0,     rows_,   scale_,       norm_, lost_,     bound_,    false,  0.0f,   bias_,
-           common_, group_bound_, most_, run_best_, run_rest_, slack_, least_, groups_, upper_,
-           counts_, best_, second_, lead_, leading_, code_, others_, is_doubtful_, {}};
+  tile_ = {0,      rows_,  scale_,   norm_, lost_, most_,   run_best_,    run_rest_, slack_,
+           least_, groups_, upper_, counts_, best_, second_, lead_, leading_, code_, others_, is_doubtful_, {}};
   return true;
 }
 
@@ -145,7 +142,6 @@ void NarrowSearch::search_tile() {
   const double centre = codebook_->centre_norm();
   for (int lane = 0; lane < tile_.n; ++lane)
     slack_[lane] = float(factors_.slack * (double(norm_[lane]) * double(norm_[lane]) + 4.0 * centre * centre));
-  kernels.set_bounds(&codes, &factors_, &tile_);
   kernels.search(&codes, &factors_, &tile_);
 }
 
@@ -173,7 +169,7 @@ const float* NarrowSearch::row(int i) {
 // In loops of their own, so that the scores of one row do not wait for what those of another decide.
 void NarrowSearch::resolve_tile(int first, const int* rows) {
   const auto position = [first, rows](int lane) { return rows ? rows[first + lane] : first + lane; };
-  const int32_t* code = tile_.code;
+  const int32_t *code = tile_.code, *order = codebook_->codes().order;
   int doubtful = 0;
   for (int lane = 0; lane < tile_.n; ++lane) {
     const int i = position(lane);
@@ -185,7 +181,7 @@ void NarrowSearch::resolve_tile(int first, const int* rows) {
     } else if (counts_[lane] > kNarrowCandidates) {
       give_up(i);
     } else {
-      block_.index[i] = code[lane];
+      block_.index[i] = order[code[lane]];
       doubtful_[doubtful] = lane;
       doubtful += is_doubtful_[lane];
     }
@@ -201,25 +197,27 @@ void NarrowSearch::resolve_tile(int first, const int* rows) {
   for (int d = 0; d < open; ++d) resolve_row(position(doubtful_[d]), doubtful_[d], scores_[d]);
 }
 
-NarrowSearch::Score NarrowSearch::with_error(double value, double factor, int lane, int64_t code) const {
-  const double e = double(codebook_->codes().kept[code]) + double(codebook_->codes().lost[code]);
+NarrowSearch::Score NarrowSearch::with_error(double value, double factor, int lane, int64_t place) const {
+  const double e = double(codebook_->codes().length[place]);
   return {value, factor * e * (double(norm_[lane]) + 0.5 * e) + factors_.contract * e * e + 0.5 * double(slack_[lane])};
 }
 
-NarrowSearch::Score NarrowSearch::quick_score(const float* x, int lane, int64_t code) const {
-  const Codebook& codebook = search_->codebook;
-  const float value = codebook_->kernels().quick_score(x, codebook.codes + code * codebook.dim, codebook_->centring(),
-                                                       codebook.dim, codebook.l2);
-  Score score = with_error(double(value), factors_.quick_score, lane, code);
+NarrowSearch::Score NarrowSearch::quick_score(const float* x, int lane, int64_t place) const {
+  const float value = codebook_->kernels().quick_score(x, code_at(place), codebook_->centring(), search_->codebook.dim,
+                                                       search_->codebook.l2);
+  Score score = with_error(double(value), factors_.quick_score, lane, place);
   score.error += double(factors_.offset);
   return score;
 }
 
-NarrowSearch::Score NarrowSearch::score(const float* x, int lane, int64_t code) const {
-  const Codebook& codebook = search_->codebook;
-  const double value = codebook_->kernels().score(x, codebook.codes + code * codebook.dim, codebook_->centring(),
-                                                  codebook.dim, codebook.l2);
-  return with_error(value, factors_.score, lane, code);
+NarrowSearch::Score NarrowSearch::score(const float* x, int lane, int64_t place) const {
+  const double value = codebook_->kernels().score(x, code_at(place), codebook_->centring(), search_->codebook.dim,
+                                                  search_->codebook.l2);
+  return with_error(value, factors_.score, lane, place);
+}
+
+const float* NarrowSearch::code_at(int64_t place) const {
+  return search_->codebook.codes + codebook_->codes().order[place] * search_->codebook.dim;
 }
 
 // Keeps the candidates that can be the nearest, and their scores; returns how many they are.
@@ -242,6 +240,7 @@ void NarrowSearch::resolve_row(int i, int lane, Score likely) {
   int32_t candidates[kNarrowPitch + 1];
   float upper[kNarrowPitch + 1];
   Score scores[kNarrowPitch + 1];
+  const int32_t* order = codebook_->codes().order;
   const int n = codebook_->kernels().open_codes(&codebook_->codes(), &tile_, lane, float(least - slack),
                                                 candidates + 1, upper + 1);
   if (n > kNarrowCandidates) return give_up(i);
@@ -253,8 +252,10 @@ void NarrowSearch::resolve_row(int i, int lane, Score likely) {
   if (n >= kScoredAtOnce) {
     const Codebook& codebook = search_->codebook;
     double values[kNarrowPitch + 1];
-    search_->kernels->score_listed(x, codebook.codes, candidates, n + 1, codebook_->centring(), codebook.dim,
-                                   codebook.l2, values);
+    int32_t numbers[kNarrowPitch + 1];
+    for (int c = 0; c <= n; ++c) numbers[c] = order[candidates[c]];
+    search_->kernels->score_listed(x, codebook.codes, numbers, n + 1, codebook_->centring(), codebook.dim, codebook.l2,
+                                   values);
     for (int c = 0; c <= n; ++c) scores[c] = with_error(values[c], factors_.score, lane, candidates[c]);
     left = keep_open(scores, candidates, n + 1);
   } else {
@@ -271,10 +272,11 @@ void NarrowSearch::resolve_row(int i, int lane, Score likely) {
     }
   }
   if (left > 1) {
+    for (int c = 0; c < left; ++c) candidates[c] = order[candidates[c]];
     std::sort(candidates, candidates + left);
     return exact_->choose_exactly(i, candidates, left);
   }
-  block_.index[i] = candidates[0];
+  block_.index[i] = order[candidates[0]];
 }
 
 }  // namespace vq_cpu

@@ -41,9 +41,11 @@ class NarrowSearch {
   };
   void resolve_tile(int first, const int* rows);
   void resolve_row(int i, int lane, Score likely);
-  Score quick_score(const float* x, int lane, int64_t code) const;  // in float32
-  Score score(const float* x, int lane, int64_t code) const;        // in float64
-  Score with_error(double value, double factor, int lane, int64_t code) const;
+  // Of the code in a place of the narrow codebook.
+  Score quick_score(const float* x, int lane, int64_t place) const;  // in float32
+  Score score(const float* x, int lane, int64_t place) const;        // in float64
+  Score with_error(double value, double factor, int lane, int64_t place) const;
+  const float* code_at(int64_t place) const;
   static int keep_open(Score* scores, int32_t* candidates, int n);
   void give_up(int i);
   bool resolve_given_up();
@@ -72,7 +74,7 @@ class NarrowSearch {
   Buffer<int32_t> rows_, groups_, counts_, lead_, code_, is_doubtful_;
   Buffer<int32_t> doubtful_;  // [tile]: the lanes that are
   Buffer<Score> scores_;      // [tile]: of their likely best codes
-  Buffer<float> scale_, norm_, lost_, bound_, bias_, common_, group_bound_, most_, run_best_, run_rest_, slack_, least_;
+  Buffer<float> scale_, norm_, lost_, most_, run_best_, run_rest_, slack_, least_;
   Buffer<float> upper_, best_, second_, leading_, others_;
   Buffer<float> scratch_;  // [dim][lanes]
   Buffer<float> row_;      // [dim]

@@ -14,9 +14,9 @@ constexpr NarrowKernels narrow_table() {
   table.vectors = V::VECTORS;
   table.group = V::PANEL;
   table.steps = narrow_steps;
+  table.measure_codes = narrow_measure_codes;
   table.pack_codes = narrow_pack_codes;
   table.pack_rows = narrow_pack_rows;
-  table.set_bounds = narrow_set_bounds;
   table.search = narrow_search;
   table.open_codes = narrow_open_codes;
   table.quick_score = narrow_quick_score;

@@ -26,8 +26,8 @@ struct Vnni : NarrowLanes {
 
   // The upper bounds of a row and the codes of a group from their products.
   static Group upper_of(__m256i products, const NarrowCodes* codes, const NarrowTile* t, int row, int64_t first) {
-    const __m256 value = _mm256_mul_ps(_mm256_cvtepi32_ps(products), _mm256_loadu_ps(codes->scale + first));
-    return _mm256_fmadd_ps(value, _mm256_set1_ps(t->scale[row]), rest(codes, t, row, first));
+    const float scale = t->scale[row] * codes->scale[first / V::PANEL];
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), _mm256_set1_ps(scale), rest(codes, t, row, first));
   }
 };
 

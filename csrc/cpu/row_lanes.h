@@ -16,6 +16,16 @@ inline bool lanes_are_adjacent(const VqRows* x, int64_t row, int n) {
   return n >= V::W && x->stride_row == 1 && row / x->rows == (row + V::W - 1) / x->rows;
 }
 
+// n of the W values at p, 0 beyond.
+template <class T>
+inline V::F get(const T* p, int n) {
+  return n == V::W ? V::load(p) : V::load_n(p, n);
+}
+template <class T>
+inline void put(T* p, V::F v, int n) {
+  n == V::W ? V::store(p, v) : V::store_n(p, v, n);
+}
+
 // step(d, n) for every vector of a row, n < W in the last one only.
 template <class Step>
 inline __attribute__((always_inline)) void over_row(int64_t dim, Step step) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <math.h>
+#include <string.h>
 
 #include <type_traits>
 
@@ -102,16 +103,17 @@ void pack_tile(const VqRows* x, int64_t first, int n, Centring centring, float* 
 }
 
 template <class T>
-inline V::F get(const T* p, int n) {
-  return n == V::W ? V::load(p) : V::load_n(p, n);
-}
-template <class T>
-inline void put(T* p, V::F v, int n) {
-  n == V::W ? V::store(p, v) : V::store_n(p, v, n);
+inline void copy_row(const T* from, int64_t dim, T* to) {
+  constexpr int64_t kTogether = 16 / sizeof(T);
+  int64_t d = 0;
+  for (; d + kTogether <= dim; d += kTogether) memcpy(to + d, from + d, 16);
+  for (; d < dim; ++d) to[d] = from[d];
 }
 
-template <class T>
-double quantize_rows_as(RowSpan x, const float* codes, const int64_t* index, int n, int64_t dim, RowSpan out) {
+// ROUNDED: codes in the dtype of rows are at hand.
+template <bool ROUNDED, class T>
+double quantize_rows_as(RowSpan x, const float* codes, const void* rounded, const int64_t* index, int n, int64_t dim,
+                        RowSpan out) {
   double total = 0.0;
   for (int i = 0; i < n; ++i) {
     const T* from = static_cast<const T*>(x.data) + i * x.pitch;
@@ -121,17 +123,20 @@ double quantize_rows_as(RowSpan x, const float* codes, const int64_t* index, int
     over_row(dim, [&](int64_t d, int w) {
       const V::F code = get(e + d, w);
       const V::F difference = V::sub(code, get(from + d, w));
-      put(to + d, code, w);
+      if (!ROUNDED) put(to + d, code, w);
       error = V::fma(difference, difference, error);
     });
+    if (ROUNDED) copy_row(static_cast<const T*>(rounded) + index[i] * dim, dim, to);
     total += double(V::sum(error));
   }
   return total;
 }
 
-double quantize_rows(RowSpan x, const float* codes, const int64_t* index, int n, int64_t dim, RowSpan out) {
+double quantize_rows(RowSpan x, const float* codes, const void* rounded, const int64_t* index, int n, int64_t dim,
+                     RowSpan out) {
   return with_type(x.dtype, [&](auto* type) {
-    return quantize_rows_as<std::remove_pointer_t<decltype(type)>>(x, codes, index, n, dim, out);
+    typedef std::remove_pointer_t<decltype(type)> T;
+    return (rounded ? quantize_rows_as<true, T> : quantize_rows_as<false, T>)(x, codes, rounded, index, n, dim, out);
   });
 }
 
@@ -144,13 +149,10 @@ void add_rows_as(RowSpan rows, const float* codes, const int64_t* index, int n, 
     const T* x = static_cast<const T*>(rows.data) + i * rows.pitch;
     double* sum = sums + index[i] * dim;
     const float* e = DIFFERENCES ? codes + index[i] * dim : nullptr;
-    int64_t d = 0;
-    for (; d + V::W <= dim; d += V::W)
-      V::add_to(sum + d, DIFFERENCES ? V::sub(V::load(x + d), V::load(e + d)) : V::load(x + d));
-    for (; d < dim; ++d) {
-      const float value = to_float(x[d]);
-      sum[d] += double(DIFFERENCES ? value - e[d] : value);
-    }
+    over_row(dim, [&](int64_t d, int w) {
+      const V::F value = DIFFERENCES ? V::sub(get(x + d, w), get(e + d, w)) : get(x + d, w);
+      w == V::W ? V::add_to(sum + d, value) : V::add_to_n(sum + d, value, w);
+    });
   }
 }
 

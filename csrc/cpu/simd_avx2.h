@@ -78,6 +78,11 @@ struct V {
   static I select(M m, I a, I b) {
     return _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(b), _mm256_castsi256_ps(a), m));
   }
+  static float greatest(F v) {
+    const __m128 half = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 pair = _mm_max_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_max_ss(pair, _mm_movehdup_ps(pair)));
+  }
   static float sum(F v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -102,6 +107,12 @@ struct V {
     const __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));
     _mm256_storeu_pd(p, _mm256_add_pd(_mm256_loadu_pd(p), low));
     _mm256_storeu_pd(p + 4, _mm256_add_pd(_mm256_loadu_pd(p + 4), high));
+  }
+  // The first n lanes.
+  static void add_to_n(double* p, F v, int n) {
+    float lanes[W];
+    store(lanes, v);
+    for (int i = 0; i < n; ++i) p[i] += double(lanes[i]);
   }
   static void transpose(F* r) {
     F t[W];

@@ -31,10 +31,10 @@ struct V {
   static __m256i narrow(F v, const Bf16*) {
     const __m512i u = _mm512_castps_si512(v);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
-    const __m512i up = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    const __m512i r = _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q),
-                                              _mm512_srli_epi32(up, 16), _mm512_set1_epi32(0x7fc0));
-    return _mm512_cvtepi32_epi16(r);
+    const __m512i more = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+    const __mmask16 number = _mm512_cmp_ps_mask(v, v, _CMP_ORD_Q);
+    const __m512i up = _mm512_mask_add_epi32(_mm512_set1_epi32(0x7fc00000), number, u, more);
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16));
   }
   static __m256i narrow(F v, const F16*) { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
 
@@ -90,11 +90,21 @@ struct V {
   static F select(M m, F a, F b) { return _mm512_mask_blend_ps(m, b, a); }
   static I select(M m, I a, I b) { return _mm512_mask_blend_epi32(m, b, a); }
   static float sum(F v) { return _mm512_reduce_add_ps(v); }
+  static float greatest(F v) { return _mm512_reduce_max_ps(v); }
   static void add_to(double* p, F v) {
     const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(v));
     const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
     _mm512_storeu_pd(p, _mm512_add_pd(_mm512_loadu_pd(p), low));
     _mm512_storeu_pd(p + 8, _mm512_add_pd(_mm512_loadu_pd(p + 8), high));
+  }
+  // The first n lanes.
+  static void add_to_n(double* p, F v, int n) {
+    const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(v));
+    const __mmask8 of_low = __mmask8(first(n)), of_high = __mmask8(first(n) >> 8);
+    _mm512_mask_storeu_pd(p, of_low, _mm512_add_pd(_mm512_maskz_loadu_pd(of_low, p), low));
+    if (!of_high) return;
+    const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
+    _mm512_mask_storeu_pd(p + 8, of_high, _mm512_add_pd(_mm512_maskz_loadu_pd(of_high, p + 8), high));
   }
   static void transpose(F* r) {
     F t[W];

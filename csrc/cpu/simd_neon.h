@@ -69,6 +69,7 @@ struct V {
   static F select(M m, F a, F b) { return vbslq_f32(m, a, b); }
   static I select(M m, I a, I b) { return vbslq_s32(m, a, b); }
   static float sum(F v) { return vaddvq_f32(v); }
+  static float greatest(F v) { return vmaxvq_f32(v); }
 
   // n of the W values at p, 0 beyond.
   template <class T>
@@ -86,6 +87,12 @@ struct V {
   static void add_to(double* p, F v) {
     vst1q_f64(p, vaddq_f64(vld1q_f64(p), vcvt_f64_f32(vget_low_f32(v))));
     vst1q_f64(p + 2, vaddq_f64(vld1q_f64(p + 2), vcvt_high_f64_f32(v)));
+  }
+  // The first n lanes.
+  static void add_to_n(double* p, F v, int n) {
+    float lanes[W];
+    store(lanes, v);
+    for (int i = 0; i < n; ++i) p[i] += double(lanes[i]);
   }
   static void transpose(F* r) {
     const float64x2_t a = vreinterpretq_f64_f32(vtrn1q_f32(r[0], r[1]));

@@ -87,6 +87,12 @@ struct V {
   static void add_to(double* p, F v) {
     for (int i = 0; i < W; ++i) p[i] += double(v[i]);
   }
+  // The first n lanes.
+  static void add_to_n(double* p, F v, int n) {
+    float lanes[W];
+    store(lanes, v);
+    for (int i = 0; i < n; ++i) p[i] += double(lanes[i]);
+  }
   static void transpose(F* r) {
     F t[W];
     for (int i = 0; i < W; ++i) t[i] = F{r[0][i], r[1][i], r[2][i], r[3][i]};

@@ -15,6 +15,7 @@ struct Step {
   const Kernels* kernels;
   const VqRows *x, *quantized;
   const float* codes;
+  const void* rounded;  // the codes in the dtype in which rows are written, or null
   const uint8_t* mask;
   int64_t* indices;
   int64_t* slots;  // null without statistics
@@ -47,7 +48,8 @@ double quantize_chunk(const Step& step, RowStream& from, RowStream& to, int64_t 
     int run = i;
     while (run < n && !(step.mask && !step.mask[first + run]) && !nonfinite[run]) ++run;
     if (run > i) {
-      error += step.kernels->quantize_rows(rows_from(x, i), step.codes, index + i, run - i, dim, rows_from(out, i));
+      error += step.kernels->quantize_rows(rows_from(x, i), step.codes, step.rounded, index + i, run - i, dim,
+                                           rows_from(out, i));
       if (step.slots)
         for (int r = i; r < run; ++r) step.slots[first + r] = index[r];
       i = run;
@@ -74,6 +76,24 @@ const float* finite_codes(const float* codes, int64_t count, int64_t dim, Buffer
   if (!storage.resize(count * dim)) return nullptr;
   for (int64_t i = 0; i < count * dim; ++i) storage[i] = fabsf(codes[i]) < INFINITY ? codes[i] : 0.0f;
   return storage;
+}
+
+// Codes as 16 bits where rows are written so and are enough to pay for it. False if there is no
+// memory or it was interrupted.
+bool round_codes(Step* step, int64_t count, int threads, Buffer<uint16_t>& storage) {
+  constexpr int64_t kRowsOfCode = 8, kTaskCodes = 64;
+  const int64_t dim = step->x->dim;
+  const int dtype = common_dtype({step->x, step->quantized});
+  if (dtype == VQ_FLOAT32 || row_count(step->x) < kRowsOfCode * count) return true;
+  if (!storage.resize(count * dim)) return false;
+  const VqRows out = {storage, 1, count, dim, 0, dim, 1, dtype};
+  step->rounded = storage;
+  return parallel_for(threads_for(threads, count * dim), divide_up(count, kTaskCodes), step->interruption,
+                      kTaskCodes * dim, [&](int64_t t) {
+                        const int64_t first = t * kTaskCodes;
+                        const int n = int(count - first < kTaskCodes ? count - first : kTaskCodes);
+                        step->kernels->store_rows(&out, first, n, step->codes + first * dim);
+                      });
 }
 
 DirectResult quantize_directly(const Step& step, int64_t count, const VqSearchOptions& options, int threads,
@@ -142,10 +162,11 @@ extern "C" int vq_cpu_vector_quantize(const VqRows* x, const VqCodes* codebook, 
   const bool statistics = result->counts != nullptr;
   Buffer<int64_t> slots;
   if (statistics && !slots.resize(rows)) return VQ_OUT_OF_MEMORY;
-  Step step = {kernels, x, &result->quantized, nullptr, mask, result->indices,
+  Step step = {kernels, x, &result->quantized, nullptr, nullptr, mask, result->indices,
                statistics ? slots.get() : nullptr, &interruption};
   double error = 0.0;
   Buffer<float> storage;
+  Buffer<uint16_t> rounded;
   DirectResult direct = DirectResult::given_up;
   if (!prepared && rows_are_few(x, codebook->count, options->search.precision)) {
     step.codes = codes_as_float(codebook, kernels, threads, &interruption, storage);
@@ -159,6 +180,7 @@ extern "C" int vq_cpu_vector_quantize(const VqRows* x, const VqCodes* codebook, 
       return interruption.status(false);
     Search search(x, prepared ? *prepared : own, options->search, &interruption);
     step.codes = search.codebook.codes;
+    if (!round_codes(&step, codebook->count, threads, rounded)) return interruption.status(false);
     if (!quantize_blocks(step, search, threads, &error)) return interruption.status(false);
   }
   int64_t valid = rows;

@@ -17,9 +17,8 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return use_path(request.param, monkeypatch)
 
 
-def test_the_longest_of_rows_that_share_a_bound_is_covered(path: str) -> None:
-    """Residuals point the same way, and short codes leave each of two groups nothing in common: the bound of
-    the long rows, of a tile where others are nine sixteenths as long, is all in the bias of the codes."""
+def test_rows_of_two_lengths_have_bounds_of_their_own(path: str) -> None:
+    """Residuals point the same way, of long rows in a tile with others that are nine sixteenths as long."""
     d = 500
     int8 = PATHS[path][1] == "int8"
     step = 2.0**-7
@@ -40,13 +39,17 @@ def test_the_longest_of_rows_that_share_a_bound_is_covered(path: str) -> None:
 
 
 @pytest.mark.parametrize("best", [100, 600])
-def test_what_rows_share_does_not_raise_the_limit(path: str, best: int) -> None:
-    """Code 0 gains as much in every value as its bound allows, and in short rows what they share with long
-    ones comes on top; the best code is in another group and loses nothing."""
+def test_the_bound_of_a_group_does_not_raise_the_limit(path: str, best: int) -> None:
+    """Code 0 gains as much in every value as its bound allows; the best code is in another group, met
+    before or after it, and no code there loses anything."""
     d = 500
     whole = 20 if PATHS[path][1] == "int8" else 128
     codebook = torch.full((1024, d), whole + 0.26)
+    codebook[:, 299] -= torch.arange(1024) / 64  # no copies
     codebook[0] = whole + 0.5005
+    first = best // 8 * 8
+    codebook[first : first + 8] = whole
+    codebook[first : first + 8, 300:308] -= torch.eye(8)
     codebook[best] = whole
     codebook[best, 1:291] += 1  # 40 more than code 0 in all
     codebook[:, 0] = 127 if whole == 20 else whole
@@ -54,6 +57,31 @@ def test_what_rows_share_does_not_raise_the_limit(path: str, best: int) -> None:
     x[:, ::2] *= 0.5625
     assert rational_argmin(x[0, :1], codebook, "cosine") == best
     assert (native.nearest_code(x, codebook, "cosine", "exact") == best).all()
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_codes_of_one_group_lie_anywhere(path: str, metric: str) -> None:
+    """Six codes beside each row have equal scores and largest values of their own, by which the sweep orders
+    codes: the first of them wins."""
+    k, d = 600, 24
+    sides = torch.tensor([[25.0, 0], [-24, 7], [20, 15], [15, -20], [-7, 24], [0, -25]])
+    rows = torch.zeros(k // 6, d)
+    rows[:, 2:] = torch.randint(-19, 20, (k // 6, d - 2)).float()
+    codebook = rows.repeat_interleave(6, 0)
+    codebook[:, :2] = sides.repeat(k // 6, 1)
+    codebook = codebook[torch.randperm(k)]
+    for scale in (1.0, 2.0**-40):
+        x, codes = rows[None] * scale, codebook * scale
+        truth = reference.nearest_code(x, codes, metric, "exact")
+        assert torch.equal(native.nearest_code(x, codes, metric, "exact"), truth)
+
+
+def test_codes_of_all_sizes(path: str) -> None:
+    """From group to group the scale doubles and more, so that groups have places without a code."""
+    codebook = torch.randn(300, 24) * 2.0 ** torch.randint(-20, 21, (300, 1))
+    x = (codebook[::2] + codebook[1::2])[None] / 2
+    found = native.nearest_code(x, codebook, "l2", "exact")
+    assert torch.equal(found, reference.nearest_code(x, codebook, "l2", "exact"))
 
 
 @pytest.mark.parametrize("best", [0, 5])
