@@ -137,7 +137,9 @@ bool ExactSearch::settle_lanes(int lanes, int64_t* nearest) {
   const Codebook& codebook = search_->codebook;
   const Kernels& kernels = *search_->kernels;
   if (!search_->codebook.ensure_lengths(&kernels) ||
-      (!near_.get() && !(scores_.resize(codebook.count * kExactLanes) && near_.resize(codebook.count))))
+      (!near_.get() && !(scores_.resize((codebook.count + kExactLanes) * kExactLanes) &&
+                         groups_.resize(codebook.count) && open_.resize(codebook.count + 1) &&
+                         near_.resize(codebook.count))))
     return false;
   double norms[kExactLanes] = {}, limit[kExactLanes];
   for (int64_t d = 0; d < codebook.dim; ++d)
@@ -160,17 +162,19 @@ bool ExactSearch::settle_lanes(int lanes, int64_t* nearest) {
   scan.lanes = lanes;
   scan.scores = scores_;
   scan.limit = limit;
+  scan.groups = groups_;
   scan.near = near_;
-  kernels.wide_scan(&scan);
+  scan.open = open_;
+  open_count_ = kernels.wide_scan(&scan);
   constexpr int kNear = 64;
   const int64_t most = codebook.count / 8 < kNear ? codebook.count / 8 : kNear;
   int32_t near[kExactLanes][kNear + 1];
   int counts[kExactLanes] = {};
-  for (int64_t j = 0; j < codebook.count; ++j)
-    for (unsigned bits = near_[j]; bits; bits &= bits - 1) {
+  for (int64_t i = 0; i < open_count_; ++i)
+    for (unsigned bits = near_[open_[i]]; bits; bits &= bits - 1) {
       const int lane = __builtin_ctz(bits);
       if (counts[lane] > most) return settle_in_whole_numbers(lanes, norms, nearest);
-      near[lane][counts[lane]++] = int32_t(j);
+      near[lane][counts[lane]++] = open_[i];
     }
   for (int lane = 0; lane < lanes; ++lane) {
     nearest[lane] = 0;
@@ -188,8 +192,8 @@ bool ExactSearch::settle_in_whole_numbers(int lanes, const double* norms, int64_
       (!fixed_rows32_.get() && !(fixed_rows_.resize(dim * kExactLanes) && fixed_rows32_.resize(dim * kExactLanes))))
     return false;
   double longest = 0.0;
-  for (int64_t j = 0; j < codebook.count; ++j)
-    if (near_[j] && codebook.lengths[j] > longest) longest = codebook.lengths[j];
+  for (int64_t i = 0; i < open_count_; ++i)
+    if (codebook.lengths[open_[i]] > longest) longest = codebook.lengths[open_[i]];
   int64_t factor[kExactLanes] = {}, index[kExactLanes];
   bool is_narrow = true;
   for (int lane = 0; lane < lanes; ++lane) {
@@ -206,7 +210,8 @@ bool ExactSearch::settle_in_whole_numbers(int lanes, const double* norms, int64_
   scan.halves = codebook.l2 ? codebook.fixed.halves() : nullptr;
   scan.factor = factor;
   scan.near = near_;
-  scan.count = codebook.count;
+  scan.open = open_;
+  scan.open_count = open_count_;
   scan.dim = dim;
   scan.lanes = lanes;
   scan.index = index;

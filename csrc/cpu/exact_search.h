@@ -71,8 +71,11 @@ class ExactSearch {
   Buffer<float> row_;           // [dim]
   RememberedRows remembered_;   // of the scans before, of any block
   Buffer<double> exact_rows_;  // [dim][kExactLanes]
-  Buffer<double> scores_;      // [codes][kExactLanes], once a row was scanned
-  Buffer<uint16_t> near_;      // [codes]
+  Buffer<double> scores_;      // [codes + kExactLanes][kExactLanes], once a row was scanned
+  Buffer<uint16_t> near_;      // [codes]: of the scan, the lanes in which a code is open
+  Buffer<int32_t> groups_;     // [codes], scratch
+  Buffer<int32_t> open_;       // [codes + 1]: those that are, in ascending order
+  int64_t open_count_ = 0;
   Buffer<uint64_t> fixed_rows_;    // [dim][kExactLanes], once ties were many
   Buffer<uint32_t> fixed_rows32_;  // the same modulo 2^32
   Buffer<float> lane_rows_;    // [kExactLanes][dim]

@@ -96,9 +96,11 @@ struct WideScan {
   double error;                          // of |e|^2 / 2 + |x||e|: how far a score may be off
   int64_t count, dim;
   int l2, lanes;
-  double* scores;  // [count][kExactLanes], scratch
+  double* scores;   // [count + kExactLanes][kExactLanes], scratch
+  int32_t* groups;  // [count], scratch
   double* limit;   // [kExactLanes], written: no score of the nearest code is above; infinite without a code to choose
   uint16_t* near;  // [count], written: the lanes in which a score may be as low, as bits
+  int32_t* open;   // [count + 1], written: the codes that are near in any lane, in ascending order
 };
 
 // Such rows and codes in whole numbers modulo 2^64 (fixed_point.h): of the codes that are near, the one of the least
@@ -109,8 +111,9 @@ struct FixedScan {
   const int64_t* codes;   // [count][dim]
   const int64_t* halves;  // [count], null for 0, and what they are multiplied with [kExactLanes]
   const int64_t* factor;
-  const uint16_t* near;  // as wide_scan leaves it
-  int64_t count, dim;
+  const uint16_t* near;  // [codes]: the lanes in which each is near, as bits
+  const int32_t* open;   // [open_count]: the codes that are near in any lane, in ascending order
+  int64_t open_count, dim;
   int lanes;
   int64_t* index;  // [kExactLanes], written
 };
@@ -142,7 +145,7 @@ struct Kernels {
                      const double* squares_low, int64_t count, int64_t dim, int lanes, int64_t* index);
 
   // The same rows in float64 first, and what that leaves open in whole numbers.
-  void (*wide_scan)(const WideScan*);
+  int64_t (*wide_scan)(const WideScan*);  // returns how many codes are open
   void (*fixed_scan)(const FixedScan*);
 
   // Of each code: whether it is finite, and a hash that equal codes share.

@@ -15,6 +15,9 @@ namespace {
 // Of so many codes that the first score leaves open all are scored together, rather than one after the other, of which
 // each may rule out some of the rest.
 constexpr int kScoredAtOnce = 8;
+// What an open code costs, and how much a dimension of a code does in the search that takes over, both on an EPYC; their
+// ratio is much the same elsewhere.
+constexpr double kOpenNs = 16.0, kOpenNsADim = 0.25, kFinerNs = 0.01, kSweepNs = 0.02;
 
 }  // namespace
 
@@ -69,6 +72,7 @@ bool NarrowSearch::search(const RowBlock& block, const int* rows, int count) {
   while (done < count && !skip_) {
     if (search_->interruption->requested()) return false;
     const int given_up_before = given_up_count_;
+    opened_ = 0;
     tile_.n = count - done < tile ? count - done : tile;
     if (!rows)
       pack_tile(done);
@@ -77,14 +81,23 @@ bool NarrowSearch::search(const RowBlock& block, const int* rows, int count) {
     search_tile();
     resolve_tile(done, rows);
     done += tile_.n;
-    // Of a whole tile, so that one row of a short list does not speak for the blocks to come.
-    if (given_up_count_ - given_up_before > tile / (finer_ ? 8 : 2)) skip_ = kSkippedBlocks;
+    if (others_are_faster(given_up_count_ - given_up_before)) skip_ = kSkippedBlocks;
   }
   if (!resolve_given_up()) return false;
   if (done == count) return true;
   if (rows) return search_by_other(block, rows + done, count - done);
   const RowBlock rest = {block.first + done, count - done, block.index + done, block.nonfinite + done};
   return search_by_other(rest, nullptr, rest.n);
+}
+
+// After a tile of which so many rows were given up. Of a whole tile, so that one row of a short list does not speak for
+// the blocks to come.
+bool NarrowSearch::others_are_faster(int given_up) const {
+  const int tile = codebook_->kernels().lanes * codebook_->kernels().vectors;
+  if (given_up > tile / (finer_ ? 8 : 2)) return true;
+  const double dim = double(search_->codebook.dim), codes = double(search_->codebook.count);
+  const double other = codes * dim * tile * (finer_ ? kFinerNs : kSweepNs);
+  return double(opened_) * (kOpenNs + kOpenNsADim * dim) > other;
 }
 
 bool NarrowSearch::search_by_other(const RowBlock& block, const int* rows, int count) {
@@ -245,6 +258,7 @@ void NarrowSearch::resolve_row(int i, int lane, Score likely) {
   const int n = codebook_->kernels().open_codes(&codebook_->codes(), &tile_, lane, float(least - slack),
                                                 candidates + 1, upper + 1);
   if (n > kNarrowCandidates) return give_up(i);
+  opened_ += n;
   candidates[0] = tile_.code[lane];
   scores[0] = likely;
   int scored = 1;

@@ -26,13 +26,14 @@ class SweepSearch {
   bool run_rows(const RowBlock& block, const int* rows, int count);
 
  private:
-  // Blocks of which all rows are scanned at once, after one of which most were.
+  // Blocks that begin with a later step, after one of which most rows came to it: with differences, or with the scan.
   static constexpr int kSkippedBlocks = 15;
 
   bool sweep_codes(const float* packed, int rows, float* best, float* second, int32_t* best_index);
   bool run_all(const RowBlock& block, bool exact);
   bool scan_at_once(const RowBlock& block);
   bool scan_queued_rows();
+  bool scan_is_faster(int listed) const;
   void certify(const Bound& bound, int i, bool exact);
   bool resolve_ambiguous_rows();
   void gather_rows(const int* rows, int n);
@@ -53,6 +54,7 @@ class SweepSearch {
   Buffer<int> ambiguous_rows_;                // [block_rows]
   int ambiguous_count_ = 0;
   int skip_ = 0;                              // blocks still to be scanned at once
+  int skip_sweep_ = 0;                        // blocks still to be compared by differences at once
   Buffer<float> row_;                         // [dim]
   Buffer<float> compact_, threshold_, compact_norm2_;  // [dim][tile], [tile], [tile]
   Buffer<float> lane_best_, lane_second_;     // [tile]
