@@ -19,13 +19,13 @@ typedef double ExactD __attribute__((vector_size(8 * EXACT_LANES)));
 typedef int64_t ExactI __attribute__((vector_size(8 * EXACT_LANES)));
 
 // The lanes of one vector.
-void exact_scan_lanes(const double* x, const float* codes, const uint8_t* usable, const double* squares_high,
-                      const double* squares_low, int64_t k, int64_t dim, int64_t* index) {
+void exact_scan_lanes(const double* x, const float* codes, const int32_t* open, const double* squares_high,
+                      const double* squares_low, int64_t count, int64_t dim, int64_t* index) {
   const ExactD zero = {};
   ExactD best_v = zero + INFINITY, best_r = zero + INFINITY;
   ExactI best = {};
-  for (int64_t j = 0; j < k; ++j) {
-    if (!usable[j]) continue;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t j = open[i];
     const float* e = codes + j * dim;
     ExactD high = zero + (squares_high ? squares_high[j] : 0.0);
     ExactD low = zero + (squares_low ? squares_low[j] : 0.0);
@@ -49,10 +49,10 @@ void exact_scan_lanes(const double* x, const float* codes, const uint8_t* usable
   __builtin_memcpy(index, &best, sizeof best);
 }
 
-void exact_scan(const double* x, const float* codes, const uint8_t* usable, const double* squares_high,
-                const double* squares_low, int64_t k, int64_t dim, int lanes, int64_t* index) {
+void exact_scan(const double* x, const float* codes, const int32_t* open, const double* squares_high,
+                const double* squares_low, int64_t count, int64_t dim, int lanes, int64_t* index) {
   for (int lane = 0; lane < lanes; lane += EXACT_LANES)
-    exact_scan_lanes(x + lane, codes, usable, squares_high, squares_low, k, dim, index + lane);
+    exact_scan_lanes(x + lane, codes, open, squares_high, squares_low, count, dim, index + lane);
 }
 
 // Lanes in which a <= b, as bits.

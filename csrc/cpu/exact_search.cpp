@@ -14,6 +14,16 @@ bool row_is_finite(const float* row, int64_t dim) {
   return true;
 }
 
+bool row_is_flat(const float* row, int64_t dim) {
+  for (int64_t d = 1; d < dim; ++d)
+    if (row[d] != row[0]) return false;
+  return true;
+}
+
+// What an error-free sum costs a dimension, and the same of a code in whole numbers for sixteen rows: in cycles of an
+// EPYC, but their ratio is much the same elsewhere.
+constexpr int64_t kExactCycles = 4, kFixedCycles = 3, kExactScanCycles = 17;
+
 }  // namespace
 
 bool RememberedRows::open(int64_t dim) {
@@ -46,7 +56,7 @@ void RememberedRows::add(const float* row, int64_t index) {
 bool ExactSearch::open(Search* search) {
   search_ = search;
   const int64_t dim = search->x->dim;
-  return scan_rows_.resize(search->block_rows) && lane_of_.resize(search->block_rows) && row_.resize(dim) &&
+  return scan_rows_.resize(search->block_rows) && flat_rows_.resize(search->block_rows) && lane_of_.resize(search->block_rows) && row_.resize(dim) &&
          remembered_.open(dim) && lane_rows_.resize(kExactLanes * dim) && exact_rows_.resize(dim * kExactLanes);
 }
 
@@ -89,75 +99,96 @@ void ExactSearch::queue_unbounded(int i) {
 }
 
 bool ExactSearch::scan_queued_rows() {
+  flat_count_ = 0;
+  const bool done = scan_rows(scan_rows_, scan_count_, false) && scan_rows(flat_rows_, flat_count_, true);
+  scan_count_ = 0;
+  return done;
+}
+
+bool ExactSearch::scan_rows(int* rows, int count, bool flat) {
   const int64_t dim = search_->codebook.dim;
   int lanes = 0, from = 0;
-  for (int s = 0; s < scan_count_; ++s) {
-    search_->kernels->load_rows(search_->x, block_.first + scan_rows_[s], 1, row_);
+  for (int s = 0; s < count; ++s) {
+    search_->kernels->load_rows(search_->x, block_.first + rows[s], 1, row_);
+    if (!flat && row_is_flat(row_, dim)) {
+      flat_rows_[flat_count_++] = rows[s];
+      lane_of_[s] = -1;
+      continue;
+    }
     int lane = 0;
     while (lane < lanes && !rows_are_equal(row_, lane_rows_ + lane * dim, dim)) ++lane;
     const int64_t known = lane < lanes ? -1 : remembered_.find(row_);
     lane_of_[s] = known >= 0 ? -1 : lane;
-    if (known >= 0) block_.index[scan_rows_[s]] = known;
+    if (known >= 0) block_.index[rows[s]] = known;
     if (known >= 0 || lane < lanes) continue;
     if (lanes == kExactLanes) {
-      if (!scan_lanes(from, s, lanes)) return false;
+      if (!scan_lanes(rows, from, s, lanes, flat)) return false;
       from = s;
       lane_of_[s] = lanes = 0;
     }
     memcpy(lane_rows_ + lanes++ * dim, row_, size_t(dim) * sizeof(float));
   }
-  const bool done = !lanes || scan_lanes(from, scan_count_, lanes);
-  scan_count_ = 0;
-  return done;
+  return !lanes || scan_lanes(rows, from, count, lanes, flat);
 }
 
-// The queued rows from .. to - 1, which share `lanes` lanes.
-bool ExactSearch::scan_lanes(int from, int to, int lanes) {
+// The first `dim` values of the rows in lanes.
+void ExactSearch::widen_lanes(int lanes, int64_t dim) {
+  const int64_t pitch = search_->codebook.dim;
+  for (int64_t d = 0; d < dim; ++d)
+    for (int lane = 0; lane < kExactLanes; ++lane)
+      exact_rows_[d * kExactLanes + lane] = lane < lanes ? double(lane_rows_[lane * pitch + d]) : 0.0;
+}
+
+// Rows from .. to - 1 of a queue, which share `lanes` lanes.
+bool ExactSearch::scan_lanes(const int* rows, int from, int to, int lanes, bool flat) {
   if (search_->interruption->requested()) return false;
   const Codebook& codebook = search_->codebook;
   const int64_t dim = codebook.dim;
-  for (int64_t d = 0; d < dim; ++d)
-    for (int lane = 0; lane < kExactLanes; ++lane)
-      exact_rows_[d * kExactLanes + lane] = lane < lanes ? double(lane_rows_[lane * dim + d]) : 0.0;
   int64_t nearest[kExactLanes];
-  if (!settle_lanes(lanes, nearest)) {
+  if (!ensure_scan() || (flat && !search_->codebook.ensure_flat())) return false;
+  if (!settle_lanes(lanes, flat && dim > kFlatParts && codebook.has_flat, nearest)) {
+    widen_lanes(lanes, dim);
     if (!search_->codebook.ensure_squares()) return false;
-    search_->kernels->exact_scan(exact_rows_, codebook.codes, codebook.usable, codebook.squares_high,
-                                 codebook.squares_low, codebook.count, codebook.dim, lanes, nearest);
+    search_->kernels->exact_scan(exact_rows_, codebook.codes, open_, codebook.squares_high, codebook.squares_low,
+                                 open_count_, dim, lanes, nearest);
   }
   for (int s = from; s < to; ++s)
-    if (lane_of_[s] >= 0) block_.index[scan_rows_[s]] = nearest[lane_of_[s]];
+    if (lane_of_[s] >= 0) block_.index[rows[s]] = nearest[lane_of_[s]];
   for (int lane = 0; lane < lanes; ++lane) remembered_.add(lane_rows_ + lane * dim, nearest[lane]);
   return true;
 }
 
-// In float64, and exactly among the codes that it leaves. False, with nothing of use written, if it leaves a row so
-// many that scanning all codes is the faster way, or there is no memory.
-bool ExactSearch::settle_lanes(int lanes, int64_t* nearest) {
+bool ExactSearch::ensure_scan() {
+  const int64_t count = search_->codebook.count;
+  return search_->codebook.ensure_lengths(search_->kernels) &&
+         (near_.get() || (scores_.resize((count + kExactLanes) * kExactLanes) && groups_.resize(count) &&
+                          open_.resize(count + 1) && near_.resize(count)));
+}
+
+// In float64, and exactly among the codes that it leaves. False, with nothing of use written but these codes, if it
+// leaves a row so many that sixteen rows together are the faster way and whole numbers cannot tell.
+bool ExactSearch::settle_lanes(int lanes, bool flat, int64_t* nearest) {
   const Codebook& codebook = search_->codebook;
   const Kernels& kernels = *search_->kernels;
-  if (!search_->codebook.ensure_lengths(&kernels) ||
-      (!near_.get() && !(scores_.resize((codebook.count + kExactLanes) * kExactLanes) &&
-                         groups_.resize(codebook.count) && open_.resize(codebook.count + 1) &&
-                         near_.resize(codebook.count))))
-    return false;
+  const int64_t dim = flat ? kFlatParts : codebook.dim;
+  widen_lanes(lanes, dim);
   double norms[kExactLanes] = {}, limit[kExactLanes];
-  for (int64_t d = 0; d < codebook.dim; ++d)
+  for (int64_t d = 0; d < dim; ++d)
     for (int lane = 0; lane < kExactLanes; ++lane) {
       const double v = exact_rows_[d * kExactLanes + lane];
       norms[lane] += v * v;
     }
-  for (double& norm : norms) norm = 1.01 * sqrt(norm);
+  for (double& norm : norms) norm = 1.01 * sqrt(norm * (double(codebook.dim) / double(dim)));
   WideScan scan = {};
   scan.x = exact_rows_;
-  scan.codes = codebook.codes;
+  scan.codes = flat ? codebook.flat.get() : codebook.codes;
   scan.usable = codebook.usable;
   scan.half_squares = codebook.half_squares;
   scan.lengths = codebook.lengths;
   scan.norms = norms;
   scan.error = 1.01 * search_->certificate.float64(codebook.dim);
   scan.count = codebook.count;
-  scan.dim = codebook.dim;
+  scan.dim = dim;
   scan.l2 = codebook.l2;
   scan.lanes = lanes;
   scan.scores = scores_;
@@ -167,15 +198,22 @@ bool ExactSearch::settle_lanes(int lanes, int64_t* nearest) {
   scan.open = open_;
   open_count_ = kernels.wide_scan(&scan);
   constexpr int kNear = 64;
-  const int64_t most = codebook.count / 8 < kNear ? codebook.count / 8 : kNear;
-  int32_t near[kExactLanes][kNear + 1];
+  int32_t near[kExactLanes][kNear];
   int counts[kExactLanes] = {};
-  for (int64_t i = 0; i < open_count_; ++i)
+  bool fits = true;
+  for (int64_t i = 0; i < open_count_ && fits; ++i)
     for (unsigned bits = near_[open_[i]]; bits; bits &= bits - 1) {
       const int lane = __builtin_ctz(bits);
-      if (counts[lane] > most) return settle_in_whole_numbers(lanes, norms, nearest);
-      near[lane][counts[lane]++] = open_[i];
+      fits &= counts[lane] < kNear;
+      if (fits) near[lane][counts[lane]++] = open_[i];
     }
+  int64_t exact = 0;
+  for (int lane = 0; lane < lanes; ++lane)
+    if (counts[lane] > 1) exact += divide_up(counts[lane], kExactCodes) * kExactCodes;
+  if (!fits || exact * kExactCycles > open_count_ * kFixedCycles) {
+    if (settle_in_whole_numbers(lanes, flat, norms, nearest)) return true;
+    if (!fits || exact * kExactCycles > open_count_ * kExactScanCycles) return false;
+  }
   for (int lane = 0; lane < lanes; ++lane) {
     nearest[lane] = 0;
     if (!counts[lane]) continue;
@@ -185,7 +223,7 @@ bool ExactSearch::settle_lanes(int lanes, int64_t* nearest) {
   return true;
 }
 
-bool ExactSearch::settle_in_whole_numbers(int lanes, const double* norms, int64_t* nearest) {
+bool ExactSearch::settle_in_whole_numbers(int lanes, bool flat, const double* norms, int64_t* nearest) {
   Codebook& codebook = search_->codebook;
   const int64_t dim = codebook.dim;
   if (!codebook.fixed.ensure(codebook) ||
@@ -197,22 +235,22 @@ bool ExactSearch::settle_in_whole_numbers(int lanes, const double* norms, int64_
   int64_t factor[kExactLanes] = {}, index[kExactLanes];
   bool is_narrow = true;
   for (int lane = 0; lane < lanes; ++lane) {
-    const int unit = fix_row(lane_rows_ + lane * dim, dim, codebook.fixed, codebook.l2, fixed_rows_ + lane,
+    const int unit = fix_row(lane_rows_ + lane * dim, flat ? 1 : dim, codebook.fixed, codebook.l2, fixed_rows_ + lane,
                              factor + lane);
     if (!search_->certificate.score_is_exact(dim, norms[lane], 1.01 * longest, unit)) return false;
     is_narrow &= search_->certificate.ties_fit_32_bits(dim, norms[lane], 1.01 * longest, unit);
   }
-  for (int64_t i = 0; is_narrow && i < dim * kExactLanes; ++i) fixed_rows32_[i] = uint32_t(fixed_rows_[i]);
+  for (int64_t i = 0; is_narrow && i < (flat ? 1 : dim) * kExactLanes; ++i) fixed_rows32_[i] = uint32_t(fixed_rows_[i]);
   FixedScan scan = {};
   scan.x = fixed_rows_;
   scan.x32 = is_narrow ? fixed_rows32_.get() : nullptr;
-  scan.codes = codebook.fixed.values();
+  scan.codes = flat ? codebook.fixed.sums() : codebook.fixed.values();
   scan.halves = codebook.l2 ? codebook.fixed.halves() : nullptr;
   scan.factor = factor;
   scan.near = near_;
   scan.open = open_;
   scan.open_count = open_count_;
-  scan.dim = dim;
+  scan.dim = flat ? 1 : dim;
   scan.lanes = lanes;
   scan.index = index;
   search_->kernels->fixed_scan(&scan);

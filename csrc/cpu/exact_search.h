@@ -58,15 +58,21 @@ class ExactSearch {
   bool scan_queued_rows();
 
  private:
-  bool scan_lanes(int from, int to, int lanes);
-  bool settle_lanes(int lanes, int64_t* nearest);
-  bool settle_in_whole_numbers(int lanes, const double* norms, int64_t* nearest);
+  // Rows of one kind: those of one value throughout, to which a code is its length and the sum of its values, or others.
+  bool scan_rows(int* rows, int count, bool flat);
+  bool scan_lanes(const int* rows, int from, int to, int lanes, bool flat);
+  bool ensure_scan();
+  void widen_lanes(int lanes, int64_t dim);
+  bool settle_lanes(int lanes, bool flat, int64_t* nearest);
+  bool settle_in_whole_numbers(int lanes, bool flat, const double* norms, int64_t* nearest);
   int64_t nearest_of(const float* row, const int32_t* candidates, int n) const;
 
   Search* search_ = nullptr;
   RowBlock block_ = {};
   Buffer<int> scan_rows_;  // [block_rows]
   int scan_count_ = 0;
+  Buffer<int> flat_rows_;  // [block_rows]
+  int flat_count_ = 0;
   Buffer<int> lane_of_;         // [block_rows]: of each queued row, which equal rows share; -1: it was met before
   Buffer<float> row_;           // [dim]
   RememberedRows remembered_;   // of the scans before, of any block

@@ -139,9 +139,9 @@ struct Kernels {
   void (*sweep_dots)(const DirectSweep*);  // up to dot_rows rows, lanes are dimensions
   void (*sweep_rows)(const DirectSweep*);  // up to a tile of rows, lanes are rows
 
-  // The exact scores (exact_body.h) of `kExactLanes` rows x [dim][lanes] with all codes, and the index of
-  // the smallest. squares_high and _low [codes]: the sum over e^2/2, null for 0.
-  void (*exact_scan)(const double* x, const float* codes, const uint8_t* usable, const double* squares_high,
+  // The exact scores (exact_body.h) of `kExactLanes` rows x [dim][lanes] with the codes open [count], which come in
+  // ascending order, and the index of the smallest. squares_high and _low [codes]: the sum over e^2/2, null for 0.
+  void (*exact_scan)(const double* x, const float* codes, const int32_t* open, const double* squares_high,
                      const double* squares_low, int64_t count, int64_t dim, int lanes, int64_t* index);
 
   // The same rows in float64 first, and what that leaves open in whole numbers.
@@ -159,8 +159,8 @@ struct Kernels {
   double (*score_rows)(const double* rows, int n, int64_t pitch, const float* code, int64_t dim, int l2,
                        double* scores);
 
-  // Of one row with the codes [n] of a list, in float64 in any order: x.e, and x'.e' - |e'|^2 / 2 (cosine: x'.e') of
-  // values that are centred.
+  // Of one row with the codes [n] of a list, in float64 in any order: x.e, and x'.e' - |e'|^2 / 2 of values that are
+  // centred (cosine: x.e', the row scaled alone).
   void (*dot_listed)(const float* row, const float* codes, const int32_t* list, int n, int64_t dim, double* dots);
   void (*score_listed)(const float* row, const float* codes, const int32_t* list, int n, Centring centring,
                        int64_t dim, int l2, double* scores);

@@ -22,9 +22,10 @@ bool NarrowCodebook::prepare(const Codebook& codebook, const NarrowKernels* kern
       !least_lost_.resize(groups) || !least_kept_.resize(groups) || !more_lost_.resize(padded) ||
       !more_kept_.resize(padded))
     return false;
-  centring_ = {unit_scale(codebook.typical_norm), codebook.l2 ? centre_.get() : nullptr};
+  centring_ = {unit_scale(codebook.typical_norm), centre_};
+  row_centring_ = {centring_.scale, codebook.l2 ? centre_.get() : nullptr};
   double square = 0.0;
-  for (int64_t d = 0; codebook.l2 && d < dim; ++d) {
+  for (int64_t d = 0; d < dim; ++d) {
     centre_[d] = codebook.centre[d] * centring_.scale;
     square += double(centre_[d]) * double(centre_[d]);
   }
@@ -54,9 +55,9 @@ bool NarrowCodebook::prepare(const Codebook& codebook, const NarrowKernels* kern
       }
       sum_up_group(g, group, codebook.l2);
     }
-    if (far && !codebook.l2) {
-#pragma omp critical(vq_narrow_codebook_bounded)
-      bounded_ = false;
+    if (far) {
+#pragma omp critical(vq_narrow_codebook_far)
+      has_far_ = true;
     }
   });
   if (done) kernels_ = kernels;

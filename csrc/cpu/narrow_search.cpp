@@ -46,7 +46,7 @@ bool NarrowSearch::open(Search* search, const NarrowCodebook& codebook, ExactSea
       !scores_.resize(tile) || !scratch_.resize(codes.dim * kernels.lanes) || !row_.resize(codes.dim) ||
       !last_row_.resize(codes.dim))
     return false;
-  tile_ = {0,     rows_,   scale_,       norm_, lost_,     bound_,    false,  0.0f,   bias_,
+  tile_ = {0,     codebook.reach(), rows_,   scale_,       norm_, lost_,     bound_,    false,  0.0f,   bias_,
            common_, group_bound_, most_, run_best_, run_rest_, slack_, least_, groups_, upper_,
            counts_, best_, second_, lead_, leading_, code_, others_, is_doubtful_, {}};
   return true;
@@ -136,7 +136,7 @@ bool NarrowSearch::resolve_given_up() {
 
 void NarrowSearch::pack_tile(int first) {
   const NarrowKernels& kernels = codebook_->kernels();
-  kernels.pack_rows(search_->x, block_.first + first, codebook_->centring(), scratch_, &tile_);
+  kernels.pack_rows(search_->x, block_.first + first, codebook_->row_centring(), scratch_, &tile_);
   tile_.next = next_rows(first + tile_.n, kernels.lanes * kernels.vectors);
 }
 
@@ -147,7 +147,7 @@ bool NarrowSearch::pack_listed(const int* rows) {
   for (int lane = 0; lane < tile_.n; ++lane)
     search_->kernels->load_rows(search_->x, block_.first + rows[lane], 1, listed_ + lane * dim);
   const VqRows view = {listed_, 1, tile_.n, dim, tile_.n * dim, dim, 1, VQ_FLOAT32};
-  kernels.pack_rows(&view, 0, codebook_->centring(), scratch_, &tile_);
+  kernels.pack_rows(&view, 0, codebook_->row_centring(), scratch_, &tile_);
   tile_.next = {};
   return true;
 }

@@ -11,10 +11,9 @@ namespace {
 constexpr int64_t kCodeBytes = 512 << 10;  // packed codes of a block
 constexpr int kMostTile = 64;              // rows of a tile of any instruction set
 constexpr int kCandidates = 48;            // of a row, before all codes are scored
-constexpr int kLongTie = 6;  // of a row: whole numbers cost less than as many error-free sums
-// What a listed code costs beyond differences, and a code, and a dimension of one, in a scan of sixteen rows: on an EPYC,
-// but their ratios are much the same elsewhere.
-constexpr double kListedNs = 7.0, kScannedNs = 0.4, kScannedNsADim = 0.034;
+// What a listed code costs beyond differences, a dimension of one in error-free sums, and a code, and a dimension of
+// one, in a scan of sixteen rows: on an EPYC, but their ratios are much the same elsewhere.
+constexpr double kListedNs = 7.0, kExactNsADim = 1.0, kScannedNs = 0.4, kScannedNsADim = 0.034;
 
 // Panels of a block.
 int64_t code_block(const Kernels& kernels, int64_t dim) {
@@ -96,13 +95,16 @@ bool SweepSearch::scan_queued_rows() {
   return exact_->scan_queued_rows();
 }
 
-// Than a list of so many codes, which tie or nearly so.
-bool SweepSearch::scan_is_faster(int listed) const {
+// A scan takes as long for one row as for eight, so that the first ones of a block do not begin it.
+bool SweepSearch::queue_long(int i, double list_ns) {
   const double dim = double(search_->codebook.dim), codes = double(search_->codebook.count);
-  return listed * kListedNs > codes * (kScannedNs + kScannedNsADim * dim);
+  if (list_ns < codes * (kScannedNs + kScannedNsADim * dim) || ++long_lists_ < kExactLanes) return false;
+  exact_->queue_for_scan(i);
+  return true;
 }
 
 bool SweepSearch::run_all(const RowBlock& block, bool exact) {
+  long_lists_ /= 2;
   if (skip_ && exact) return scan_at_once(block);
   if (skip_sweep_ && exact) {
     --skip_sweep_;
@@ -116,7 +118,7 @@ bool SweepSearch::run_all(const RowBlock& block, bool exact) {
   const int tile = search_->tile();
   for (int row = 0; row < block.n; row += tile)
     search_->kernels->pack_tile(search_->x, block.first + row, block.n - row < tile ? block.n - row : tile,
-                                search_->codebook.centring, packed_ + row * search_->x->dim, norm2_ + row);
+                                search_->codebook.row_centring(), packed_ + row * search_->x->dim, norm2_ + row);
   if (!sweep_codes(packed_, block.n, best_, second_, best_index_)) return false;
   const Bound bound = search_->certificate.sweep(search_->codebook);
   for (int i = 0; i < block.n; ++i) certify(bound, i, exact);
@@ -126,8 +128,9 @@ bool SweepSearch::run_all(const RowBlock& block, bool exact) {
 
 bool SweepSearch::run_ambiguous(const RowBlock& block) {
   if (!search_->codebook.l2) return run_all(block, true);
+  long_lists_ /= 2;
   if (skip_) return scan_at_once(block);
-  if (!search_->codebook.ensure_lengths(search_->kernels)) return false;
+  if (!search_->codebook.ensure_lengths(search_->kernels) || !search_->codebook.ensure_scaled()) return false;
   block_ = block;
   exact_->start(block);
   const int tile = search_->tile();
@@ -135,7 +138,8 @@ bool SweepSearch::run_ambiguous(const RowBlock& block) {
     const int n = block.n - row < tile ? block.n - row : tile;
     int rows[kMostTile];
     for (int lane = 0; lane < n; ++lane) rows[lane] = row + lane;
-    search_->kernels->pack_tile(search_->x, block.first + row, n, Centring{1.0f, nullptr}, compact_, compact_norm2_);
+    search_->kernels->pack_tile(search_->x, block.first + row, n,
+                                Centring{search_->codebook.centring.scale, nullptr}, compact_, compact_norm2_);
     if (!compare_differences(rows, n)) return false;
   }
   return scan_queued_rows();
@@ -168,7 +172,8 @@ bool SweepSearch::run_rows(const RowBlock& block, const int* rows, int count) {
 }
 
 bool SweepSearch::resolve_ambiguous_rows() {
-  if (ambiguous_count_ && !search_->codebook.ensure_lengths(search_->kernels)) return false;
+  if (!ambiguous_count_) return true;
+  if (!search_->codebook.ensure_lengths(search_->kernels) || !search_->codebook.ensure_scaled()) return false;
   const int tile = search_->tile();
   bool ok = true;
   for (int first = 0; ok && first < ambiguous_count_; first += tile) {
@@ -180,13 +185,14 @@ bool SweepSearch::resolve_ambiguous_rows() {
   return ok;
 }
 
-// n <= tile rows of the block into the compact tile.
+// n <= tile rows of the block into the compact tile, scaled.
 void SweepSearch::gather_rows(const int* rows, int n) {
   const int64_t tile = search_->tile(), dim = search_->x->dim;
+  const float scale = search_->codebook.centring.scale;
   for (int64_t i = 0; i < dim * tile; ++i) compact_[i] = 0.0f;
   for (int lane = 0; lane < n; ++lane) {
     search_->kernels->load_rows(search_->x, block_.first + rows[lane], 1, row_);
-    for (int64_t d = 0; d < dim; ++d) compact_[d * tile + lane] = row_[d];
+    for (int64_t d = 0; d < dim; ++d) compact_[d * tile + lane] = row_[d] * scale;
   }
   for (int lane = 0; lane < tile; ++lane) compact_norm2_[lane] = 0.0f;
   for (int64_t d = 0; d < dim; ++d) {
@@ -228,7 +234,7 @@ bool SweepSearch::resolve_by_products(const int* rows, int n) {
   for (int lane = 0; lane < n; ++lane) {
     if (counts_[lane] > kCandidates)
       exact_->queue_for_scan(rows[lane]);
-    else
+    else if (!queue_long(rows[lane], counts_[lane] * kListedNs))
       choose(rows[lane], lane, candidates_ + lane * kCandidates, counts_[lane]);
   }
   return true;
@@ -257,7 +263,7 @@ bool SweepSearch::compare_differences(const int* rows, int n) {
   const int64_t block = code_block(kernels, codebook.dim) * kernels.panel;
   for (int64_t first = 0; first < codebook.count; first += block) {
     if (search_->interruption->requested()) return false;
-    sweep.codes = codebook.codes + first * codebook.dim;
+    sweep.codes = codebook.scaled + first * codebook.dim;
     sweep.usable = codebook.usable + first;
     sweep.count = codebook.count - first < block ? codebook.count - first : block;
     sweep.first_code = int32_t(first);
@@ -274,9 +280,9 @@ bool SweepSearch::compare_differences(const int* rows, int n) {
     // Nothing is near where squares overflow, and where row or codes are not finite.
     if (!near || !(compact_norm2_[lane] < INFINITY))
       exact_->queue_unbounded(i);
-    else if (counts_[lane] > kCandidates || scan_is_faster(near))
+    else if (counts_[lane] > kCandidates)
       exact_->queue_for_scan(i);
-    else
+    else if (!queue_long(i, near * kListedNs))
       choose(i, lane, candidates, near);
   }
   return true;
@@ -295,17 +301,15 @@ void SweepSearch::choose(int i, int lane, const int32_t* candidates, int n) {
     largest = half_square > largest ? half_square : largest;
     least = scores[c] < least ? scores[c] : least;
   }
-  const double norm = 1.01 * sqrt(double(compact_norm2_[lane])) + sqrt(double(codebook.dim)) * 0x1p-74;
+  const double norm = (1.01 * sqrt(double(compact_norm2_[lane])) + sqrt(double(codebook.dim)) * 0x1p-74) /
+                      double(codebook.centring.scale);
   const double limit = least + 2.0 * search_->certificate.float64(codebook.dim, norm, 1.01 * sqrt(2.0 * largest));
   int32_t tied[kCandidates];
   int left = 0;
   for (int c = 0; c < n; ++c)
     if (scores[c] <= limit) tied[left++] = candidates[c];
   block_.index[i] = tied[0];
-  if (left > kLongTie && left > codebook.count / 8)
-    exact_->queue_for_scan(i);
-  else if (left > 1)
-    exact_->choose_exactly(i, tied, left);
+  if (left > 1 && !queue_long(i, left * kExactNsADim * double(codebook.dim))) exact_->choose_exactly(i, tied, left);
 }
 
 }  // namespace vq_cpu

@@ -33,7 +33,8 @@ class SweepSearch {
   bool run_all(const RowBlock& block, bool exact);
   bool scan_at_once(const RowBlock& block);
   bool scan_queued_rows();
-  bool scan_is_faster(int listed) const;
+  // Whether row i, whose list takes so long (of a code in ns), is better scanned with other rows; then it is queued.
+  bool queue_long(int i, double list_ns);
   void certify(const Bound& bound, int i, bool exact);
   bool resolve_ambiguous_rows();
   void gather_rows(const int* rows, int n);
@@ -54,6 +55,7 @@ class SweepSearch {
   Buffer<int> ambiguous_rows_;                // [block_rows]
   int ambiguous_count_ = 0;
   int skip_ = 0;                              // blocks still to be scanned at once
+  int long_lists_ = 0;                        // of this block and the one before
   int skip_sweep_ = 0;                        // blocks still to be compared by differences at once
   Buffer<float> row_;                         // [dim]
   Buffer<float> compact_, threshold_, compact_norm2_;  // [dim][tile], [tile], [tile]
