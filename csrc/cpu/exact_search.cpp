@@ -36,8 +36,10 @@ int64_t RememberedRows::find(const float* row) {
   for (int r = 0; r < count_; ++r)
     if (keys_[r] == wanted && rows_are_equal(row, rows_ + r * dim_, dim_)) {
       met_[r] = ++turn_;
+      misses_ = 0;
       return index_[r];
     }
+  ++misses_;
   return -1;
 }
 
@@ -70,16 +72,35 @@ void ExactSearch::choose_exactly(int i, const int32_t* candidates, int n) {
   block_.index[i] = nearest_of(row_, candidates, n);
 }
 
-int64_t ExactSearch::nearest_of(const float* row, const int32_t* candidates, int n) const {
+// Summed once a code, but for want of memory.
+ExactSum ExactSearch::half_of(int64_t code) {
+  const Codebook& codebook = search_->codebook;
+  const float* e = codebook.codes + code * codebook.dim;
+  if (!has_half_.get()) {
+    if (!halves_.resize(codebook.count) || !has_half_.resize(codebook.count)) return half_square(e, codebook.dim);
+    memset(has_half_, 0, size_t(codebook.count));
+  }
+  if (!has_half_[code]) {
+    halves_[code] = half_square(e, codebook.dim);
+    has_half_[code] = 1;
+  }
+  return halves_[code];
+}
+
+int64_t ExactSearch::nearest_of(const float* row, const int32_t* candidates, int n) {
   const Codebook& codebook = search_->codebook;
   ExactScore best = {INFINITY, INFINITY};
   int64_t index = candidates[0];
   for (int first = 0; first < n; first += kExactCodes) {
     const float* codes[kExactCodes];
     ExactScore scores[kExactCodes];
-    for (int c = 0; c < kExactCodes; ++c)
-      codes[c] = codebook.codes + candidates[first + c < n ? first + c : n - 1] * codebook.dim;
-    exact_scores(row, codes, codebook.dim, codebook.l2, scores);
+    ExactSum halves[kExactCodes];
+    for (int c = 0; c < kExactCodes; ++c) {
+      const int64_t code = candidates[first + c < n ? first + c : n - 1];
+      codes[c] = codebook.codes + code * codebook.dim;
+      if (codebook.l2) halves[c] = half_of(code);
+    }
+    exact_scores(row, codes, halves, codebook.dim, scores);
     for (int c = 0; c < kExactCodes && first + c < n; ++c) {
       if (!(scores[c] < best)) continue;
       best = scores[c];
@@ -108,6 +129,7 @@ bool ExactSearch::scan_queued_rows() {
 bool ExactSearch::scan_rows(int* rows, int count, bool flat) {
   const int64_t dim = search_->codebook.dim;
   int lanes = 0, from = 0;
+  asked_ = 0;
   for (int s = 0; s < count; ++s) {
     search_->kernels->load_rows(search_->x, block_.first + rows[s], 1, row_);
     if (!flat && row_is_flat(row_, dim)) {
@@ -117,7 +139,8 @@ bool ExactSearch::scan_rows(int* rows, int count, bool flat) {
     }
     int lane = 0;
     while (lane < lanes && !rows_are_equal(row_, lane_rows_ + lane * dim, dim)) ++lane;
-    const int64_t known = lane < lanes ? -1 : remembered_.find(row_);
+    const bool asked = lane == lanes && remembered_.is_asked();
+    const int64_t known = asked ? remembered_.find(row_) : -1;
     lane_of_[s] = known >= 0 ? -1 : lane;
     if (known >= 0) block_.index[rows[s]] = known;
     if (known >= 0 || lane < lanes) continue;
@@ -125,7 +148,9 @@ bool ExactSearch::scan_rows(int* rows, int count, bool flat) {
       if (!scan_lanes(rows, from, s, lanes, flat)) return false;
       from = s;
       lane_of_[s] = lanes = 0;
+      asked_ = 0;
     }
+    asked_ |= unsigned(asked) << lanes;
     memcpy(lane_rows_ + lanes++ * dim, row_, size_t(dim) * sizeof(float));
   }
   return !lanes || scan_lanes(rows, from, count, lanes, flat);
@@ -154,7 +179,8 @@ bool ExactSearch::scan_lanes(const int* rows, int from, int to, int lanes, bool 
   }
   for (int s = from; s < to; ++s)
     if (lane_of_[s] >= 0) block_.index[rows[s]] = nearest[lane_of_[s]];
-  for (int lane = 0; lane < lanes; ++lane) remembered_.add(lane_rows_ + lane * dim, nearest[lane]);
+  for (int lane = 0; lane < lanes; ++lane)
+    if (asked_ >> lane & 1) remembered_.add(lane_rows_ + lane * dim, nearest[lane]);
   return true;
 }
 

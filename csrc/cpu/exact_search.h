@@ -22,12 +22,14 @@ struct RowBlock {
 class RememberedRows {
  public:
   bool open(int64_t dim);
+  // Whether to look for the next row: for every eighth once none of the last ones was met again.
+  bool is_asked() { return misses_ < kPatience || ++misses_ % 8 == 0; }
   // The answer, or -1.
   int64_t find(const float* row);
   void add(const float* row, int64_t index);
 
  private:
-  static constexpr int kRows = 2 * kExactLanes;
+  static constexpr int kRows = 2 * kExactLanes, kPatience = 4 * kRows;
 
   static float key(const float* row, int64_t dim) {
     return row[0] + 3.0f * row[dim / 3] + 5.0f * row[dim / 2] + 7.0f * row[dim - 1];
@@ -35,7 +37,7 @@ class RememberedRows {
 
   int64_t dim_ = 0;
   int count_ = 0;
-  uint64_t turn_ = 0;
+  uint64_t turn_ = 0, misses_ = 0;
   float keys_[kRows] = {};
   int64_t index_[kRows] = {};
   uint64_t met_[kRows] = {};
@@ -65,7 +67,8 @@ class ExactSearch {
   void widen_lanes(int lanes, int64_t dim);
   bool settle_lanes(int lanes, bool flat, int64_t* nearest);
   bool settle_in_whole_numbers(int lanes, bool flat, const double* norms, int64_t* nearest);
-  int64_t nearest_of(const float* row, const int32_t* candidates, int n) const;
+  int64_t nearest_of(const float* row, const int32_t* candidates, int n);
+  ExactSum half_of(int64_t code);
 
   Search* search_ = nullptr;
   RowBlock block_ = {};
@@ -73,6 +76,7 @@ class ExactSearch {
   int scan_count_ = 0;
   Buffer<int> flat_rows_;  // [block_rows]
   int flat_count_ = 0;
+  unsigned asked_ = 0;          // the lanes whose rows were looked for
   Buffer<int> lane_of_;         // [block_rows]: of each queued row, which equal rows share; -1: it was met before
   Buffer<float> row_;           // [dim]
   RememberedRows remembered_;   // of the scans before, of any block
@@ -85,6 +89,9 @@ class ExactSearch {
   Buffer<uint64_t> fixed_rows_;    // [dim][kExactLanes], once ties were many
   Buffer<uint32_t> fixed_rows32_;  // the same modulo 2^32
   Buffer<float> lane_rows_;    // [kExactLanes][dim]
+  // Of the codes whose exact score was taken: the sum over e^2 / 2, from which every score begins; once one was
+  Buffer<uint8_t> has_half_;  // [codes]
+  Buffer<ExactSum> halves_;   // [codes]
 };
 
 }  // namespace vq_cpu

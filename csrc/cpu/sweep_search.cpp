@@ -13,7 +13,7 @@ constexpr int kMostTile = 64;              // rows of a tile of any instruction 
 constexpr int kCandidates = 48;            // of a row, before all codes are scored
 // What a listed code costs beyond differences, a dimension of one in error-free sums, and a code, and a dimension of
 // one, in a scan of sixteen rows: on an EPYC, but their ratios are much the same elsewhere.
-constexpr double kListedNs = 7.0, kExactNsADim = 1.0, kScannedNs = 0.4, kScannedNsADim = 0.034;
+constexpr double kListedNs = 15.0, kExactNsADim = 1.0, kScannedNs = 0.4, kScannedNsADim = 0.034;
 
 // Panels of a block.
 int64_t code_block(const Kernels& kernels, int64_t dim) {
