@@ -3,6 +3,7 @@
 
 #include "cpu/first_pass.h"
 #include "cpu/fixed_point.h"
+#include "cpu/regions.h"
 #include "cpu/support.h"
 
 namespace vq_cpu {
@@ -46,6 +47,7 @@ struct Codebook {
   // For the exact scan, once ensure_squares() was called
   Buffer<double> squares_high, squares_low;  // [count], l2
   FixedCodes fixed;                          // once asked for
+  CodeRegions regions;                       // once asked for
 
   // Of rows: for cosine nothing is subtracted, as x.c is the same for all codes.
   Centring row_centring() const { return {centring.scale, l2 ? centring.centre : nullptr}; }

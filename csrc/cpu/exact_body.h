@@ -117,9 +117,15 @@ void wide_scan_lanes(const WideScan* s, int first_lane) {
     limit[r] = ExactD{} + INFINITY;
     norm[r] = load_lanes(s->norms + first_lane + r * EXACT_LANES) * s->error;
   }
-  int64_t kept = 0;
-  for (int64_t j = 0; j < s->count; j += WIDE_CODES) {
-    const int n = int(s->count - j < WIDE_CODES ? s->count - j : int64_t(WIDE_CODES));
+  int64_t kept = 0, end = 0;
+  int span = 0;
+  for (int64_t j = 0;; j += WIDE_CODES) {
+    if (j >= end) {
+      if (span == s->span_count) break;
+      j = s->spans[2 * span];
+      end = s->spans[2 * span++ + 1];
+    }
+    const int n = int(end - j < WIDE_CODES ? end - j : int64_t(WIDE_CODES));
     ExactD sum[WIDE_CODES][R], least[R];
 #pragma GCC unroll 8
     for (int c = 0; c < WIDE_CODES; ++c)
@@ -146,19 +152,21 @@ void wide_scan_lanes(const WideScan* s, int first_lane) {
 #pragma GCC unroll 2
     for (int r = 0; r < R; ++r) open |= lanes_at_most(least[r], limit[r]);
     if (!open) continue;
-    s->groups[kept] = int32_t(j);
+    s->groups[2 * kept] = int32_t(j);
+    s->groups[2 * kept + 1] = n;
     __builtin_memcpy(s->scores + kept++ * WIDE_CODES * R * EXACT_LANES, sum, sizeof sum);
   }
   __builtin_memcpy(s->limit + first_lane, limit, sizeof limit);
   const unsigned in_use = (1u << s->lanes) - 1u;
   for (int64_t g = 0; g < kept; ++g) {
     const double* low = s->scores + g * WIDE_CODES * R * EXACT_LANES;
-    for (int c = 0; c < WIDE_CODES && s->groups[g] + c < s->count; ++c) {
+    for (int c = 0; c < s->groups[2 * g + 1]; ++c) {
       unsigned bits = 0;
 #pragma GCC unroll 2
       for (int r = 0; r < R; ++r)
         bits |= lanes_at_most(load_lanes(low + (c * R + r) * EXACT_LANES), limit[r]) << (first_lane + r * EXACT_LANES);
-      if (s->usable[s->groups[g] + c]) s->near[s->groups[g] + c] |= uint16_t(bits & in_use);
+      const int64_t code = s->groups[2 * g] + c;
+      if (s->usable[code]) s->near[s->index ? s->index[code] : code] |= uint16_t(bits & in_use);
     }
   }
 }

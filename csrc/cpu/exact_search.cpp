@@ -121,15 +121,25 @@ void ExactSearch::queue_unbounded(int i) {
 
 bool ExactSearch::scan_queued_rows() {
   flat_count_ = 0;
-  const bool done = scan_rows(scan_rows_, scan_count_, false) && scan_rows(flat_rows_, flat_count_, true);
+  const int count = scan_count_;
   scan_count_ = 0;
-  return done;
+  const bool by_region = order_.is_wanted(search_->codebook, count);
+  if (by_region && !order_.sort(search_, block_, scan_rows_, count)) return false;
+  return scan_rows(scan_rows_, count, false, by_region) && scan_rows(flat_rows_, flat_count_, true, false);
 }
 
-bool ExactSearch::scan_rows(int* rows, int count, bool flat) {
-  const int64_t dim = search_->codebook.dim;
+bool ExactSearch::scan_rows(const int* rows, int count, bool flat, bool by_region) {
+  const Codebook& codebook = search_->codebook;
+  const int64_t dim = codebook.dim;
   int lanes = 0, from = 0;
+  unsigned regions = 0;
+  int64_t scanned = 0, compared = 0;
   asked_ = 0;
+  const auto scan = [&](int to) {
+    scanned += lanes;
+    compared += by_region ? lanes * codebook.regions.size(regions) : 0;
+    return scan_lanes(rows, from, to, lanes, flat, by_region ? regions : 0);
+  };
   for (int s = 0; s < count; ++s) {
     search_->kernels->load_rows(search_->x, block_.first + rows[s], 1, row_);
     if (!flat && row_is_flat(row_, dim)) {
@@ -144,16 +154,20 @@ bool ExactSearch::scan_rows(int* rows, int count, bool flat) {
     lane_of_[s] = known >= 0 ? -1 : lane;
     if (known >= 0) block_.index[rows[s]] = known;
     if (known >= 0 || lane < lanes) continue;
-    if (lanes == kExactLanes) {
-      if (!scan_lanes(rows, from, s, lanes, flat)) return false;
+    if (lanes == kExactLanes || (by_region && codebook.regions.is_apart(regions, order_.needed(s), lanes))) {
+      if (!scan(s)) return false;
+      regions = 0;
       from = s;
       lane_of_[s] = lanes = 0;
       asked_ = 0;
     }
     asked_ |= unsigned(asked) << lanes;
+    if (by_region) regions |= order_.needed(s);
     memcpy(lane_rows_ + lanes++ * dim, row_, size_t(dim) * sizeof(float));
   }
-  return !lanes || scan_lanes(rows, from, count, lanes, flat);
+  if (lanes && !scan(count)) return false;
+  if (by_region) order_.learn(compared, scanned * codebook.count);
+  return true;
 }
 
 // The first `dim` values of the rows in lanes.
@@ -165,13 +179,13 @@ void ExactSearch::widen_lanes(int lanes, int64_t dim) {
 }
 
 // Rows from .. to - 1 of a queue, which share `lanes` lanes.
-bool ExactSearch::scan_lanes(const int* rows, int from, int to, int lanes, bool flat) {
+bool ExactSearch::scan_lanes(const int* rows, int from, int to, int lanes, bool flat, unsigned regions) {
   if (search_->interruption->requested()) return false;
   const Codebook& codebook = search_->codebook;
   const int64_t dim = codebook.dim;
   int64_t nearest[kExactLanes];
   if (!ensure_scan() || (flat && !search_->codebook.ensure_flat())) return false;
-  if (!settle_lanes(lanes, flat && dim > kFlatParts && codebook.has_flat, nearest)) {
+  if (!settle_lanes(lanes, flat && dim > kFlatParts && codebook.has_flat, regions, nearest)) {
     widen_lanes(lanes, dim);
     if (!search_->codebook.ensure_squares()) return false;
     search_->kernels->exact_scan(exact_rows_, codebook.codes, open_, codebook.squares_high, codebook.squares_low,
@@ -187,13 +201,14 @@ bool ExactSearch::scan_lanes(const int* rows, int from, int to, int lanes, bool 
 bool ExactSearch::ensure_scan() {
   const int64_t count = search_->codebook.count;
   return search_->codebook.ensure_lengths(search_->kernels) &&
-         (near_.get() || (scores_.resize((count + kExactLanes) * kExactLanes) && groups_.resize(count) &&
-                          open_.resize(count + 1) && near_.resize(count)));
+         (near_.get() || (scores_.resize((count + kExactLanes * CodeRegions::kMost) * kExactLanes) &&
+                          groups_.resize(2 * (count + CodeRegions::kMost)) && open_.resize(count + 1) &&
+                          near_.resize(count)));
 }
 
 // In float64, and exactly among the codes that it leaves. False, with nothing of use written but these codes, if it
 // leaves a row so many that sixteen rows together are the faster way and whole numbers cannot tell.
-bool ExactSearch::settle_lanes(int lanes, bool flat, int64_t* nearest) {
+bool ExactSearch::settle_lanes(int lanes, bool flat, unsigned regions, int64_t* nearest) {
   const Codebook& codebook = search_->codebook;
   const Kernels& kernels = *search_->kernels;
   const int64_t dim = flat ? kFlatParts : codebook.dim;
@@ -207,10 +222,22 @@ bool ExactSearch::settle_lanes(int lanes, bool flat, int64_t* nearest) {
   for (double& norm : norms) norm = 1.01 * sqrt(norm * (double(codebook.dim) / double(dim)));
   WideScan scan = {};
   scan.x = exact_rows_;
-  scan.codes = flat ? codebook.flat.get() : codebook.codes;
-  scan.usable = codebook.usable;
-  scan.half_squares = codebook.half_squares;
-  scan.lengths = codebook.lengths;
+  int64_t spans[2 * CodeRegions::kMost] = {0, codebook.count};
+  scan.spans = spans;
+  if (regions) {
+    scan.codes = codebook.regions.codes();
+    scan.usable = codebook.regions.usable();
+    scan.half_squares = codebook.regions.half_squares();
+    scan.lengths = codebook.regions.lengths();
+    scan.index = codebook.regions.index();
+    scan.span_count = codebook.regions.spans(regions, spans);
+  } else {
+    scan.codes = flat ? codebook.flat.get() : codebook.codes;
+    scan.usable = codebook.usable;
+    scan.half_squares = codebook.half_squares;
+    scan.lengths = codebook.lengths;
+    scan.span_count = 1;
+  }
   scan.norms = norms;
   scan.error = 1.01 * search_->certificate.float64(codebook.dim);
   scan.count = codebook.count;

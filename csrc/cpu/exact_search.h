@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/exact.h"
+#include "cpu/regions.h"
 #include "cpu/kernels.h"
 #include "cpu/support.h"
 
@@ -61,11 +62,11 @@ class ExactSearch {
 
  private:
   // Rows of one kind: those of one value throughout, to which a code is its length and the sum of its values, or others.
-  bool scan_rows(int* rows, int count, bool flat);
-  bool scan_lanes(const int* rows, int from, int to, int lanes, bool flat);
+  bool scan_rows(const int* rows, int count, bool flat, bool by_region);
+  bool scan_lanes(const int* rows, int from, int to, int lanes, bool flat, unsigned regions);
   bool ensure_scan();
   void widen_lanes(int lanes, int64_t dim);
-  bool settle_lanes(int lanes, bool flat, int64_t* nearest);
+  bool settle_lanes(int lanes, bool flat, unsigned regions, int64_t* nearest);
   bool settle_in_whole_numbers(int lanes, bool flat, const double* norms, int64_t* nearest);
   int64_t nearest_of(const float* row, const int32_t* candidates, int n);
   ExactSum half_of(int64_t code);
@@ -76,14 +77,15 @@ class ExactSearch {
   int scan_count_ = 0;
   Buffer<int> flat_rows_;  // [block_rows]
   int flat_count_ = 0;
+  RegionOrder order_;
   unsigned asked_ = 0;          // the lanes whose rows were looked for
   Buffer<int> lane_of_;         // [block_rows]: of each queued row, which equal rows share; -1: it was met before
   Buffer<float> row_;           // [dim]
   RememberedRows remembered_;   // of the scans before, of any block
   Buffer<double> exact_rows_;  // [dim][kExactLanes]
-  Buffer<double> scores_;      // [codes + kExactLanes][kExactLanes], once a row was scanned
+  Buffer<double> scores_;      // scratch of a scan, once a row was scanned
   Buffer<uint16_t> near_;      // [codes]: of the scan, the lanes in which a code is open
-  Buffer<int32_t> groups_;     // [codes], scratch
+  Buffer<int32_t> groups_;     // the same
   Buffer<int32_t> open_;       // [codes + 1]: those that are, in ascending order
   int64_t open_count_ = 0;
   Buffer<uint64_t> fixed_rows_;    // [dim][kExactLanes], once ties were many

@@ -86,18 +86,22 @@ struct RowSpan {
 
 constexpr int kExactLanes = 16;   // rows at once of the scans below, of which the first `lanes` are in use
 
-// Such rows with all codes in float64, in any order of summation: the codes that may be the nearest.
+// Such rows with codes in float64, in any order of summation: the codes that may be the nearest.
 struct WideScan {
   const double* x;  // [dim][kExactLanes]
   const float* codes;
   const uint8_t* usable;
-  const double *half_squares, *lengths;  // [count]: |e|^2 / 2, |e|
+  const double *half_squares, *lengths;  // of the codes: |e|^2 / 2, |e|
+  const int64_t* spans;                  // [span_count][2]: the first of some codes, and the one behind them
+  int span_count;
+  const int32_t* index;                  // which of `count` codes each is; null: in order
   const double* norms;                   // [kExactLanes]: |x|
   double error;                          // of |e|^2 / 2 + |x||e|: how far a score may be off
   int64_t count, dim;
   int l2, lanes;
-  double* scores;   // [count + kExactLanes][kExactLanes], scratch
-  int32_t* groups;  // [count], scratch
+  // Scratch: [count + kExactLanes a span][kExactLanes], and two numbers for as many codes.
+  double* scores;
+  int32_t* groups;
   double* limit;   // [kExactLanes], written: no score of the nearest code is above; infinite without a code to choose
   uint16_t* near;  // [count], written: the lanes in which a score may be as low, as bits
   int32_t* open;   // [count + 1], written: the codes that are near in any lane, in ascending order

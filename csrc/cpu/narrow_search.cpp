@@ -15,9 +15,9 @@ namespace {
 // Of so many codes that the first score leaves open all are scored together, rather than one after the other, of which
 // each may rule out some of the rest.
 constexpr int kScoredAtOnce = 8;
-// What an open code costs, and how much a dimension of a code does in the search that takes over, both on an EPYC; their
-// ratio is much the same elsewhere.
-constexpr double kOpenNs = 16.0, kOpenNsADim = 0.25, kFinerNs = 0.01, kSweepNs = 0.02;
+// What an open code costs and a group that is looked into, what both do a dimension, and how much a dimension of a code
+// does in the search that takes over: on an EPYC, but their ratios are much the same elsewhere.
+constexpr double kCodeNs = 7.0, kGroupNs = 17.0, kOpenNsADim = 0.125, kFinerNs = 0.01, kSweepNs = 0.02;
 
 }  // namespace
 
@@ -72,7 +72,7 @@ bool NarrowSearch::search(const RowBlock& block, const int* rows, int count) {
   while (done < count && !skip_) {
     if (search_->interruption->requested()) return false;
     const int given_up_before = given_up_count_;
-    opened_ = 0;
+    opened_codes_ = opened_groups_ = 0;
     tile_.n = count - done < tile ? count - done : tile;
     if (!rows)
       pack_tile(done);
@@ -97,7 +97,8 @@ bool NarrowSearch::others_are_faster(int given_up) const {
   if (given_up > tile / (finer_ ? 8 : 2)) return true;
   const double dim = double(search_->codebook.dim), codes = double(search_->codebook.count);
   const double other = codes * dim * tile * (finer_ ? kFinerNs : kSweepNs);
-  return double(opened_) * (kOpenNs + kOpenNsADim * dim) > other;
+  return double(opened_codes_) * (kCodeNs + kOpenNsADim * dim) + double(opened_groups_) * (kGroupNs + kOpenNsADim * dim) >
+         other;
 }
 
 bool NarrowSearch::search_by_other(const RowBlock& block, const int* rows, int count) {
@@ -258,7 +259,9 @@ void NarrowSearch::resolve_row(int i, int lane, Score likely) {
   const int n = codebook_->kernels().open_codes(&codebook_->codes(), &tile_, lane, float(least - slack),
                                                 candidates + 1, upper + 1);
   if (n > kNarrowCandidates) return give_up(i);
-  opened_ += n;
+  const int group = codebook_->kernels().group;
+  opened_codes_ += n;
+  for (int c = 1; c <= n; ++c) opened_groups_ += c == 1 || candidates[c] / group != candidates[c - 1] / group;
   candidates[0] = tile_.code[lane];
   scores[0] = likely;
   int scored = 1;

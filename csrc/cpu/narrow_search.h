@@ -68,7 +68,8 @@ class NarrowSearch {
   int last_position_ = -1;  // in this block; -1: in an earlier one
   int64_t last_index_ = -1;
   int skip_ = 0;  // blocks still to be begun by another search
-  int64_t opened_ = 0;  // codes that a tile left open beside the likely best ones
+  // Codes that a tile left open beside the likely best ones, and the groups they are in.
+  int64_t opened_codes_ = 0, opened_groups_ = 0;
 
   // Of a tile
   Buffer<int32_t> rows_, groups_, counts_, lead_, code_, is_doubtful_;

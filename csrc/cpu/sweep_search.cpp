@@ -3,6 +3,8 @@
 #include <float.h>
 #include <math.h>
 
+#include <algorithm>
+
 #include "cpu/search.h"
 
 namespace vq_cpu {
@@ -134,15 +136,40 @@ bool SweepSearch::run_ambiguous(const RowBlock& block) {
   block_ = block;
   exact_->start(block);
   const int tile = search_->tile();
+  if (order_.is_wanted(search_->codebook, block.n)) {
+    for (int i = 0; i < block.n; ++i) ambiguous_rows_[i] = i;
+    ambiguous_count_ = block.n;
+    return compare_by_regions() && scan_queued_rows();
+  }
   for (int row = 0; row < block.n; row += tile) {
     const int n = block.n - row < tile ? block.n - row : tile;
     int rows[kMostTile];
     for (int lane = 0; lane < n; ++lane) rows[lane] = row + lane;
     search_->kernels->pack_tile(search_->x, block.first + row, n,
                                 Centring{search_->codebook.centring.scale, nullptr}, compact_, compact_norm2_);
-    if (!compare_differences(rows, n)) return false;
+    if (!compare_differences(rows, n, 0)) return false;
   }
   return scan_queued_rows();
+}
+
+// The ambiguous rows, l2.
+bool SweepSearch::compare_by_regions() {
+  if (!order_.sort(search_, block_, ambiguous_rows_, ambiguous_count_)) return false;
+  const CodeRegions& regions = search_->codebook.regions;
+  const int tile = search_->tile();
+  int64_t compared = 0;
+  for (int first = 0, n; first < ambiguous_count_; first += n) {
+    unsigned needed = 0;
+    for (n = 0; n < tile && first + n < ambiguous_count_; ++n) {
+      if (regions.is_apart(needed, order_.needed(first + n), n)) break;
+      needed |= order_.needed(first + n);
+    }
+    if (!gather_rows(ambiguous_rows_ + first, n) || !compare_differences(ambiguous_rows_ + first, n, needed))
+      return false;
+    compared += n * regions.size(needed);
+  }
+  order_.learn(compared, ambiguous_count_ * search_->codebook.count);
+  return true;
 }
 
 bool SweepSearch::run_rows(const RowBlock& block, const int* rows, int count) {
@@ -157,7 +184,7 @@ bool SweepSearch::run_rows(const RowBlock& block, const int* rows, int count) {
   const Bound bound = search_->certificate.sweep(search_->codebook);
   for (int first = 0; first < count; first += tile) {
     const int n = count - first < tile ? count - first : tile;
-    gather_rows(rows + first, n);
+    if (!gather_rows(rows + first, n)) return false;
     if (!sweep_codes(compact_, n, lane_best_, lane_second_, lane_best_index_)) return false;
     for (int lane = 0; lane < n; ++lane) {
       const int i = rows[first + lane];
@@ -175,30 +202,29 @@ bool SweepSearch::resolve_ambiguous_rows() {
   if (!ambiguous_count_) return true;
   if (!search_->codebook.ensure_lengths(search_->kernels) || !search_->codebook.ensure_scaled()) return false;
   const int tile = search_->tile();
+  if (search_->codebook.l2 && ambiguous_count_ > block_.n / 2 &&
+      order_.is_wanted(search_->codebook, ambiguous_count_))
+    return compare_by_regions();
   bool ok = true;
   for (int first = 0; ok && first < ambiguous_count_; first += tile) {
     const int n = ambiguous_count_ - first < tile ? ambiguous_count_ - first : tile;
-    gather_rows(ambiguous_rows_ + first, n);
-    ok = search_->codebook.l2 ? compare_differences(ambiguous_rows_ + first, n)
-                              : resolve_by_products(ambiguous_rows_ + first, n);
+    ok = gather_rows(ambiguous_rows_ + first, n) &&
+         (search_->codebook.l2 ? compare_differences(ambiguous_rows_ + first, n, 0)
+                               : resolve_by_products(ambiguous_rows_ + first, n));
   }
   return ok;
 }
 
-// n <= tile rows of the block into the compact tile, scaled.
-void SweepSearch::gather_rows(const int* rows, int n) {
-  const int64_t tile = search_->tile(), dim = search_->x->dim;
-  const float scale = search_->codebook.centring.scale;
-  for (int64_t i = 0; i < dim * tile; ++i) compact_[i] = 0.0f;
-  for (int lane = 0; lane < n; ++lane) {
-    search_->kernels->load_rows(search_->x, block_.first + rows[lane], 1, row_);
-    for (int64_t d = 0; d < dim; ++d) compact_[d * tile + lane] = row_[d] * scale;
-  }
-  for (int lane = 0; lane < tile; ++lane) compact_norm2_[lane] = 0.0f;
-  for (int64_t d = 0; d < dim; ++d) {
-    const float* values = compact_ + d * tile;
-    for (int lane = 0; lane < tile; ++lane) compact_norm2_[lane] += values[lane] * values[lane];
-  }
+// n <= tile rows of the block into the compact tile, scaled. False if there is no memory.
+bool SweepSearch::gather_rows(const int* rows, int n) {
+  const int64_t dim = search_->x->dim;
+  if (!listed_.get() && !listed_.resize(search_->tile() * dim)) return false;
+  for (int lane = 0; lane < n; ++lane)
+    search_->kernels->load_rows(search_->x, block_.first + rows[lane], 1, listed_ + lane * dim);
+  const VqRows view = {listed_, 1, n, dim, n * dim, dim, 1, VQ_FLOAT32};
+  search_->kernels->pack_tile(&view, 0, n, Centring{search_->codebook.centring.scale, nullptr}, compact_,
+                              compact_norm2_);
+  return true;
 }
 
 // The tile in compact_ against all codes; cosine, of which no centre is subtracted.
@@ -240,7 +266,8 @@ bool SweepSearch::resolve_by_products(const int* rows, int n) {
   return true;
 }
 
-bool SweepSearch::compare_differences(const int* rows, int n) {
+// The tile in compact_ against the codes of some regions; 0: all codes.
+bool SweepSearch::compare_differences(const int* rows, int n, unsigned regions) {
   const Kernels& kernels = *search_->kernels;
   const Codebook& codebook = search_->codebook;
   for (int lane = 0; lane < search_->tile(); ++lane) {
@@ -261,13 +288,20 @@ bool SweepSearch::compare_differences(const int* rows, int n) {
   sweep.counts = counts_;
   sweep.capacity = kCandidates;
   const int64_t block = code_block(kernels, codebook.dim) * kernels.panel;
-  for (int64_t first = 0; first < codebook.count; first += block) {
-    if (search_->interruption->requested()) return false;
-    sweep.codes = codebook.scaled + first * codebook.dim;
-    sweep.usable = codebook.usable + first;
-    sweep.count = codebook.count - first < block ? codebook.count - first : block;
-    sweep.first_code = int32_t(first);
-    kernels.sweep_differences(&sweep);
+  int64_t spans[2 * CodeRegions::kMost] = {0, codebook.count};
+  const int span_count = regions ? codebook.regions.spans(regions, spans) : 1;
+  const float* codes = regions ? codebook.regions.scaled() : codebook.scaled;
+  const uint8_t* usable = regions ? codebook.regions.usable() : codebook.usable.get();
+  for (int span = 0; span < span_count; ++span) {
+    const int64_t end = spans[2 * span + 1];
+    for (int64_t first = spans[2 * span]; first < end; first += block) {
+      if (search_->interruption->requested()) return false;
+      sweep.codes = codes + first * codebook.dim;
+      sweep.usable = usable + first;
+      sweep.count = end - first < block ? end - first : block;
+      sweep.first_code = int32_t(first);
+      kernels.sweep_differences(&sweep);
+    }
   }
   for (int lane = 0; lane < n; ++lane) {
     const int i = rows[lane];
@@ -276,7 +310,9 @@ bool SweepSearch::compare_differences(const int* rows, int n) {
     int32_t* candidates = candidates_ + lane * kCandidates;
     int near = 0;
     for (int c = 0; c < counts_[lane] && c < kCandidates; ++c)
-      if (squares_[lane * kCandidates + c] <= limit_[lane]) candidates[near++] = candidates[c];
+      if (squares_[lane * kCandidates + c] <= limit_[lane])
+        candidates[near++] = regions ? codebook.regions.index()[candidates[c]] : candidates[c];
+    if (regions) std::sort(candidates, candidates + near);
     // Nothing is near where squares overflow, and where row or codes are not finite.
     if (!near || !(compact_norm2_[lane] < INFINITY))
       exact_->queue_unbounded(i);
