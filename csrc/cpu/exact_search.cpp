@@ -23,6 +23,8 @@ bool row_is_flat(const float* row, int64_t dim) {
 // What an error-free sum costs a dimension, and the same of a code in whole numbers for sixteen rows: in cycles of an
 // EPYC, but their ratio is much the same elsewhere.
 constexpr int64_t kExactCycles = 4, kFixedCycles = 3, kExactScanCycles = 17;
+// The same of a dimension of one code in nanoseconds, and what a code, and a dimension of one, costs a row in a scan.
+constexpr double kExactNsADim = 1.0, kScannedNs = 0.4, kScannedNsADim = 0.034;
 
 }  // namespace
 
@@ -65,9 +67,19 @@ bool ExactSearch::open(Search* search) {
 void ExactSearch::start(const RowBlock& block) {
   block_ = block;
   scan_count_ = 0;
+  long_lists_ /= 2;
+}
+
+// A scan takes as long for one row as for eight, so that the first ones do not begin it.
+bool ExactSearch::queue_long(int i, double list_ns) {
+  const double dim = double(search_->codebook.dim), codes = double(search_->codebook.count);
+  if (list_ns < codes * (kScannedNs + kScannedNsADim * dim) || ++long_lists_ < kExactLanes) return false;
+  queue_for_scan(i);
+  return true;
 }
 
 void ExactSearch::choose_exactly(int i, const int32_t* candidates, int n) {
+  if (queue_long(i, n * kExactNsADim * double(search_->codebook.dim))) return;
   search_->kernels->load_rows(search_->x, block_.first + i, 1, row_);
   block_.index[i] = nearest_of(row_, candidates, n);
 }
@@ -120,8 +132,16 @@ void ExactSearch::queue_unbounded(int i) {
 }
 
 bool ExactSearch::scan_queued_rows() {
+  const int64_t dim = search_->codebook.dim;
   flat_count_ = 0;
-  const int count = scan_count_;
+  int count = 0;
+  for (int s = 0; s < scan_count_; ++s) {
+    search_->kernels->load_rows(search_->x, block_.first + scan_rows_[s], 1, row_);
+    if (row_is_flat(row_, dim))
+      flat_rows_[flat_count_++] = scan_rows_[s];
+    else
+      scan_rows_[count++] = scan_rows_[s];
+  }
   scan_count_ = 0;
   const bool by_region = order_.is_wanted(search_->codebook, count);
   if (by_region && !order_.sort(search_, block_, scan_rows_, count)) return false;
@@ -142,11 +162,6 @@ bool ExactSearch::scan_rows(const int* rows, int count, bool flat, bool by_regio
   };
   for (int s = 0; s < count; ++s) {
     search_->kernels->load_rows(search_->x, block_.first + rows[s], 1, row_);
-    if (!flat && row_is_flat(row_, dim)) {
-      flat_rows_[flat_count_++] = rows[s];
-      lane_of_[s] = -1;
-      continue;
-    }
     int lane = 0;
     while (lane < lanes && !rows_are_equal(row_, lane_rows_ + lane * dim, dim)) ++lane;
     const bool asked = lane == lanes && remembered_.is_asked();

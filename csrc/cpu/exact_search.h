@@ -50,8 +50,11 @@ class ExactSearch {
   // False if there is no memory; so does scan_queued_rows, or if it was interrupted.
   bool open(Search* search);
   void start(const RowBlock& block);
-  // The nearest of row i's candidates, which come in ascending order, so that a tie keeps the lowest.
+  // The nearest of row i's candidates, which come in ascending order, so that a tie keeps the lowest; or the row is
+  // queued, as queue_long.
   void choose_exactly(int i, const int32_t* candidates, int n);
+  // Whether row i, whose list takes `list_ns` (on an EPYC), is better scanned with other rows; then it is queued.
+  bool queue_long(int i, double list_ns);
   // For a row that may hold NaN or infinity, or whose scores could overflow: the one gets index 0, the other
   // is compared with all codes.
   void queue_unbounded(int i);
@@ -77,6 +80,7 @@ class ExactSearch {
   int scan_count_ = 0;
   Buffer<int> flat_rows_;  // [block_rows]
   int flat_count_ = 0;
+  int long_lists_ = 0;  // of this block, and half of those before
   RegionOrder order_;
   unsigned asked_ = 0;          // the lanes whose rows were looked for
   Buffer<int> lane_of_;         // [block_rows]: of each queued row, which equal rows share; -1: it was met before

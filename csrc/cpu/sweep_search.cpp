@@ -13,9 +13,7 @@ namespace {
 constexpr int64_t kCodeBytes = 512 << 10;  // packed codes of a block
 constexpr int kMostTile = 64;              // rows of a tile of any instruction set
 constexpr int kCandidates = 48;            // of a row, before all codes are scored
-// What a listed code costs beyond differences, a dimension of one in error-free sums, and a code, and a dimension of
-// one, in a scan of sixteen rows: on an EPYC, but their ratios are much the same elsewhere.
-constexpr double kListedNs = 15.0, kExactNsADim = 1.0, kScannedNs = 0.4, kScannedNsADim = 0.034;
+constexpr double kListedNs = 15.0;  // what a listed code costs beyond differences, see ExactSearch::queue_long
 
 // Panels of a block.
 int64_t code_block(const Kernels& kernels, int64_t dim) {
@@ -97,16 +95,7 @@ bool SweepSearch::scan_queued_rows() {
   return exact_->scan_queued_rows();
 }
 
-// A scan takes as long for one row as for eight, so that the first ones of a block do not begin it.
-bool SweepSearch::queue_long(int i, double list_ns) {
-  const double dim = double(search_->codebook.dim), codes = double(search_->codebook.count);
-  if (list_ns < codes * (kScannedNs + kScannedNsADim * dim) || ++long_lists_ < kExactLanes) return false;
-  exact_->queue_for_scan(i);
-  return true;
-}
-
 bool SweepSearch::run_all(const RowBlock& block, bool exact) {
-  long_lists_ /= 2;
   if (skip_ && exact) return scan_at_once(block);
   if (skip_sweep_ && exact) {
     --skip_sweep_;
@@ -130,7 +119,6 @@ bool SweepSearch::run_all(const RowBlock& block, bool exact) {
 
 bool SweepSearch::run_ambiguous(const RowBlock& block) {
   if (!search_->codebook.l2) return run_all(block, true);
-  long_lists_ /= 2;
   if (skip_) return scan_at_once(block);
   if (!search_->codebook.ensure_lengths(search_->kernels) || !search_->codebook.ensure_scaled()) return false;
   block_ = block;
@@ -260,7 +248,7 @@ bool SweepSearch::resolve_by_products(const int* rows, int n) {
   for (int lane = 0; lane < n; ++lane) {
     if (counts_[lane] > kCandidates)
       exact_->queue_for_scan(rows[lane]);
-    else if (!queue_long(rows[lane], counts_[lane] * kListedNs))
+    else if (!exact_->queue_long(rows[lane], counts_[lane] * kListedNs))
       choose(rows[lane], lane, candidates_ + lane * kCandidates, counts_[lane]);
   }
   return true;
@@ -318,7 +306,7 @@ bool SweepSearch::compare_differences(const int* rows, int n, unsigned regions) 
       exact_->queue_unbounded(i);
     else if (counts_[lane] > kCandidates)
       exact_->queue_for_scan(i);
-    else if (!queue_long(i, near * kListedNs))
+    else if (!exact_->queue_long(i, near * kListedNs))
       choose(i, lane, candidates, near);
   }
   return true;
@@ -345,7 +333,7 @@ void SweepSearch::choose(int i, int lane, const int32_t* candidates, int n) {
   for (int c = 0; c < n; ++c)
     if (scores[c] <= limit) tied[left++] = candidates[c];
   block_.index[i] = tied[0];
-  if (left > 1 && !queue_long(i, left * kExactNsADim * double(codebook.dim))) exact_->choose_exactly(i, tied, left);
+  if (left > 1) exact_->choose_exactly(i, tied, left);
 }
 
 }  // namespace vq_cpu

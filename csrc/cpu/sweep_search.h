@@ -34,8 +34,6 @@ class SweepSearch {
   bool run_all(const RowBlock& block, bool exact);
   bool scan_at_once(const RowBlock& block);
   bool scan_queued_rows();
-  // Whether row i, whose list takes so long (of a code in ns), is better scanned with other rows; then it is queued.
-  bool queue_long(int i, double list_ns);
   void certify(const Bound& bound, int i, bool exact);
   bool resolve_ambiguous_rows();
   bool gather_rows(const int* rows, int n);
@@ -57,7 +55,6 @@ class SweepSearch {
   Buffer<int> ambiguous_rows_;                // [block_rows]
   int ambiguous_count_ = 0;
   int skip_ = 0;                              // blocks still to be scanned at once
-  int long_lists_ = 0;                        // of this block and the one before
   int skip_sweep_ = 0;                        // blocks still to be compared by differences at once
   RegionOrder order_;
   Buffer<float> row_;                         // [dim]
