@@ -22,7 +22,7 @@ constexpr int kNarrowPitch = kNarrowCandidates + 8;  // of lists of codes, which
 constexpr float kNarrowLeast = -0x1p120f;
 // Rows that have a bound are shorter than this, so that no term overflows; beside codes that are left out for their
 // size shorter than the second, as those cannot be near then (docs/certificate.md).
-constexpr float kNarrowReach = 0x1p62f, kNarrowReachBesideFar = 0x1p48f;
+constexpr float kNarrowReach = 0x1.4p63f, kNarrowReachBesideFar = 0x1p48f;
 // Square of the norm of a packed code beyond which it cannot be the nearest of a row that has a bound
 // (docs/certificate.md).
 constexpr float kNarrowMostSquare = 0x1p100f;

@@ -234,14 +234,16 @@ void check_int8_bound(const std::string& isa) {
   where = isa + ", bound of int8";
   const int64_t n = 50, dim = 500;
   const float step = 0x1p-7f;
-  std::vector<float> codes(size_t(2 * dim));
+  std::vector<float> codes(size_t(4 * dim));
   for (int64_t d = 0; d < dim; ++d) {
     codes[d] = d == 0 ? 127 * step : 20.4995f * step;
     codes[dim + d] = d == 0 ? 127 * step : d == 1 ? 19.5005f * step : 20.5005f * step;
+    codes[2 * dim + d] = -codes[d];  // so that their centre is zero
+    codes[3 * dim + d] = -codes[dim + d];
   }
   const Tensor x(std::vector<float>(size_t(n * dim), 1.0f), n, dim, VQ_FLOAT32, kRows);
-  const VqCodes codebook = {codes.data(), 2, dim, VQ_FLOAT32};
-  expect(nearest(x.values.data(), codes, 2, dim, false) == 0, "truth", 0);
+  const VqCodes codebook = {codes.data(), 4, dim, VQ_FLOAT32};
+  expect(nearest(x.values.data(), codes, 4, dim, false) == 0, "truth", 0);
   for (const double scale : {1.0, 0.98}) {
     std::vector<int64_t> indices(size_t(n), -7);
     const VqSearchOptions options = {VQ_COSINE, VQ_EXACT, scale};

@@ -49,7 +49,7 @@ class CountedCodebook {
     };
     float32_.wide_scan = [](auto... arguments) {
       ++taken.scans;
-      float32_kernels->wide_scan(arguments...);
+      return float32_kernels->wide_scan(arguments...);
     };
     tiles_.pack_rows = [](auto... arguments) {
       taken.tiles += kMatrixRows / 2;
