@@ -13,6 +13,7 @@ namespace {
 constexpr int64_t kLeastCodes = 16;     // of a region that is divided once more
 constexpr int64_t kCodesARegion = 32;   // at least on average: a row is compared with each centre
 constexpr int64_t kLeastCodebook = 128;  // that is divided at all
+constexpr int64_t kMostValues = 16 << 20;  // of codes that are copied
 
 }  // namespace
 
@@ -188,7 +189,8 @@ int64_t CodeRegions::size(unsigned regions) const {
 }
 
 bool RegionOrder::is_wanted(const Codebook& codebook, int rows) {
-  if (codebook.count < kLeastCodebook || rows < 2 * kExactLanes) return false;
+  if (codebook.count < kLeastCodebook || codebook.count * codebook.dim > kMostValues || rows < 2 * kExactLanes)
+    return false;
   if (!skip_) return true;
   --skip_;
   return false;
