@@ -66,8 +66,8 @@ def test_clusters_far_apart(path: str, k: int, d: int, width: float, metric: str
 
 
 def test_a_code_at_the_rim_of_its_region(path: str) -> None:
-    """Clusters along a line, every second one with two ends: rows between them are nearest to the end of one, whose
-    centre is farther than all of the other."""
+    """Clusters along a line, every second one with two ends: rows between them are nearest to the end of
+    one, whose centre is farther than all of the other."""
     place = 100.0 * torch.arange(4).repeat_interleave(32)
     place[:16] -= 10.0
     place[16:32] += 10.0
@@ -108,7 +108,7 @@ def test_cosine_of_codes_that_are_all_alike_needs_its_bound(path: str) -> None:
 
 @pytest.mark.parametrize("length", [1e14, 1e18, 3e18, 1e19, 1e25])
 def test_rows_much_longer_than_codes(path: str, length: float) -> None:
-    """Up to 2^63 times as long as an ordinary code they have a bound, unless a code is left out for its size."""
+    """Up to 2^63 times as long as an ordinary code they have a bound, unless a code is left out."""
     codebook = torch.nn.functional.normalize(torch.randn(600, 32), dim=1)
     x = torch.randn(400, 32) * length
     _check(x, codebook, "l2")
@@ -121,7 +121,7 @@ def test_rows_much_longer_than_codes(path: str, length: float) -> None:
 @pytest.mark.parametrize("group", [3, 12, 40])
 @pytest.mark.parametrize(("k", "d"), [(64, 5), (64, 70), (300, 16)])
 def test_lists_of_ties(path: str, k: int, d: int, group: int, metric: str) -> None:
-    """Few codes that tie for each of many rows: error-free sums, or whole numbers for all of them together."""
+    """Few codes that tie for each of many rows: error-free sums, or whole numbers for all together."""
     few = torch.randn(-(-k // group), d)
     codebook = few.repeat_interleave(group, 0)[:k]
     signs = 2.0 * torch.randint(2, (k, 1)) - 1.0
@@ -129,5 +129,5 @@ def test_lists_of_ties(path: str, k: int, d: int, group: int, metric: str) -> No
     x = few[torch.randint(len(few), (300,))] + 0.1 * torch.randn(300, d)
     x[:, -1] = 0.0
     codebook = codebook + 2.0**-22 * torch.randint(-1, 2, (k, d)) * (torch.arange(d) < 2)
-    codebook[:, -1] = 2.0**-30 * torch.randint(1, 9, (k,)) * signs[:, 0]  # |e|^2 differs by less than float64 sees
+    codebook[:, -1] = 2.0**-30 * torch.randint(1, 9, (k,)) * signs[:, 0]  # less in |e|^2 than float64 sees
     _check(x, codebook, metric)
