@@ -215,7 +215,7 @@ bool SweepSearch::gather_rows(const int* rows, int n) {
   return true;
 }
 
-// The tile in compact_ against all codes; cosine, of which no centre is subtracted.
+// The tile in compact_ against all codes; cosine, of whose rows no centre is subtracted.
 bool SweepSearch::resolve_by_products(const int* rows, int n) {
   const Kernels& kernels = *search_->kernels;
   const Codebook& codebook = search_->codebook;
