@@ -16,10 +16,10 @@ struct PlainTerms {
   static CodeD add(CodeD x, CodeD code, CodeD, CodeD, CodeD sum) { return code_fma(x, code, sum); }
 };
 
-// (x' - e'/2) e', half 0.5 or 0, of values that are centred.
+// (x' - e'/2) e' of values that are centred; cosine: x e', where the code alone is.
 template <bool kL2>
 struct CentredTerms {
-  static CodeD of_row(CodeD x, CodeD scale, CodeD c) { return code_fma(x, scale, -c); }
+  static CodeD of_row(CodeD x, CodeD scale, CodeD c) { return kL2 ? code_fma(x, scale, -c) : x * scale; }
   static CodeD add(CodeD x, CodeD code, CodeD scale, CodeD c, CodeD sum) {
     code = code_fma(code, scale, -c);
     return code_fma(kL2 ? code_fma(CodeD{} - 0.5, code, x) : x, code, sum);

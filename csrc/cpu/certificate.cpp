@@ -113,7 +113,8 @@ NarrowFactors Certificate::narrow(int64_t dim, int64_t sums) const {
 }
 
 // S = |x - e|^2 as a sum of fl(x_d - e_d)^2: every term within 2 u of its own, D roundings of sums of what is not
-// negative: |S^ - S| <= gamma_{D+2} S + eta, eta = D 2^-149 for squares that underflow. Codes a and b are in doubt only if
+// negative: |S^ - S| <= gamma_{D+2} S + eta, eta = 2 D 2^-149 for squares that underflow and for what a power of two below 1
+// took from x and e, 2^-149 of a difference, twice that times |x_d - e_d| of its square. Codes a and b are in doubt only if
 // S^_b <= (1 + gamma) / (1 - gamma) S^_a + 3 eta, and the contract's own score adds 4 e (|x| + |e|)^2 of
 // contract_error e with |e| <= |x| + sqrt(S): 32 e |x|^2, and 8 e S among the six roundings to spare.
 float Certificate::difference_factor(int64_t dim) const {
@@ -121,7 +122,7 @@ float Certificate::difference_factor(int64_t dim) const {
 }
 
 float Certificate::difference_slack(int64_t dim, float norm2) const {
-  return float(scale_ * 3.1 * double(dim) * 0x1p-149 + 33.0 * contract_error(dim) * double(norm2));
+  return float(scale_ * 6.1 * double(dim) * 0x1p-149 + 33.0 * contract_error(dim) * double(norm2));
 }
 
 // sum_d (e_d/2 - x_d) e_d on the values as given, in float64 and any order: gamma_{d+4} (|e|^2/2 + |x| |e|).

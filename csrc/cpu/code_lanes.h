@@ -20,9 +20,14 @@ inline __attribute__((always_inline)) void code_load(T& v, const float* p, int64
     memcpy(&v, p, sizeof v);
     return;
   }
+#ifdef VQ_LANES_AVX512
+  const __m256 some = _mm256_maskz_loadu_ps(__mmask8((1u << n) - 1u), p);
+  memcpy(&v, &some, sizeof v);
+#else
   float part[CODE_LANES] = {};
   for (int64_t i = 0; i < n; ++i) part[i] = p[i];
   memcpy(&v, part, sizeof v);
+#endif
 }
 
 // GCC 12 converts eight floats in two halves.

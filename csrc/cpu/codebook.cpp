@@ -1,5 +1,6 @@
 #include "cpu/codebook.h"
 
+#include <float.h>
 #include <math.h>
 
 #include <algorithm>
@@ -58,7 +59,7 @@ bool Codebook::prepare(const VqCodes* given, int metric, const Kernels* kernels,
   if (!codes || !usable.resize(count) || !centre.resize(dim) || !hashes_.resize(count)) return false;
   const int team = threads_for(threads, count * dim);
   if (!find_usable(kernels, team, interruption) || !drop_copies() ||
-      !find_centre(kernels, first.narrow != nullptr, team, interruption) || !choose_centring())
+      !find_centre(kernels, team, interruption) || !choose_centring())
     return false;
   if (first.matrix) return pack_matrix(first.matrix, team, interruption);
   return first.narrow || pack(kernels, team, interruption);
@@ -96,9 +97,10 @@ bool Codebook::drop_copies() {
 }
 
 // The mean of the usable codes but for those far out. Subtracting the same vector from rows and codes changes no
-// argmin and makes the products, and with them the bound, small where all values share a large offset. One code
+// argmin and makes the products, and with them the bound, small where all values share a large offset; for cosine of the
+// codes alone. One code
 // of a length of 1e7 would take the mean far from all others.
-bool Codebook::find_centre(const Kernels* kernels, bool is_narrow, int threads, Interruption* interruption) {
+bool Codebook::find_centre(const Kernels* kernels, int threads, Interruption* interruption) {
   constexpr int kMostRounds = 4;
   constexpr double kFarSquare = 64.0;  // times the median square distance from the mean
   const int64_t tasks = divide_up(count, kTaskCodes);
@@ -106,20 +108,18 @@ bool Codebook::find_centre(const Kernels* kernels, bool is_narrow, int threads, 
   Buffer<double> square;
   if (!task_of.resize(count)) return false;
   for (int64_t j = 0; j < count; ++j) task_of[j] = usable[j] ? j / kTaskCodes : -1;
-  // Nothing is subtracted for cosine, and narrow passes alone ask how long an ordinary code is.
-  if (!l2 && !is_narrow) return find_mean(kernels, task_of, threads, interruption);
   if (!square.resize(count)) return false;
   for (int round = 0; round < kMostRounds; ++round) {
     if (!find_mean(kernels, task_of, threads, interruption)) return false;
     const bool done = parallel_for(threads, tasks, interruption, kTaskCodes * dim, [&](int64_t t) {
       const int64_t first = t * kTaskCodes, n = count - first < kTaskCodes ? count - first : kTaskCodes;
-      kernels->square_distances(codes + first * dim, n, dim, row_centre(), square + first);
+      kernels->square_distances(codes + first * dim, n, dim, centre, square + first);
     });
     if (!done) return false;
     const double median = sampled_median(square, task_of, count);
     typical_norm = sqrt(median);
     bool far = false;
-    for (int64_t j = 0; l2 && j < count; ++j) {
+    for (int64_t j = 0; j < count; ++j) {
       if (task_of[j] < 0 || square[j] <= kFarSquare * median) continue;
       task_of[j] = -1;
       far = true;
@@ -155,11 +155,11 @@ bool Codebook::find_mean(const Kernels* kernels, const int64_t* task_of, int thr
 }
 
 // Lengths beyond these are brought to 1 to 2 by a power of two, which rounds nothing: products of smaller ones would
-// underflow, and of larger ones overflow. Cosine's codes have a length of one.
+// underflow, and of larger ones overflow.
 bool Codebook::choose_centring() {
   constexpr double kShort = 0x1p-24, kLong = 0x1p24;
-  centring = {1.0f, row_centre()};
-  if (!l2 || (typical_norm >= kShort && typical_norm <= kLong)) return true;
+  centring = {1.0f, centre};
+  if (typical_norm >= kShort && typical_norm <= kLong) return true;
   centring.scale = unit_scale(typical_norm);
   if (!scaled_centre_.resize(dim)) return false;
   for (int64_t d = 0; d < dim; ++d) scaled_centre_[d] = centre[d] * centring.scale;
@@ -239,6 +239,38 @@ bool Codebook::ensure_lengths(const Kernels* kernels) {
     for (int64_t j = 0; ok && j < count; ++j) {
       lengths[j] = sqrt(half_squares[j]);
       half_squares[j] *= 0.5;
+    }
+  }
+  return ok;
+}
+
+bool Codebook::ensure_scaled() {
+  bool ok = true;
+#pragma omp critical(vq_codebook_scaled)
+  if (!scaled && centring.scale == 1.0f) {
+    scaled = codes;
+  } else if (!scaled) {
+    ok = scaled_codes_.resize(count * dim);
+    for (int64_t i = 0; ok && i < count * dim; ++i) scaled_codes_[i] = codes[i] * centring.scale;
+    if (ok) scaled = scaled_codes_;
+  }
+  return ok;
+}
+
+bool Codebook::ensure_flat() {
+  bool ok = true;
+#pragma omp critical(vq_codebook_flat)
+  if (!flat.get()) {
+    ok = has_flat = flat.resize(count * kFlatParts);
+    for (int64_t j = 0; ok && j < count; ++j) {
+      double sum = 0.0;
+      for (int64_t d = 0; usable[j] && d < dim; ++d) sum += double(codes[j * dim + d]);
+      has_flat &= fabs(sum) < double(FLT_MAX);
+      for (int part = 0; part < kFlatParts; ++part) {
+        const float rounded = has_flat ? float(sum) : 0.0f;
+        flat[j * kFlatParts + part] = rounded;
+        sum -= double(rounded);
+      }
     }
   }
   return ok;

@@ -3,9 +3,12 @@
 
 #include "cpu/first_pass.h"
 #include "cpu/fixed_point.h"
+#include "cpu/regions.h"
 #include "cpu/support.h"
 
 namespace vq_cpu {
+
+constexpr int kFlatParts = 3;
 
 struct Codebook {
   const float* codes = nullptr;  // [count, dim], the values given
@@ -15,10 +18,11 @@ struct Codebook {
   Buffer<uint8_t> usable;  // [count]: finite, and no copy of an earlier code
   Buffer<float> centre;    // [dim]
   double centre_norm = 0.0;
-  double typical_norm = 0.0;  // of a code minus the centre (cosine: of a code): the median of a sample
+  double typical_norm = 0.0;  // of a code minus the centre: the median of a sample
 
-  // For float32 sweeps and the matrix unit: scaled where products could be lost
+  // Of codes for float32 sweeps and the matrix unit: scaled where products could be lost
   Centring centring = {1.0f, nullptr};
+  const float* scaled = nullptr;  // [count, dim]: scale * codes, once ensure_scaled() was called
 
   // For float32 sweeps, once ensure_panels() was called
   Buffer<float> panels;  // [panel_count][dim][panel]
@@ -36,11 +40,17 @@ struct Codebook {
 
   // For float64, once ensure_lengths() was called
   Buffer<double> half_squares, lengths;  // [count]: |e|^2 / 2 and |e|, in any order of summation
+  // For rows of one value throughout, once ensure_flat() was called: the sum of a code's values in float64, as three floats.
+  // Not where a sum is beyond the range of floats.
+  Buffer<float> flat;  // [count][kFlatParts]
+  bool has_flat = false;
   // For the exact scan, once ensure_squares() was called
   Buffer<double> squares_high, squares_low;  // [count], l2
   FixedCodes fixed;                          // once asked for
+  CodeRegions regions;                       // once asked for
 
-  const float* row_centre() const { return l2 ? centre.get() : nullptr; }
+  // Of rows: for cosine nothing is subtracted, as x.c is the same for all codes.
+  Centring row_centring() const { return {centring.scale, l2 ? centring.centre : nullptr}; }
 
   // False if there is no memory or it was interrupted. Panels are left out unless the first
   // pass is a float32 sweep.
@@ -52,15 +62,17 @@ struct Codebook {
   bool ensure_panels(const Kernels* kernels);
   bool ensure_lengths(const Kernels* kernels);
   bool ensure_squares();
+  bool ensure_scaled();
+  bool ensure_flat();
 
  private:
   Buffer<float> converted_;
-  Buffer<float> scaled_centre_;
+  Buffer<float> scaled_centre_, scaled_codes_;
   Buffer<uint64_t> hashes_;
   bool has_lengths_ = false, has_squares_ = false;
 
   bool find_usable(const Kernels* kernels, int threads, Interruption* interruption);
-  bool find_centre(const Kernels* kernels, bool is_narrow, int threads, Interruption* interruption);
+  bool find_centre(const Kernels* kernels, int threads, Interruption* interruption);
   // Of the codes with task_of >= 0.
   bool find_mean(const Kernels* kernels, const int64_t* task_of, int threads, Interruption* interruption);
   bool pack_matrix(const MatrixKernels* matrix, int threads, Interruption* interruption);

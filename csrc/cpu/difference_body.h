@@ -36,8 +36,31 @@ inline void list_near(const DifferenceSweep* s, int row, int32_t code, float squ
   s->squares[at] = square;
 }
 
+// Squares of panels that reach a row's limit of then, by vectors of rows. They are listed together: which lanes are near
+// is a jump that is guessed wrongly, and most of them no longer are once all of a few dozen panels have been met.
+template <int R>
+struct NearPanels {
+  static constexpr int kMost = 32;
+
+  alignas(64) float squares[R][kMost][P][V::W];
+  int32_t code[R][kMost];
+  int count[R] = {};
+
+  void list(const DifferenceSweep* s, int r) {
+    const V::F limit = V::load(s->limit + r * V::W);
+    for (int i = 0; i < count[r]; ++i)
+      for (int c = 0; c < P; ++c)
+        for (unsigned near = V::bits(V::ge(limit, V::load(squares[r][i][c]))); near; near &= near - 1) {
+          const int lane = __builtin_ctz(near);
+          list_near(s, r * V::W + lane, code[r][i] + c, squares[r][i][c][lane]);
+        }
+    count[r] = 0;
+  }
+};
+
 template <int R>
 void sweep_differences_of(const DifferenceSweep* s) {
+  NearPanels<R> near;
   for (int64_t first = 0; first < s->count; first += P) {
     const float* e[P];
     V::F square[R][P];
@@ -72,18 +95,13 @@ void sweep_differences_of(const DifferenceSweep* s) {
       if (!V::any(V::ge(limit, least))) continue;
       limit = V::min(V::fma(least, V::set(s->factor), V::load(s->slack + r * V::W)), limit);
       V::store(s->limit + r * V::W, limit);
-      for (int c = 0; c < P; ++c) {
-        unsigned near = V::bits(V::ge(limit, square[r][c]));
-        if (!near) continue;
-        float squares[V::W];
-        V::store(squares, square[r][c]);
-        for (; near; near &= near - 1) {
-          const int lane = __builtin_ctz(near);
-          list_near(s, r * V::W + lane, s->first_code + int32_t(first + c), squares[lane]);
-        }
-      }
+#pragma GCC unroll 8
+      for (int c = 0; c < P; ++c) V::store(near.squares[r][near.count[r]][c], square[r][c]);
+      near.code[r][near.count[r]++] = s->first_code + int32_t(first);
+      if (near.count[r] == NearPanels<R>::kMost) near.list(s, r);
     }
   }
+  for (int r = 0; r < R; ++r) near.list(s, r);
 }
 
 void sweep_differences(const DifferenceSweep* s) {

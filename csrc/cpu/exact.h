@@ -40,12 +40,17 @@ inline ExactScore exact_score(const float* x, const float* e, int64_t dim, bool 
   return sum.score();
 }
 
-// Of four codes at once: the additions of one wait for each other, those of several do not.
+// Of four codes at once: the additions of one wait for each other, those of several do not. halves: their sums over
+// e^2 / 2, or zeros.
 constexpr int kExactCodes = 4;
 
-inline void exact_scores(const float* x, const float* const (&e)[kExactCodes], int64_t dim, bool l2,
-                         ExactScore (&scores)[kExactCodes]) {
-  double high[kExactCodes] = {}, low[kExactCodes] = {};
+inline void exact_scores(const float* x, const float* const (&e)[kExactCodes], const ExactSum (&halves)[kExactCodes],
+                         int64_t dim, ExactScore (&scores)[kExactCodes]) {
+  double high[kExactCodes], low[kExactCodes];
+  for (int c = 0; c < kExactCodes; ++c) {
+    high[c] = halves[c].high;
+    low[c] = halves[c].low;
+  }
   const auto add = [&](const double (&t)[kExactCodes]) {
     for (int c = 0; c < kExactCodes; ++c) {
       const double s = high[c] + t[c];
@@ -55,10 +60,6 @@ inline void exact_scores(const float* x, const float* const (&e)[kExactCodes], i
     }
   };
   double t[kExactCodes];
-  for (int64_t d = 0; l2 && d < dim; ++d) {
-    for (int c = 0; c < kExactCodes; ++c) t[c] = 0.5 * (double(e[c][d]) * double(e[c][d]));
-    add(t);
-  }
   for (int64_t d = 0; d < dim; ++d) {
     for (int c = 0; c < kExactCodes; ++c) t[c] = -double(x[d]) * double(e[c][d]);
     add(t);

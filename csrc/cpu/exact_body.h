@@ -19,13 +19,13 @@ typedef double ExactD __attribute__((vector_size(8 * EXACT_LANES)));
 typedef int64_t ExactI __attribute__((vector_size(8 * EXACT_LANES)));
 
 // The lanes of one vector.
-void exact_scan_lanes(const double* x, const float* codes, const uint8_t* usable, const double* squares_high,
-                      const double* squares_low, int64_t k, int64_t dim, int64_t* index) {
+void exact_scan_lanes(const double* x, const float* codes, const int32_t* open, const double* squares_high,
+                      const double* squares_low, int64_t count, int64_t dim, int64_t* index) {
   const ExactD zero = {};
   ExactD best_v = zero + INFINITY, best_r = zero + INFINITY;
   ExactI best = {};
-  for (int64_t j = 0; j < k; ++j) {
-    if (!usable[j]) continue;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t j = open[i];
     const float* e = codes + j * dim;
     ExactD high = zero + (squares_high ? squares_high[j] : 0.0);
     ExactD low = zero + (squares_low ? squares_low[j] : 0.0);
@@ -49,10 +49,10 @@ void exact_scan_lanes(const double* x, const float* codes, const uint8_t* usable
   __builtin_memcpy(index, &best, sizeof best);
 }
 
-void exact_scan(const double* x, const float* codes, const uint8_t* usable, const double* squares_high,
-                const double* squares_low, int64_t k, int64_t dim, int lanes, int64_t* index) {
+void exact_scan(const double* x, const float* codes, const int32_t* open, const double* squares_high,
+                const double* squares_low, int64_t count, int64_t dim, int lanes, int64_t* index) {
   for (int lane = 0; lane < lanes; lane += EXACT_LANES)
-    exact_scan_lanes(x + lane, codes, usable, squares_high, squares_low, k, dim, index + lane);
+    exact_scan_lanes(x + lane, codes, open, squares_high, squares_low, count, dim, index + lane);
 }
 
 // Lanes in which a <= b, as bits.
@@ -74,78 +74,114 @@ inline ExactD load_lanes(const double* p) {
   return v;
 }
 
-// How far the scores of one vector's lanes with code j may be off.
-inline ExactD error_lanes(const WideScan* s, int first_lane, int64_t j) {
-  return s->half_squares[j] * s->error + s->lengths[j] * (load_lanes(s->norms + first_lane) * s->error);
-}
+// Codes whose scores stand in registers together, and the dimensions that are converted for them at a time.
+constexpr int WIDE_CODES = EXACT_LANES, WIDE_DIMS = 64;
 
-// The lanes of R vectors in float64 as it comes, for all codes.
+// Adds the products of codes j .. j + n - 1 with the lanes of R vectors.
 template <int R>
-void wide_scan_lanes(const WideScan* s, int first_lane) {
-  constexpr int CODES = EXACT_LANES, DIMS = 64;
-  double wide[CODES][DIMS];  // -e, converted a vector at a time
-  ExactD limit[R];
-  for (int r = 0; r < R; ++r) limit[r] = ExactD{} + INFINITY;
-  for (int64_t j = 0; j < s->count; j += CODES) {
-    const float* e[CODES];
-    ExactD sum[CODES][R];
-#pragma GCC unroll 8
-    for (int c = 0; c < CODES; ++c) {
-      const int64_t at = j + c < s->count ? j + c : s->count - 1;
-      e[c] = s->codes + at * s->dim;
-#pragma GCC unroll 2
-      for (int r = 0; r < R; ++r) sum[c][r] = ExactD{} + (s->l2 ? s->half_squares[at] : 0.0);
+inline __attribute__((always_inline)) void add_wide_products(const WideScan* s, int first_lane, int64_t j, int n,
+                                                             ExactD (&sum)[WIDE_CODES][R]) {
+  double wide[WIDE_CODES][WIDE_DIMS];  // -e, converted a vector at a time
+  for (int64_t first = 0; first < s->dim; first += WIDE_DIMS) {
+    const int64_t dims = s->dim - first < WIDE_DIMS ? s->dim - first : WIDE_DIMS;
+    for (int c = 0; c < WIDE_CODES; ++c) {
+      const float* e = s->codes + (j + (c < n ? c : 0)) * s->dim + first;
+      over_code(dims, [&](int64_t d, int64_t some) {
+        CodeD v;
+        code_load(v, e + d, some);
+        v = -v;
+        __builtin_memcpy(&wide[c][d], &v, sizeof v);
+      });
     }
-    for (int64_t first = 0; first < s->dim; first += DIMS) {
-      const int64_t n = s->dim - first < DIMS ? s->dim - first : DIMS;
-      for (int c = 0; c < CODES; ++c)
-        over_code(n, [&](int64_t d, int64_t some) {
-          CodeD v;
-          code_load(v, e[c] + first + d, some);
-          v = -v;
-          __builtin_memcpy(&wide[c][d], &v, size_t(some) * sizeof(double));
-        });
-      const double* x = s->x + first * kExactLanes + first_lane;
-      for (int64_t d = 0; d < n; ++d) {
-        ExactD row[R];
+    const double* x = s->x + first * kExactLanes + first_lane;
+    for (int64_t d = 0; d < dims; ++d) {
+      ExactD row[R];
 #pragma GCC unroll 2
-        for (int r = 0; r < R; ++r) row[r] = load_lanes(x + d * kExactLanes + r * EXACT_LANES);
+      for (int r = 0; r < R; ++r) row[r] = load_lanes(x + d * kExactLanes + r * EXACT_LANES);
 #pragma GCC unroll 8
-        for (int c = 0; c < CODES; ++c) {
-          const ExactD code = wide[c][d] - ExactD{};  // of which nothing is left but the broadcast
+      for (int c = 0; c < WIDE_CODES; ++c) {
+        const ExactD code = wide[c][d] - ExactD{};  // of which nothing is left but the broadcast
 #pragma GCC unroll 2
-          for (int r = 0; r < R; ++r) sum[c][r] = code_fma(row[r], code, sum[c][r]);
-        }
-      }
-    }
-#pragma GCC unroll 8
-    for (int c = 0; c < CODES; ++c) {
-      if (j + c == s->count) break;
-#pragma GCC unroll 2
-      for (int r = 0; r < R; ++r) {
-        const int lane = first_lane + r * EXACT_LANES;
-        const ExactD score = s->usable[j + c] ? sum[c][r] : ExactD{} + INFINITY;
-        __builtin_memcpy(s->scores + (j + c) * kExactLanes + lane, &score, sizeof score);
-        const ExactD most = score + error_lanes(s, lane, j + c);
-        limit[r] = most < limit[r] ? most : limit[r];
+        for (int r = 0; r < R; ++r) sum[c][r] = code_fma(row[r], code, sum[c][r]);
       }
     }
   }
-  __builtin_memcpy(s->limit + first_lane, limit, sizeof limit);
 }
 
-void wide_scan(const WideScan* s) {
+// The lanes of R vectors in float64 as it comes, for all codes. What a group of codes may reach at least is kept only
+// where that is not above what the row's best reaches at most.
+template <int R>
+void wide_scan_lanes(const WideScan* s, int first_lane) {
+  ExactD limit[R], norm[R];
+  for (int r = 0; r < R; ++r) {
+    limit[r] = ExactD{} + INFINITY;
+    norm[r] = load_lanes(s->norms + first_lane + r * EXACT_LANES) * s->error;
+  }
+  int64_t kept = 0, end = 0;
+  int span = 0;
+  for (int64_t j = 0;; j += WIDE_CODES) {
+    if (j >= end) {
+      if (span == s->span_count) break;
+      j = s->spans[2 * span];
+      end = s->spans[2 * span++ + 1];
+    }
+    const int n = int(end - j < WIDE_CODES ? end - j : int64_t(WIDE_CODES));
+    ExactD sum[WIDE_CODES][R], least[R];
+#pragma GCC unroll 8
+    for (int c = 0; c < WIDE_CODES; ++c)
+#pragma GCC unroll 2
+      for (int r = 0; r < R; ++r) sum[c][r] = (s->l2 ? s->half_squares[j + (c < n ? c : 0)] : 0.0) - ExactD{};
+    add_wide_products<R>(s, first_lane, j, n, sum);
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r) least[r] = ExactD{} + INFINITY;
+#pragma GCC unroll 8
+    for (int c = 0; c < WIDE_CODES; ++c) {
+      const bool usable = c < n && s->usable[j + c];
+      const int64_t at = j + (c < n ? c : 0);
+      const ExactD length = s->lengths[at] - ExactD{}, half = s->half_squares[at] * s->error - ExactD{};
+#pragma GCC unroll 2
+      for (int r = 0; r < R; ++r) {
+        const ExactD score = usable ? sum[c][r] : ExactD{} + INFINITY, error = code_fma(length, norm[r], half);
+        const ExactD most = score + error;
+        sum[c][r] = score - error;
+        limit[r] = most < limit[r] ? most : limit[r];
+        least[r] = sum[c][r] < least[r] ? sum[c][r] : least[r];
+      }
+    }
+    unsigned open = 0;
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r) open |= lanes_at_most(least[r], limit[r]);
+    if (!open) continue;
+    s->groups[2 * kept] = int32_t(j);
+    s->groups[2 * kept + 1] = n;
+    __builtin_memcpy(s->scores + kept++ * WIDE_CODES * R * EXACT_LANES, sum, sizeof sum);
+  }
+  __builtin_memcpy(s->limit + first_lane, limit, sizeof limit);
+  const unsigned in_use = (1u << s->lanes) - 1u;
+  for (int64_t g = 0; g < kept; ++g) {
+    const double* low = s->scores + g * WIDE_CODES * R * EXACT_LANES;
+    for (int c = 0; c < s->groups[2 * g + 1]; ++c) {
+      unsigned bits = 0;
+#pragma GCC unroll 2
+      for (int r = 0; r < R; ++r)
+        bits |= lanes_at_most(load_lanes(low + (c * R + r) * EXACT_LANES), limit[r]) << (first_lane + r * EXACT_LANES);
+      const int64_t code = s->groups[2 * g] + c;
+      if (s->usable[code]) s->near[s->index ? s->index[code] : code] |= uint16_t(bits & in_use);
+    }
+  }
+}
+
+int64_t wide_scan(const WideScan* s) {
+  memset(s->near, 0, size_t(s->count) * sizeof s->near[0]);
   int lane = 0;
   for (; lane + EXACT_LANES < s->lanes; lane += 2 * EXACT_LANES) wide_scan_lanes<2>(s, lane);
   if (lane < s->lanes) wide_scan_lanes<1>(s, lane);
+  int64_t n = 0;
   for (int64_t j = 0; j < s->count; ++j) {
-    unsigned bits = 0;
-    for (lane = 0; lane < s->lanes; lane += EXACT_LANES) {
-      const ExactD least = load_lanes(s->scores + j * kExactLanes + lane) - error_lanes(s, lane, j);
-      bits |= lanes_at_most(least, load_lanes(s->limit + lane)) << lane;
-    }
-    s->near[j] = s->usable[j] ? uint16_t(bits & ((1u << s->lanes) - 1u)) : 0;
+    s->open[n] = int32_t(j);
+    n += s->near[j] != 0;
   }
+  return n;
 }
 
 }  // namespace

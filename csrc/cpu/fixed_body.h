@@ -72,9 +72,9 @@ void fixed_scan_lanes(const FixedScan* s, const typename T::Value* x, int first_
   };
   const unsigned lanes = ((1u << R * T::LANES) - 1u) << first_lane;
   int n = 0;
-  for (int64_t j = 0; j < s->count || n; ++j) {
-    if (j < s->count) {
-      if (s->near[j] & lanes) near[n++] = j;
+  for (int64_t i = 0; i < s->open_count || n; ++i) {
+    if (i < s->open_count) {
+      if (s->near[s->open[i]] & lanes) near[n++] = s->open[i];
       if (n < CODES) continue;
     }
     while (n < CODES) near[n] = near[n - 1], ++n;  // copies of the last are no better

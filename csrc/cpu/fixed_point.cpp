@@ -57,7 +57,7 @@ bool FixedCodes::ensure(const Codebook& codebook) {
 bool FixedCodes::prepare(const Codebook& codebook) {
   const int64_t count = codebook.count, dim = codebook.dim;
   if (count * dim > kMostValues) return false;
-  if (!values_.resize(count * dim) || !halves_.resize(count)) return false;
+  if (!values_.resize(count * dim) || !halves_.resize(count) || !sums_.resize(count)) return false;
   unit_ = kNone;
   for (int64_t j = 0; j < count; ++j)
     for (int64_t d = 0; codebook.usable[j] && d < dim; ++d) {
@@ -66,13 +66,15 @@ bool FixedCodes::prepare(const Codebook& codebook) {
     }
   if (unit_ == kNone) unit_ = 0;
   for (int64_t j = 0; j < count; ++j) {
-    uint64_t half = 0;
+    uint64_t half = 0, sum = 0;
     for (int64_t i = j * dim; i < (j + 1) * dim; ++i) {
       const uint64_t value = codebook.usable[j] ? fixed(codebook.codes[i], unit_) : 0;
       values_[i] = int64_t(value);
       half += value * value;
+      sum += value;
     }
     halves_[j] = int64_t(half);
+    sums_[j] = int64_t(sum);
   }
   return true;
 }

@@ -18,6 +18,7 @@ class FixedCodes {
 
   const int64_t* values() const { return values_; }  // [count][dim]
   const int64_t* halves() const { return halves_; }  // [count]: |e|^2 / 2 in units of 2^(2 unit - 1)
+  const int64_t* sums() const { return sums_; }      // [count]: of a code's values
   int unit() const { return unit_; }
 
  private:
@@ -25,7 +26,7 @@ class FixedCodes {
 
   bool prepare(const Codebook& codebook);
 
-  Buffer<int64_t> values_, halves_;
+  Buffer<int64_t> values_, halves_, sums_;
   int unit_ = 0;
   State state_ = State::unknown;
 };

@@ -86,19 +86,25 @@ struct RowSpan {
 
 constexpr int kExactLanes = 16;   // rows at once of the scans below, of which the first `lanes` are in use
 
-// Such rows with all codes in float64, in any order of summation: the codes that may be the nearest.
+// Such rows with codes in float64, in any order of summation: the codes that may be the nearest.
 struct WideScan {
   const double* x;  // [dim][kExactLanes]
   const float* codes;
   const uint8_t* usable;
-  const double *half_squares, *lengths;  // [count]: |e|^2 / 2, |e|
+  const double *half_squares, *lengths;  // of the codes: |e|^2 / 2, |e|
+  const int64_t* spans;                  // [span_count][2]: the first of some codes, and the one behind them
+  int span_count;
+  const int32_t* index;                  // which of `count` codes each is; null: in order
   const double* norms;                   // [kExactLanes]: |x|
   double error;                          // of |e|^2 / 2 + |x||e|: how far a score may be off
   int64_t count, dim;
   int l2, lanes;
-  double* scores;  // [count][kExactLanes], scratch
+  // Scratch: [count + kExactLanes a span][kExactLanes], and two numbers for as many codes.
+  double* scores;
+  int32_t* groups;
   double* limit;   // [kExactLanes], written: no score of the nearest code is above; infinite without a code to choose
   uint16_t* near;  // [count], written: the lanes in which a score may be as low, as bits
+  int32_t* open;   // [count + 1], written: the codes that are near in any lane, in ascending order
 };
 
 // Such rows and codes in whole numbers modulo 2^64 (fixed_point.h): of the codes that are near, the one of the least
@@ -109,8 +115,9 @@ struct FixedScan {
   const int64_t* codes;   // [count][dim]
   const int64_t* halves;  // [count], null for 0, and what they are multiplied with [kExactLanes]
   const int64_t* factor;
-  const uint16_t* near;  // as wide_scan leaves it
-  int64_t count, dim;
+  const uint16_t* near;  // [codes]: the lanes in which each is near, as bits
+  const int32_t* open;   // [open_count]: the codes that are near in any lane, in ascending order
+  int64_t open_count, dim;
   int lanes;
   int64_t* index;  // [kExactLanes], written
 };
@@ -136,13 +143,13 @@ struct Kernels {
   void (*sweep_dots)(const DirectSweep*);  // up to dot_rows rows, lanes are dimensions
   void (*sweep_rows)(const DirectSweep*);  // up to a tile of rows, lanes are rows
 
-  // The exact scores (exact_body.h) of `kExactLanes` rows x [dim][lanes] with all codes, and the index of
-  // the smallest. squares_high and _low [codes]: the sum over e^2/2, null for 0.
-  void (*exact_scan)(const double* x, const float* codes, const uint8_t* usable, const double* squares_high,
+  // The exact scores (exact_body.h) of `kExactLanes` rows x [dim][lanes] with the codes open [count], which come in
+  // ascending order, and the index of the smallest. squares_high and _low [codes]: the sum over e^2/2, null for 0.
+  void (*exact_scan)(const double* x, const float* codes, const int32_t* open, const double* squares_high,
                      const double* squares_low, int64_t count, int64_t dim, int lanes, int64_t* index);
 
   // The same rows in float64 first, and what that leaves open in whole numbers.
-  void (*wide_scan)(const WideScan*);
+  int64_t (*wide_scan)(const WideScan*);  // returns how many codes are open
   void (*fixed_scan)(const FixedScan*);
 
   // Of each code: whether it is finite, and a hash that equal codes share.
@@ -156,8 +163,8 @@ struct Kernels {
   double (*score_rows)(const double* rows, int n, int64_t pitch, const float* code, int64_t dim, int l2,
                        double* scores);
 
-  // Of one row with the codes [n] of a list, in float64 in any order: x.e, and x'.e' - |e'|^2 / 2 (cosine: x'.e') of
-  // values that are centred.
+  // Of one row with the codes [n] of a list, in float64 in any order: x.e, and x'.e' - |e'|^2 / 2 of values that are
+  // centred (cosine: x.e', the row scaled alone).
   void (*dot_listed)(const float* row, const float* codes, const int32_t* list, int n, int64_t dim, double* dots);
   void (*score_listed)(const float* row, const float* codes, const int32_t* list, int n, Centring centring,
                        int64_t dim, int l2, double* scores);

@@ -51,7 +51,8 @@ void MatrixSearch::pack_groups() {
   int vector = 0;
   for (int row = 0; row < n; row += tile) {
     const int rows = n - row < tile ? n - row : tile;
-    search_->kernels->pack_tile(search_->x, block_.first + row, rows, search_->codebook.centring, packed_, norm2_ + row);
+    search_->kernels->pack_tile(search_->x, block_.first + row, rows, search_->codebook.row_centring(), packed_,
+                                norm2_ + row);
     for (int lane = 0; lane < rows; lane += kHalfGroup, ++vector)
       search_->first.matrix->pack_rows(packed_ + lane, tile, dim, vector % 2, groups_ + vector / 2 * group,
                                  error2_ + vector * kHalfGroup);

@@ -20,6 +20,9 @@ constexpr int kNarrowRuns = 8;         // of groups in a chunk
 constexpr int kNarrowPitch = kNarrowCandidates + 8;  // of lists of codes, which are written a group at a time
 // Below the upper bound of any code, of any row that has a bound.
 constexpr float kNarrowLeast = -0x1p120f;
+// Rows that have a bound are shorter than this, so that no term overflows; beside codes that are left out for their
+// size shorter than the second, as those cannot be near then (docs/certificate.md).
+constexpr float kNarrowReach = 0x1.4p63f, kNarrowReachBesideFar = 0x1p48f;
 // Square of the norm of a packed code beyond which it cannot be the nearest of a row that has a bound
 // (docs/certificate.md).
 constexpr float kNarrowMostSquare = 0x1p100f;
@@ -61,6 +64,7 @@ struct NextRows {
 // A tile of rows and what it finds; arrays of one value a row are [tile].
 struct NarrowTile {
   int n;          // rows in use
+  float reach;    // a row as long as this or longer has no bound
   int32_t* rows;  // [steps][tile]
   float* scale;   // s
   float* norm;    // |x'|; infinite where the row has no bound, which finds nothing
@@ -125,7 +129,7 @@ struct NarrowKernels {
                     float* upper);
   // As Kernels::peak, of the narrow products.
   int64_t (*peak)(int64_t rounds);
-  // x'.e' - |e'|^2 / 2 (cosine: x'.e') in float32 and in float64, in any order.
+  // x'.e' - |e'|^2 / 2 in float32 and in float64, in any order; cosine: x.e', the row scaled alone.
   float (*quick_score)(const float* x, const float* code, Centring centring, int64_t dim, int l2);
   double (*score)(const float* x, const float* code, Centring centring, int64_t dim, int l2);
 };

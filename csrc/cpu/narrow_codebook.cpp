@@ -46,9 +46,10 @@ bool NarrowCodebook::prepare(const Codebook& codebook, const NarrowKernels* kern
   const int64_t dim = codebook.dim, group = kernels->group, count = codebook.count;
   Buffer<float> own_scale, square;
   if (!own_scale.resize(count) || !square.resize(count) || !centre_.resize(dim)) return false;
-  centring_ = {unit_scale(codebook.typical_norm), codebook.l2 ? centre_.get() : nullptr};
+  centring_ = {unit_scale(codebook.typical_norm), centre_};
+  row_centring_ = {centring_.scale, codebook.l2 ? centre_.get() : nullptr};
   double centre_square = 0.0;
-  for (int64_t d = 0; codebook.l2 && d < dim; ++d) {
+  for (int64_t d = 0; d < dim; ++d) {
     centre_[d] = codebook.centre[d] * centring_.scale;
     centre_square += double(centre_[d]) * double(centre_[d]);
   }
@@ -62,8 +63,7 @@ bool NarrowCodebook::prepare(const Codebook& codebook, const NarrowKernels* kern
   if (!parallel_for(threads, divide_up(count, kTaskCodes), interruption, kTaskCodes * dim, measure) ||
       !sort_codes(group, own_scale, square, count))
     return false;
-  for (int64_t j = 0; j < count && !codebook.l2; ++j)
-    bounded_ = bounded_ && (square[j] == -1.0f || square[j] <= kNarrowMostSquare);
+  for (int64_t j = 0; j < count; ++j) has_far_ = has_far_ || !(square[j] == -1.0f || square[j] <= kNarrowMostSquare);
   const int64_t groups = codes_.groups, padded = groups * group;
   const int64_t steps = kernels->steps(dim);
   for (Buffer<float>* of_codes : {&of_norm_, &of_lost_, &length_, &minus_half_})

@@ -17,18 +17,22 @@ class NarrowCodebook {
   const NarrowKernels& kernels() const { return *kernels_; }
   const NarrowFactors& factors() const { return factors_; }
   const NarrowCodes& codes() const { return codes_; }
+  // Of codes, and of rows, of which nothing is subtracted for cosine.
   Centring centring() const { return centring_; }
+  Centring row_centring() const { return row_centring_; }
+  // How long a row may be to have a bound.
+  float reach() const { return has_far_ ? kNarrowReachBesideFar : kNarrowReach; }
   double centre_norm() const { return centre_norm_; }  // scaled
   // False if no row has a bound: a code too long for one could be the best of any (cosine).
-  bool bounded() const { return bounded_; }
+  bool bounded() const { return row_centring_.centre || !has_far_; }
 
  private:
   const NarrowKernels* kernels_ = nullptr;
   NarrowFactors factors_ = {};
   NarrowCodes codes_ = {};
-  Centring centring_ = {};
+  Centring centring_ = {}, row_centring_ = {};
   double centre_norm_ = 0.0;
-  bool bounded_ = true;
+  bool has_far_ = false;  // a code that is left out for its size
   Buffer<int32_t> packed_, start_, order_;
   Buffer<int> sizes_;                                // [groups]: how many codes a group has
   Buffer<uint8_t> uneven_;                           // [groups]

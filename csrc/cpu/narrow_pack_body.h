@@ -11,9 +11,6 @@
 namespace vq_cpu {
 namespace {
 
-// Beyond this many times the size of an ordinary code a row has no bound: no term may overflow, and codes that are
-// left out for their size cannot be near (docs/certificate.md).
-constexpr float kNarrowReach = 0x1p48f;
 // A square below 2^-149 is lost: less than this in the norm of 2^18 values.
 constexpr float kNarrowUnderflow = 0x1p-60f;
 
@@ -53,7 +50,7 @@ void narrow_pack_vector(const VqRows* x, int64_t first, int n, Centring centring
   }
   arrange_rows(t->rows + base, steps);
   const V::F norm = widened(V::add(square[0], square[1]), dim), zero = V::set(0.0f);
-  const V::M good = V::gt(V::set(kNarrowReach), norm);
+  const V::M good = V::gt(V::set(t->reach), norm);
   V::store(t->norm + base, V::select(good, norm, V::set(INFINITY)));
   // What rounding x - c took counts as lost too.
   V::store(t->lost + base, V::select(good, V::fma(V::set(0x1p-22f), norm, widened(lost, dim)), zero));

@@ -7,15 +7,14 @@
 namespace vq_cpu {
 namespace {
 
-// NarrowKernels::quick_score.
-float narrow_quick_score(const float* x, const float* code, Centring centring, int64_t dim, int l2) {
-  const V::F scale = V::set(centring.scale), minus_half = V::set(l2 ? -0.5f : 0.0f), zero = V::set(0.0f);
+template <bool kL2>
+inline float narrow_quick_score_of(const float* x, const float* code, Centring centring, int64_t dim) {
+  const V::F scale = V::set(centring.scale), minus_half = V::set(-0.5f), zero = V::set(0.0f);
   V::F even = zero, odd = zero;  // each waits for itself alone
   const auto add = [&](V::F row, V::F e, V::F centre, V::F& sum) __attribute__((always_inline)) {
     const V::F c = V::sub(zero, centre);
     e = V::fma(e, scale, c);
-    row = V::fma(row, scale, c);
-    sum = V::fma(V::fma(minus_half, e, row), e, sum);
+    sum = V::fma(kL2 ? V::fma(minus_half, e, V::fma(row, scale, c)) : V::mul(row, scale), e, sum);
   };
   const float* c = centring.centre;
   int64_t d = 0;
@@ -28,6 +27,12 @@ float narrow_quick_score(const float* x, const float* code, Centring centring, i
     add(V::load_n(x + d, n), V::load_n(code + d, n), c ? V::load_n(c + d, n) : zero, even);
   }
   return V::sum(V::add(even, odd));
+}
+
+// NarrowKernels::quick_score.
+float narrow_quick_score(const float* x, const float* code, Centring centring, int64_t dim, int l2) {
+  return l2 ? narrow_quick_score_of<true>(x, code, centring, dim)
+            : narrow_quick_score_of<false>(x, code, centring, dim);
 }
 
 }  // namespace

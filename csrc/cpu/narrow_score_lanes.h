@@ -7,9 +7,9 @@
 namespace vq_cpu {
 namespace {
 
-// NarrowKernels::score.
-double narrow_score(const float* x, const float* code, Centring centring, int64_t dim, int l2) {
-  const double scale = double(centring.scale), half = l2 ? 0.5 : 0.0;
+template <bool kL2>
+inline double narrow_score_of(const float* x, const float* code, Centring centring, int64_t dim) {
+  const double scale = double(centring.scale);
   CodeD even = {}, odd = {};
   const auto product = [&](int64_t d, int64_t n) {
     CodeD c = {}, e, row;
@@ -17,7 +17,7 @@ double narrow_score(const float* x, const float* code, Centring centring, int64_
     code_load(e, code + d, n);
     code_load(row, x + d, n);
     e = e * scale - c;
-    return CodeD(((row * scale - c) - half * e) * e);
+    return kL2 ? CodeD(((row * scale - c) - 0.5 * e) * e) : CodeD(row * scale * e);
   };
   int64_t d = 0;
   for (; d + 2 * CODE_LANES <= dim; d += 2 * CODE_LANES) {
@@ -26,6 +26,11 @@ double narrow_score(const float* x, const float* code, Centring centring, int64_
   }
   for (; d < dim; d += CODE_LANES) even += product(d, dim - d < CODE_LANES ? dim - d : CODE_LANES);
   return code_sum(even + odd);
+}
+
+// NarrowKernels::score.
+double narrow_score(const float* x, const float* code, Centring centring, int64_t dim, int l2) {
+  return l2 ? narrow_score_of<true>(x, code, centring, dim) : narrow_score_of<false>(x, code, centring, dim);
 }
 
 }  // namespace

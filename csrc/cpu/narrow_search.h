@@ -49,6 +49,7 @@ class NarrowSearch {
   static int keep_open(Score* scores, int32_t* candidates, int n);
   void give_up(int i);
   bool resolve_given_up();
+  bool others_are_faster(int given_up) const;
   const float* row(int i);
   NextRows next_rows(int first, int most);
 
@@ -69,6 +70,8 @@ class NarrowSearch {
   int last_position_ = -1;  // in this block; -1: in an earlier one
   int64_t last_index_ = -1;
   int skip_ = 0;  // blocks still to be begun by another search
+  // Codes that a tile left open beside the likely best ones, and the groups they are in.
+  int64_t opened_codes_ = 0, opened_groups_ = 0;
 
   // Of a tile
   Buffer<int32_t> rows_, groups_, counts_, lead_, code_, is_doubtful_;

@@ -3,6 +3,8 @@
 #include <float.h>
 #include <math.h>
 
+#include <algorithm>
+
 #include "cpu/search.h"
 
 namespace vq_cpu {
@@ -11,7 +13,7 @@ namespace {
 constexpr int64_t kCodeBytes = 512 << 10;  // packed codes of a block
 constexpr int kMostTile = 64;              // rows of a tile of any instruction set
 constexpr int kCandidates = 48;            // of a row, before all codes are scored
-constexpr int kLongTie = 6;  // of a row: whole numbers cost less than as many error-free sums
+constexpr double kListedNs = 15.0;  // what a listed code costs beyond differences, see ExactSearch::queue_long
 
 // Panels of a block.
 int64_t code_block(const Kernels& kernels, int64_t dim) {
@@ -79,7 +81,7 @@ void SweepSearch::certify(const Bound& bound, int i, bool exact) {
 
 bool SweepSearch::run(const RowBlock& block) { return run_all(block, search_->precision == VQ_EXACT); }
 
-// Where float32 decided on hardly a row of a block before, it is not asked.
+// Where float32 decided on less than half of the rows of a block before, it is not asked.
 bool SweepSearch::scan_at_once(const RowBlock& block) {
   --skip_;
   block_ = block;
@@ -89,12 +91,16 @@ bool SweepSearch::scan_at_once(const RowBlock& block) {
 }
 
 bool SweepSearch::scan_queued_rows() {
-  if (exact_->queued() > block_.n - block_.n / 8) skip_ = kSkippedBlocks;
+  if (exact_->queued() > block_.n / 2) skip_ = kSkippedBlocks;
   return exact_->scan_queued_rows();
 }
 
 bool SweepSearch::run_all(const RowBlock& block, bool exact) {
   if (skip_ && exact) return scan_at_once(block);
+  if (skip_sweep_ && exact) {
+    --skip_sweep_;
+    return run_ambiguous(block);
+  }
   if (!search_->codebook.ensure_panels(search_->kernels)) return false;
   if (!packed_.get() && !packed_.resize(search_->block_rows * search_->x->dim)) return false;
   block_ = block;
@@ -103,28 +109,55 @@ bool SweepSearch::run_all(const RowBlock& block, bool exact) {
   const int tile = search_->tile();
   for (int row = 0; row < block.n; row += tile)
     search_->kernels->pack_tile(search_->x, block.first + row, block.n - row < tile ? block.n - row : tile,
-                                search_->codebook.centring, packed_ + row * search_->x->dim, norm2_ + row);
+                                search_->codebook.row_centring(), packed_ + row * search_->x->dim, norm2_ + row);
   if (!sweep_codes(packed_, block.n, best_, second_, best_index_)) return false;
   const Bound bound = search_->certificate.sweep(search_->codebook);
   for (int i = 0; i < block.n; ++i) certify(bound, i, exact);
+  if (search_->codebook.l2 && ambiguous_count_ > block.n / 2) skip_sweep_ = kSkippedBlocks;
   return resolve_ambiguous_rows() && scan_queued_rows();
 }
 
 bool SweepSearch::run_ambiguous(const RowBlock& block) {
   if (!search_->codebook.l2) return run_all(block, true);
   if (skip_) return scan_at_once(block);
-  if (!search_->codebook.ensure_lengths(search_->kernels)) return false;
+  if (!search_->codebook.ensure_lengths(search_->kernels) || !search_->codebook.ensure_scaled()) return false;
   block_ = block;
   exact_->start(block);
   const int tile = search_->tile();
+  if (order_.is_wanted(search_->codebook, block.n)) {
+    for (int i = 0; i < block.n; ++i) ambiguous_rows_[i] = i;
+    ambiguous_count_ = block.n;
+    return compare_by_regions() && scan_queued_rows();
+  }
   for (int row = 0; row < block.n; row += tile) {
     const int n = block.n - row < tile ? block.n - row : tile;
     int rows[kMostTile];
     for (int lane = 0; lane < n; ++lane) rows[lane] = row + lane;
-    search_->kernels->pack_tile(search_->x, block.first + row, n, Centring{1.0f, nullptr}, compact_, compact_norm2_);
-    if (!compare_differences(rows, n)) return false;
+    search_->kernels->pack_tile(search_->x, block.first + row, n,
+                                Centring{search_->codebook.centring.scale, nullptr}, compact_, compact_norm2_);
+    if (!compare_differences(rows, n, 0)) return false;
   }
   return scan_queued_rows();
+}
+
+// The ambiguous rows, l2.
+bool SweepSearch::compare_by_regions() {
+  if (!order_.sort(search_, block_, ambiguous_rows_, ambiguous_count_)) return false;
+  const CodeRegions& regions = search_->codebook.regions;
+  const int tile = search_->tile();
+  int64_t compared = 0;
+  for (int first = 0, n; first < ambiguous_count_; first += n) {
+    unsigned needed = 0;
+    for (n = 0; n < tile && first + n < ambiguous_count_; ++n) {
+      if (regions.is_apart(needed, order_.needed(first + n), n)) break;
+      needed |= order_.needed(first + n);
+    }
+    if (!gather_rows(ambiguous_rows_ + first, n) || !compare_differences(ambiguous_rows_ + first, n, needed))
+      return false;
+    compared += n * regions.size(needed);
+  }
+  order_.learn(compared, ambiguous_count_ * search_->codebook.count);
+  return true;
 }
 
 bool SweepSearch::run_rows(const RowBlock& block, const int* rows, int count) {
@@ -139,7 +172,7 @@ bool SweepSearch::run_rows(const RowBlock& block, const int* rows, int count) {
   const Bound bound = search_->certificate.sweep(search_->codebook);
   for (int first = 0; first < count; first += tile) {
     const int n = count - first < tile ? count - first : tile;
-    gather_rows(rows + first, n);
+    if (!gather_rows(rows + first, n)) return false;
     if (!sweep_codes(compact_, n, lane_best_, lane_second_, lane_best_index_)) return false;
     for (int lane = 0; lane < n; ++lane) {
       const int i = rows[first + lane];
@@ -154,34 +187,35 @@ bool SweepSearch::run_rows(const RowBlock& block, const int* rows, int count) {
 }
 
 bool SweepSearch::resolve_ambiguous_rows() {
-  if (ambiguous_count_ && !search_->codebook.ensure_lengths(search_->kernels)) return false;
+  if (!ambiguous_count_) return true;
+  if (!search_->codebook.ensure_lengths(search_->kernels) || !search_->codebook.ensure_scaled()) return false;
   const int tile = search_->tile();
+  if (search_->codebook.l2 && ambiguous_count_ > block_.n / 2 &&
+      order_.is_wanted(search_->codebook, ambiguous_count_))
+    return compare_by_regions();
   bool ok = true;
   for (int first = 0; ok && first < ambiguous_count_; first += tile) {
     const int n = ambiguous_count_ - first < tile ? ambiguous_count_ - first : tile;
-    gather_rows(ambiguous_rows_ + first, n);
-    ok = search_->codebook.l2 ? compare_differences(ambiguous_rows_ + first, n)
-                              : resolve_by_products(ambiguous_rows_ + first, n);
+    ok = gather_rows(ambiguous_rows_ + first, n) &&
+         (search_->codebook.l2 ? compare_differences(ambiguous_rows_ + first, n, 0)
+                               : resolve_by_products(ambiguous_rows_ + first, n));
   }
   return ok;
 }
 
-// n <= tile rows of the block into the compact tile.
-void SweepSearch::gather_rows(const int* rows, int n) {
-  const int64_t tile = search_->tile(), dim = search_->x->dim;
-  for (int64_t i = 0; i < dim * tile; ++i) compact_[i] = 0.0f;
-  for (int lane = 0; lane < n; ++lane) {
-    search_->kernels->load_rows(search_->x, block_.first + rows[lane], 1, row_);
-    for (int64_t d = 0; d < dim; ++d) compact_[d * tile + lane] = row_[d];
-  }
-  for (int lane = 0; lane < tile; ++lane) compact_norm2_[lane] = 0.0f;
-  for (int64_t d = 0; d < dim; ++d) {
-    const float* values = compact_ + d * tile;
-    for (int lane = 0; lane < tile; ++lane) compact_norm2_[lane] += values[lane] * values[lane];
-  }
+// n <= tile rows of the block into the compact tile, scaled. False if there is no memory.
+bool SweepSearch::gather_rows(const int* rows, int n) {
+  const int64_t dim = search_->x->dim;
+  if (!listed_.get() && !listed_.resize(search_->tile() * dim)) return false;
+  for (int lane = 0; lane < n; ++lane)
+    search_->kernels->load_rows(search_->x, block_.first + rows[lane], 1, listed_ + lane * dim);
+  const VqRows view = {listed_, 1, n, dim, n * dim, dim, 1, VQ_FLOAT32};
+  search_->kernels->pack_tile(&view, 0, n, Centring{search_->codebook.centring.scale, nullptr}, compact_,
+                              compact_norm2_);
+  return true;
 }
 
-// The tile in compact_ against all codes; cosine, of which no centre is subtracted.
+// The tile in compact_ against all codes; cosine, of whose rows no centre is subtracted.
 bool SweepSearch::resolve_by_products(const int* rows, int n) {
   const Kernels& kernels = *search_->kernels;
   const Codebook& codebook = search_->codebook;
@@ -214,13 +248,14 @@ bool SweepSearch::resolve_by_products(const int* rows, int n) {
   for (int lane = 0; lane < n; ++lane) {
     if (counts_[lane] > kCandidates)
       exact_->queue_for_scan(rows[lane]);
-    else
+    else if (!exact_->queue_long(rows[lane], counts_[lane] * kListedNs))
       choose(rows[lane], lane, candidates_ + lane * kCandidates, counts_[lane]);
   }
   return true;
 }
 
-bool SweepSearch::compare_differences(const int* rows, int n) {
+// The tile in compact_ against the codes of some regions; 0: all codes.
+bool SweepSearch::compare_differences(const int* rows, int n, unsigned regions) {
   const Kernels& kernels = *search_->kernels;
   const Codebook& codebook = search_->codebook;
   for (int lane = 0; lane < search_->tile(); ++lane) {
@@ -241,13 +276,20 @@ bool SweepSearch::compare_differences(const int* rows, int n) {
   sweep.counts = counts_;
   sweep.capacity = kCandidates;
   const int64_t block = code_block(kernels, codebook.dim) * kernels.panel;
-  for (int64_t first = 0; first < codebook.count; first += block) {
-    if (search_->interruption->requested()) return false;
-    sweep.codes = codebook.codes + first * codebook.dim;
-    sweep.usable = codebook.usable + first;
-    sweep.count = codebook.count - first < block ? codebook.count - first : block;
-    sweep.first_code = int32_t(first);
-    kernels.sweep_differences(&sweep);
+  int64_t spans[2 * CodeRegions::kMost] = {0, codebook.count};
+  const int span_count = regions ? codebook.regions.spans(regions, spans) : 1;
+  const float* codes = regions ? codebook.regions.scaled() : codebook.scaled;
+  const uint8_t* usable = regions ? codebook.regions.usable() : codebook.usable.get();
+  for (int span = 0; span < span_count; ++span) {
+    const int64_t end = spans[2 * span + 1];
+    for (int64_t first = spans[2 * span]; first < end; first += block) {
+      if (search_->interruption->requested()) return false;
+      sweep.codes = codes + first * codebook.dim;
+      sweep.usable = usable + first;
+      sweep.count = end - first < block ? end - first : block;
+      sweep.first_code = int32_t(first);
+      kernels.sweep_differences(&sweep);
+    }
   }
   for (int lane = 0; lane < n; ++lane) {
     const int i = rows[lane];
@@ -256,13 +298,15 @@ bool SweepSearch::compare_differences(const int* rows, int n) {
     int32_t* candidates = candidates_ + lane * kCandidates;
     int near = 0;
     for (int c = 0; c < counts_[lane] && c < kCandidates; ++c)
-      if (squares_[lane * kCandidates + c] <= limit_[lane]) candidates[near++] = candidates[c];
+      if (squares_[lane * kCandidates + c] <= limit_[lane])
+        candidates[near++] = regions ? codebook.regions.index()[candidates[c]] : candidates[c];
+    if (regions) std::sort(candidates, candidates + near);
     // Nothing is near where squares overflow, and where row or codes are not finite.
     if (!near || !(compact_norm2_[lane] < INFINITY))
       exact_->queue_unbounded(i);
     else if (counts_[lane] > kCandidates)
       exact_->queue_for_scan(i);
-    else
+    else if (!exact_->queue_long(i, near * kListedNs))
       choose(i, lane, candidates, near);
   }
   return true;
@@ -281,17 +325,15 @@ void SweepSearch::choose(int i, int lane, const int32_t* candidates, int n) {
     largest = half_square > largest ? half_square : largest;
     least = scores[c] < least ? scores[c] : least;
   }
-  const double norm = 1.01 * sqrt(double(compact_norm2_[lane])) + sqrt(double(codebook.dim)) * 0x1p-74;
+  const double norm = (1.01 * sqrt(double(compact_norm2_[lane])) + sqrt(double(codebook.dim)) * 0x1p-74) /
+                      double(codebook.centring.scale);
   const double limit = least + 2.0 * search_->certificate.float64(codebook.dim, norm, 1.01 * sqrt(2.0 * largest));
   int32_t tied[kCandidates];
   int left = 0;
   for (int c = 0; c < n; ++c)
     if (scores[c] <= limit) tied[left++] = candidates[c];
   block_.index[i] = tied[0];
-  if (left > kLongTie && left > codebook.count / 8)
-    exact_->queue_for_scan(i);
-  else if (left > 1)
-    exact_->choose_exactly(i, tied, left);
+  if (left > 1) exact_->choose_exactly(i, tied, left);
 }
 
 }  // namespace vq_cpu

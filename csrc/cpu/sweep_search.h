@@ -9,6 +9,7 @@
 
 #include "cpu/certificate.h"
 #include "cpu/exact_search.h"
+#include "cpu/regions.h"
 #include "cpu/support.h"
 
 namespace vq_cpu {
@@ -26,7 +27,7 @@ class SweepSearch {
   bool run_rows(const RowBlock& block, const int* rows, int count);
 
  private:
-  // Blocks of which all rows are scanned at once, after one of which most were.
+  // Blocks that begin with a later step, after one of which most rows came to it: with differences, or with the scan.
   static constexpr int kSkippedBlocks = 15;
 
   bool sweep_codes(const float* packed, int rows, float* best, float* second, int32_t* best_index);
@@ -35,10 +36,11 @@ class SweepSearch {
   bool scan_queued_rows();
   void certify(const Bound& bound, int i, bool exact);
   bool resolve_ambiguous_rows();
-  void gather_rows(const int* rows, int n);
+  bool gather_rows(const int* rows, int n);
+  bool compare_by_regions();
   bool resolve_by_products(const int* rows, int n);
   // The tile in compact_ and compact_norm2_ against all codes.
-  bool compare_differences(const int* rows, int n);
+  bool compare_differences(const int* rows, int n, unsigned regions);
   // The nearest of row i's candidates, in ascending order, for the one in lane `lane` of compact_.
   void choose(int i, int lane, const int32_t* candidates, int n);
 
@@ -53,7 +55,10 @@ class SweepSearch {
   Buffer<int> ambiguous_rows_;                // [block_rows]
   int ambiguous_count_ = 0;
   int skip_ = 0;                              // blocks still to be scanned at once
+  int skip_sweep_ = 0;                        // blocks still to be compared by differences at once
+  RegionOrder order_;
   Buffer<float> row_;                         // [dim]
+  Buffer<float> listed_;                      // [tile][dim], once rows were listed
   Buffer<float> compact_, threshold_, compact_norm2_;  // [dim][tile], [tile], [tile]
   Buffer<float> lane_best_, lane_second_;     // [tile]
   Buffer<int32_t> lane_best_index_;           // [tile]

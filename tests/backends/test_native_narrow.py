@@ -30,6 +30,7 @@ def test_rows_of_two_lengths_have_bounds_of_their_own(path: str) -> None:
     codebook[[0, 8], 0] = torch.tensor([127.0, 127.0] if int8 else [129.0, 128.0]) * step
     if int8:
         codebook[8, 1] -= step
+    codebook = torch.cat([codebook, -codebook])  # whose centre is zero
     x = torch.ones(1, 48, d)
     x[:, ::2] *= 0.5625
     assert rational_argmin(x[0, :1], codebook, "cosine") == 0

@@ -103,8 +103,9 @@ def test_whole_numbers_decide_only_where_the_score_is_exact(path: str) -> None:
 
 def test_words_are_as_wide_as_differences_may_be(path: str) -> None:
     """Scores 2^40 units apart, which float64 does not see: 32 bits would wrap around."""
-    x, codebook = torch.ones(20, 3), torch.ones(96, 3)
-    x[:, 0] = codebook[:, 0] = 2.0**20
+    x, codebook = torch.ones(20, 3), torch.zeros(96, 3)
+    x[:, :2] = 2.0**20
+    codebook[::2, 0] = codebook[1::2, 1] = 2.0**20  # no centre is near all of them
     x[:, 2] = 2.0**-30 * torch.randint(2**22, 2**23, (20,))
     codebook[:, 2] = 2.0**-30 * torch.randint(2**17, (96,))
     truth = rational_argmin(x, codebook, "cosine")

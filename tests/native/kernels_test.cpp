@@ -205,12 +205,12 @@ void check_all(const std::string& isa) {
 void check_rule(int isa) {
   where = std::string(vq_cpu_isa_name(isa)) + ", rule";
   const bool int8 = vq_cpu_first_pass_usable(VQ_INT8_FIRST), matrix = isa == VQ_ISA_AMX;
-  const int wide = matrix ? VQ_BFLOAT16_FIRST : int8 ? VQ_INT8_FIRST : VQ_FLOAT32_FIRST;
-  const int narrow_work = matrix ? VQ_BFLOAT16_FIRST : VQ_FLOAT32_FIRST;
+  const int wide = int8 ? VQ_INT8_FIRST : VQ_FLOAT32_FIRST, most_work = matrix ? VQ_BFLOAT16_FIRST : wide;
   const struct {
     int64_t dim, codes;
     int pass;
-  } cases[] = {{64, 512, wide}, {16, 512, wide}, {16, 511, narrow_work}, {8, 16384, VQ_FLOAT32_FIRST}};
+  } cases[] = {{64, 1024, most_work}, {64, 1023, wide}, {16, 512, wide}, {16, 511, VQ_FLOAT32_FIRST},
+               {8, 16384, VQ_FLOAT32_FIRST}};
   for (const auto& c : cases) {
     const VqRows x = {nullptr, 1, 65536, c.dim, 65536 * c.dim, c.dim, 1, VQ_FLOAT32};
     expect(vq_cpu_first_pass(&x, c.codes) == c.pass, "first pass", c.dim);
@@ -234,14 +234,16 @@ void check_int8_bound(const std::string& isa) {
   where = isa + ", bound of int8";
   const int64_t n = 50, dim = 500;
   const float step = 0x1p-7f;
-  std::vector<float> codes(size_t(2 * dim));
+  std::vector<float> codes(size_t(4 * dim));
   for (int64_t d = 0; d < dim; ++d) {
     codes[d] = d == 0 ? 127 * step : 20.4995f * step;
     codes[dim + d] = d == 0 ? 127 * step : d == 1 ? 19.5005f * step : 20.5005f * step;
+    codes[2 * dim + d] = -codes[d];  // so that their centre is zero
+    codes[3 * dim + d] = -codes[dim + d];
   }
   const Tensor x(std::vector<float>(size_t(n * dim), 1.0f), n, dim, VQ_FLOAT32, kRows);
-  const VqCodes codebook = {codes.data(), 2, dim, VQ_FLOAT32};
-  expect(nearest(x.values.data(), codes, 2, dim, false) == 0, "truth", 0);
+  const VqCodes codebook = {codes.data(), 4, dim, VQ_FLOAT32};
+  expect(nearest(x.values.data(), codes, 4, dim, false) == 0, "truth", 0);
   for (const double scale : {1.0, 0.98}) {
     std::vector<int64_t> indices(size_t(n), -7);
     const VqSearchOptions options = {VQ_COSINE, VQ_EXACT, scale};

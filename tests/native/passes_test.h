@@ -49,7 +49,7 @@ class CountedCodebook {
     };
     float32_.wide_scan = [](auto... arguments) {
       ++taken.scans;
-      float32_kernels->wide_scan(arguments...);
+      return float32_kernels->wide_scan(arguments...);
     };
     tiles_.pack_rows = [](auto... arguments) {
       taken.tiles += kMatrixRows / 2;
@@ -79,7 +79,7 @@ class CountedCodebook {
   vq_cpu::NarrowKernels int8_, bfloat16_;
 };
 
-constexpr int64_t kPassDim = 64, kPassCodes = 300;
+constexpr int64_t kPassDim = 64, kPassCodes = 1024;
 // 32 blocks of a tile of float32 rows.
 constexpr int64_t kPassRows = 32 * 48;
 // Of these the first, and the next after 15 that another pass begins.
