@@ -20,8 +20,10 @@ LAYOUTS: dict[str, Callable[[int, int, int], Tensor]] = {
     "gap_between_batches": lambda b, m, d: torch.randn(b, m + 3, d)[:, :m],
 }
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
-# The last two have rows enough for codes of 16 bits to be rounded before they are written.
-SHAPES = [(1, 1, 1, 1), (3, 37, 17, 20), (2, 150, 64, 40), (1, 300, 33, 500), (2, 150, 8, 20), (1, 700, 11, 80)]
+SHAPES = [
+    *((1, 1, 1, 1), (3, 37, 17, 20), (2, 150, 64, 40), (1, 300, 33, 500)),
+    *((2, 150, 8, 20), (1, 700, 11, 80)),  # rows enough for codes of 16 bits to be rounded before they are written
+]
 
 over_layouts = pytest.mark.parametrize("layout", LAYOUTS)
 over_dtypes = pytest.mark.parametrize("dtype", DTYPES)
