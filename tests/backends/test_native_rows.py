@@ -22,7 +22,7 @@ LAYOUTS: dict[str, Callable[[int, int, int], Tensor]] = {
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 SHAPES = [
     *((1, 1, 1, 1), (3, 37, 17, 20), (2, 150, 64, 40), (1, 300, 33, 500)),
-    *((2, 150, 8, 20), (1, 700, 11, 80)),  # rows enough for codes of 16 bits to be rounded before they are written
+    *((2, 150, 8, 20), (1, 700, 11, 80)),  # rows enough for codes of 16 bits to be rounded first
 ]
 
 over_layouts = pytest.mark.parametrize("layout", LAYOUTS)
