@@ -28,7 +28,7 @@ TESTS = (
 OWN_TESTS = {
     "triton": tuple(
         f"tests/backends/test_triton{name}.py"
-        for name in ("", "_launch", "_search", "_certificate", "_hopper", "_direct")
+        for name in ("", "_launch", "_search", "_certificate", "_hopper", "_direct", "_few", "_packed")
     ),
     "cuda": (),
 }
