@@ -103,7 +103,7 @@ def in_table(architecture: int, products: int, config: Config) -> Iterator[None]
     """The stored table with this configuration for every D; as it was afterwards."""
     before = dict(TABLE)
     rules = TABLE[served(architecture, TABLE)]
-    TABLE[architecture] = {**rules, products: [(ANY, tuple(config))]}  # type: ignore[list-item]
+    TABLE[architecture] = {**rules, products: [(ANY, config.stored())]}
     try:
         yield
     finally:

@@ -27,7 +27,7 @@ class Line(NamedTuple):
 
     def __str__(self) -> str:
         largest = "_ANY" if self.largest == ANY else str(self.largest)
-        return f"        ({largest}, {tuple(self.config)}),{self.provenance and f'  # {self.provenance}'}"
+        return f"        ({largest}, {self.config.stored()}),{self.provenance and f'  # {self.provenance}'}"
 
 
 Block = Mapping[int, list[Line]]  # by number of products

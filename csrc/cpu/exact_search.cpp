@@ -31,7 +31,8 @@ constexpr double kExactNsADim = 1.0, kScannedNs = 0.4, kScannedNsADim = 0.034;
 bool ExactSearch::open(Search* search) {
   search_ = search;
   const int64_t dim = search->x->dim;
-  return scan_rows_.resize(search->block_rows) && flat_rows_.resize(search->block_rows) && lane_of_.resize(search->block_rows) && row_.resize(dim) &&
+  const int64_t rows = search->block_rows;
+  return scan_rows_.resize(rows) && flat_rows_.resize(rows) && lane_of_.resize(rows) && row_.resize(dim) &&
          remembered_.open(dim) && lane_rows_.resize(kExactLanes * dim) && exact_rows_.resize(dim * kExactLanes);
 }
 

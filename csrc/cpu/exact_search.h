@@ -2,9 +2,9 @@
 #pragma once
 
 #include "cpu/exact.h"
+#include "cpu/kernels.h"
 #include "cpu/regions.h"
 #include "cpu/remembered_rows.h"
-#include "cpu/kernels.h"
 #include "cpu/support.h"
 
 namespace vq_cpu {

@@ -20,7 +20,7 @@ class NarrowCodebook {
   // Of codes, and of rows, of which nothing is subtracted for cosine.
   Centring centring() const { return centring_; }
   Centring row_centring() const { return row_centring_; }
-  // How long a row may be to have a bound.
+  // How long a row may be to have a bound, if any row has one (bounded()).
   float reach() const { return has_far_ ? kNarrowReachBesideFar : kNarrowReach; }
   double centre_norm() const { return centre_norm_; }  // scaled
   // False if no row has a bound: a code too long for one could be the best of any (cosine).

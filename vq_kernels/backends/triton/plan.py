@@ -40,6 +40,10 @@ class Config(NamedTuple):
     resident: bool  # rows are read once and stay, else once for every tile of codes
     reading: int = 0  # numbers of a row at a time where it is only looked at; 0: as many as in a product
 
+    def stored(self) -> tuple[Any, ...]:
+        """What the table holds: all but ``reading``, which follows from how rows are loaded."""
+        return tuple(self)[:-1]
+
 
 @functools.lru_cache(1024)
 def make_plan(x_dtype: torch.dtype, codebook_dtype: torch.dtype, metric: str, precision: str) -> Plan:
