@@ -86,8 +86,7 @@ class TritonBackend:
     def nearest_code(
         self, x: Tensor, codebook: Tensor, metric: str, precision: str, prepared: object | None = None
     ) -> Tensor:
-        packed = () if prepared is None else (prepared,)
-        indices: Tensor = _kernels("nearest").nearest_code(x, codebook, metric, precision, *packed)
+        indices: Tensor = _kernels("nearest").nearest_code(x, codebook, metric, precision, prepared)
         return indices
 
     def gather_codes(self, codebook: Tensor, indices: Tensor, out: Tensor) -> None:

@@ -86,12 +86,9 @@ def add_products(high, low, x_at, e_at, stride_d, valid, unusable, COUNT: tl.con
 
 @triton.jit
 def exact_score(
-    tile, codebook, codes, code, valid, D: tl.constexpr, L2: tl.constexpr, UNROLLED: tl.constexpr = 16
+    tile, codebook, codes, code, valid, D: tl.constexpr, L2: tl.constexpr, UNROLLED: tl.constexpr = UNROLLED
 ):  # fmt: skip
-    """Score of ``base.py`` as a pair, of R rows and ``[R, C]`` codes where valid: ``[R, C]``.
-
-    UNROLLED dimensions are loaded at once: one after the other, each would wait for memory.
-    """
+    """Score of ``base.py`` as a pair, of R rows and ``[R, C]`` codes where valid: ``[R, C]``."""
     code = code.to(tl.int64)
     infinity = float("inf")
     square = tl.load(codes.square_high + code, mask=valid, other=infinity)

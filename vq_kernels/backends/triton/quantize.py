@@ -23,7 +23,8 @@ from ..base import QuantizeOptions, QuantizeResult
 from . import common, few
 from .common import VALID_SLOT, WRITE_TICKET
 from .launch import Kernel
-from .nearest import Packed, resolve, search
+from .nearest import resolve, search
+from .packed import Packed
 from .statistics import (
     accumulators,
     add_rows,
@@ -165,7 +166,7 @@ def vector_quantize(
     counts = torch.empty(listed, dtype=torch.int64, device=device)
     if not statistics and few.takes_search(N, codebook):
         counters = few.search_few(x, mask, codebook, options.metric, indices)
-        sums = counters[:0]
+        sums = counters[:0]  # none
         if codebook_copy is not None:
             codebook_copy.copy_(codebook)
     else:

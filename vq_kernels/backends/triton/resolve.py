@@ -25,7 +25,7 @@ from .common import OPEN_SLOT, STILL_OPEN_SLOT
 from .exact import exact_score
 from .launch import Kernel
 from .product import all_parts, product
-from .search import MERGED, bound_of_rows, certify, load_shared, scan
+from .search import MERGED, bound_of_rows, certify, load_results, scan
 
 CANDIDATES = tl.constexpr(4)
 
@@ -222,23 +222,18 @@ def resolve_kernel(
                 best_rest = best
                 best_index = tl.zeros((BLOCK_ROWS,), tl.int32)
                 for first in range(0, number_of_pieces, MERGED):
-                    results = ()
-                    for i in tl.static_range(MERGED):
-                        at = (block * number_of_pieces + first + i) * BLOCK_ROWS + local
-                        there = (local >= 0) & (first + i < number_of_pieces)
-                        results = results + (  # type: ignore[assignment]
-                            load_shared(pieces.value + at, there),
-                            load_shared(pieces.rest + at, there),
-                            load_shared(pieces.index + at, there),
-                            there,
-                        )
+                    results = load_results(
+                        value=pieces.value, rest=pieces.rest, index=pieces.index,
+                        at=(block * number_of_pieces + first) * BLOCK_ROWS + local, stride=BLOCK_ROWS,
+                        left=number_of_pieces - first, valid=local >= 0,
+                    )  # fmt: skip
                     for i in tl.static_range(MERGED):
                         best, best_rest, best_index = common.nearest_exact(
                             value_a=best,
                             rest_a=best_rest,
                             index_a=best_index,
-                            value_b=tl.where(results[4 * i + 3], results[4 * i], float("inf")),
-                            rest_b=tl.where(results[4 * i + 3], results[4 * i + 1], float("inf")),
-                            index_b=results[4 * i + 2],
+                            value_b=results[3 * i],
+                            rest_b=results[3 * i + 1],
+                            index_b=results[3 * i + 2],
                         )
                 tl.store(indices + row, best_index, mask=entry < count)

@@ -63,6 +63,32 @@ def load_shared(pointer, valid):
 
 
 @triton.jit
+def load_results(value, rest, index, at, stride, left, valid):
+    """(value, rest, index) of MERGED programs, ``stride`` apart, in one tuple; infinite where none are left.
+
+    All are asked for before one is looked at: they are as far away as all of memory.
+    """
+    loaded = ()
+    for i in tl.static_range(MERGED):
+        there = valid & (i < left)
+        loaded = loaded + (
+            load_shared(value + at + i * stride, there),
+            load_shared(rest + at + i * stride, there),
+            load_shared(index + at + i * stride, there),
+            there,
+        )
+    results = ()
+    for i in tl.static_range(MERGED):
+        there = loaded[4 * i + 3]
+        results = results + (
+            tl.where(there, loaded[4 * i], float("inf")),
+            tl.where(there, loaded[4 * i + 1], float("inf")),
+            loaded[4 * i + 2],
+        )
+    return results
+
+
+@triton.jit
 def scan(
     tile, codes, scales, begin, end, column_mask,
     D: tl.constexpr, PADDED_D: tl.constexpr, plan: tl.constexpr, config: tl.constexpr,
@@ -274,26 +300,21 @@ def search_kernel(
             value = tl.full((BLOCK_ROWS,), float("inf"), tl.float32)
             second_best = tl.full((BLOCK_ROWS,), float("inf"), tl.float32)
             code = tl.zeros((BLOCK_ROWS,), tl.int32)
+            stride = N + tl.zeros((), tl.int64)
             for first in range(0, tl.num_programs(1), MERGED):
-                # All are asked for before one is looked at: they are as far away as all of memory.
-                results = ()
-                for i in tl.static_range(MERGED):
-                    at = (first + i + tl.zeros((), tl.int64)) * N + row
-                    there = row_in_range & (first + i < tl.num_programs(1))
-                    results = results + (  # type: ignore[assignment]
-                        load_shared(partial.value + at, there),
-                        load_shared(partial.indices + at, there),
-                        load_shared(partial.second_best + at, there),
-                        there,
-                    )
+                results = load_results(
+                    value=partial.value, rest=partial.second_best, index=partial.indices,
+                    at=first * stride + row, stride=stride, left=tl.num_programs(1) - first,
+                    valid=row_in_range,
+                )  # fmt: skip
                 for i in tl.static_range(MERGED):
                     value, code, second_best = common.nearest_and_second(
                         value_a=value,
                         index_a=code,
                         second_a=second_best,
-                        value_b=tl.where(results[4 * i + 3], results[4 * i], float("inf")),
-                        index_b=results[4 * i + 1],
-                        second_b=tl.where(results[4 * i + 3], results[4 * i + 2], float("inf")),
+                        value_b=results[3 * i],
+                        index_b=results[3 * i + 2],
+                        second_b=results[3 * i + 1],
                     )
             decide(
                 row=row, valid=valid, row_in_range=row_in_range, value=value, code=code,
