@@ -97,9 +97,8 @@ bool Codebook::drop_copies() {
 }
 
 // The mean of the usable codes but for those far out. Subtracting the same vector from rows and codes changes no
-// argmin and makes the products, and with them the bound, small where all values share a large offset; for cosine of the
-// codes alone. One code
-// of a length of 1e7 would take the mean far from all others.
+// argmin and makes the products, and with them the bound, small where all values share a large offset; for cosine it is
+// subtracted from the codes alone. One code of a length of 1e7 would take the mean far from all others.
 bool Codebook::find_centre(const Kernels* kernels, int threads, Interruption* interruption) {
   constexpr int kMostRounds = 4;
   constexpr double kFarSquare = 64.0;  // times the median square distance from the mean
