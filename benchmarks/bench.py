@@ -204,6 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(
         f"roofs: float32 {roofs.float32 / 1e9:.0f} GFLOP/s, bfloat16 {roofs.bfloat16 / 1e9:.0f} GFLOP/s, "
         + (f"int8 {roofs.int8 / 1e9:.0f} GOP/s, " if roofs.int8 else "")
+        + (f"int16 {roofs.int16 / 1e9:.0f} GOP/s, " if roofs.int16 else "")
         + f"copy {roofs.memory / 1e9:.1f} GB/s"
     )
     bench.measure_essentials()

@@ -19,6 +19,8 @@ PATHS = {
     "dotprod": ("dotprod", "int8"),
     "i8mm": ("i8mm", "int8"),
     "avx2": ("avx2", "float32"),
+    "avx2 int8": ("avx2", "int8"),
+    "avx2 int16": ("avx2", "int16"),
     "avxvnni": ("avxvnni", "int8"),
     "avx512": ("avx512", "float32"),
     "avx512vnni": ("avx512vnni", "int8"),

@@ -34,8 +34,9 @@ _BUDGET = Budget(seconds=0.6, sample_s=0.02, min_pairs=3, max_pairs=15)
 class Roofs:
     """Peak rates: operations/s of products and bytes/s of a copy; None where the unit is missing.
 
-    On the CPU ``float32``, ``bfloat16`` and ``int8`` are multiply-adds in registers, those of a matrix unit
-    where there is one, which no product of matrices can exceed; torch's product where there is no such loop.
+    On the CPU ``float32``, ``bfloat16``, ``int8`` and ``int16`` are multiply-adds in registers, those of a
+    matrix unit where there is one, which no product of matrices can exceed; torch's product where there is no
+    such loop.
     ``epilogue`` is (row, code) pairs per second that the plain cores can reduce to a minimum, at the clock
     that they keep under load, and ``l2`` bytes/s of a copy that stays in the L2 cache (GPU).
     """
@@ -47,6 +48,7 @@ class Roofs:
     epilogue: float | None = None
     l2: float | None = None
     int8: float | None = None
+    int16: float | None = None
 
     def as_json(self) -> dict[str, float | None]:
         return asdict(self)
@@ -106,6 +108,7 @@ def measure_roofs(device: str = "cpu") -> Roofs:
         or max(matmul_rate(torch.bfloat16, size) for size in (1024, 2048, 4096)),
         memory=copy_rate(2**29),  # beyond any last-level cache that is ours alone
         int8=register_rate("int8"),
+        int16=register_rate("int16"),
     )
 
 
@@ -155,7 +158,7 @@ def lowest_time(case: Case, roofs: Roofs, *, work: str, unit: str = "float32") -
     Args:
         work: ``"search"``, ``"forward"`` or ``"step"`` (forward, backward and EMA).
         unit: the arithmetic unit whose roof counts: ``"float32"``, ``"tf32"``, ``"bfloat16"``, ``"int8"``,
-            or ``"bfloat16 x3"`` for three products.
+            ``"int16"``, or ``"bfloat16 x3"`` for three products.
     """
     passes = 3 if unit.endswith(" x3") else 1
     rate = getattr(roofs, unit.removesuffix(" x3"))

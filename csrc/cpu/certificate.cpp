@@ -90,19 +90,20 @@ Bound Certificate::matrix(const Codebook& codebook) const {
   return result;
 }
 
-// Rows x' = s q + r and codes e' = t p + g; the sum q.p is exact in int8, and
+// Rows x' = s q + r and codes e' = t p + g; the sum q.p is exact in int8 and int16, and
 //   |x'.e' - s t (q.p)| = |x'.g + r.(t p)| <= |x'| |g| + |r| |t p|.
 // Rounding (u = 2^-24): the conversion of q.p, its products with t and s, the sum with the rest and what the
 // rest is made of are less than 16 u of |x'||t p|, |x'||g| and |e'|^2/2; the last was summed in float32, D more.
-// A bfloat16 sum has `sums` roundings, doubled for truncation. Subnormals that are lost are far below the
+// A bfloat16 sum has D + 2 roundings, doubled for truncation. Subnormals that are lost are far below the
 // offset, since ordinary codes have lengths of 1 to 2.
 // The contract's own score: (|x| + |e|)^2 <= 3 (|x'|^2 + |e'|^2 + 4 |c|^2), once for each of two codes, of which |e'|^2
 // is part of `half` (cosine: |x||e|, part of `kept` and `lost`).
 // Float32 and float64 scores: sum_d (x'_d - e'_d/2) e'_d with x' and e' rounded to it, gamma_{d+8} (|x'||e'| + |e'|^2/2).
-NarrowFactors Certificate::narrow(int64_t dim, int64_t sums) const {
+NarrowFactors Certificate::narrow(int64_t dim, bool rounded) const {
+  const double sums = rounded ? double(dim) + 2.0 : 0.0;
   NarrowFactors result;
   result.lost = float(scale_ * (1.0 + 0x1p-12));
-  result.kept = float(scale_ * 1.01 * sum_error(2.0 * double(sums) + 16.0));
+  result.kept = float(scale_ * 1.01 * sum_error(2.0 * sums + 16.0));
   result.half = float(scale_ * (double(dim) + 32.0) * 0x1p-24);
   result.offset = float(scale_ * 0x1p-90);
   result.slack = 6.1 * contract_error(dim);

@@ -40,8 +40,8 @@ class Certificate {
   Bound direct(int64_t dim, float largest) const;
   // Of MatrixKernels::score; norm2: the computed sum of squares of the packed row.
   double matrix_candidate(const Codebook& codebook, float norm2) const;
-  // Of an int8 or bfloat16 sweep whose sums round `sums` times.
-  NarrowFactors narrow(int64_t dim, int64_t sums) const;
+  // Of an int8, int16 or bfloat16 sweep; rounded: its sums of products are.
+  NarrowFactors narrow(int64_t dim, bool rounded) const;
   // Of Kernels::sweep_differences: a code whose square is above factor * least + slack is not the nearest.
   float difference_factor(int64_t dim) const;
   float difference_slack(int64_t dim, float norm2) const;  // norm2: the computed sum of squares of the row

@@ -11,9 +11,13 @@ constexpr int64_t kMatrixLeastWork = 65536;
 constexpr int64_t kInt8LeastDim = 16;
 constexpr int64_t kInt8LeastWork = 8192;  // of codes times dimensions
 // Up to so many rows reading the codes as they are is faster than packing them for a pass that is itself faster than
-// float32, or for float32.
-constexpr int64_t kFewRows = 64, kFewRowsFloat32 = 192;
-// Beyond this a sum of int8 products could overflow.
+// float32 (much or little: where an instruction set has int16), or for float32.
+constexpr int64_t kFewRows = 64, kFewRowsInt16 = 128, kFewRowsFloat32 = 192;
+// The same of an int16 sweep, which instruction sets have whose int8 has seven bits and twice the residuals; and from
+// where on, and up to which dimensions, the latter is the faster.
+constexpr int64_t kInt16LeastDim = 16, kInt16LeastWork = 4096;
+constexpr int64_t kSevenBitsLeastWork = 32768, kSevenBitsMostDim = 256;
+// Beyond this a sum of int8 products could overflow, and an int16 sum has fewer than 2^8 levels left.
 constexpr int64_t kInt8MostDim = 65536;
 // Beyond this the rounding of a bfloat16 sum has no useful bound, and from 41,934 on none.
 constexpr int64_t kBfloat16MostDim = 16384;
@@ -23,8 +27,8 @@ int chosen = -1;
 FirstPass float32_first() { return FirstPass{VQ_FLOAT32_FIRST}; }
 
 FirstPass int8_first(int64_t dim) {
-  return FirstPass{VQ_INT8_FIRST, nullptr, int8_kernels_in_use(),
-                   dim <= kBfloat16MostDim ? bfloat16_kernels_in_use() : nullptr};
+  const NarrowKernels* bfloat16 = dim <= kBfloat16MostDim ? bfloat16_kernels_in_use() : nullptr;
+  return FirstPass{VQ_INT8_FIRST, nullptr, int8_kernels_in_use(), bfloat16 ? bfloat16 : int16_kernels_in_use()};
 }
 
 FirstPass matrix_first(int64_t dim) {
@@ -33,6 +37,8 @@ FirstPass matrix_first(int64_t dim) {
   first.matrix = matrix_kernels_in_use();
   return first;
 }
+
+FirstPass int16_first() { return FirstPass{VQ_INT16_FIRST, nullptr, int16_kernels_in_use()}; }
 
 FirstPass bfloat16_first() { return FirstPass{VQ_BFLOAT16_FIRST, nullptr, bfloat16_kernels_in_use()}; }
 
@@ -44,18 +50,25 @@ bool rows_are_few(const VqRows* x, int64_t codes, int precision) {
   if (chosen >= 0) return chosen == VQ_DIRECT_FIRST && precision == VQ_EXACT;
   const FirstPass packed = choose_first_pass(x->dim, codes);
   if (precision != VQ_EXACT && (packed.matrix || !packed.narrow)) return false;
-  return x->batches * x->rows <= (packed.kind == VQ_FLOAT32_FIRST ? kFewRowsFloat32 : kFewRows);
+  const int64_t narrow = int16_kernels_in_use() ? kFewRowsInt16 : kFewRows;
+  return x->batches * x->rows <= (packed.kind == VQ_FLOAT32_FIRST ? kFewRowsFloat32 : narrow);
 }
 
 FirstPass choose_first_pass(int64_t dim, int64_t codes) {
   const bool int8 = int8_kernels_in_use() && dim <= kInt8MostDim;
+  const bool int16 = int16_kernels_in_use() && dim <= kInt8MostDim;
   const bool bfloat16 = bfloat16_kernels_in_use() && dim <= kBfloat16MostDim;
   if (chosen == VQ_FLOAT32_FIRST) return float32_first();
   if (chosen == VQ_INT8_FIRST && int8) return int8_first(dim);
+  if (chosen == VQ_INT16_FIRST && int16) return int16_first();
   if (chosen == VQ_BFLOAT16_FIRST && matrix_kernels_in_use()) return matrix_first(dim);
   if (chosen == VQ_BFLOAT16_FIRST && bfloat16) return bfloat16_first();
   if (matrix_kernels_in_use() && dim >= kMatrixLeastDim && (!int8 || codes * dim >= kMatrixLeastWork))
     return matrix_first(dim);
+  if (int16) {
+    if (dim < kInt16LeastDim || codes * dim < kInt16LeastWork) return float32_first();
+    return int8 && dim <= kSevenBitsMostDim && codes * dim >= kSevenBitsLeastWork ? int8_first(dim) : int16_first();
+  }
   if (int8 && dim >= kInt8LeastDim && codes * dim >= kInt8LeastWork) return int8_first(dim);
   return float32_first();
 }
@@ -63,7 +76,8 @@ FirstPass choose_first_pass(int64_t dim, int64_t codes) {
 }  // namespace vq_cpu
 
 extern "C" const char* vq_cpu_first_pass_name(int pass) {
-  static const char* const names[VQ_FIRST_PASS_COUNT] = {"float32", "bfloat16", "int8", "direct"};
+  static const char* const names[VQ_FIRST_PASS_COUNT] = {"float32", "bfloat16", "int8", "direct",
+                                                           "int16"};
   return names[pass];
 }
 
@@ -77,6 +91,8 @@ extern "C" int vq_cpu_first_pass_usable(int pass) {
       return matrix_kernels_in_use() || bfloat16_kernels_in_use();
     case VQ_INT8_FIRST:
       return int8_kernels_in_use() != nullptr;
+    case VQ_INT16_FIRST:
+      return int16_kernels_in_use() != nullptr;
     default:
       return 0;
   }

@@ -70,10 +70,12 @@ struct InstructionSet {
   const Kernels* kernels;
   const NarrowKernels *int8 = nullptr, *bfloat16 = nullptr;
   const MatrixKernels* matrix = nullptr;
+  const NarrowKernels* int16 = nullptr;
 };
 
 constexpr const Kernels *kNeon = NEON(kernels_neon), *kAvx2 = AVX2(kernels_avx2), *kAvx512 = AVX512(kernels_avx512);
 constexpr const NarrowKernels *kDotprod = DOTPROD(kernels_int8_dotprod), *kI8mm = I8MM(kernels_int8_i8mm);
+constexpr const NarrowKernels *kInt8 = AVX2(kernels_int8_avx2), *kInt16 = AVX2(kernels_int16_avx2);
 constexpr const NarrowKernels *kAvxVnni = AVXVNNI(kernels_int8_avxvnni);
 constexpr const NarrowKernels *kVnni = AVX512VNNI(kernels_int8_avx512vnni);
 constexpr const NarrowKernels *kBf16 = AVX512BF16(kernels_bfloat16_avx512bf16);
@@ -86,7 +88,7 @@ const InstructionSet kSets[VQ_ISA_COUNT] = {
     {"neon", has_neon, true, both(kNeon, kNeon), kNeon},
     {"dotprod", has_dotprod, false, both(kNeon, kDotprod), kNeon, kDotprod},
     {"i8mm", has_i8mm, false, both(kNeon, kI8mm), kNeon, kI8mm},
-    {"avx2", has_avx2, true, both(kAvx2, kAvx2), kAvx2},
+    {"avx2", has_avx2, true, both(kAvx2, kInt8) && both(kAvx2, kInt16), kAvx2, kInt8, nullptr, nullptr, kInt16},
     {"avxvnni", has_avxvnni, true, both(kAvx2, kAvxVnni), kAvx2, kAvxVnni},
     {"avx512", has_avx512, true, both(kAvx512, kAvx512), kAvx512},
     {"avx512vnni", has_avx512vnni, true, both(kAvx512, kVnni), kAvx512, kVnni},
@@ -110,6 +112,7 @@ const InstructionSet& in_use() { return kSets[vq_cpu_isa()]; }
 const Kernels* kernels_in_use() { return in_use().kernels; }
 const MatrixKernels* matrix_kernels_in_use() { return in_use().matrix; }
 const NarrowKernels* int8_kernels_in_use() { return in_use().int8; }
+const NarrowKernels* int16_kernels_in_use() { return in_use().int16; }
 const NarrowKernels* bfloat16_kernels_in_use() { return in_use().bfloat16; }
 
 }  // namespace vq_cpu

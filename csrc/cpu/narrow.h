@@ -110,6 +110,7 @@ inline float twice_bound(const NarrowFactors& factors, float bound, float half) 
 
 struct NarrowKernels {
   int lanes, vectors, group;  // rows of a vector, vectors of a tile, codes of a group
+  bool rounds;                // whether sums of products are rounded
 
   // 32-bit words of a packed row or code of so many dimensions.
   int64_t (*steps)(int64_t dim);
@@ -136,6 +137,7 @@ struct NarrowKernels {
 
 // Null where the instruction set in use has no such pass.
 const NarrowKernels* int8_kernels_in_use();
+const NarrowKernels* int16_kernels_in_use();
 const NarrowKernels* bfloat16_kernels_in_use();
 
 #ifdef VQ_HAVE_DOTPROD
@@ -143,6 +145,9 @@ extern const NarrowKernels kernels_int8_dotprod;
 #endif
 #ifdef VQ_HAVE_I8MM
 extern const NarrowKernels kernels_int8_i8mm;
+#endif
+#ifdef VQ_HAVE_AVX2
+extern const NarrowKernels kernels_int8_avx2, kernels_int16_avx2;
 #endif
 #ifdef VQ_HAVE_AVXVNNI
 extern const NarrowKernels kernels_int8_avxvnni;

@@ -11,6 +11,9 @@ namespace {
 
 struct N : NarrowLanes {
   static constexpr int UNIT = 2;
+  static constexpr bool ROUNDS = true;
+
+  static float levels(int64_t) { return 127.0f; }  // of a scale that only sorts codes
 
   // Two products of bfloat16 in float32. Their order and rounding are not assumed; subnormals count as zero.
   static V::I multiply_add(V::I sum, V::I row, V::I code) {

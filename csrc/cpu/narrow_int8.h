@@ -10,6 +10,9 @@ namespace {
 template <class P>
 struct Int8 : P {
   static constexpr int UNIT = 4;
+  static constexpr bool ROUNDS = false;
+
+  static float levels(int64_t) { return float(P::LEVELS); }  // the largest q and p
 
   static V::F scale_of_pairs(V::F row_scale, float code_scale) { return V::mul(row_scale, V::set(code_scale)); }
   static V::F add_product(V::I sum, V::F scale_of_pair, V::F rest) {

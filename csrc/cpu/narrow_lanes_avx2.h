@@ -1,4 +1,4 @@
-// What an int8 pass needs with AVX2 and BMI2: the upper bounds of a group of four codes, lists of lanes, and integers.
+// What an int8 or int16 pass needs with AVX2: the upper bounds of a group of four codes, lists of lanes, and integers.
 #pragma once
 
 #include "cpu/narrow.h"
@@ -6,10 +6,22 @@
 namespace vq_cpu {
 namespace {
 
+// As bytes: BMI2, which could compress them, takes hundreds of cycles for it on some processors that have it.
+struct LanesIn {
+  uint8_t numbers[256][8] = {};
+
+  constexpr LanesIn() {
+    for (int mask = 0; mask < 256; ++mask)
+      for (int lane = 0, n = 0; lane < 8; ++lane)
+        if (mask >> lane & 1) numbers[mask][n++] = uint8_t(lane);
+  }
+};
+constexpr LanesIn kLanesIn;
+
 struct NarrowLanes {
   static_assert(V::PANEL == 4 && V::W == 8, "a group is half a vector of four, rows are one of eight");
   typedef __m128 Group;               // a value of each code of a group
-  static constexpr int OFFSET = 128;  // products are of unsigned with signed bytes
+  static constexpr int OFFSET = 128, LEVELS = 127;  // products are of unsigned with signed bytes
 
   static V::F convert(V::I v) { return _mm256_cvtepi32_ps(v); }
   static V::I round(V::F v) { return _mm256_cvtps_epi32(v); }
@@ -27,6 +39,14 @@ struct NarrowLanes {
     const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(words), _mm_packs_epi16(halves, halves));
   }
+  // The same of the last halves of two.
+  static V::I last_halves(const V::F (&v)[2]) {
+    return _mm256_blend_epi16(_mm256_castps_si256(v[0]), _mm256_slli_epi32(_mm256_castps_si256(v[1]), 16), 0xaa);
+  }
+  static void store_halves(int32_t* words, V::I v) {
+    const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(words), halves);
+  }
 
   static __m128i load(const int32_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
   // The upper bounds of a row and the codes of a group from their products.
@@ -37,10 +57,9 @@ struct NarrowLanes {
     const float scale = t->scale[row] * codes->scale[first / V::PANEL];
     return _mm_fmadd_ps(_mm_cvtepi32_ps(products), _mm_set1_ps(scale), rest);
   }
-  // The numbers of the bits of `mask` in ascending order, then zeros.
+  // The numbers of the bits of `mask`, of eight, in ascending order, then zeros.
   static __m256i lanes_in(unsigned mask) {
-    const uint64_t bytes = _pdep_u64(mask, 0x0101010101010101u) * 0xff;
-    return _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(int64_t(_pext_u64(0x0706050403020100u, bytes))));
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(kLanesIn.numbers[mask])));
   }
   static Group load(const float* from) { return _mm_loadu_ps(from); }
   static void store(float* to, Group values) { _mm_storeu_ps(to, values); }

@@ -10,7 +10,7 @@ namespace {
 struct NarrowLanes {
   static_assert(V::PANEL == 4 && V::W == 4, "a group is one vector of four, and so are rows");
   typedef V::F Group;  // a value of each code of a group
-  static constexpr int OFFSET = 0;
+  static constexpr int OFFSET = 0, LEVELS = 127;
 
   static V::F convert(V::I v) { return vcvtq_f32_s32(v); }
   static V::I round(V::F v) { return vcvtnq_s32_f32(v); }

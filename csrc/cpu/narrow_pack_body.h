@@ -32,13 +32,14 @@ void narrow_pack_vector(const VqRows* x, int64_t first, int n, Centring centring
                         NarrowTile* t) {
   const int64_t dim = x->dim;
   // Two sums: each waits for itself alone.
-  V::F most = V::set(FLT_MIN * 128.0f), square[2] = {V::set(0.0f), V::set(0.0f)};
+  const float levels = N::levels(dim);
+  V::F most = V::set(FLT_MIN * (levels + 1.0f)), square[2] = {V::set(0.0f), V::set(0.0f)};
   for_each_dimension<T>(x, first, n, centring, [&](int64_t d, V::F value) {
     V::store(scratch + d * V::W, value);
     most = V::max(magnitude(value), most);
     square[d & 1] = V::fma(value, value, square[d & 1]);
   });
-  const V::F scale = V::mul(most, V::set(1.0f / 127.0f));
+  const V::F scale = V::mul(most, V::set(1.0f / levels));
   V::F lost = V::set(0.0f);
   const N::Scales scales(scale);
   const int64_t steps = narrow_steps(dim);
@@ -76,17 +77,18 @@ inline V::F centred_code(const float* code, Centring centring, int64_t d, int n)
 
 void narrow_measure_codes(const float* codes, const uint8_t* usable, Centring centring, int64_t n, int64_t dim,
                           float* scale, float* square) {
+  const float levels = N::levels(dim);
   for (int64_t j = 0; j < n; ++j) {
     scale[j] = 0.0f;
     square[j] = -1.0f;
     if (!usable[j]) continue;
-    V::F most = V::set(FLT_MIN * 128.0f), norm = V::set(0.0f);
+    V::F most = V::set(FLT_MIN * (levels + 1.0f)), norm = V::set(0.0f);
     over_row(dim, [&](int64_t d, int w) {
       const V::F e = centred_code(codes + j * dim, centring, d, w);
       most = V::max(magnitude(e), most);
       norm = V::fma(e, e, norm);
     });
-    scale[j] = V::greatest(most) / 127.0f;
+    scale[j] = V::greatest(most) / levels;
     square[j] = V::sum(norm);
   }
 }

@@ -15,6 +15,8 @@ namespace {
 // Of so many codes that the first score leaves open all are scored together, rather than one after the other, of which
 // each may rule out some of the rest.
 constexpr int kScoredAtOnce = 8;
+// Rows for which no finer search is prepared, and which do not send the blocks to come to it.
+constexpr int kFewGivenUp = 6;
 // What an open code costs and a group that is looked into, what both do a dimension, and how much a dimension of a code
 // does in the search that takes over: on an EPYC, but their ratios are much the same elsewhere.
 constexpr double kCodeNs = 7.0, kGroupNs = 17.0, kOpenNsADim = 0.125, kFinerNs = 0.01, kSweepNs = 0.014;
@@ -91,7 +93,7 @@ bool NarrowSearch::search(const RowBlock& block, const int* rows, int count) {
 // the blocks to come.
 bool NarrowSearch::others_are_faster(int given_up) const {
   const int tile = codebook_->kernels().lanes * codebook_->kernels().vectors;
-  if (given_up > tile / (finer_ ? 8 : 2)) return true;
+  if (given_up > (finer_ ? std::max(tile / 8, kFewGivenUp) : tile / 2)) return true;
   const double dim = double(search_->codebook.dim), codes = double(search_->codebook.count);
   const double other = codes * dim * tile * (finer_ ? kFinerNs : kSweepNs);
   return double(opened_codes_) * (kCodeNs + kOpenNsADim * dim) + double(opened_groups_) * (kGroupNs + kOpenNsADim * dim) >
@@ -106,7 +108,7 @@ bool NarrowSearch::search_by_other(const RowBlock& block, const int* rows, int c
   return rows ? finer_->run_rows(block, rows, count) : finer_->run(block);
 }
 
-// Row i goes to the float32 sweep, unless it is the same as the last that did, of zeros for example.
+// Row i goes to the finer search or the float32 sweep, unless it is the same as the last that did, of zeros for example.
 void NarrowSearch::give_up(int i) {
   const float* x = row(i);
   const int64_t dim = search_->x->dim;
@@ -125,7 +127,11 @@ void NarrowSearch::give_up(int i) {
 }
 
 bool NarrowSearch::resolve_given_up() {
-  if (given_up_count_ && !sweep_->run_rows(block_, given_up_rows_, given_up_count_)) return false;
+  given_up_total_ += given_up_count_;
+  const bool to_finer = finer_ && !search_->first.finer->rounds && (finer_->search_ || given_up_total_ > kFewGivenUp);
+  if (given_up_count_ && !(to_finer ? search_by_other(block_, given_up_rows_, given_up_count_)
+                                    : sweep_->run_rows(block_, given_up_rows_, given_up_count_)))
+    return false;
   if (!exact_->scan_queued_rows()) return false;
   for (int r = 0; r < repeat_count_; ++r) block_.index[repeats_[r]] = block_.index[repeats_of_[r]];
   if (last_position_ >= 0) last_index_ = block_.index[last_position_];

@@ -63,6 +63,7 @@ class NarrowSearch {
   NarrowTile tile_ = {};
   Buffer<int> given_up_rows_;  // [block_rows]
   int given_up_count_ = 0;
+  int64_t given_up_total_ = 0;  // in all blocks
   // Given-up rows that equal the one given up before, of which row it is and what has been found for it since.
   Buffer<int> repeats_, repeats_of_;  // [block_rows]
   int repeat_count_ = 0;

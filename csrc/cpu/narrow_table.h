@@ -13,6 +13,7 @@ constexpr NarrowKernels narrow_table() {
   table.lanes = V::W;
   table.vectors = V::VECTORS;
   table.group = V::PANEL;
+  table.rounds = N::ROUNDS;
   table.steps = narrow_steps;
   table.measure_codes = narrow_measure_codes;
   table.pack_codes = narrow_pack_codes;

@@ -7,7 +7,7 @@ namespace vq_cpu {
 namespace {
 
 struct Vnni : NarrowLanes {
-  static constexpr int OFFSET = 128;
+  static constexpr int OFFSET = 128, LEVELS = 127;
 
   static V::F convert(V::I v) { return _mm512_cvtepi32_ps(v); }
   static V::I round(V::F v) { return _mm512_cvtps_epi32(v); }

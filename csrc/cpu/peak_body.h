@@ -31,6 +31,7 @@ int64_t peak_of(int64_t rounds, T zero, MultiplyAdd multiply_add) {
     for (int i = 0; i < PEAK_SUMS; ++i) {
       sum[i] = multiply_add(sum[i], a, b);
       VQ_OPAQUE(sum[i]);
+      VQ_OPAQUE(a);  // or a product that is an instruction of its own would be taken once
     }
   }
   return rounds * PEAK_SUMS;

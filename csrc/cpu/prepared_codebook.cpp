@@ -12,7 +12,7 @@ bool VqPreparedCodebook::prepare(const VqCodes* codes, const VqSearchOptions& op
   if (!codebook.prepare(codes, options.metric, kernels, first, threads, interruption)) return false;
   if (first.matrix || !first.narrow) return true;
   const vq_cpu::Certificate certificate(options.bound_scale);
-  const vq_cpu::NarrowFactors factors = certificate.narrow(dim, first.kind == VQ_INT8_FIRST ? 0 : dim + 2);
+  const vq_cpu::NarrowFactors factors = certificate.narrow(dim, first.narrow->rounds);
   const int team = vq_cpu::threads_for(threads, codes->count * dim);
   if (!narrow.prepare(codebook, first.narrow, factors, team, interruption)) return false;
   if (narrow.bounded()) return true;

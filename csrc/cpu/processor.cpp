@@ -47,7 +47,7 @@ bool has_avxvnni() {
 #ifdef VQ_AVXVNNI_BY_AVX512
   return has_avx512vnni();  // a build for tests, where its sources were compiled to the form that AVX-512 has
 #else
-  return has_avx2() && bit(Cpuid(7, 0).b, 8) && bit(Cpuid(7, 1).a, 4);  // bmi2, avx-vnni
+  return has_avx2() && bit(Cpuid(7, 1).a, 4);
 #endif
 }
 

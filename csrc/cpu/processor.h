@@ -7,7 +7,7 @@ bool has_neon();
 bool has_dotprod();
 bool has_i8mm();       // with dotprod
 bool has_avx2();       // with FMA and F16C
-bool has_avxvnni();    // with AVX2 and BMI2
+bool has_avxvnni();    // with AVX2
 bool has_avx512();      // F, BW, DQ, VL
 bool has_avx512vnni();
 bool has_avx512bf16();  // with VNNI

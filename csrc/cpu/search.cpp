@@ -29,7 +29,8 @@ Search::Search(const VqRows* x, VqPreparedCodebook& codes, const VqSearchOptions
 bool Search::ensure_narrow() {
   bool ok = true;
 #pragma omp critical(vq_narrow_codebook)
-  if (!narrow.prepared()) ok = narrow.prepare(codebook, first.narrow, certificate.narrow(codebook.dim, 0), 1, nullptr);
+  if (!narrow.prepared())
+    ok = narrow.prepare(codebook, first.narrow, certificate.narrow(codebook.dim, first.narrow->rounds), 1, nullptr);
   return ok;
 }
 
@@ -37,7 +38,7 @@ bool Search::ensure_finer() {
   bool ok = true;
 #pragma omp critical(vq_finer_codebook)
   if (!finer.prepared())
-    ok = finer.prepare(codebook, first.finer, certificate.narrow(codebook.dim, codebook.dim + 2), 1, nullptr);
+    ok = finer.prepare(codebook, first.finer, certificate.narrow(codebook.dim, first.finer->rounds), 1, nullptr);
   return ok;
 }
 

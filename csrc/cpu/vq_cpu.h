@@ -87,7 +87,8 @@ enum VqFirstPass {
   VQ_BFLOAT16_FIRST = 1,
   VQ_INT8_FIRST = 2,
   VQ_DIRECT_FIRST = 3,  // float32 over codes as they are given, for a few rows
-  VQ_FIRST_PASS_COUNT = 4
+  VQ_INT16_FIRST = 4,
+  VQ_FIRST_PASS_COUNT = 5
 };
 
 const char* vq_cpu_first_pass_name(int pass);

@@ -1,4 +1,4 @@
-"""The sweep of the int8 and bfloat16 passes: what shared bounds and numbers in last bits must not hide."""
+"""The sweep of the narrow passes: what shared bounds and numbers in last bits must not hide."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from support import rational_argmin
 
 from vq_kernels.backends import native, reference
 
-NARROW = [path for path, (isa, first) in PATHS.items() if first == "int8" or isa == "avx512bf16"]
+NARROW = [path for path, (isa, first) in PATHS.items() if first in ("int8", "int16") or isa == "avx512bf16"]
+# The largest integer of a value of 500 dimensions: 500 squares of it are below 2^31.
+LEVELS = {"int8": 127, "avx2 int8": 63, "avx2 int16": 2072}
 
 
 @pytest.fixture(params=NARROW)
@@ -20,15 +22,15 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 def test_rows_of_two_lengths_have_bounds_of_their_own(path: str) -> None:
     """Residuals point the same way, of long rows in a tile with others that are nine sixteenths as long."""
     d = 500
-    int8 = PATHS[path][1] == "int8"
+    levels = LEVELS.get(path, LEVELS.get(PATHS[path][1]))
     step = 2.0**-7
-    # Code 0 loses half a step in every value and code 8 gains one: by int8 of the scale of its largest value.
-    lower, upper = (20.4995, 20.5005) if int8 else (128.4995, 128.5005)
+    # Code 0 loses half a step in every value and code 8 gains one: by integers of the largest value's scale.
+    lower, upper = (20.4995, 20.5005) if levels else (128.4995, 128.5005)
     codebook = torch.zeros(16, d)
     codebook[:, 0] = torch.arange(1, 17) * 2.0**-16
     codebook[0], codebook[8] = lower * step, upper * step
-    codebook[[0, 8], 0] = torch.tensor([127.0, 127.0] if int8 else [129.0, 128.0]) * step
-    if int8:
+    codebook[[0, 8], 0] = torch.tensor([levels, levels] if levels else [129, 128]) * step
+    if levels:
         codebook[8, 1] -= step
     codebook = torch.cat([codebook, -codebook])  # whose centre is zero
     x = torch.ones(1, 48, d)
@@ -44,7 +46,8 @@ def test_the_bound_of_a_group_does_not_raise_the_limit(path: str, best: int) -> 
     """Code 0 gains as much in every value as its bound allows; the best code is in another group, met
     before or after it, and no code there loses anything."""
     d = 500
-    whole = 20 if PATHS[path][1] == "int8" else 128
+    levels = LEVELS.get(path, LEVELS.get(PATHS[path][1]))
+    whole = 20 if levels else 128
     codebook = torch.full((1024, d), whole + 0.26)
     codebook[:, 299] -= torch.arange(1024) / 64  # no copies
     codebook[0] = whole + 0.5005
@@ -53,7 +56,7 @@ def test_the_bound_of_a_group_does_not_raise_the_limit(path: str, best: int) -> 
     codebook[first : first + 8, 300:308] -= torch.eye(8)
     codebook[best] = whole
     codebook[best, 1:291] += 1  # 40 more than code 0 in all
-    codebook[:, 0] = 127 if whole == 20 else whole
+    codebook[:, 0] = levels or whole
     x = torch.ones(1, 48, d)
     x[:, ::2] *= 0.5625
     assert rational_argmin(x[0, :1], codebook, "cosine") == best
@@ -89,15 +92,27 @@ def test_codes_of_all_sizes(path: str) -> None:
 def test_the_number_of_a_group_does_not_decide(path: str, best: int) -> None:
     """Whole numbers, which int8 holds as they are: bounds below the 63 steps by which the number of a group
     may change a value. The best code is in the first group, its rival, behind by one, in the last one."""
+    top = 63 if path == "avx2 int8" else 127
     for d in range(33, 65):
-        codebook = -torch.randint(1, 100, (512, d)).float()
-        codebook[:, 0] = 127
-        codebook[[best, 511 - best]] = 127
-        codebook[511 - best, -1] = 126
-        x = torch.full((1, 48, d), 127.0)
+        codebook = -torch.randint(1, top // 2, (512, d)).float()
+        codebook[:, 0] = top
+        codebook[[best, 511 - best]] = top
+        codebook[511 - best, -1] = top - 1
+        x = torch.full((1, 48, d), float(top))
         x[..., -1] = 1
         assert rational_argmin(x[0, :1], codebook, "cosine") == best
         assert (native.nearest_code(x, codebook, "cosine", "exact") == best).all(), d
+
+
+@pytest.mark.parametrize("d", [31, 32, 33, 64, 127, 500, 2048])
+def test_the_largest_sums_stay_in_range(path: str, d: int) -> None:
+    """All values are the largest of their row and code, of one sign: no sum of products can be longer."""
+    signs = torch.ones(40, d)
+    signs[torch.arange(1, 40), torch.arange(39) % d] = -1.0
+    codebook = torch.cat([signs, -signs])
+    x = torch.cat([torch.ones(1, 30, d), -torch.ones(1, 30, d)], 1)
+    want = torch.tensor([0] * 30 + [40] * 30)
+    assert torch.equal(native.nearest_code(x, codebook, "cosine", "exact")[0], want)
 
 
 @pytest.mark.parametrize("k", [70, 512, 600, 1300])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -117,13 +118,23 @@ def _all_conversions_the_same_way(d: int) -> tuple[Tensor, Tensor]:
     return torch.ones(d), codebook
 
 
-def _all_residuals_the_same_way(d: int) -> tuple[Tensor, Tensor]:
+def _all_residuals_the_same_way(d: int, levels: int = 127) -> tuple[Tensor, Tensor]:
     """The like for int8: code 0 loses half a step of its scale in every value, code 1 gains one."""
     step = 2.0**-7
     codebook = torch.stack([torch.full((d,), 20.4995 * step), torch.full((d,), 20.5005 * step)])
-    codebook[:, 0] = 127 * step
+    codebook[:, 0] = levels * step
     codebook[1, 1] -= step
     return torch.ones(d), codebook
+
+
+def _all_seven_bits_the_same_way(d: int) -> tuple[Tensor, Tensor]:
+    """The like for int8 of seven bits."""
+    return _all_residuals_the_same_way(d, 63)
+
+
+def _all_int16_residuals_the_same_way(d: int) -> tuple[Tensor, Tensor]:
+    """The like for int16, whose scale is the larger the fewer dimensions there are to add up."""
+    return _all_residuals_the_same_way(d, math.isqrt((2**31 - 1) // d))
 
 
 @pytest.mark.parametrize(
@@ -133,13 +144,18 @@ def _all_residuals_the_same_way(d: int) -> tuple[Tensor, Tensor]:
         ("avx512 direct", _all_roundings_the_same_way, 0.4),
         ("dotprod", _all_residuals_the_same_way, 0.98),
         ("i8mm", _all_residuals_the_same_way, 0.98),
+        ("avx2 int8", _all_seven_bits_the_same_way, 0.98),
+        ("avx2 int16", _all_int16_residuals_the_same_way, 0.98),
         ("avxvnni", _all_residuals_the_same_way, 0.98),
         ("avx512vnni", _all_residuals_the_same_way, 0.98),
         ("amxint8", _all_residuals_the_same_way, 0.98),
         ("avx512bf16", _all_conversions_the_same_way, 0.98),
         ("amx", _all_conversions_the_same_way, 0.9),
     ],
-    ids=["avx512", "direct", "dotprod", "i8mm", "avxvnni", "avx512vnni", "amxint8", "avx512bf16", "amx"],
+    ids=[
+        *("avx512", "direct", "dotprod", "i8mm", "avx2 int8", "avx2 int16", "avxvnni", "avx512vnni"),
+        *("amxint8", "avx512bf16", "amx"),
+    ],
 )
 def test_the_worst_rounding_is_covered_and_no_less_would_do(
     path_name: str,

@@ -278,15 +278,16 @@ def test_products_in_registers_are_a_roof_of_products_of_matrices():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        float32, int8 = register_rate("float32"), register_rate("int8")
+        float32, int8, int16 = (register_rate(unit) for unit in ("float32", "int8", "int16"))
         product = max(matmul_rate(torch.float32, size) for size in (256, 512))
     finally:
         torch.set_num_threads(threads)
     assert 0.6 * product < float32 < 1e12
-    if "int8" in native.cpu_features()["first_passes"]:
-        assert 1.5 * float32 < int8 < 10 * float32
-    else:
-        assert int8 is None
+    for unit, rate in (("int8", int8), ("int16", int16)):
+        if unit in native.cpu_features()["first_passes"]:
+            assert 1.5 * float32 < rate < 10 * float32
+        else:
+            assert rate is None
 
 
 def test_the_least_time_of_an_int8_search():

@@ -205,11 +205,13 @@ void check_all(const std::string& isa) {
 void check_rule(int isa) {
   where = std::string(vq_cpu_isa_name(isa)) + ", rule";
   const bool int8 = vq_cpu_first_pass_usable(VQ_INT8_FIRST), matrix = isa == VQ_ISA_AMX;
-  const int wide = int8 ? VQ_INT8_FIRST : VQ_FLOAT32_FIRST, most_work = matrix ? VQ_BFLOAT16_FIRST : wide;
+  const bool int16 = vq_cpu_first_pass_usable(VQ_INT16_FIRST);
+  const int wide = int8 ? VQ_INT8_FIRST : VQ_FLOAT32_FIRST, less = int16 ? VQ_INT16_FIRST : VQ_FLOAT32_FIRST;
+  const int most_work = matrix ? VQ_BFLOAT16_FIRST : wide;
   const struct {
     int64_t dim, codes;
     int pass;
-  } cases[] = {{64, 1024, most_work}, {64, 1023, wide}, {16, 512, wide}, {16, 511, VQ_FLOAT32_FIRST},
+  } cases[] = {{64, 1024, most_work}, {64, 1023, wide}, {16, 512, int16 ? less : wide}, {16, 511, less}, {16, 255, VQ_FLOAT32_FIRST},
                {8, 16384, VQ_FLOAT32_FIRST}};
   for (const auto& c : cases) {
     const VqRows x = {nullptr, 1, 65536, c.dim, 65536 * c.dim, c.dim, 1, VQ_FLOAT32};
@@ -220,7 +222,7 @@ void check_rule(int isa) {
 // What `vq_cpu_peak` counts: something for each kind of product that the set has, and with a matrix unit its own.
 void check_roofs(int isa) {
   where = std::string(vq_cpu_isa_name(isa)) + ", roofs";
-  for (const int pass : {VQ_FLOAT32_FIRST, VQ_BFLOAT16_FIRST, VQ_INT8_FIRST}) {
+  for (const int pass : {VQ_FLOAT32_FIRST, VQ_BFLOAT16_FIRST, VQ_INT8_FIRST, VQ_INT16_FIRST}) {
     const int64_t operations = vq_cpu_peak(pass, 1, 3);
     expect(!operations || vq_cpu_first_pass_usable(pass), "operations without products", pass);
     expect(vq_cpu_peak(pass, 1, 6) == 2 * operations, "operations", pass);
@@ -228,16 +230,16 @@ void check_roofs(int isa) {
   if (isa == VQ_ISA_AMX) expect(vq_cpu_peak(VQ_BFLOAT16_FIRST, 1, 3) == 3 * 4 * 2 * 16 * 16 * 32, "tiles", 0);
 }
 
-// Code 0 loses half a step of int8 in every value, code 1 gains one: no bound is too wide, and hardly one is
-// needed less.
-void check_int8_bound(const std::string& isa) {
-  where = isa + ", bound of int8";
+// Code 0 loses half a step of integers up to `levels` in every value, code 1 gains one: no bound is too wide, and hardly
+// one is needed less.
+void check_integer_bound(float levels, const std::string& pass) {
+  where = pass + ", bound";
   const int64_t n = 50, dim = 500;
   const float step = 0x1p-7f;
   std::vector<float> codes(size_t(4 * dim));
   for (int64_t d = 0; d < dim; ++d) {
-    codes[d] = d == 0 ? 127 * step : 20.4995f * step;
-    codes[dim + d] = d == 0 ? 127 * step : d == 1 ? 19.5005f * step : 20.5005f * step;
+    codes[d] = d == 0 ? levels * step : 20.4995f * step;
+    codes[dim + d] = d == 0 ? levels * step : d == 1 ? 19.5005f * step : 20.5005f * step;
     codes[2 * dim + d] = -codes[d];  // so that their centre is zero
     codes[3 * dim + d] = -codes[dim + d];
   }
@@ -254,13 +256,20 @@ void check_int8_bound(const std::string& isa) {
 
 // The narrow passes of an instruction set; where it has none, all it has and the rule (-1).
 void check_first_passes(const std::string& isa) {
-  const bool narrow = vq_cpu_first_pass_usable(VQ_INT8_FIRST) || vq_cpu_first_pass_usable(VQ_BFLOAT16_FIRST);
+  const auto is_narrow = [](int pass) {
+    return pass == VQ_INT8_FIRST || pass == VQ_INT16_FIRST || pass == VQ_BFLOAT16_FIRST;
+  };
+  bool narrow = false;
+  for (int pass = 0; pass < VQ_FIRST_PASS_COUNT; ++pass)
+    narrow = narrow || (is_narrow(pass) && vq_cpu_first_pass_usable(pass));
   for (int pass = -1; pass < VQ_FIRST_PASS_COUNT; ++pass) {
     if (pass >= 0 && !vq_cpu_first_pass_usable(pass)) continue;
-    if (narrow && pass != VQ_INT8_FIRST && pass != VQ_BFLOAT16_FIRST) continue;
+    if (narrow && !is_narrow(pass)) continue;
     vq_cpu_use_first_pass(pass);
     check_all(pass < 0 ? isa : isa + ", " + vq_cpu_first_pass_name(pass));
-    if (pass == VQ_INT8_FIRST) check_int8_bound(isa);
+    const bool seven_bits = vq_cpu_first_pass_usable(VQ_INT16_FIRST);
+    if (pass == VQ_INT8_FIRST) check_integer_bound(seven_bits ? 63.0f : 127.0f, isa + ", int8");
+    if (pass == VQ_INT16_FIRST) check_integer_bound(2072.0f, isa + ", int16");  // of 500 dimensions
   }
   vq_cpu_use_first_pass(-1);
 }

@@ -1,7 +1,7 @@
 """The CPU backend: C++ kernels of ``vq_kernels._C`` for AMX, AVX-512, AVX2, NEON and any other CPU.
 
 The instruction set is chosen at run time, and by the shapes the pass that a search begins with: float32,
-bfloat16 or int8 over packed codes, or for a few rows float32 over codes as they are ("direct"). The
+bfloat16, int8 or int16 over packed codes, or for a few rows float32 over codes as they are ("direct"). The
 result is exact after each. The environment variables ``VQ_ISA`` (portable, neon, dotprod, i8mm, avx2,
 avxvnni, avx512, avx512vnni, avx512bf16, amxint8 or amx) and ``VQ_FIRST_PASS`` override these choices,
 for tests; dotprod and i8mm are used where ``VQ_ISA`` names them alone.
