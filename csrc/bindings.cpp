@@ -103,8 +103,14 @@ void follow_environment() {
   const std::string wanted_isa = isa ? isa : "", wanted_pass = pass ? pass : "";
   const std::lock_guard<std::mutex> lock(guard);
   if (wanted_isa == seen_isa && wanted_pass == seen_pass) return;
-  use_isa(wanted_isa);
-  use_first_pass(wanted_pass);
+  try {
+    use_isa(wanted_isa);
+    use_first_pass(wanted_pass);
+  } catch (const py::value_error&) {  // neither of them counts
+    use_isa(seen_isa);
+    use_first_pass(seen_pass);
+    throw;
+  }
   seen_isa = wanted_isa;
   seen_pass = wanted_pass;
 }
