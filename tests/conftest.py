@@ -8,6 +8,7 @@ backend that cannot run here skips with its reason.
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 DEVICE = os.environ.get("VQ_TEST_DEVICE", "cpu")
 if DEVICE == "cpu":
@@ -21,6 +22,11 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from vq_kernels.backends import get_backend, register_backend  # noqa: E402
+
+if DEVICE == "cpu" and find_spec("triton") is not None:
+    from quick_interpreter import install
+
+    install()
 
 if DEVICE == "cuda":
     # Convolutions round float32 to 10 bits otherwise: a whole pass of a prior differs from its steps by that.

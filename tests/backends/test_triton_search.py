@@ -25,9 +25,11 @@ def _available() -> None:
 def hopper_tiles(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
     """The tile sizes of compute capability 9.0 in the interpreter, whose own are smaller."""
     if device.type == "cpu":
-        from vq_kernels.backends.triton import common
+        from vq_kernels.backends.triton import common, few
 
         monkeypatch.setattr(common, "architecture", lambda device: 90)
+        # Which would take the whole search there, and leave no tile to any other.
+        monkeypatch.setattr(few, "limits", lambda architecture: (0, 0))
 
 
 def nearest(x: Tensor, codebook: Tensor, precision: str) -> Tensor:
@@ -104,6 +106,9 @@ def longest(counted: Counter[tuple[str, int]], kernel: str) -> int:
     return max((count for (name, _), count in counted.items() if name == kernel), default=0)
 
 
+USUAL: dict[int, int] = {}  # steps of distinct codes by D: the same codes and rows in every case
+
+
 @pytest.mark.parametrize("case", ["zeros", "collapsed", "nine_copies", "last_half"])
 @pytest.mark.parametrize("dim", [8, 130], ids=["small", "large"])
 def test_equal_codes_cost_no_more_than_others(
@@ -122,11 +127,16 @@ def test_equal_codes_cost_no_more_than_others(
     else:
         codebook[135:] = codebook[:135].clone()
     x = torch.randn(100, dim, device=device)
-    nearest(x, distinct, "exact")
-    usual = sum(longest(steps, name) for name in ("search_kernel", "resolve_kernel"))
-    steps.clear()
+
+    def taken() -> int:
+        return sum(longest(steps, name) for name in ("search_kernel", "resolve_kernel"))
+
+    if dim not in USUAL:
+        nearest(x, distinct, "exact")
+        USUAL[dim] = taken()
+        steps.clear()
     assert torch.equal(nearest(x, codebook, "exact"), truth(x, codebook))
-    assert sum(longest(steps, name) for name in ("search_kernel", "resolve_kernel")) <= 2 * usual
+    assert 0 < taken() <= 2 * USUAL[dim]
 
 
 def test_an_open_row_is_shared_by_all_programs(

@@ -24,6 +24,8 @@ def test_finds_the_same_codes(
 ) -> None:
     if is_interpreted(backend) and shape != SHAPES[0]:
         pytest.skip("kernels are interpreted here: one shape")
+    if device.type == "cpu" and backend.startswith("cuda") and shape not in SHAPES[:2]:
+        pytest.skip("kernels run on the host here, which have no packed codes: small shapes")
     n, d, k = shape
     codebook = torch.randn(k, d, device=device)
     prepared = vq.prepare_codebook(codebook, metric=metric, backend=backend)
