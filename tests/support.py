@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from fractions import Fraction
+from operator import mul
 from typing import Any
 
 import torch
@@ -68,24 +68,23 @@ def quantize_into(
     return backend.vector_quantize(x, codebook, mask, options, quantized, None)
 
 
-def rational_scores(row: Tensor, codebook: Tensor, metric: str) -> list[Fraction]:
-    """The exact score of each code: |x - e|^2, or -x . e for cosine, in rational arithmetic."""
-    x = [Fraction(v) for v in row.tolist()]
-    scores = []
-    for code in codebook.tolist():
-        e = [Fraction(v) for v in code]
-        if metric == "l2":
-            scores.append(sum(((a - b) ** 2 for a, b in zip(x, e, strict=True)), Fraction(0)))
-        else:
-            scores.append(-sum((a * b for a, b in zip(x, e, strict=True)), Fraction(0)))
-    return scores
+def whole_numbers(*tensors: Tensor) -> list[list[list[int]]]:
+    """The values of ``[N, D]`` tensors in one unit that divides all: exact, and far faster than fractions."""
+    ratios = [[[v.as_integer_ratio() for v in row] for row in t.tolist()] for t in tensors]
+    unit = max((d for rows in ratios for row in rows for _, d in row), default=1)  # all are powers of two
+    return [[[n * (unit // d) for n, d in row] for row in rows] for rows in ratios]
 
 
 def rational_argmin(rows: Tensor, codebook: Tensor, metric: str = "l2") -> Tensor:
-    """The truth: lowest index of the smallest exact score of each row of ``[N, D]``."""
+    """The truth: lowest index of the smallest exact score of each row of ``[N, D]``.
+
+    The score is |x - e|^2 less |x|^2, which is the same for all codes, or -x . e for cosine.
+    """
+    x, codes = whole_numbers(rows, codebook)
+    lengths = [sum(map(mul, e, e)) if metric == "l2" else 0 for e in codes]
     winners = []
-    for row in rows:
-        scores = rational_scores(row, codebook, metric)
+    for row in x:
+        scores = [length - 2 * sum(map(mul, row, e)) for length, e in zip(lengths, codes, strict=True)]
         winners.append(scores.index(min(scores)))
     return torch.tensor(winners, dtype=torch.int64)
 

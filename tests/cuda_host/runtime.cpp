@@ -294,7 +294,7 @@ const Exchange& exchange(unsigned mask, const void* mine, size_t bytes, const ch
   if (w.arrived == 0) {
     w.mask = mask;
     w.what = what;
-  } else if (w.mask != mask || std::strcmp(w.what, what) != 0) {
+  } else if (w.mask != mask || (w.what != what && std::strcmp(w.what, what) != 0)) {
     fail("warp divergence: lanes of a warp in different collectives");
   }
   Exchange& slots = w.slots[w.parity];
@@ -307,8 +307,10 @@ const Exchange& exchange(unsigned mask, const void* mine, size_t bytes, const ch
   // The other slots take the next exchange, which cannot end before all lanes have read these.
   w.arrived = 0;
   w.parity ^= 1;
-  for (Fiber& f : me.block->fibers) {
-    if (f.number / kWarpSize == me.number / kWarpSize && f.state == State::kWarp) f.state = State::kReady;
+  std::vector<Fiber>& fibers = me.block->fibers;
+  const size_t first = me.number / kWarpSize * kWarpSize, end = std::min(first + kWarpSize, fibers.size());
+  for (size_t i = first; i < end; ++i) {
+    if (fibers[i].state == State::kWarp) fibers[i].state = State::kReady;
   }
   return slots;
 }

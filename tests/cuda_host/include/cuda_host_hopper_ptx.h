@@ -106,14 +106,19 @@ void multiply(float (&d)[64], uint32_t a, uint32_t b, int add) {
   for (unsigned r = 0; r < 2; ++r) {
     for (unsigned k = 0; k < 16; ++k) x[r][k] = element(a, t / 32 * 16 + t % 32 / 4 + 8 * r, k);
   }
-  for (unsigned i = 0; i < 64; ++i) {
-    const unsigned column = i / 4 * 8 + t % 4 * 2 + i % 2;
-    double products[16];
-    for (unsigned k = 0; k < 16; ++k) products[k] = x[i / 2 % 2][k] * element(b, column, k);
-    float sum = add != 0 ? d[i] : 0.0f;
-    const int block = cuda_host_tensor_core_block;
-    for (int k = 0; k < 16; k += block) sum = tensor_core_sum(sum, products + k, block);
-    d[i] = sum;
+  for (unsigned j = 0; j < 32; ++j) {
+    const unsigned column = j / 2 * 8 + t % 4 * 2 + j % 2;
+    double y[16];
+    for (unsigned k = 0; k < 16; ++k) y[k] = element(b, column, k);
+    for (unsigned r = 0; r < 2; ++r) {
+      const unsigned i = j / 2 * 4 + 2 * r + j % 2;
+      double products[16];
+      for (unsigned k = 0; k < 16; ++k) products[k] = x[r][k] * y[k];
+      float sum = add != 0 ? d[i] : 0.0f;
+      const int block = cuda_host_tensor_core_block;
+      for (int k = 0; k < 16; k += block) sum = tensor_core_sum(sum, products + k, block);
+      d[i] = sum;
+    }
   }
 }
 

@@ -46,22 +46,35 @@ struct MmaOperands {
 
 // The tensor cores' arithmetic at its worst: products aligned to the largest term and cut off there,
 // the sum cut off to 24 bits (Fasi et al. 2021; newer cores keep a few bits more), so many at a time.
+//
+// Most of the time of the tests goes here: powers of two by their bits, exact as ldexp is in this range (values
+// are floats or products of two), and integers for numbers of 24 bits cut off.
+inline int host_exponent_of(double normal) {
+  uint64_t bits;
+  std::memcpy(&bits, &normal, sizeof bits);
+  return static_cast<int>(bits >> 52 & 2047) - 1023;
+}
+inline double host_power_of_two(int exponent) {
+  const uint64_t bits = static_cast<uint64_t>(exponent + 1023) << 52;
+  double v;
+  std::memcpy(&v, &bits, sizeof v);
+  return v;
+}
 inline float tensor_core_sum(float c, const double* products, int count) {
   double largest = std::fabs(static_cast<double>(c));
-  bool finite = std::isfinite(c);
-  double plain = c;
+  double plain = c;  // not finite if a term is not
   for (int i = 0; i < count; ++i) {
     largest = std::max(largest, std::fabs(products[i]));
-    finite = finite && std::isfinite(products[i]);
     plain += products[i];
   }
-  if (!finite || largest == 0.0) return static_cast<float>(plain);
-  const int scale = 23 - std::max(std::ilogb(largest), -126);
-  double sum = std::trunc(std::ldexp(static_cast<double>(c), scale));
-  for (int i = 0; i < count; ++i) sum += std::trunc(std::ldexp(products[i], scale));
-  if (sum == 0.0) return 0.0f;
-  const int excess = std::max(std::ilogb(sum) - 23, 0);
-  return static_cast<float>(std::ldexp(std::trunc(std::ldexp(sum, -excess)), excess - scale));
+  if (!std::isfinite(plain) || largest == 0.0) return static_cast<float>(plain);
+  const int scale = 23 - std::max(host_exponent_of(largest), -126);
+  const double unit = host_power_of_two(scale);
+  int sum = static_cast<int>(static_cast<double>(c) * unit);  // 17 terms below 2^24
+  for (int i = 0; i < count; ++i) sum += static_cast<int>(products[i] * unit);
+  if (sum == 0) return 0.0f;
+  const int excess = std::max(host_exponent_of(sum) - 23, 0);
+  return static_cast<float>(sum / (1 << excess) * host_power_of_two(excess - scale));
 }
 
 inline double part_value(__half v) {
@@ -80,14 +93,18 @@ void multiply_16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1
   const auto half = [](uint32_t pair, unsigned i) {
     return part_value(T{static_cast<uint16_t>(pair >> 16 * i)});
   };
-  for (unsigned i = 0; i < 4; ++i) {
-    const unsigned row = lane / 4 + 8 * (i / 2), column = lane % 4 * 2 + i % 2;
-    double products[16];
-    for (unsigned k = 0; k < 16; ++k) {
-      const auto x = ::cuda_host::value_of<MmaOperands>(all, row % 8 * 4 + k % 8 / 2);
-      const auto y = ::cuda_host::value_of<MmaOperands>(all, column * 4 + k % 8 / 2);
-      products[k] = half(x.a[row / 8 + 2 * (k / 8)], k % 2) * half(y.b[k / 8], k % 2);
+  double x[2][16], y[2][16];  // the lane's two rows and two columns
+  for (unsigned k = 0; k < 16; ++k) {
+    const auto row = ::cuda_host::value_of<MmaOperands>(all, lane / 4 * 4 + k % 8 / 2);
+    for (unsigned i = 0; i < 2; ++i) {
+      x[i][k] = half(row.a[i + 2 * (k / 8)], k % 2);
+      const auto column = ::cuda_host::value_of<MmaOperands>(all, (lane % 4 * 2 + i) * 4 + k % 8 / 2);
+      y[i][k] = half(column.b[k / 8], k % 2);
     }
+  }
+  for (unsigned i = 0; i < 4; ++i) {
+    double products[16];
+    for (unsigned k = 0; k < 16; ++k) products[k] = x[i / 2][k] * y[i % 2][k];
     const int block = cuda_host_tensor_core_block;
     for (int k = 0; k < 16; k += block) c[i] = tensor_core_sum(c[i], products + k, block);
   }
