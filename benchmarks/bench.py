@@ -202,7 +202,8 @@ def main(arguments: list[str] | None = None) -> int:
     bench = Bench(work, options.backend, isa, not options.no_compile)
     roofs = measure_roofs("cpu")
     print(
-        f"roofs: float32 {roofs.float32 / 1e9:.0f} GFLOP/s, bfloat16 {roofs.bfloat16 / 1e9:.0f} GFLOP/s, "
+        f"roofs: float32 {roofs.float32 / 1e9:.0f} GFLOP/s, "
+        + (f"bfloat16 {roofs.bfloat16 / 1e9:.0f} GFLOP/s, " if roofs.bfloat16 else "")
         + (f"int8 {roofs.int8 / 1e9:.0f} GOP/s, " if roofs.int8 else "")
         + (f"int16 {roofs.int16 / 1e9:.0f} GOP/s, " if roofs.int16 else "")
         + f"copy {roofs.memory / 1e9:.1f} GB/s"

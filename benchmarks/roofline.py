@@ -35,14 +35,14 @@ class Roofs:
     """Peak rates: operations/s of products and bytes/s of a copy; None where the unit is missing.
 
     On the CPU ``float32``, ``bfloat16``, ``int8`` and ``int16`` are multiply-adds in registers, those of a
-    matrix unit where there is one, which no product of matrices can exceed; torch's product where there is no
-    such loop.
+    matrix unit where there is one, which no product of matrices can exceed; torch's float32
+    product where there is no such loop.
     ``epilogue`` is (row, code) pairs per second that the plain cores can reduce to a minimum, at the clock
     that they keep under load, and ``l2`` bytes/s of a copy that stays in the L2 cache (GPU).
     """
 
     float32: float
-    bfloat16: float
+    bfloat16: float | None
     memory: float
     tf32: float | None = None
     epilogue: float | None = None
@@ -104,8 +104,8 @@ def measure_roofs(device: str = "cpu") -> Roofs:
         return _measure_cuda_roofs()
     return Roofs(
         float32=register_rate("float32") or max(matmul_rate(torch.float32, size) for size in (1024, 2048)),
-        bfloat16=register_rate("bfloat16")
-        or max(matmul_rate(torch.bfloat16, size) for size in (1024, 2048, 4096)),
+        # Not torch's product: where the processor has no such unit it takes minutes at these sizes.
+        bfloat16=register_rate("bfloat16"),
         memory=copy_rate(2**29),  # beyond any last-level cache that is ours alone
         int8=register_rate("int8"),
         int16=register_rate("int16"),
