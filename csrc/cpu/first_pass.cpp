@@ -76,8 +76,7 @@ FirstPass choose_first_pass(int64_t dim, int64_t codes) {
 }  // namespace vq_cpu
 
 extern "C" const char* vq_cpu_first_pass_name(int pass) {
-  static const char* const names[VQ_FIRST_PASS_COUNT] = {"float32", "bfloat16", "int8", "direct",
-                                                           "int16"};
+  static const char* const names[VQ_FIRST_PASS_COUNT] = {"float32", "bfloat16", "int8", "direct", "int16"};
   return names[pass];
 }
 

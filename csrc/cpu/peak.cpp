@@ -4,11 +4,11 @@
 
 extern "C" int64_t vq_cpu_peak(int pass, int threads, int64_t rounds) {
   using namespace vq_cpu;
-  const NarrowKernels* narrow = pass == VQ_INT8_FIRST    ? int8_kernels_in_use()
-                                : pass == VQ_INT16_FIRST ? int16_kernels_in_use()
-                                                         : bfloat16_kernels_in_use();
   int64_t (*loop)(int64_t) = kernels_in_use()->peak;
-  if (pass == VQ_INT8_FIRST || pass == VQ_INT16_FIRST || pass == VQ_BFLOAT16_FIRST) loop = narrow ? narrow->peak : nullptr;
+  const auto take = [&loop](const NarrowKernels* narrow) { loop = narrow ? narrow->peak : nullptr; };
+  if (pass == VQ_INT8_FIRST) take(int8_kernels_in_use());
+  if (pass == VQ_INT16_FIRST) take(int16_kernels_in_use());
+  if (pass == VQ_BFLOAT16_FIRST) take(bfloat16_kernels_in_use());
   if (pass == VQ_BFLOAT16_FIRST && matrix_kernels_in_use()) loop = matrix_kernels_in_use()->peak;
   if (!loop) return 0;
   int64_t operations = 0;

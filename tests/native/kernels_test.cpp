@@ -211,8 +211,8 @@ void check_rule(int isa) {
   const struct {
     int64_t dim, codes;
     int pass;
-  } cases[] = {{64, 1024, most_work}, {64, 1023, wide}, {16, 512, int16 ? less : wide}, {16, 511, less}, {16, 255, VQ_FLOAT32_FIRST},
-               {8, 16384, VQ_FLOAT32_FIRST}};
+  } cases[] = {{64, 1024, most_work}, {64, 1023, wide}, {16, 512, int16 ? less : wide},
+               {16, 511, less}, {16, 255, VQ_FLOAT32_FIRST}, {8, 16384, VQ_FLOAT32_FIRST}};
   for (const auto& c : cases) {
     const VqRows x = {nullptr, 1, 65536, c.dim, 65536 * c.dim, c.dim, 1, VQ_FLOAT32};
     expect(vq_cpu_first_pass(&x, c.codes) == c.pass, "first pass", c.dim);
