@@ -148,13 +148,14 @@ bool Certificate::ties_fit_32_bits(int64_t dim, double x_norm, double e_norm, in
   return 4.1 * float64(dim, x_norm, e_norm) < ldexp(1.0, 31 + unit);
 }
 
-// Of MatrixKernels::score, on values that were not scaled, where |e| <= |e'| + |c| and |x| <= |x'| + |c|.
-double Certificate::matrix_candidate(const Codebook& codebook, float norm2) const {
+// |e| <= |e'| + |c| and |x| <= |x'| + |c|, of values that are not scaled.
+double Certificate::matrix_length(const Codebook& codebook, float norm2) {
   const double lost = sqrt(double(codebook.dim) + 8.0) * 0x1p-70;
-  const auto length = [&](float square) {
-    return (1.01 * sqrt(double(square)) + lost) / double(codebook.centring.scale) + codebook.centre_norm;
-  };
-  return float64(codebook.dim, length(norm2), length(codebook.matrix_norm2));
+  return (1.01 * sqrt(double(norm2)) + lost) / double(codebook.centring.scale) + codebook.centre_norm;
+}
+
+double Certificate::matrix_candidate(const Codebook& codebook, float norm2) const {
+  return float64(codebook.dim, matrix_length(codebook, norm2), matrix_length(codebook, codebook.matrix_norm2));
 }
 
 }  // namespace vq_cpu

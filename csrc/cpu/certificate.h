@@ -40,6 +40,8 @@ class Certificate {
   Bound direct(int64_t dim, float largest) const;
   // Of MatrixKernels::score; norm2: the computed sum of squares of the packed row.
   double matrix_candidate(const Codebook& codebook, float norm2) const;
+  // An upper bound of the length of a row or code from its computed sum of squares as packed for the matrix unit.
+  static double matrix_length(const Codebook& codebook, float norm2);
   // Of an int8, int16 or bfloat16 sweep; rounded: its sums of products are.
   NarrowFactors narrow(int64_t dim, bool rounded) const;
   // Of Kernels::sweep_differences: a code whose square is above factor * least + slack is not the nearest.

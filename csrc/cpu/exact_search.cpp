@@ -3,6 +3,8 @@
 #include <math.h>
 #include <string.h>
 
+#include <algorithm>
+
 #include "cpu/search.h"
 
 namespace vq_cpu {
@@ -54,6 +56,29 @@ void ExactSearch::choose_exactly(int i, const int32_t* candidates, int n) {
   if (queue_long(i, n * kExactNsADim * double(search_->codebook.dim))) return;
   search_->kernels->load_rows(search_->x, block_.first + i, 1, row_);
   block_.index[i] = nearest_of(row_, candidates, n);
+}
+
+void ExactSearch::choose_listed(int i, const float* row, double norm, const int32_t* candidates, int n) {
+  Codebook& codebook = search_->codebook;
+  // The scan asks for the same memory, and says that there is none.
+  if (!(has_lengths_ = has_lengths_ || codebook.ensure_lengths(search_->kernels))) return queue_for_scan(i);
+  double least = INFINITY, largest = 0.0, scores[kMostListed];
+  search_->kernels->dot_listed(row, codebook.codes, candidates, n, codebook.dim, scores);
+  for (int c = 0; c < n; ++c) {
+    const double half_square = codebook.half_squares[candidates[c]];
+    scores[c] = (codebook.l2 ? half_square : 0.0) - scores[c];
+    largest = half_square > largest ? half_square : largest;
+    least = scores[c] < least ? scores[c] : least;
+  }
+  const double limit = least + 2.0 * search_->certificate.float64(codebook.dim, norm, 1.01 * sqrt(2.0 * largest));
+  int32_t tied[kMostListed];
+  int left = 0;
+  for (int c = 0; c < n; ++c)
+    if (scores[c] <= limit) tied[left++] = candidates[c];
+  block_.index[i] = tied[0];
+  if (left < 2) return;
+  std::sort(tied, tied + left);
+  choose_exactly(i, tied, left);
 }
 
 // Summed once a code, but for want of memory.

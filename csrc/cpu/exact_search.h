@@ -27,6 +27,10 @@ class ExactSearch {
   // The nearest of row i's candidates, which come in ascending order, so that a tie keeps the lowest; or the row is
   // queued, as queue_long.
   void choose_exactly(int i, const int32_t* candidates, int n);
+  // The same by float64 first, of at most kMostListed candidates in any order; row: its values, norm: an upper bound of
+  // its length.
+  static constexpr int kMostListed = 128;
+  void choose_listed(int i, const float* row, double norm, const int32_t* candidates, int n);
   // Whether row i, whose list takes `list_ns` (on an EPYC), is better scanned with other rows; then it is queued.
   bool queue_long(int i, double list_ns);
   // For a row that may hold NaN or infinity, or whose scores could overflow: the one gets index 0, the other
@@ -54,6 +58,7 @@ class ExactSearch {
   int scan_count_ = 0;
   Buffer<int> flat_rows_;  // [block_rows]
   int flat_count_ = 0;
+  bool has_lengths_ = false;  // of the codebook
   int long_lists_ = 0;  // of this block, and half of those before
   RegionOrder order_;
   unsigned asked_ = 0;          // the lanes whose rows were looked for

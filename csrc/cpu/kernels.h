@@ -163,11 +163,8 @@ struct Kernels {
   double (*score_rows)(const double* rows, int n, int64_t pitch, const float* code, int64_t dim, int l2,
                        double* scores);
 
-  // Of one row with the codes [n] of a list, in float64 in any order: x.e, and x'.e' - |e'|^2 / 2 of values that are
-  // centred (cosine: x.e', the row scaled alone).
+  // x.e of one row with the codes [n] of a list, in float64 in any order.
   void (*dot_listed)(const float* row, const float* codes, const int32_t* list, int n, int64_t dim, double* dots);
-  void (*score_listed)(const float* row, const float* codes, const int32_t* list, int n, Centring centring,
-                       int64_t dim, int l2, double* scores);
 
   // out rows = codes[index], in x's dtype; returns the sum of (code - x)^2. `rounded`: the codes in that dtype, or
   // null.

@@ -12,8 +12,8 @@
 namespace vq_cpu {
 namespace {
 
-// Of so many codes that the first score leaves open all are scored together, rather than one after the other, of which
-// each may rule out some of the rest.
+// Of so many codes that the first score leaves open all are scored in float64 together, rather than one after the other,
+// of which each may rule out some of the rest.
 constexpr int kScoredAtOnce = 8;
 // Rows for which no finer search is prepared, and which do not send the blocks to come to it.
 constexpr int kFewGivenUp = 6;
@@ -267,32 +267,25 @@ void NarrowSearch::resolve_row(int i, int lane, Score likely) {
   const int group = codebook_->kernels().group;
   opened_codes_ += n;
   for (int c = 1; c <= n; ++c) opened_groups_ += c == 1 || candidates[c] / group != candidates[c - 1] / group;
+  const float* x = row(i);
   candidates[0] = tile_.code[lane];
+  if (n >= kScoredAtOnce) {
+    for (int c = 0; c <= n; ++c) candidates[c] = order[candidates[c]];
+    const double norm = 1.01 * double(norm_[lane]) + (search_->codebook.l2 ? codebook_->centre_norm() : 0.0);
+    return exact_->choose_listed(i, x, norm / double(codebook_->centring().scale), candidates, n + 1);
+  }
   scores[0] = likely;
   int scored = 1;
-  const float* x = row(i);
-  int left = 0;
-  if (n >= kScoredAtOnce) {
-    const Codebook& codebook = search_->codebook;
-    double values[kNarrowPitch + 1];
-    int32_t numbers[kNarrowPitch + 1];
-    for (int c = 0; c <= n; ++c) numbers[c] = order[candidates[c]];
-    search_->kernels->score_listed(x, codebook.codes, numbers, n + 1, codebook_->centring(), codebook.dim, codebook.l2,
-                                   values);
-    for (int c = 0; c <= n; ++c) scores[c] = with_error(values[c], factors_.score, lane, candidates[c]);
-    left = keep_open(scores, candidates, n + 1);
-  } else {
-    for (int c = 1; c <= n; ++c) {
-      if (!(double(upper[c]) >= least - slack)) continue;
-      candidates[scored] = candidates[c];
-      scores[scored] = quick_score(x, lane, candidates[c]);
-      least = std::max(least, scores[scored++].low());
-    }
-    left = keep_open(scores, candidates, scored);
-    if (left > 1) {
-      for (int c = 0; c < left; ++c) scores[c] = score(x, lane, candidates[c]);
-      left = keep_open(scores, candidates, left);
-    }
+  for (int c = 1; c <= n; ++c) {
+    if (!(double(upper[c]) >= least - slack)) continue;
+    candidates[scored] = candidates[c];
+    scores[scored] = quick_score(x, lane, candidates[c]);
+    least = std::max(least, scores[scored++].low());
+  }
+  int left = keep_open(scores, candidates, scored);
+  if (left > 1) {
+    for (int c = 0; c < left; ++c) scores[c] = score(x, lane, candidates[c]);
+    left = keep_open(scores, candidates, left);
   }
   if (left > 1) {
     for (int c = 0; c < left; ++c) candidates[c] = order[candidates[c]];

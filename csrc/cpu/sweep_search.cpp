@@ -316,24 +316,10 @@ void SweepSearch::choose(int i, int lane, const int32_t* candidates, int n) {
   block_.index[i] = candidates[0];
   if (n < 2) return;
   const Codebook& codebook = search_->codebook;
-  double least = INFINITY, largest = 0.0, scores[kCandidates];
   search_->kernels->load_rows(search_->x, block_.first + i, 1, row_);
-  search_->kernels->dot_listed(row_, codebook.codes, candidates, n, codebook.dim, scores);
-  for (int c = 0; c < n; ++c) {
-    const double half_square = codebook.half_squares[candidates[c]];
-    scores[c] = (codebook.l2 ? half_square : 0.0) - scores[c];
-    largest = half_square > largest ? half_square : largest;
-    least = scores[c] < least ? scores[c] : least;
-  }
   const double norm = (1.01 * sqrt(double(compact_norm2_[lane])) + sqrt(double(codebook.dim)) * 0x1p-74) /
                       double(codebook.centring.scale);
-  const double limit = least + 2.0 * search_->certificate.float64(codebook.dim, norm, 1.01 * sqrt(2.0 * largest));
-  int32_t tied[kCandidates];
-  int left = 0;
-  for (int c = 0; c < n; ++c)
-    if (scores[c] <= limit) tied[left++] = candidates[c];
-  block_.index[i] = tied[0];
-  if (left > 1) exact_->choose_exactly(i, tied, left);
+  exact_->choose_listed(i, row_, norm, candidates, n);
 }
 
 }  // namespace vq_cpu

@@ -126,6 +126,19 @@ def test_lists_of_near_copies(path: str, d: int, metric: str) -> None:
     assert torch.equal(want[0, :6], some)
 
 
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@pytest.mark.parametrize("group", [4, 12, 40])
+def test_lists_of_ties_that_float64_does_not_see(path: str, group: int, metric: str) -> None:
+    """Permutations of some codes among others: equally near to a row of one value, not by a rounded sum."""
+    d = 32
+    few = torch.randn(480 // group, d) + torch.randn(480 // group, 1)
+    codebook = few.repeat_interleave(group, 0)
+    codebook = codebook.gather(1, torch.rand(codebook.shape).argsort(1))[torch.randperm(480)]
+    x = few.mean(1)[torch.randint(len(few), (150,)), None].expand(150, d)
+    truth = rational_argmin(x, codebook, metric)
+    assert torch.equal(native.nearest_code(x[None], codebook, metric, "exact")[0], truth)
+
+
 def test_more_open_rows_than_are_remembered(path: str) -> None:
     """Rows that return after others, beside rows that are met once and rows that are not finite."""
     x, codebook = _permutations(d=16)
