@@ -10,6 +10,8 @@ import torch
 import models.evaluation.fonts as fonts
 from models.evaluation.pictures import save_curves, save_figure
 
+pytestmark = pytest.mark.figures
+
 NAMES = ("_ant", "$x_1$ and $", "a|b", r"100% \alpha", "été", "ant_1^2")
 
 

@@ -23,6 +23,8 @@ from models.evaluation.pictures import (
     side_by_side,
 )
 
+pytestmark = pytest.mark.figures
+
 
 def test_grids_are_filled_row_by_row_with_white_between() -> None:
     images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(-1, 3, 2, 4) * 10

@@ -11,6 +11,8 @@ from PIL import Image
 from models import VQVAE
 from models.studies.embedding import STEP, embedding_space, gradient_steps
 
+pytestmark = pytest.mark.figures
+
 
 def model(embedding_dim: int = 2) -> VQVAE:
     torch.manual_seed(0)

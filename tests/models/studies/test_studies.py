@@ -22,6 +22,7 @@ def test_all_five_studies_are_tested() -> None:
     assert set(CASES) == set(list_studies())
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize("name", CASES)
 def test_study(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     changes, files, rows = CASES[name]
@@ -69,6 +70,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return drawn
 
 
+@pytest.mark.figures
 def test_panels_of_the_same_lines_share_a_legend_outside_and_a_range(tmp_path: Path, figures) -> None:
     from models.evaluation.pictures import save_curves
 
@@ -93,6 +95,7 @@ def test_classes_have_distinct_colours(classes: int) -> None:
     assert len(set(distinct_colours(classes))) == classes
 
 
+@pytest.mark.figures
 def test_rows_of_samples_and_classes_in_t_sne_are_named(tmp_path: Path, figures) -> None:
     from models.evaluation.pictures import labelled_rows
     from models.studies.figures import tsne, tsne_by_label
@@ -218,6 +221,7 @@ def test_curves_by_epoch_their_spread_and_when_they_are_near_their_best() -> Non
     }
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize(("classes", "lowest", "highest"), [(2, 0.2, 0.4), (10, 0.9, 1.1)])
 def test_panels_of_samples_are_as_high_as_their_rows(
     classes: int, lowest: float, highest: float, tmp_path: Path

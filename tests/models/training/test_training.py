@@ -196,6 +196,7 @@ def test_mixed_precision_learns(tmp_path: Path, data, precision: str) -> None:
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.figures
 def test_what_a_run_leaves_behind(tmp_path: Path, data) -> None:
     config = settings(tmp_path, name="run", model="vqvae2", downscales=(2, 2), pictures_every=1, epochs=2)
     model = train(config, data)
