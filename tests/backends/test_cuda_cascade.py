@@ -12,7 +12,7 @@ import cuda_host
 import pytest
 import torch
 from cuda_host import machine
-from support import quantize_into
+from support import exact_codes, quantize_into
 from torch import Tensor
 
 from vq_kernels.backends import reference
@@ -53,10 +53,10 @@ def test_indices_are_those_of_the_reference(dim: int, metric: str, dtype: str, k
         x_dtype
     )
     x[3, dim - 1], x[7, 0] = torch.nan, torch.inf
-    want = reference.nearest_code(x[None], codebook, metric, "exact")
+    want = exact_codes(x[None], codebook, metric)
     for rows in (x[None], x.t().contiguous().t()[None], torch.cat([x, x], 1)[:, 1 : dim + 1][None]):
         if rows.stride(2) == 1 and rows.stride(1) != dim:
-            want = reference.nearest_code(rows, codebook, metric, "exact")  # an odd slice: other values
+            want = exact_codes(rows, codebook, metric)  # an odd slice: other values
         assert torch.equal(kernels.nearest_code(rows, codebook, metric, "exact"), want)
 
 
@@ -94,7 +94,7 @@ def test_one_product_at_its_bound(dim: int, missed: str, block: int, kernels: Cu
     if of_codes:
         x, codebook = codebook[:1], torch.cat([x, -x])
     x = x[None].to(dtype)
-    assert reference.nearest_code(x, codebook, "cosine", "exact").item() == 0
+    assert exact_codes(x, codebook, "cosine").item() == 0
     with machine(tensor_core_block=block):
         assert kernels.nearest_code(x, codebook, "cosine", "exact").item() == 0
         assert kernels.open_rows(x, codebook, "cosine") == (1, 0)
@@ -138,7 +138,7 @@ def test_listed_rows_are_shared_out(dim: int, processors: int, reverse: bool, ke
     with machine(reverse=reverse, processors=processors, shared_limit=99 * 1024):
         found = kernels.nearest_code(x, codebook, "l2", "exact")
         got = quantize_into(out, kernels, x, codebook, mask)
-    assert torch.equal(found, reference.nearest_code(x, codebook, "l2", "exact"))
+    assert torch.equal(found, exact_codes(x, codebook))
     assert torch.equal(got.indices, want.indices)
     assert torch.equal(out.nan_to_num(), want_out.nan_to_num())
     assert torch.equal(got.counts, want.counts)
@@ -166,7 +166,7 @@ def test_an_open_row_can_have_an_infinite_error(kernels: CudaBackend) -> None:
     x, codebook = torch.full((1, 3, 40), 3e38), torch.full((2, 40), -3e38)
     codebook[1, 0] = -2e38
     got = quantize_into(torch.empty_like(x), kernels, x, codebook)
-    assert torch.equal(got.indices, reference.nearest_code(x, codebook, "l2", "exact"))
+    assert torch.equal(got.indices, exact_codes(x, codebook))
     assert got.loss == torch.inf
 
 
@@ -189,7 +189,7 @@ def test_equal_codes_take_at_most_twice_the_steps(codes: str, dtype: str, kernel
         got = kernels.nearest_code(x, codebook, "l2", "exact")
         steps.append(module.steps() - before)
     assert steps[1] <= 2 * steps[0]
-    assert torch.equal(got[:, :40], reference.nearest_code(x[:, :40], codebook, "l2", "exact"))
+    assert torch.equal(got[:, :40], exact_codes(x[:, :40], codebook))
 
 
 def test_the_cascade_takes_fewer_steps_than_all_products(kernels: CudaBackend) -> None:
@@ -210,6 +210,6 @@ def test_codes_out_of_range_of_float16(metric: str, kernels: CudaBackend) -> Non
     codebook[51::2][:5] *= 1e5  # not among those that scale and centre come from
     x[0, :20] = codebook[51:59:2].repeat(5, 1) * (1 + torch.rand(20, 1))
     got = kernels.nearest_code(x, codebook, metric, "exact")
-    assert torch.equal(got, reference.nearest_code(x, codebook, metric, "exact"))
+    assert torch.equal(got, exact_codes(x, codebook, metric))
     first, _ = kernels.open_rows(x, codebook, metric)
     assert first == 60 if metric == "cosine" else 20 <= first < 40

@@ -12,10 +12,9 @@ import cuda_host
 import pytest
 import torch
 from cuda_host import machine
-from support import rational_argmin
+from support import exact_codes, rational_argmin
 from torch import Tensor
 
-from vq_kernels.backends import reference
 from vq_kernels.backends.cuda import CudaBackend
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -54,7 +53,7 @@ def wrong(kernels: CudaBackend, x: Tensor, codebook: Tensor, metric: str, bound:
     """How many of the rows [N, D] get another index than the reference's, with the bound times ``bound``."""
     with machine(certificate=bound, **device):
         got = kernels.nearest_code(x[None], codebook, metric, "exact")
-    return int((got != reference.nearest_code(x[None], codebook, metric, "exact")).sum())
+    return int((got != exact_codes(x[None], codebook, metric)).sum())
 
 
 def check_pair(

@@ -13,10 +13,9 @@ import pytest
 import torch
 from cuda_host import machine
 from cuda_host_support import DTYPES, dtypes, rows, schedules
-from support import quantize_into
+from support import exact_codes, quantize_into
 from torch import Tensor
 
-from vq_kernels.backends import reference
 from vq_kernels.backends.cuda import CudaBackend
 
 
@@ -53,7 +52,7 @@ def test_exact_search(path: str, dtype: torch.dtype, reverse: bool, kernels: Cud
             x, codebook = rows(b, m, d, dtype, channel_first=k == 65), torch.randn(k, d)
             for codes in (codebook, codebook.to(dtype)):
                 got = kernels.nearest_code(x, codes, metric, "exact")
-                assert torch.equal(got, reference.nearest_code(x, codes, metric, "exact")), (
+                assert torch.equal(got, exact_codes(x, codes, metric)), (
                     d,
                     b,
                     m,
@@ -72,7 +71,7 @@ def test_near_ties_are_scored_again(dim: int, dtype: torch.dtype, kernels: CudaB
     x = ((codebook[pairs[0]] + codebook[pairs[1]]) / 2).to(dtype)[None]
     for codes in (codebook, codebook.to(dtype)):
         got = kernels.nearest_code(x, codes, "l2", "exact")
-        assert torch.equal(got, reference.nearest_code(x, codes, "l2", "exact"))
+        assert torch.equal(got, exact_codes(x, codes))
 
 
 @pytest.mark.parametrize(("dim", "device"), [(8, {}), (64, {}), (96, {}), (40, {"major": 7})])
@@ -86,7 +85,7 @@ def test_the_certificate_is_needed_and_enough(
     pairs = torch.randint(0, 32, (2000,))
     step = torch.randn(2000, dim) * 2.0**-7
     x = ((codebook[pairs] + codebook[pairs + 32]) / 2 + step).to(dtype)[None]
-    truth = reference.nearest_code(x, codebook, "l2", "exact")
+    truth = exact_codes(x, codebook)
     wrong = {}
     with torch.no_grad():
         for scale in (1.0, 0.01):
@@ -107,7 +106,7 @@ def test_few_rows_share_the_codes_out(
     x, codebook = rows(1, 30, dims[-1], dtype), torch.randn(700, dims[-1]).to(dtype)
     codebook[600:] = codebook[:100]
     codebook[300:320] = torch.nan
-    want = reference.nearest_code(x, codebook, "l2", "exact")
+    want = exact_codes(x, codebook)
     assert 0 < (want < 100).sum() < 30
     with machine(reverse=reverse, **device):
         assert torch.equal(kernels.nearest_code(x, codebook, "l2", "exact"), want)
@@ -147,7 +146,7 @@ def test_equal_codes_leave_no_row_open(path: str, codes: str, reverse: bool, ker
         for dtype in DTYPES.values():
             rounded = x.to(dtype)
             got = kernels.nearest_code(rounded, codebook, "l2", "exact")
-            assert torch.equal(got, reference.nearest_code(rounded, codebook, "l2", "exact"))
+            assert torch.equal(got, exact_codes(rounded, codebook))
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
@@ -169,7 +168,7 @@ def test_one_open_row_takes_no_longer_than_the_search(path: str, metric: str, ke
             got = kernels.nearest_code(batch, codebook, metric, "exact")
             steps.append(module.steps() - before[0])
             open_codes = module.float64_products() - before[1]
-            assert torch.equal(got, reference.nearest_code(batch, codebook, metric, "exact"))
+            assert torch.equal(got, exact_codes(batch, codebook, metric))
         assert open_codes > 0
     assert steps[1] <= 2 * steps[0]
 
@@ -196,7 +195,7 @@ def test_long_rows_go_to_the_tensor_cores_too(channel_first: bool, kernels: Cuda
     x, codebook = rows(2, 70, 800, torch.float32, channel_first), torch.randn(200, 800)
     before = module.steps()
     got = kernels.nearest_code(x, codebook, "l2", "exact")
-    assert torch.equal(got, reference.nearest_code(x, codebook, "l2", "exact"))
+    assert torch.equal(got, exact_codes(x, codebook))
     on_tensor_cores = module.steps() - before
     with machine(major=7):
         before = module.steps()
@@ -213,7 +212,7 @@ def test_blocks_are_as_large_as_leaves_two_on_a_multiprocessor(dim: int, kernels
         module.blocks_launched()
         got = kernels.nearest_code(x, codebook, "l2", precision)
         assert module.blocks_launched()[1] == 1280 // block_rows
-        assert torch.equal(got[:, :50], reference.nearest_code(x[:, :50], codebook, "l2", "exact"))
+        assert torch.equal(got[:, :50], exact_codes(x[:, :50], codebook))
 
 
 @pytest.mark.parametrize(("dim", "most"), [(8, 0.01), (64, 0.03), (128, 0.03)])
@@ -236,7 +235,7 @@ def test_a_stray_code_costs_nothing(kernels: CudaBackend) -> None:
             with machine(certificate=1e9, **device):
                 assert scored_exactly(kernels, x, codebook) >= 1, "a bound so large leaves every row open"
             got = kernels.nearest_code(x, codebook, "l2", "exact")
-        assert torch.equal(got, reference.nearest_code(x, codebook, "l2", "exact"))
+        assert torch.equal(got, exact_codes(x, codebook))
 
 
 def test_overflow_and_underflow(kernels: CudaBackend) -> None:
@@ -248,7 +247,7 @@ def test_overflow_and_underflow(kernels: CudaBackend) -> None:
             )
             for metric in ("l2", "cosine"):
                 got = kernels.nearest_code(x, codebook, metric, "exact")
-                assert torch.equal(got, reference.nearest_code(x, codebook, metric, "exact")), (
+                assert torch.equal(got, exact_codes(x, codebook, metric)), (
                     scale,
                     dim,
                     metric,
@@ -261,7 +260,7 @@ def test_one_huge_code_does_not_hide_the_others(kernels: CudaBackend) -> None:
     codebook[4, 7] = torch.nan
     codebook[5, 0] = -torch.inf
     got = kernels.nearest_code(x, codebook, "l2", "exact")
-    assert torch.equal(got, reference.nearest_code(x, codebook, "l2", "exact"))
+    assert torch.equal(got, exact_codes(x, codebook))
 
 
 @dtypes

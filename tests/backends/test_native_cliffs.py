@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from native_support import PATHS, nearest_code_with_bound, use_path
-from support import rational_argmin
+from support import exact_codes, rational_argmin
 from torch import Tensor
 
-from vq_kernels.backends import native, reference
+from vq_kernels.backends import native
 
 PACKED = [name for name in PATHS if "direct" not in name]
 
@@ -21,7 +21,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 def _check(x: Tensor, codebook: Tensor, metric: str, rational: int = 16) -> None:
     """Indices of all rows by the contract, of some by rational arithmetic."""
     got = native.nearest_code(x[None], codebook, metric, "exact")[0]
-    assert torch.equal(got, reference.nearest_code(x[None], codebook, metric, "exact")[0])
+    assert torch.equal(got, exact_codes(x[None], codebook, metric)[0])
     some = torch.arange(0, len(x), -(-len(x) // rational))
     assert torch.equal(got[some], rational_argmin(x[some], codebook, metric))
 
@@ -101,7 +101,7 @@ def test_cosine_of_codes_that_are_all_alike_needs_its_bound(path: str) -> None:
     best = (x @ (codebook - 16.0).T).topk(2).indices
     apart = codebook[best[:, 0]] - codebook[best[:, 1]]
     x = x - apart * ((x * apart).sum(1) / apart.square().sum(1))[:, None]  # both are as near but for rounding
-    want = reference.nearest_code(x[None], codebook, "cosine", "exact")
+    want = exact_codes(x[None], codebook, "cosine")
     assert torch.equal(nearest_code_with_bound(x[None], codebook, "cosine", 1.0), want)
     assert not torch.equal(nearest_code_with_bound(x[None], codebook, "cosine", 0.0), want)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from native_support import PATHS, nearest_code_with_bound, use_path
-from support import rational_argmin
+from support import exact_codes, rational_argmin
 
-from vq_kernels.backends import native, reference
+from vq_kernels.backends import native
 
 NARROW = [path for path, (isa, first) in PATHS.items() if first in ("int8", "int16") or isa == "avx512bf16"]
 # The largest integer of a value of 500 dimensions: 500 squares of it are below 2^31.
@@ -76,7 +76,7 @@ def test_codes_of_one_group_lie_anywhere(path: str, metric: str) -> None:
     codebook = codebook[torch.randperm(k)]
     for scale in (1.0, 2.0**-40):
         x, codes = rows[None] * scale, codebook * scale
-        truth = reference.nearest_code(x, codes, metric, "exact")
+        truth = exact_codes(x, codes, metric)
         assert torch.equal(native.nearest_code(x, codes, metric, "exact"), truth)
 
 
@@ -85,7 +85,7 @@ def test_codes_of_all_sizes(path: str) -> None:
     codebook = torch.randn(300, 24) * 2.0 ** torch.randint(-20, 21, (300, 1))
     x = (codebook[::2] + codebook[1::2])[None] / 2
     found = native.nearest_code(x, codebook, "l2", "exact")
-    assert torch.equal(found, reference.nearest_code(x, codebook, "l2", "exact"))
+    assert torch.equal(found, exact_codes(x, codebook))
 
 
 @pytest.mark.parametrize("best", [0, 5])
@@ -132,5 +132,5 @@ def test_open_codes_wherever_they_are(path: str, k: int) -> None:
         x = x * torch.where(torch.arange(x.shape[1]) % 7 == 0, scale, 1.0)[:, None]
         assert torch.equal(
             native.nearest_code(x, codebook, "l2", "exact"),
-            reference.nearest_code(x, codebook, "l2", "exact"),
+            exact_codes(x, codebook),
         )

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from native_support import PATHS, nearest_code_with_bound, use_path
-from support import rational_argmin
+from support import exact_codes, rational_argmin
 from torch import Tensor
 
-from vq_kernels.backends import native, reference
+from vq_kernels.backends import native
 
 PACKED = [name for name in PATHS if "direct" not in name]
 
@@ -86,7 +86,7 @@ def test_terms_of_any_span(path: str, bits: int) -> None:
     """The contract's score is the real one up to a span of about 2^100, and decides beyond as well."""
     x, codebook = _spanning(bits)
     got = native.nearest_code(x[None], codebook, "cosine", "exact")
-    assert torch.equal(got, reference.nearest_code(x[None], codebook, "cosine", "exact"))
+    assert torch.equal(got, exact_codes(x[None], codebook, "cosine"))
     if bits <= 60:
         assert torch.equal(got[0], rational_argmin(x, codebook, "cosine"))
 
@@ -95,7 +95,7 @@ def test_whole_numbers_decide_only_where_the_score_is_exact(path: str) -> None:
     """What the contract's sum of two float64 values loses, whole numbers would see."""
     x, codebook = _spanning(120)
     truth = rational_argmin(x, codebook, "cosine")
-    contract = reference.nearest_code(x[None], codebook, "cosine", "exact")
+    contract = exact_codes(x[None], codebook, "cosine")
     assert not torch.equal(contract[0], truth)
     assert torch.equal(nearest_code_with_bound(x[None], codebook, "cosine", 1.0), contract)
     assert torch.equal(nearest_code_with_bound(x[None], codebook, "cosine", 2.0**-90)[0], truth)
@@ -120,7 +120,7 @@ def test_lists_of_near_copies(path: str, d: int, metric: str) -> None:
     codebook = torch.randn(40, d).repeat_interleave(30, 0)
     codebook *= 1 + 2.0**-22 * torch.randint(-2, 3, codebook.shape)
     x = torch.randn(1, 150, d) + 3.0
-    want = reference.nearest_code(x, codebook, metric, "exact")
+    want = exact_codes(x, codebook, metric)
     assert torch.equal(native.nearest_code(x, codebook, metric, "exact"), want)
     some = rational_argmin(x[0, :6], codebook, metric)
     assert torch.equal(want[0, :6], some)
@@ -144,5 +144,5 @@ def test_more_open_rows_than_are_remembered(path: str) -> None:
     x, codebook = _permutations(d=16)
     rows = torch.cat([x, x[:1], x.flip(0), x[:1], torch.randn(9, 16), x, x[3:4]]).repeat(20, 1)
     rows[::7, 3] = torch.nan
-    want = reference.nearest_code(rows[None], codebook, "l2", "exact")
+    want = exact_codes(rows[None], codebook)
     assert torch.equal(native.nearest_code(rows[None], codebook, "l2", "exact"), want)

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support import exact_codes
 from torch import Tensor
 
 pytest.importorskip("triton")
 
-from vq_kernels.backends import get_backend, reference
+from vq_kernels.backends import get_backend
 from vq_kernels.backends.triton import certificate
 
 
@@ -88,7 +89,7 @@ def truncation_pair(dim: int, lead: float) -> tuple[Tensor, Tensor]:
 def test_truncation_at_the_bound(dim: int, worst_tensor_cores: None) -> None:
     lost = 2 * (dim - 2)
     x, codebook = truncation_pair(dim, round(0.9 * lost))
-    assert reference.nearest_code(x[None], codebook, "l2", "exact").item() == 0
+    assert exact_codes(x[None], codebook).item() == 0
     assert search(x, codebook).item() == 0
 
 
@@ -132,7 +133,7 @@ def test_one_product_at_its_bound(dim: int, worst_tensor_cores: None) -> None:
     from vq_kernels.backends.triton.nearest import open_share
 
     x, codebook = residual_pair(dim, 0.8)
-    assert reference.nearest_code(x[None], codebook, "cosine", "exact").item() == 0
+    assert exact_codes(x[None], codebook, "cosine").item() == 0
     assert search(x, codebook, "cosine").item() == 0
     assert open_share(x[None], codebook, "cosine") == 1.0
 
@@ -158,7 +159,7 @@ def test_the_cascade_finds_what_the_reference_finds(
     pairs = torch.randint(0, 70, (2, 60))
     x = (codebook[pairs[0]] + codebook[pairs[1]]) / 2 + 1e-6 * torch.randn(60, 48)
     x = x.to(names[dtypes.split("-")[0]])
-    truth = reference.nearest_code(x[None], codebook, metric, "exact")[0]
+    truth = exact_codes(x[None], codebook, metric)[0]
     assert open_share(x[None], codebook, metric) > 0.5
     assert torch.equal(search(x, codebook, metric), truth)
 
@@ -176,14 +177,14 @@ def near_ties(dim: int, metric: str) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("dim", [5, 64])
 def test_rounding_near_ties(dim: int, metric: str, worst_tensor_cores: None) -> None:
     x, codebook = near_ties(dim, metric)
-    truth = reference.nearest_code(x[None], codebook, metric, "exact")[0]
+    truth = exact_codes(x[None], codebook, metric)[0]
     assert torch.equal(search(x, codebook, metric), truth)
 
 
 def test_without_a_bound_near_ties_come_out_wrong(worst_tensor_cores: None) -> None:
     """Cosine scores are then near zero, where the column in their low bits hides nothing."""
     x, codebook = near_ties(64, "cosine")
-    truth = reference.nearest_code(x[None], codebook, "cosine", "exact")[0]
+    truth = exact_codes(x[None], codebook, "cosine")[0]
     assert not torch.equal(search(x, codebook, "cosine", bound_scale=0.0), truth)
 
 
@@ -199,7 +200,7 @@ def test_midpoints_of_codes(dtypes: str, offset: float, worst_tensor_cores: None
     codebook = (torch.randn(40, 20) + offset).to(codebook_dtype)
     pairs = torch.randint(0, 40, (2, 50))
     x = ((codebook[pairs[0]].float() + codebook[pairs[1]].float()) / 2).to(x_dtype)
-    truth = reference.nearest_code(x[None], codebook, "l2", "exact")[0]
+    truth = exact_codes(x[None], codebook)[0]
     assert torch.equal(search(x, codebook), truth)
 
 
@@ -210,7 +211,7 @@ def test_an_outlier_code_costs_nothing_and_is_found(scale: float) -> None:
     codebook[33] = 1e7 * scale
     x = torch.randn(40, 6) * scale
     x[7] = 0.9e7 * scale
-    truth = reference.nearest_code(x[None], codebook, "l2", "exact")[0]
+    truth = exact_codes(x[None], codebook)[0]
     assert truth[7] == 33
     assert torch.equal(search(x, codebook), truth)
 
@@ -221,7 +222,7 @@ def test_a_sample_of_equal_codes(scale: float) -> None:
     codebook = torch.zeros(256, 4)
     codebook[[5, 77, 250]] = torch.randn(3, 4) * scale
     x = torch.randn(20, 4) * scale
-    truth = reference.nearest_code(x[None], codebook, "l2", "exact")[0]
+    truth = exact_codes(x[None], codebook)[0]
     assert torch.equal(search(x, codebook), truth)
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from support import check_found
+from support import check_found, exact_codes
 from torch import Tensor
 
 pytest.importorskip("triton")
 
-from vq_kernels.backends import QuantizeOptions, get_backend, reference
+from vq_kernels.backends import QuantizeOptions, get_backend
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def nearest(x: Tensor, codebook: Tensor, precision: str) -> Tensor:
 
 
 def truth(x: Tensor, codebook: Tensor) -> Tensor:
-    return reference.nearest_code(x[None], codebook, "l2", "exact")[0]
+    return exact_codes(x[None], codebook)[0]
 
 
 @pytest.mark.parametrize("precision", ["exact", "high", "fast"])

@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 import torch
-from support import LAYOUTS, is_interpreted, rows_of
+from support import LAYOUTS, is_slow, rows_of
 from torch import Tensor
 
 import vq_kernels as vq
@@ -29,7 +29,7 @@ def test_codes_near_the_mean_of_their_rows_get_an_accurate_gradient(
     offset: float, backend: str, device: torch.device
 ) -> None:
     """As in late training: ``counts * e - sums`` in float32 is off by 1e-4, 4e-3 and 5e-2 of it."""
-    rows = 1000 if is_interpreted(backend) else 10_000
+    rows = 1000 if is_slow(backend) else 10_000
     centers = 4 * torch.randn(4, 8, device=device)
     nearest = torch.randint(0, 4, (rows,), device=device)
     x = centers[nearest] + 0.1 * torch.randn(rows, 8, device=device) + offset
@@ -49,7 +49,7 @@ def test_the_sums_are_those_of_the_differences(
     layout: str, dtype: torch.dtype, masked: bool, backend: str, device: torch.device
 ) -> None:
     channel_dim, make = LAYOUTS[layout]
-    b, m, d, k = (2, 9, 8, 17) if is_interpreted(backend) else (3, 700, 33, 63)
+    b, m, d, k = (2, 9, 8, 17) if is_slow(backend) else (3, 700, 33, 63)
     x, codebook = make(b, m, d, dtype).to(device), torch.randn(k, d, device=device).to(dtype)
     mask = torch.rand(x.movedim(channel_dim, -1).shape[:-1], device=device) < 0.7 if masked else None
     options = OPTIONS._replace(channel_dim=channel_dim, backend=backend)

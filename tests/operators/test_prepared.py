@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from support import DTYPES, LAYOUTS, is_interpreted
+from support import DTYPES, LAYOUTS, is_slow
 from torch import Tensor, nn
 
 import vq_kernels as vq
@@ -22,7 +22,7 @@ SHAPES = [(1, 1, 3), (5, 3, 2), (9, 128, 1024), (70, 64, 300), (300, 16, 700), (
 def test_finds_the_same_codes(
     shape: tuple[int, int, int], metric: str, backend: str, device: torch.device
 ) -> None:
-    if is_interpreted(backend) and shape != SHAPES[0]:
+    if is_slow(backend) and shape != SHAPES[0]:
         pytest.skip("kernels are interpreted here: one shape")
     if device.type == "cpu" and backend.startswith("cuda") and shape not in SHAPES[:2]:
         pytest.skip("kernels run on the host here, which have no packed codes: small shapes")
@@ -38,7 +38,7 @@ def test_finds_the_same_codes(
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_quantizes_the_same(layout: str, backend: str, device: torch.device) -> None:
-    if is_interpreted(backend) and layout != "rows":
+    if is_slow(backend) and layout != "rows":
         pytest.skip("kernels are interpreted here: one layout")
     channel_dim, build = LAYOUTS[layout]
     x, codebook = build(2, 21, 16, torch.float32).to(device), torch.randn(70, 16, device=device)
