@@ -7,11 +7,9 @@ other work on the machine does not change much.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import textwrap
 
+import preloaded
 import pytest
 from native_support import ISAS, use_isa
 
@@ -119,13 +117,7 @@ def _has_native() -> None:
 def run(setup: str, program: str, **environment: str) -> list[str]:
     """What a program prints, word by word."""
     code = PROLOGUE + textwrap.dedent(setup) + textwrap.dedent(program)
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=800,
-    )
+    done = preloaded.run(["-c", code], **environment)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.split()
 

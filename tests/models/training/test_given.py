@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import preloaded
 import pytest
 import torch
 from PIL import Image
@@ -134,13 +133,7 @@ def test_a_model_and_images_of_ones_own(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def models_command(folder: Path, *arguments: str, path: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "models", *arguments],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}:{path}", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    return preloaded.run(["-m", "models", *arguments], cwd=folder, PYTHONPATH=path, OMP_NUM_THREADS="1")
 
 
 def test_commands_reopen_a_model_of_ones_own_where_that_is_allowed(tmp_path: Path) -> None:
@@ -152,8 +145,7 @@ def test_commands_reopen_a_model_of_ones_own_where_that_is_allowed(tmp_path: Pat
         "from models import train\nfrom models.runs.config import TrainConfig\nimport my_nets\n"
         "train(TrainConfig(epochs=1, limit=64, progress=False, pictures_every=0), model=my_nets.Linear())\n"
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"} | {"PYTHONPATH": ""}
-    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True)
+    done = preloaded.run([str(script)], cwd=tmp_path, PYTHONPATH="", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     evaluate_it = ("evaluate", "runs/run", "--device", "cpu")
     refused = models_command(tmp_path, *evaluate_it, path=str(tmp_path / "code"))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 import torch
 from training_support import histories
@@ -31,13 +29,8 @@ STOPPING = {"batch_size": 16, "epochs": 20, "steps": 97, "checkpoint_every": 5, 
 def test_random_kills(tmp_path: Path, kind: str, changes: dict[str, object]) -> None:
     root = Path(__file__).parents[3]
     script = root / "tests" / "models" / "kill_support.py"
-    path = f"{root}:{script.parent}"
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), kind, repr(changes), "5", "0"],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-    )
+    arguments = [str(script), str(tmp_path), kind, repr(changes), "5", "0"]
+    done = preloaded.run(arguments, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout.split()[-2]) >= 1, "the run was over too soon to be killed"
     first, second = histories(tmp_path / "killed", tmp_path / "whole")

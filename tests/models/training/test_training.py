@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 import torch
 from training_support import Settings, histories, settings, train
@@ -43,7 +44,7 @@ training_support.train(config, data, resume=sys.argv[3] == "resume")
 def test_kills_at_the_ends_of_epochs(tmp_path: Path, data) -> None:
     """Four steps an epoch, a save due after the last one; both kills come before the validation."""
     for epoch, resume in (("0", "start"), ("1", "resume")):
-        killed = run_python("-c", KILLED_IN_VALIDATION, str(tmp_path), epoch, resume)
+        killed = run_program(KILLED_IN_VALIDATION, str(tmp_path), epoch, resume)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
     resumed = train(settings(tmp_path, name="killed", epochs=3, checkpoint_every=4), data, resume=True)
     whole = train(settings(tmp_path, name="whole", epochs=3, checkpoint_every=4), data)
@@ -77,6 +78,10 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
     return subprocess.run([sys.executable, *arguments], cwd=root, env=env, capture_output=True, text=True)
 
 
+def run_program(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return preloaded.run(["-c", code, *arguments], CUDA_VISIBLE_DEVICES="")
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"model": "vqvae", "schedule": "cosine"}, {"model": "vae", "likelihood": "gaussian", "kl_warmup": 3}],
@@ -84,7 +89,7 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
 )
 def test_killed_in_the_middle_of_an_epoch_and_resumed(tmp_path: Path, data, changes: Settings) -> None:
     """Four steps an epoch, last checkpoint after step 3 and 6, killed in step 7: all losses are equal."""
-    killed = run_python("-c", KILLED, str(tmp_path), repr(changes))
+    killed = run_program(KILLED, str(tmp_path), repr(changes))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     resumed = train(settings(tmp_path, name="killed", **changes), data, resume=True)
     whole = train(settings(tmp_path, name="whole", **changes), data)
@@ -349,7 +354,7 @@ def test_signals_save_and_the_run_goes_on(tmp_path: Path, name: str, step: int) 
     """Four steps an epoch: the last signal comes in the last step of the second one."""
     flags = ["--runs", str(tmp_path), "--limit", "256", "--downscale", "2", "--hidden", "8", "--epochs", "3"]
     flags += ["--pictures-every", "0", "--no-progress", "--log-every", "1", "--accelerator", "cpu"]
-    stopped = run_python("-c", INTERRUPTED, name, str(step), *flags, "--name", "stopped", "--resume", "auto")
+    stopped = run_program(INTERRUPTED, name, str(step), *flags, "--name", "stopped", "--resume", "auto")
     assert stopped.returncode == 128 + getattr(signal, name), stopped.stderr
     assert stopped.stderr.endswith(f"stopped by {name}, the run is saved; go on with --resume\n")
     assert "Traceback" not in stopped.stderr
