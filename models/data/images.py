@@ -18,6 +18,8 @@ from models.data.records import Encoded
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+AT_ONCE = 2**20  # elements that are read together where all are
+
 
 def some_rows(count: int, limit: int) -> Tensor:
     """``limit`` of ``count`` row numbers, ascending, drawn at random but always the same ones.
@@ -133,7 +135,7 @@ class ImageSplit:
             return self._histogram
         counts = np.zeros(self.kind.levels, dtype=np.int64)
         chosen = range(len(self)) if rows is None else rows
-        step = max(1, 2**20 // (self.channels * int(np.prod(self.size))))
+        step = max(1, AT_ONCE // (self.channels * int(np.prod(self.size))))
         for start in range(0, len(chosen), step):
             counts += count_levels(self.batch(chosen[start : start + step]).numpy())
         return torch.from_numpy(counts)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+SAMPLED = 10_000  # of more items some that are evenly spread stand for all
+
 
 @dataclass(frozen=True)
 class ImageData:
@@ -102,9 +104,10 @@ class ImageData:
         """
         if self.known_variance is not None:
             return self.known_variance
-        if "split_by" in self.settings or len(self.train) <= 10_000:
+        if "split_by" in self.settings or len(self.train) <= SAMPLED:
             return _variance(self.train.histogram())
-        return _variance(self.train.histogram(torch.linspace(0, len(self.train) - 1, 10_000).long().tolist()))
+        rows = torch.linspace(0, len(self.train) - 1, SAMPLED).long()
+        return _variance(self.train.histogram(rows.tolist()))
 
     def split(self, name: str) -> ImageSplit:
         """The split called ``name``; DataError for another name than train, validation and test."""
@@ -189,7 +192,7 @@ def data_from(
             for name, split in splits.items()
         }
     if config.orient:
-        rows_of_axis = some_rows(len(ready["train"]), 10_000).split(256)
+        rows_of_axis = some_rows(len(ready["train"]), SAMPLED).split(256)
         axis = principal_axis(ready["train"].batch(some) for some in rows_of_axis)
         for split in ready.values():
             split.axis = axis

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from typing import ClassVar
 
@@ -19,20 +20,28 @@ class Digits(Source):
 
     def open(self, config: DataConfig) -> SourceData:
         import datasets
-        from PIL import Image
-        from sklearn.datasets import load_digits
 
-        bunch = load_digits()
-        images = []
-        for grey in (bunch.images * (255 / 16)).round().astype("uint8"):
-            buffer = io.BytesIO()
-            Image.fromarray(grey).save(buffer, format="PNG")
-            images.append({"path": None, "bytes": buffer.getvalue()})
+        images, labels = _digits()
         features = datasets.Features(
             {
                 "image": datasets.Image(decode=False),
                 "label": datasets.ClassLabel(names=[str(digit) for digit in range(10)]),
             }
         )
-        columns = {"image": images, "label": bunch.target.tolist()}
+        columns = {"image": [{"path": None, "bytes": png} for png in images], "label": list(labels)}
         return SourceData({"train": datasets.Dataset.from_dict(columns, features=features)})
+
+
+@functools.cache  # of a process that opens them again and again, as a sweep does
+def _digits() -> tuple[tuple[bytes, ...], tuple[int, ...]]:
+    """The images as PNG, and their labels."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = []
+    for grey in (bunch.images * (255 / 16)).round().astype("uint8"):
+        buffer = io.BytesIO()
+        Image.fromarray(grey).save(buffer, format="PNG")
+        images.append(buffer.getvalue())
+    return tuple(images), tuple(bunch.target.tolist())
