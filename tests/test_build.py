@@ -23,6 +23,18 @@ SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 NO_GPU: list[tuple[int, int]] = []
 
 
+# Without pybind11, whose headers take seconds.
+MODULE = """#include <Python.h>
+static PyObject* object(bool value) { return PyBool_FromLong(value); }
+static PyObject* object(int value) { return PyLong_FromLong(value); }
+static auto compute() { return ANSWER; }
+static PyObject* answer(PyObject*, PyObject*) { return object(compute()); }
+static PyMethodDef methods[] = {{"answer", answer, METH_NOARGS, nullptr}, {}};
+static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods};
+PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&definition); }
+"""
+
+
 def program(path: Path, script: str) -> str:
     """An executable shell script."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,13 +50,10 @@ def fake_nvcc(path: Path, release: str = "13.0", script: str = "exit 1") -> str:
 
 
 def tiny_source(folder: Path, answer: int | str = 1) -> Path:
-    """The real CMakeLists.txt with a module of one function, which compiles in seconds."""
+    """The real CMakeLists.txt with a module of one function, which compiles in less than a second."""
     (folder / "csrc" / "cpu").mkdir(parents=True)
     shutil.copy(ROOT / "CMakeLists.txt", folder)
-    (folder / "csrc" / "bindings.cpp").write_text(
-        "#include <pybind11/pybind11.h>\n"
-        f'PYBIND11_MODULE(_C, m) {{ m.def("answer", [] {{ return {answer}; }}); }}\n'
-    )
+    (folder / "csrc" / "bindings.cpp").write_text(MODULE.replace("ANSWER", str(answer)))
     return folder
 
 
