@@ -11,10 +11,9 @@ constexpr int64_t kMatrixLeastWork = 65536;
 constexpr int64_t kInt8LeastDim = 16;
 constexpr int64_t kInt8LeastWork = 8192;  // of codes times dimensions
 // Up to so many rows reading the codes as they are is faster than packing them for a pass that is itself faster than
-// float32 (much or little: where an instruction set has int16), or for float32.
-constexpr int64_t kFewRows = 64, kFewRowsInt16 = 128, kFewRowsFloat32 = 192;
-// The same of an int16 sweep, which instruction sets have whose int8 has seven bits and twice the residuals; and from
-// where on, and up to which dimensions, the latter is the faster.
+// float32 (much, or little: int16 and int8 of seven bits), or for float32.
+constexpr int64_t kFewRows = 64, kFewRowsSevenBits = 128, kFewRowsFloat32 = 192;
+// The same of an int16 sweep; and of int8 with seven bits, which is the faster from some work on, up to some dimensions.
 constexpr int64_t kInt16LeastDim = 16, kInt16LeastWork = 4096;
 constexpr int64_t kSevenBitsLeastWork = 32768, kSevenBitsMostDim = 256;
 // Beyond this a sum of int8 products could overflow, and an int16 sum has fewer than 2^8 levels left.
@@ -50,8 +49,9 @@ bool rows_are_few(const VqRows* x, int64_t codes, int precision) {
   if (chosen >= 0) return chosen == VQ_DIRECT_FIRST && precision == VQ_EXACT;
   const FirstPass packed = choose_first_pass(x->dim, codes);
   if (precision != VQ_EXACT && (packed.matrix || !packed.narrow)) return false;
-  const int64_t narrow = int16_kernels_in_use() ? kFewRowsInt16 : kFewRows;
-  return x->batches * x->rows <= (packed.kind == VQ_FLOAT32_FIRST ? kFewRowsFloat32 : narrow);
+  if (packed.kind == VQ_FLOAT32_FIRST) return x->batches * x->rows <= kFewRowsFloat32;
+  const bool little = packed.kind == VQ_INT16_FIRST || (packed.narrow && packed.narrow->seven_bits);
+  return x->batches * x->rows <= (little ? kFewRowsSevenBits : kFewRows);
 }
 
 FirstPass choose_first_pass(int64_t dim, int64_t codes) {
@@ -65,12 +65,11 @@ FirstPass choose_first_pass(int64_t dim, int64_t codes) {
   if (chosen == VQ_BFLOAT16_FIRST && bfloat16) return bfloat16_first();
   if (matrix_kernels_in_use() && dim >= kMatrixLeastDim && (!int8 || codes * dim >= kMatrixLeastWork))
     return matrix_first(dim);
-  if (int16) {
-    if (dim < kInt16LeastDim || codes * dim < kInt16LeastWork) return float32_first();
-    return int8 && dim <= kSevenBitsMostDim && codes * dim >= kSevenBitsLeastWork ? int8_first(dim) : int16_first();
-  }
-  if (int8 && dim >= kInt8LeastDim && codes * dim >= kInt8LeastWork) return int8_first(dim);
-  return float32_first();
+  const bool seven_bits = int8 && int8_kernels_in_use()->seven_bits;
+  const int64_t least_work = seven_bits ? kSevenBitsLeastWork : kInt8LeastWork;
+  const int64_t most_dim = seven_bits ? kSevenBitsMostDim : kInt8MostDim;
+  if (int8 && dim >= kInt8LeastDim && dim <= most_dim && codes * dim >= least_work) return int8_first(dim);
+  return int16 && dim >= kInt16LeastDim && codes * dim >= kInt16LeastWork ? int16_first() : float32_first();
 }
 
 }  // namespace vq_cpu

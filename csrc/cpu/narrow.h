@@ -111,6 +111,7 @@ inline float twice_bound(const NarrowFactors& factors, float bound, float half) 
 struct NarrowKernels {
   int lanes, vectors, group;  // rows of a vector, vectors of a tile, codes of a group
   bool rounds;                // whether sums of products are rounded
+  bool seven_bits;            // of int8 values: twice the residuals of eight
 
   // 32-bit words of a packed row or code of so many dimensions.
   int64_t (*steps)(int64_t dim);

@@ -11,7 +11,7 @@ namespace {
 
 struct N : NarrowLanes {
   static constexpr int UNIT = 2;
-  static constexpr bool ROUNDS = true;
+  static constexpr bool ROUNDS = true, SEVEN_BITS = false;
 
   static float levels(int64_t) { return 127.0f; }  // of a scale that only sorts codes
 

@@ -10,6 +10,7 @@ namespace {
 template <class P>
 struct Int8 : Integers<P> {
   static constexpr int UNIT = 4;
+  static constexpr bool SEVEN_BITS = P::LEVELS < 127;
 
   static float levels(int64_t) { return float(P::LEVELS); }  // the largest q and p
 

@@ -9,7 +9,7 @@ namespace {
 
 template <class P>
 struct Integers : P {
-  static constexpr bool ROUNDS = false;
+  static constexpr bool ROUNDS = false, SEVEN_BITS = false;
 
   static V::F scale_of_pairs(V::F row_scale, float code_scale) { return V::mul(row_scale, V::set(code_scale)); }
   static V::F add_product(V::I sum, V::F scale_of_pair, V::F rest) {

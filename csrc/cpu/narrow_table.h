@@ -14,6 +14,7 @@ constexpr NarrowKernels narrow_table() {
   table.vectors = V::VECTORS;
   table.group = V::PANEL;
   table.rounds = N::ROUNDS;
+  table.seven_bits = N::SEVEN_BITS;
   table.steps = narrow_steps;
   table.measure_codes = narrow_measure_codes;
   table.pack_codes = narrow_pack_codes;
