@@ -15,6 +15,13 @@ ifeq ($(VQ_CUDA_ARCHS)$(shell nvidia-smi -L 2>/dev/null),)
   export VQ_CUDA_ARCHS := 90a-real
 endif
 
+# They take most of a build: a demo and a bench without a GPU go without them, unless they are there already.
+ifeq ($(VQ_CUDA)$(shell nvidia-smi -L 2>/dev/null),)
+  ifeq ($(shell grep -qs VQ_CUDA=0 vq_kernels/_build_info.json || ls vq_kernels/_C*.so 2>/dev/null),)
+demo bench: export VQ_CUDA := 0
+  endif
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help venv install build test lint format demo bench info gpu-check gpu-bench clean
 
