@@ -183,3 +183,17 @@ def test_real_digits_get_the_same_code_alone_and_in_a_batch(backend: str, device
     assert torch.equal(together.cpu(), rational_argmin(x.cpu(), codebook.cpu()))
     alone = torch.stack([vq.nearest_code(row, codebook, backend=backend) for row in x[:9]])
     assert torch.equal(alone, together[:9])
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@pytest.mark.parametrize("exponent", [-1000, -620, -510, 0, 500, 515, 640, 1000])
+def test_float64_of_any_magnitude(exponent: int, metric: str) -> None:
+    """Whose products and squares are beyond the range of float64; rows of other magnitudes beside them."""
+    x = torch.randn(30, 3, dtype=torch.float64)
+    codebook = torch.randn(20, 3, dtype=torch.float64) * 2.0**exponent
+    x[:20] *= 2.0**exponent
+    found = vq.nearest_code(x, codebook, metric=metric, backend="reference")
+    assert torch.equal(found, rational_argmin(x, codebook, metric))
+    codebook[3] = 1e300  # far from all, and before the nearest
+    found = vq.nearest_code(x, codebook, backend="reference")
+    assert torch.equal(found, rational_argmin(x, codebook))

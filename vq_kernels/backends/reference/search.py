@@ -20,12 +20,58 @@ def nearest_code(x: Tensor, codebook: Tensor, metric: str, precision: str) -> Te
     codes = codebook.double()  # [K, D]
     if codes.shape[0] == 0 or rows.shape[0] == 0:
         return indices.fill_(0).view(x.shape[:-1])
+    if torch.float64 not in (x.dtype, codebook.dtype):  # products of other values are in range
+        _search(rows, codes, metric, precision, indices)
+        return indices.view(x.shape[:-1])
+    rows = rows.double()
+    if metric == "cosine":  # rows and codes each by a factor of their own
+        rows, codes = _in_range(rows, _lengths(rows)), _in_range(codes, _lengths(codes).amax())
+        _search(rows, codes, metric, precision, indices)
+        return indices.view(x.shape[:-1])
+    usable = codes[codes.isfinite().all(1)]  # [k, D]
+    lengths = _lengths(rows)  # [N]
+    if usable.shape[0]:  # a code that overflows where these are in range is farther than the shortest one
+        lengths = lengths.maximum(_lengths(usable).amin())
+    steps = _steps(lengths)  # [N]
+    for step in steps.unique():
+        of_step = steps == step
+        found = indices[of_step]
+        _search(_times_steps(rows[of_step], -step), _times_steps(codes, -step), metric, precision, found)
+        indices[of_step] = found
+    return indices.view(x.shape[:-1])
+
+
+def _search(rows: Tensor, codes: Tensor, metric: str, precision: str, indices: Tensor) -> None:
+    """indices [N] = the nearest of codes [K, D], float64, of rows [N, D]."""
     tile_codes = min(codes.shape[0], _MAX_TILE_CODES)
     for block, out in zip(
         *(t.split(max(1, _TILE_ELEMENTS // tile_codes)) for t in (rows, indices)), strict=True
     ):
         out.copy_(_nearest_of_block(block.double(), codes, metric, precision, tile_codes))
-    return indices.view(x.shape[:-1])
+
+
+def _lengths(values: Tensor) -> Tensor:
+    """[N, D] -> [N]: the largest finite magnitude of each."""
+    return torch.where(values.isfinite(), values.abs(), 0.0).amax(1)
+
+
+def _steps(lengths: Tensor) -> Tensor:
+    """By how many steps of 2^128 float64 values are too large, or too small if negative, for their products.
+
+    Up to 2^400 products and their sums are in range, and from 2^-400 on, so are the errors of products.
+    """
+    exponent = torch.frexp(lengths).exponent  # 0 of 0
+    return exponent.sign() * ((exponent.abs() - 400).clamp(min=0) / 128).ceil().to(torch.int64)
+
+
+def _times_steps(values: Tensor, steps: Tensor) -> Tensor:
+    """values [N, D] * 2^(128 steps), [] or [N, 1]; in two factors, one of which could not be represented."""
+    half = steps.div(2, rounding_mode="floor")
+    return values * torch.exp2(128.0 * half.double()) * torch.exp2(128.0 * (steps - half).double())
+
+
+def _in_range(values: Tensor, lengths: Tensor) -> Tensor:
+    return _times_steps(values, -_steps(lengths).reshape(-1, 1))
 
 
 def _nearest_of_block(x: Tensor, codes: Tensor, metric: str, precision: str, tile_codes: int) -> Tensor:
@@ -107,6 +153,7 @@ def exact_scores(x: Tensor, codes: Tensor, metric: str) -> tuple[Tensor, Tensor]
     v = hi + lo
     b = v - hi
     r = (hi - (v - b)) + (lo - b)
+    usable = usable & v.isfinite()  # of float64 alone a square can overflow
     return v.masked_fill(~usable, torch.inf), r.masked_fill(~usable, torch.inf)
 
 
