@@ -97,6 +97,12 @@ def _train(codebook: nn.Parameter) -> None:
     torch.optim.SGD([codebook], lr=0.1).step()
 
 
+def _train_fused(codebook: nn.Parameter) -> None:
+    """Which torch writes without raising the version."""
+    codebook.square().sum().backward()
+    torch.optim.Adam([codebook], fused=True).step()
+
+
 def _update(codebook: nn.Parameter) -> None:
     size, average = torch.ones(30), codebook.detach().clone()
     counts, sums = torch.ones(30), torch.ones(30, 8)
@@ -115,13 +121,14 @@ CHANGES: list[tuple[Callable[[nn.Parameter], object], str]] = [
     (_assign_data, "address"),
     (_free, "address"),
     (_train, "version"),
+    (_train_fused, "version"),
     (_update, "version"),
     (_cast, "dtype torch.float32 and now torch.float16"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("change", "words"), CHANGES, ids=["zero", "row", "data", "free", "train", "ema", "cast"]
+    ("change", "words"), CHANGES, ids=["zero", "row", "data", "free", "train", "train_fused", "ema", "cast"]
 )
 def test_a_tensor_that_changed_is_an_error(change: Callable[[nn.Parameter], object], words: str) -> None:
     codebook = nn.Parameter(torch.randn(30, 8))
@@ -136,6 +143,19 @@ def test_a_tensor_that_changed_is_an_error(change: Callable[[nn.Parameter], obje
             call(x, prepared)
     with pytest.raises(ValueError, match="has changed"):
         pickle.dumps(prepared)
+
+
+def test_a_layer_that_was_trained_is_an_error() -> None:
+    """Of its codebook a view was prepared; a step of other parameters changes nothing."""
+    layer, other = vq.FusedVectorQuantizer(8, 30, learnable_codebook=True), nn.Linear(8, 8)
+    x = torch.randn(4, 8)
+    prepared = vq.prepare_codebook(layer.codebook)
+    for module, loss in ((other, other(x).sum()), (layer, layer(x)[2])):
+        vq.nearest_code(x, prepared)
+        loss.backward()
+        torch.optim.SGD(module.parameters(), lr=0.1, fused=True).step()
+    with pytest.raises(ValueError, match="has changed"):
+        vq.nearest_code(x, prepared)
 
 
 def test_what_cannot_be_seen_leaves_the_codes_of_its_making() -> None:

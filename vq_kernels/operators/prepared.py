@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..backends import choose
 from ..checks import check_choice
@@ -54,6 +57,8 @@ class PreparedCodebook:
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
+        _register_hook()
+        _prepared.add(self)
 
     @property
     def shape(self) -> torch.Size:
@@ -117,6 +122,28 @@ class PreparedCodebook:
         return _prepare, (self._source, self.metric, self.backend)
 
 
+_prepared: weakref.WeakSet[PreparedCodebook] = weakref.WeakSet()
+
+
+@functools.cache
+def _register_hook() -> None:
+    register_optimizer_step_post_hook(_count_step)
+
+
+def _count_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Raise the versions of parameters that codebooks were prepared of: ``fused=True`` does not."""
+    if torch.compiler.is_compiling():  # what is compiled raises them
+        return
+    addresses = {prepared._source.untyped_storage().data_ptr() for prepared in _prepared}
+    if not addresses:
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            plain = type(parameter) in (Tensor, torch.nn.Parameter) and parameter.layout is torch.strided
+            if plain and parameter.untyped_storage().data_ptr() in addresses:
+                torch.autograd.graph.increment_version(parameter)
+
+
 _STATE = ("version", "address", "device", "dtype", "shape", "strides")
 
 
@@ -144,7 +171,8 @@ def prepare_codebook(codebook: Tensor, *, metric: str = "l2", backend: str | Non
     the codes takes most of the time of a search; nothing of it is kept unless it is asked for here.
 
     It is a snapshot. A search raises ValueError if the tensor it was made of is no longer what it was:
-    written to by PyTorch, given other data (``parameter.data = ...``, a module's ``.to(...)``), or freed.
+    written to by PyTorch, a step of an optimizer among that, given other data (``parameter.data = ...``, a
+    module's ``.to(...)``), or freed.
     Not seen are writes that leave no trace in the tensor's version, through ``.data``, NumPy or addresses,
     and a module's exchange of one buffer for another. Sending it to another process moves the tensor into
     shared memory, which counts as a change; a write to any view of the tensor's memory does too.
