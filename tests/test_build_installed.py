@@ -127,6 +127,20 @@ def test_info_reports_backends_and_build(capsys: pytest.CaptureFixture[str], inf
         assert reason is None or reason in text
 
 
+@pytest.mark.parametrize("variable", ["VQ_ISA", "VQ_FIRST_PASS"])
+def test_info_says_which_variable_is_wrong(
+    variable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vq_kernels.backends import native
+    from vq_kernels.info import main
+
+    if (reason := native.unavailable_reason()) is not None:
+        pytest.skip(reason)
+    monkeypatch.setenv(variable, "foo")
+    assert main([]) == 0
+    assert re.search(rf"kernels use +none: {variable} is 'foo'; accepted", capsys.readouterr().out)
+
+
 def test_info_shows_the_reason_of_a_skipped_build(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

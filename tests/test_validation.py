@@ -36,6 +36,7 @@ I7 = torch.zeros(7, dtype=torch.int64)
         ({"metric": "l1"}, ValueError, "metric is 'l1'; accepted: 'l2', 'cosine'"),
         ({"precision": "low"}, ValueError, "precision is 'low'; accepted: 'exact', 'high', 'fast'"),
         ({"backend": "metal"}, ValueError, "backend is 'metal'; accepted: None or one of"),
+        ({"backend": ["native"]}, ValueError, r"backend is \['native'\]; accepted: None or one of"),
     ],
 )
 def test_search_arguments(kwargs: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -57,13 +57,19 @@ def _cpu(native_works: bool) -> dict[str, Any]:
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())
     flags = (fields.get("flags") or fields.get("Features") or "").split()
-    features = importlib.import_module("vq_kernels._C").cpu_features if native_works else None
+    kernels, wrong = None, None
+    if native_works:
+        try:
+            kernels = importlib.import_module("vq_kernels._C").cpu_features()
+        except ValueError as error:  # a variable asks for what is not here
+            wrong = str(error)
     return {
         "model": fields.get("model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "found": [name for name in _INSTRUCTION_SETS if name in flags],
-        "kernels": features() if features else None,
+        "kernels": kernels,
+        "kernels_error": wrong,
     }
 
 
@@ -133,6 +139,8 @@ def _lines(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     cpu, cuda = report["cpu"], report["cuda"]
     yield "  CPU", f"{cpu['model']}, {cpu['cores']} cores, torch uses {cpu['torch_threads']}"
     yield "  instruction sets", ", ".join(cpu["found"]) or "unknown"
+    if cpu["kernels_error"] is not None:
+        yield "  kernels use", f"none: {cpu['kernels_error']}"
     if (kernels := cpu["kernels"]) is not None:
         yield "  kernels use", f"{kernels['used']} (compiled: {', '.join(kernels['compiled'])})"
         yield "  first passes", ", ".join(kernels["first_passes"])

@@ -56,9 +56,10 @@ def _load(name: str) -> Backend:
 
 def get_backend(name: str) -> Backend:
     """The backend called ``name``, whether or not it works here."""
-    if name in _registered:
+    known = isinstance(name, str)  # what is not may not even be hashable
+    if known and name in _registered:
         return _registered[name]
-    if name not in _MODULES:
+    if not known or name not in _MODULES:
         raise ValueError(f"backend is {name!r}; accepted: None or one of {[*_MODULES, *_registered]}")
     return _load(name)
 
