@@ -6,11 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from training_support import settings, train
 
 from models.cli import main
+from models.codes.store import CodeStore
 from models.data import DataConfig, load_data
 from models.runs.config import PriorConfig, TrainConfig
 
@@ -91,6 +93,27 @@ def test_overwriting_removes_what_training_wrote_and_nothing_else(copy: Path, na
     assert not (folder / "checkpoints" / "stale").exists()
     assert len(list((folder / "logs").iterdir())) == 1
     assert "seed: 3" in (folder / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("value", [-2075020440, 1000])
+def test_damaged_codes_cost_no_earlier_prior(copy: Path, capsys, value: int) -> None:
+    shard = next((copy / "x" / "codes" / "validation").glob("*.arrow"))
+    whole = shard.read_bytes()
+    codes = CodeStore(copy / "x" / "codes").validation.batch([0])[0].int().numpy().tobytes()
+    assert codes in whole
+    shard.write_bytes(whole.replace(codes, np.int32(value).tobytes() + codes[4:]))
+    before = files(copy)
+    for name, how in (("p", "--overwrite"), ("new", "--dry-run"), ("new", "--width=8")):
+        command = ["train-prior", "--name", name, "--codes", "runs/x/codes", *PRIOR, how]
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert f"{shard} is damaged: level0 holds values from " in error
+        assert "; accepted: 0 to 511; write it again with `python -m models encode RUN`" in error
+        assert files(copy) == before
+    assert main(["encode", "runs/x"]) == 0  # the remedy
+    assert shard.read_bytes() == whole
+    assert main([*command[:2], "new", *command[3:]]) == 0
 
 
 def test_codes_of_a_replaced_model_are_not_taken_for_the_new_one(copy: Path, capsys) -> None:
