@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -223,3 +224,39 @@ def test_an_empty_run_may_be_resumed(tmp_path: Path) -> None:
     config.save(config.folder / "config.yaml")
     train(config, data, resume=True)
     assert (config.folder / "model").is_dir()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "encode", "reconstruct", "export"])
+def test_a_run_without_a_checkpoint_has_not_come_so_far(copy: Path, capsys, command: str) -> None:
+    for path in ("checkpoints", "model", "codes"):
+        shutil.rmtree(copy / "x" / path)
+    assert main([command, "runs/x"]) == 2
+    expected = "error: runs/x/checkpoints/best.ckpt does not exist: the run has not come that far; go on with"
+    assert capsys.readouterr().err == f"{expected} --resume\n"
+
+
+def test_a_prior_without_a_checkpoint_has_not_come_so_far(copy: Path, capsys) -> None:
+    for path in ("checkpoints", "level0"):
+        shutil.rmtree(copy / "p" / path)
+    for command in (["sample", "runs/p"], ["evaluate", "runs/x", "--prior", "runs/p"]):
+        assert main(command) == 2
+        assert "runs/p/checkpoints/best.ckpt does not exist: the run has not come that far" in (
+            capsys.readouterr().err
+        )
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "read-only", "/proc/x"])
+def test_where_no_run_can_be_written_is_named(tmp_path: Path, capsys, monkeypatch, place: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "read-only").mkdir()
+    access = os.access  # the tests may run as a user who may write anywhere
+    denied = tmp_path / "read-only"
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != denied and access(path, mode))
+    runs = tmp_path / place
+    assert main(["train", "--runs", str(runs), "--name", "r", *ONE_STEP]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"error: runs is {runs}, where {runs / 'r'} cannot be ")
+    assert said.err.endswith("; give another folder (--runs)\n")
+    assert said.err.count("\n") == 1
+    assert said.out == "" or place == "/proc/x", "before the data are loaded, where that can be told"
+    assert not (denied / "r").exists()
