@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -117,6 +118,16 @@ def format_value(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(map(format_value, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Which of the ``known`` names may have been meant by ``name``, or where to find them all."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    loose = difflib.get_close_matches(name, names, n=5, cutoff=0.4)
+    return f"accepted: {', '.join(loose)}{' or ' if loose else ''}another one that --help lists"
 
 
 def check_applies(settings: Any, names: Iterable[str], source: str) -> None:

@@ -22,5 +22,9 @@ def main() -> int:
         )
         return 2
     sys.path.insert(0, str(checkout))
-    status: int = import_module("models.cli").main(prog="vq-models")
+    try:
+        status: int = import_module("models.cli").main(prog="vq-models")
+    except KeyboardInterrupt:  # while it is imported, which takes a second or more
+        print("interrupted", file=sys.stderr)
+        return 130
     return status

@@ -125,6 +125,7 @@ def draw_and_measure(
 def _real_codes(given: str | None, layout: RunLayout, description: CodeDescription) -> CodeStore:
     """The codes in the folder ``given``, or those that the prior was trained on. ValueError."""
     store = CodeStore(given or PriorConfig.of_run(layout.config).codes)
+    store.check_values()
     if store.description.weights != description.weights:
         raise ValueError(
             f"codes is {store.folder}, of another model than the prior's codes; accepted: codes of "

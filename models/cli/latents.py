@@ -48,7 +48,7 @@ def sample_latents(arguments: argparse.Namespace, layout: RunLayout, device: str
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"{flag} is for priors over codes; accepted for a VAE: --temperature and --seed")
     kind = kind_of_run(layout)
-    if len(arguments.temperature) > 1 or arguments.temperature[0] is None:
+    if len(arguments.temperature) > 1:
         raise ValueError("temperature is of several levels; accepted for a VAE: one number")
     folder = check_output(arguments.out or layout.samples, folder=True)
     generator = torch.Generator(device).manual_seed(arguments.seed)

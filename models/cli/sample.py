@@ -44,7 +44,7 @@ def add_parser(commands: Any) -> None:
     levels = parser.add_argument_group("draws of codes: one value for all levels, or one for each, top first")
     levels.add_argument(
         "--temperature",
-        type=numbers(float),
+        type=numbers(float, may_be_none=False),
         default=(1.0,),
         help="divides the logits; vae: multiplies the latents (1.0)",
     )
@@ -113,13 +113,23 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def numbers(kind: Callable[[str], float]) -> Callable[[str], tuple[float | None, ...]]:
-    """The type of a flag that takes numbers with commas between, and ``none`` for none."""
+def numbers(
+    kind: Callable[[str], float], *, may_be_none: bool = True
+) -> Callable[[str], tuple[float | None, ...]]:
+    """The type of a flag that takes numbers with commas between, and ``none`` for none where there may be."""
+    one = "a whole number" if kind is int else "a number"
 
     def parse(text: str) -> tuple[float | None, ...]:
-        return tuple(None if part.strip() == "none" else kind(part) for part in text.split(","))
+        try:
+            return tuple(
+                None if may_be_none and part.strip() == "none" else kind(part) for part in text.split(",")
+            )
+        except ValueError:
+            none = ", or none" if may_be_none else ""
+            raise argparse.ArgumentTypeError(
+                f"is {text!r}; accepted: {one}{none}, or one for each level with commas between"
+            ) from None
 
-    parse.__name__ = f"{kind.__name__} value"  # what argparse calls one that cannot be read
     return parse
 
 

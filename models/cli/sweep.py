@@ -45,7 +45,7 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from models.data import load_data
     from models.runs.device import find_device
-    from models.training.sweep import parse_cases, sweep, write_sweep
+    from models.training.sweep import Diverged, parse_cases, sweep, write_sweep
 
     cases = parse_cases(arguments.grid, arguments.case)
     config = start_config(TrainConfig, given_settings(arguments, TrainConfig), config=arguments.config)
@@ -54,6 +54,14 @@ def run(arguments: argparse.Namespace) -> None:
     data = load_data(config, progress=config.progress)
     print(data.describe(), flush=True)
     device = find_device("auto" if config.accelerator == "auto" else config.accelerator)
-    swept = sweep(config, cases, data, by=arguments.by, overwrite=arguments.overwrite, device=device)
-    print("\n" + write_sweep(config.folder, swept, data, "validation", arguments.by))
-    print(f"table and figure in {config.folder}")
+    diverged: list[Diverged] = []
+    how: dict[str, Any] = {"by": arguments.by, "overwrite": arguments.overwrite, "device": device}
+    swept = sweep(config, cases, data, on_diverged=diverged.append, **how)
+    print("\n" + write_sweep(config.folder, swept, data, "validation", arguments.by, diverged))
+    print(f"table{' and figure' if swept else ''} in {config.folder}", flush=True)
+    if diverged:
+        names = ", ".join(one.config.name for one in diverged)
+        raise FloatingPointError(
+            f"{len(diverged)} of {len(cases)} cases diverged: {names}; "
+            f"take a lower learning rate for them (lr) or clip gradients (clip=1)"
+        )

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from models.data.kinds import kind_of_settings
 from models.data.sources import DataError
 from models.data.splits import SPLITS
 from models.files import read_object, write_whole
@@ -101,6 +102,10 @@ class CodeDescription:
             fits, accepted = _FORMS[name]
             if not fits(value):
                 raise DataError(f"{file}: {name} is {value!r}; accepted: {accepted}; {remedy}")
+        try:
+            kind_of_settings(values["settings"])
+        except ValueError as error:
+            raise DataError(f"{file}: {error}; {remedy}") from error
         if "codebook_size" in values:
             values["codebook_sizes"] = [[values.pop("codebook_size")]] * len(values["shapes"])
         if len(values["codebook_sizes"]) != len(values["shapes"]):

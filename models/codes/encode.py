@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models.codes.description import DESCRIPTION_FILE, CodeDescription
-from models.codes.store import CodeStore, code_features, read_shard
+from models.codes.store import CodeStore, code_features, read_shard, wrong_values
 from models.codes.usage import SAMPLE, say_if_collapsed
 from models.data import ImageData, to_float
 from models.data.augment import NOISE, AugmentSettings, augment
@@ -115,7 +115,7 @@ def encode(
             split = splits[name]
             (folder / name).mkdir(exist_ok=True)
             for target, rows in description.shards(folder, name).items():
-                if target.is_file() and read_shard(target, len(rows), shapes) is not None:
+                if _is_whole(target, len(rows), description):
                     bar.update(len(rows))
                 else:
                     _write_shard(model, split, rows, target, shapes, batch_size, device, bar.update)
@@ -153,6 +153,12 @@ def _say_if_collapsed(model: DiscreteAutoencoder, split: ImageSplit, batch_size:
     batches = [model.encode(to_float(split.batch(batch).to(device))) for batch in rows.split(batch_size)]
     codes = [torch.cat(level) for level in zip(*batches, strict=True)]
     say_if_collapsed(codes, model.codebook_sizes, split.kind.items)
+
+
+def _is_whole(target: Path, rows: int, description: CodeDescription) -> bool:
+    """Whether a file of the store is there and holds codes, so that it need not be written again."""
+    shard = read_shard(target, rows, description.shapes) if target.is_file() else None
+    return shard is not None and not wrong_values(shard, description)
 
 
 @torch.no_grad()

@@ -43,6 +43,7 @@ class _GivenRows(CodeSplit):
 class _GivenStore(CodeStore):
     def __init__(self, description: CodeDescription, splits: dict[str, CodeSplit]) -> None:
         self.folder, self.description, self.splits = Path(), description, splits
+        self._files = {}
 
 
 def as_code_store(codes: Any, priors: Sequence[AutoregressivePrior] = ()) -> CodeStore:
@@ -83,6 +84,12 @@ def as_code_store(codes: Any, priors: Sequence[AutoregressivePrior] = ()) -> Cod
     if len(labels) != count:
         raise DataError(f"label of codes is of {len(labels)}; accepted: one for each of {count} maps")
     sizes = [prior.codebook_size for prior in priors] or [1 + int(level.max()) for level in levels]
+    for name, level, size in zip(names, levels, sizes, strict=False):
+        if int(level.max()) >= size:
+            raise DataError(
+                f"{name} of codes holds values up to {int(level.max())}; accepted: 0 to {size - 1}, those of "
+                f"the prior's codebook_size"
+            )
     rows = [torch.cat([level[row].reshape(-1) for level in levels]).numpy().tobytes() for row in range(count)]
     hashes = np.array([hashlib.sha256(row).digest() for row in rows], dtype="S32")
     chosen, _ = split_rows({"train": count}, {"train": hashes}, DataConfig(data=GIVEN))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from models.priors.filters import check_filters
+
 if TYPE_CHECKING:
     from models.autoencoders.discrete import DiscreteAutoencoder
     from models.priors.base import AutoregressivePrior
@@ -40,6 +42,8 @@ def sample_codes(
         raise ValueError(f"priors is of {len(priors)} levels; accepted: one for each of {len(shapes)} shapes")
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
     filters = {name: of_levels(name, value, len(shapes)) for name, value in given.items()}
+    for values in zip(filters["temperature"], filters["top_k"], filters["top_p"], strict=True):
+        check_filters(*values)  # of all levels, before the top one is drawn
     codes: list[Tensor] = []
     for number, (prior, shape) in enumerate(zip(priors, shapes, strict=True)):
         level = prior.sample(

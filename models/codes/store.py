@@ -35,6 +35,27 @@ def read_shard(file: Path, rows: int, shapes: Sequence[Sequence[int]]) -> Datase
     return shard if len(shard) == rows and shard.features == code_features(shapes) else None
 
 
+def wrong_values(shard: Dataset, description: CodeDescription) -> str:
+    """What a file of the store, as :func:`read_shard` gives it, holds that is no code and no label; or ''."""
+    levels = [f"level{level}" for level in range(len(description.shapes))]
+    accepted = [(name, 0, sizes) for name, sizes in zip(levels, description.codebook_sizes, strict=True)]
+    if description.class_names:
+        accepted.append(("label", -1, (len(description.class_names),)))
+    for name, low, sizes in accepted:
+        for chunk in shard.data.column(name).chunks:
+            flat = chunk if name == "label" else chunk.flatten()
+            if flat.null_count:
+                return f"{name} lacks values"
+            values = flat.to_numpy(zero_copy_only=False)
+            for place, size in enumerate(sizes):  # of the codes of one position
+                own = values[place :: len(sizes)]
+                if len(own) and (own.min() < low or own.max() >= size):
+                    return (
+                        f"{name} holds values from {own.min()} to {own.max()}; accepted: {low} to {size - 1}"
+                    )
+    return ""
+
+
 def code_features(shapes: Sequence[Sequence[int]]) -> Features:
     """Columns of the store: ``level0`` (top), ``level1``, ... as flat int32 lists, and ``label``."""
     import datasets
@@ -121,6 +142,7 @@ class CodeStore:
         self.folder = Path(folder)
         self.description = CodeDescription.load(self.folder)
         self.splits: dict[str, CodeSplit] = {}
+        self._files: dict[Path, Dataset] = {}
         for name in SPLITS:
             shards = []
             for file, rows in self.description.shards(self.folder, name).items():
@@ -129,7 +151,17 @@ class CodeStore:
                     state = "damaged" if file.is_file() else "missing"
                     raise DataError(f"{file} is {state}; finish it with `python -m models encode RUN`")
                 shards.append(shard)
+                self._files[file] = shard
             self.splits[name] = CodeSplit(datasets.concatenate_datasets(shards), self.description.shapes)
+
+    def check_values(self) -> None:
+        """DataError naming the first file with values that are no codes. Reads all of them once."""
+        for file, shard in self._files.items():
+            wrong = wrong_values(shard, self.description)
+            if wrong:
+                raise DataError(
+                    f"{file} is damaged: {wrong}; write it again with `python -m models encode RUN`"
+                )
 
     @property
     def train(self) -> CodeSplit:

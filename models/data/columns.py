@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from models.data.errors import DataError
 from models.data.kinds import KINDS, Kind, kind_named
+from models.data.records import Encoded, Table
 from models.data.settings import NO_LABELS, DataConfig
 
 if TYPE_CHECKING:
@@ -88,12 +89,13 @@ def find_label_column(dataset: Dataset, config: DataConfig) -> str | None:
 JOINED = "+"  # between the parts of the name of a class that combines the labels of several columns
 
 
-def joined_labels(dataset: Dataset, config: DataConfig, item: str) -> Dataset:
+def joined_labels(dataset: Dataset, config: DataConfig, item: str, table: Table) -> Dataset:
     """The data set with one column more if ``label_column`` names several columns: their combinations.
 
     The classes of ``gender,status`` are ``female+noble``, ``male+warrior`` and so on, those that occur in
     training. A single column whose name has a comma is taken as it is. DataError for a column that is not
-    there, and for a missing label. item: what one of the labelled things is called in messages.
+    there, and for a missing label. item, table: what one of the labelled things is called in messages, and
+    where it is.
     """
     import datasets
 
@@ -113,8 +115,8 @@ def joined_labels(dataset: Dataset, config: DataConfig, item: str) -> Dataset:
         for row, value in enumerate(values):
             if value is None or (is_named and not 0 <= value < len(feature.names)):
                 raise DataError(
-                    f"{item} {row} has the label {value!r} in column {column!r}; remove such rows, or "
-                    f"choose other columns (--label-column)"
+                    f"{table.row(row, item)} has the label {value!r} in column {column!r}; remove such "
+                    f"rows, or choose other columns (--label-column)"
                 )
         parts.append([feature.names[value] if is_named else str(value) for value in values])
     joined = [JOINED.join(names) for names in zip(*parts, strict=True)]
@@ -129,11 +131,11 @@ def label_columns(label_column: str | None) -> list[str]:
 
 
 def number_labels(
-    splits: dict[str, Dataset], column: str | None, item: str
+    splits: dict[str, Dataset], column: str | None, items: Mapping[str, Encoded], limit: int | None = None
 ) -> tuple[dict[str, Tensor | None], tuple[str, ...]]:
     """Label numbers of each split and the class names, from names, numbers or strings in ``column``.
 
-    item: what one of the labelled things is called in messages.
+    items: what is labelled, in the order of the rows. limit: of how many are left in each split.
     """
     import datasets
 
@@ -146,7 +148,7 @@ def number_labels(
         for row, value in enumerate(split):
             if value is None or not isinstance(value, Hashable):
                 raise DataError(
-                    f"{item} {row} of split {name} has the label {value!r} in column {column!r}, "
+                    f"{items[name].row_name(row)} has the label {value!r} in column {column!r}, "
                     f"which must hold one number or name for each; {remedy}"
                 )
     if isinstance(kind, datasets.ClassLabel):
@@ -158,15 +160,18 @@ def number_labels(
         position = {value: index for index, value in enumerate(trained)}
         unknown = {value for split in values.values() for value in split} - set(trained)
         if unknown:
+            item, raised = items["train"].item, "" if limit is None else "raise --limit, "
+            left = "" if limit is None else f" of the {len(items['train'])} that limit {limit} leaves"
             raise DataError(
-                f"label {min(unknown, key=str)!r} of column {column!r} occurs in no training {item}; {remedy}"
+                f"label {min(unknown, key=str)!r} of column {column!r} occurs in no training {item}{left}; "
+                f"{raised}{remedy}"
             )
         numbers = {name: [position[value] for value in split] for name, split in values.items()}
     for name, split in numbers.items():
         for row, number in enumerate(split):
             if not 0 <= number < len(names):
                 raise DataError(
-                    f"{item} {row} of split {name} has label {number} in column {column!r}, "
+                    f"{items[name].row_name(row)} has label {number} in column {column!r}, "
                     f"which has {len(names)} classes, numbered from 0; {remedy}"
                 )
     return {name: torch.tensor(split, dtype=torch.int64) for name, split in numbers.items()}, names

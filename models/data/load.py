@@ -18,9 +18,9 @@ from models.data.errors import DataError
 from models.data.images import ImageSplit, some_rows
 from models.data.kinds import Kind
 from models.data.orientation import principal_axis
-from models.data.records import Encoded
+from models.data.records import Encoded, Table
 from models.data.settings import DataConfig
-from models.data.sources import SourceData, location, open_source
+from models.data.sources import SourceData, location, open_source, split_named
 from models.data.splits import SPLITS, content_hashes, named_splits, repeated_images, split_rows
 from models.progress import progress_bar
 from vq_kernels.checks import check_choice
@@ -144,14 +144,18 @@ def data_from(
     named, left_out = named_splits(source.splits, config)
     column, kind, beside = find_item_column(named["train"], config)
     kind.check_settings(config)
-    named = {name: joined_labels(split, config, kind.item) for name, split in named.items()}
+    files = {split_named(split): paths for split, paths in source.files.items()}
+    tables = {name: Table(f"split {name} of {config.data}", files.get(name, ())) for name in named}
+    named = {name: joined_labels(split, config, kind.item, tables[name]) for name, split in named.items()}
     label_column = find_label_column(named["train"], config)
     for name, split in named.items():
         for required in (column, label_column):
             if required is not None and required not in split.column_names:
                 raise DataError(f"split {name} of {config.data} lacks the column {required!r}, train has it")
     items = {
-        name: Encoded(kind.undecoded(split, column), column, kind.item, kind.at_once, source.roots)
+        name: Encoded(
+            kind.undecoded(split, column), column, kind.item, kind.at_once, source.roots, tables[name]
+        )
         for name, split in named.items()
     }
     sizes = {name: len(split) for name, split in named.items()}
@@ -171,7 +175,7 @@ def data_from(
     if beyond:
         left_out.append(f"{beyond} {kind.items} beyond the limit of {config.limit} a split")
     labelled = {name: named[origin].select(chosen) for name, (origin, chosen) in rows.items()}
-    labels, class_names = number_labels(labelled, label_column, kind.item)
+    labels, class_names = number_labels(labelled, label_column, splits, config.limit)
     form, adapted = kind.fitted(splits, config)
     count = sum(len(split) for split in splits.values())
     nbytes = count * form.channels * math.prod(form.size) * form.dtype.itemsize

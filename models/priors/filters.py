@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import numbers
+import sys
 
 import torch
 from torch import Tensor
 
-from vq_kernels.checks import check_integer, check_number
+from vq_kernels.checks import check_integer
 
 
 def check_filters(temperature: float, top_k: int | None, top_p: float | None) -> None:
     """Raise TypeError or ValueError naming the first argument that is out of range."""
-    check_number(temperature=temperature)
-    if temperature == 0:
-        raise ValueError("temperature is 0; accepted: a finite number above 0 (top_k=1 is greedy)")
+    _check_above_zero(
+        "temperature", temperature, sys.float_info.max, "a finite number above 0 (top_k=1 is greedy)"
+    )
     if top_k is not None:
         check_integer(1, top_k=top_k)
     if top_p is not None:
-        check_number(0, 1, top_p=top_p)
-        if top_p == 0:
-            raise ValueError("top_p is 0; accepted: a number above 0, up to 1, or None")
+        _check_above_zero("top_p", top_p, 1, "a number above 0, up to 1, or None")
+
+
+def _check_above_zero(name: str, value: object, highest: float, accepted: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} is {value!r}; accepted: {accepted}")
+    if not 0 < float(value) <= highest:
+        raise ValueError(f"{name} is {float(value):g}; accepted: {accepted}")
 
 
 def filter_logits(

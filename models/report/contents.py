@@ -13,6 +13,7 @@ from typing import Any
 from models.files import read_object
 from models.runs.history import read_history
 from models.runs.layout import RunLayout
+from models.runs.machine import read_attempts
 from models.settings import format_value, read_yaml
 
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".gif": "image/gif"}
@@ -92,7 +93,7 @@ def run_section(layout: RunLayout) -> Section:
         section.tables.append(_columns("Use of the codes", {codes[0]: used}, "Over the whole split."))
     section.tables.append(_columns("Figures", figures))
     if layout.machine.is_file():
-        section.tables.append(_attempts(read_object(layout.machine, "remove it").get("attempts", [])))
+        section.tables.append(_attempts(read_attempts(layout.machine)))
     if layout.warnings.is_file():
         lines = layout.warnings.read_text(encoding="utf-8").splitlines()
         section.warnings = [line.partition(": ")[2] for line in lines]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,15 @@ from models.data.settings import DataConfig
 from models.runs.layout import RunLayout
 from models.runs.levels import LevelSettings
 from models.runs.rules import BEFORE, PLACE_SETTINGS, RESUMABLE_SETTINGS, SELDOM_SET, check_name
-from models.settings import convert_value, format_value, read_yaml, setting, setting_types, write_yaml
+from models.settings import (
+    closest,
+    convert_value,
+    format_value,
+    read_yaml,
+    setting,
+    setting_types,
+    write_yaml,
+)
 from vq_kernels.checks import check_choice, check_integer, check_number
 
 LOGGERS = ("csv", "tensorboard", "wandb")
@@ -161,9 +168,7 @@ class LoopConfig:
                             f"{source} is of a {other.command} run, not of a {cls.command} run: it sets "
                             f"{name}; accepted: folder, --name or --config of a {cls.command} run"
                         )
-                near = difflib.get_close_matches(str(name), types, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"{source}: unknown setting {name!r}{hint}")
+                raise ValueError(f"{source}: unknown setting {name!r}; {closest(str(name), types)}")
         return {name: convert_value(value, types[name], name, source) for name, value in values.items()}
 
     def difference(self, earlier: Self) -> tuple[str, Any, Any] | None:

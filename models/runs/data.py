@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from typing import Any
 
 from models.data import DataConfig, ImageData
 from models.data.kinds import Kind, kind_of_settings
+from models.data.splits import SPLITS
 from models.files import read_object, write_whole
 from models.runs.layout import RunLayout
 from models.settings import setting_types
@@ -30,8 +32,8 @@ def store_data(layout: RunLayout, data: ImageData) -> None:
 
 def kind_of_run(layout: RunLayout) -> Kind:
     """The kind and form of the data that the run was trained on; images for runs that do not say."""
-    record = read_object(layout.data, "train again (--overwrite)") if layout.data.is_file() else {}
-    return kind_of_settings(record.get("settings", {}))
+    settings = _read(layout, "train again (--overwrite)")["settings"] if layout.data.is_file() else {}
+    return kind_of_settings(settings)
 
 
 def data_of_run(layout: RunLayout, data: ImageData, config: DataConfig, stored: DataConfig) -> ImageData:
@@ -44,9 +46,9 @@ def data_of_run(layout: RunLayout, data: ImageData, config: DataConfig, stored: 
     is_same = all(getattr(config, name) == getattr(stored, name) for name in others)
     if not (is_same and layout.data.is_file()):
         return data
-    record = read_object(layout.data, "remove it, or train again (--overwrite)")
+    record = _read(layout, "remove it, or train again (--overwrite)")
     changes = _changes(record, data)
-    if not changes and record.get("settings") == data.settings:
+    if not changes and record["settings"] == data.settings:
         return dataclasses.replace(data, known_variance=record["variance"])
     if config.data == stored.data:
         print(
@@ -56,6 +58,29 @@ def data_of_run(layout: RunLayout, data: ImageData, config: DataConfig, stored: 
             flush=True,
         )
     return data
+
+
+def _read(layout: RunLayout, remedy: str) -> dict[str, Any]:
+    """What :func:`store_data` wrote; ValueError naming the file, and ``remedy``, if it is something else."""
+    record = read_object(layout.data, remedy)
+    splits, variance = record.get("splits"), record.get("variance")
+    if not isinstance(record.setdefault("settings", {}), dict):
+        wrong = "settings"
+    elif not isinstance(splits, dict) or not all(_is_split(splits.get(name)) for name in SPLITS):
+        wrong = "splits"
+    elif isinstance(variance, bool) or not isinstance(variance, int | float) or not math.isfinite(variance):
+        wrong = "variance"
+    else:
+        try:
+            kind_of_settings(record["settings"])
+        except ValueError as error:
+            raise ValueError(f"{layout.data} is damaged: {error}; {remedy}") from error
+        return record
+    raise ValueError(f"{layout.data} is damaged: {wrong} is {record.get(wrong)!r}; {remedy}")
+
+
+def _is_split(value: Any) -> bool:
+    return isinstance(value, dict) and {"images", "digest"} <= value.keys()
 
 
 def _changes(record: dict[str, Any], data: ImageData) -> list[str]:

@@ -31,7 +31,7 @@ def checkpoint_models(folder: str | Path, checkpoint: str = "best") -> list[Pret
     if not layout.config.is_file():
         raise FileNotFoundError(f"{layout.config} does not exist; give the folder of a run")
     if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist: the run has not come that far; go on with --resume")
+        raise FileNotFoundError(_not_so_far(file))
     state = read_checkpoint(file)["state_dict"]
     models = _untrained(layout)
     is_prior = "codes" in read_yaml(layout.config)
@@ -47,9 +47,12 @@ def usable_model(folder: str | Path) -> Path:
     """The folder to load a model from, given that of its run or itself.
 
     An unfinished run has none: its best checkpoint is then written as one, into ``checkpoints/best``. What
-    does not exist is returned as it is.
+    does not exist is returned as it is. FileNotFoundError for a run that has no checkpoint yet.
     """
     layout = RunLayout(Path(folder))
+    has_weights = any((place / WEIGHTS_FILE).is_file() for place in (layout.model, layout.folder))
+    if layout.config.is_file() and not has_weights and not layout.best.is_file():
+        raise FileNotFoundError(_not_so_far(layout.best))
     if (layout.model / WEIGHTS_FILE).is_file():
         return layout.model
     if (layout.folder / WEIGHTS_FILE).is_file() or not (layout.best.is_file() and layout.config.is_file()):
@@ -75,6 +78,10 @@ def say_if_unfinished(model: Path) -> None:
         if folder.parent.name == "checkpoints":
             run = folder.parent.parent
             print(f"{run} is not finished: its best checkpoint so far is taken", file=sys.stderr)
+
+
+def _not_so_far(checkpoint: Path) -> str:
+    return f"{checkpoint} does not exist: the run has not come that far; go on with --resume"
 
 
 def _export_best(layout: RunLayout, targets: list[Path]) -> list[Path]:

@@ -31,14 +31,20 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def read_attempts(file: Path) -> list[dict[str, Any]]:
+    """What :func:`recorded` has written, oldest first; none where there is no file. ValueError naming it."""
+    attempts = read_object(file, "remove it").get("attempts", []) if file.is_file() else []
+    if not isinstance(attempts, list) or not all(isinstance(attempt, dict) for attempt in attempts):
+        raise ValueError(f"{file} is damaged: attempts is {attempts!r}; remove it")
+    return attempts
+
+
 @contextmanager
 def recorded(file: Path) -> Iterator[None]:
     """Add what the block ran on, when it began and how long it took, to the attempts in ``file``, as JSON."""
     start = time.monotonic()
     began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    attempts: list[Any] = []
-    if file.is_file():
-        attempts = list(read_object(file, "remove it").get("attempts", []))
+    attempts = read_attempts(file)
     try:
         yield
     finally:

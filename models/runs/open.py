@@ -85,10 +85,14 @@ def prior_levels(folder: str | Path) -> list[Path]:
     FileNotFoundError without any, and where those of one level alone were trained and the others are missing.
     """
     levels = usable_levels(folder)
+    layout = RunLayout(Path(folder))
+    if not levels and layout.config.is_file() and layout.description.is_file():
+        raise FileNotFoundError(
+            f"{layout.best} does not exist: the run has not come that far; go on with --resume"
+        )
     if not levels:
         raise FileNotFoundError(f"{folder} holds no priors; train them with `python -m models train-prior`")
     names = [level.name for level in levels]
-    layout = RunLayout(Path(folder))
     count = len(CodeDescription.load(layout.folder).shapes) if layout.description.is_file() else len(levels)
     for number in range(count):
         if f"level{number}" not in names:

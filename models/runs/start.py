@@ -56,6 +56,7 @@ def check_folder(config: LoopConfig, resume: bool, overwrite: bool) -> None:
     must lie elsewhere.
     """
     folder, stored = config.folder, config.layout.config
+    _check_writable(config)
     if resume and overwrite:
         raise ValueError("resume and overwrite exclude each other; give one of them")
     if isinstance(config, PriorConfig) and config.codes:
@@ -86,6 +87,23 @@ def check_folder(config: LoopConfig, resume: bool, overwrite: bool) -> None:
         )
 
 
+def _check_writable(config: LoopConfig) -> None:
+    """ValueError unless the run's folder can be made, or written to; an attempt would leave it behind."""
+    ancestor = config.folder
+    while not ancestor.exists() and ancestor != ancestor.parent:
+        ancestor = ancestor.parent
+    if not ancestor.is_dir():
+        reason = f"{ancestor} is no folder"
+    elif not os.access(ancestor, os.W_OK | os.X_OK):
+        reason = f"{ancestor} may not be written to"
+    else:
+        return
+    raise ValueError(
+        f"runs is {config.runs}, where {config.folder} cannot be written, as {reason}; give another "
+        f"folder (--runs)"
+    )
+
+
 @contextmanager
 def started_run(
     config: LoopConfig, model: nn.Module, resume: bool, overwrite: bool, rank: int
@@ -104,6 +122,13 @@ def started_run(
     if rank > 0:
         yield checkpoint
         return
+    try:
+        layout.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"runs is {config.runs}, where {layout.folder} cannot be made ({error.strerror}); give another "
+            f"folder (--runs)"
+        ) from error
     with only_writer(layout.folder):
         if not resume and not overwrite and layout.config.is_file():  # started since check_folder looked
             raise ValueError(

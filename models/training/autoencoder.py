@@ -105,6 +105,20 @@ def _load(config: TrainConfig, given: Any) -> ImageData:
     return data
 
 
+def untrained(
+    config: TrainConfig, data: ImageData, given: Autoencoder | None = None, *, init: bool = True
+) -> Autoencoder:
+    """The model as training begins with it: ``given`` or built, with the weights of ``config.init``.
+
+    ValueError or FileNotFoundError if it cannot be had, or does not take the data.
+    """
+    model = build_model(config, data) if given is None else given
+    model.check_size(data)
+    if config.init is not None and init:
+        start_from(model, config.init)
+    return model
+
+
 def _train(
     config: TrainConfig,
     data: ImageData,
@@ -115,10 +129,7 @@ def _train(
 ) -> tuple[Autoencoder, AutoencoderModule]:
     """The trained model, and the module that held it in training."""
     seed_run(config.seed)
-    model = build_model(config, data) if given is None else given
-    model.check_size(data)
-    if config.init is not None and not resume:
-        start_from(model, config.init)
+    model = untrained(config, data, given, init=not resume)
     rank, world, _ = processes()
     loader = training_loader(data.train, config, world, rank)
     validation = BatchLoader(data.validation, config.batch_size, rank=rank, world=world)

@@ -12,6 +12,7 @@ from models.runs.history import Series, read_history
 from models.runs.open import load_pretrained
 from models.runs.rules import made_with_other
 from models.training import autoencoder
+from models.training.loop import check_start
 
 if TYPE_CHECKING:
     from models.autoencoders.base import Autoencoder
@@ -47,6 +48,18 @@ def trained_run(
         say(f"training {config.name}")
         model = autoencoder.train(config, data, **how_to_start(config, is_same)).to(device)
     return TrainedRun(config, model, read_history(config.folder))
+
+
+def check_run(config: TrainConfig, data: ImageData, *, overwrite: bool = False) -> Autoencoder:
+    """The model of ``config`` before training, after all that :func:`trained_run` would refuse at its start.
+
+    Writes nothing. ValueError, or FileNotFoundError for weights to start from that are not there.
+    """
+    is_same = is_same_run(config, overwrite)
+    how = how_to_start(config, is_same)
+    if not (is_same and config.layout.is_finished([config.layout.model])):
+        check_start(config, how.get("resume", False), how.get("overwrite", False))
+    return autoencoder.untrained(config, data, init="resume" not in how)
 
 
 def is_same_run(config: LoopConfig, overwrite: bool) -> bool:

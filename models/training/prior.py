@@ -66,9 +66,16 @@ def train_prior(
     config = _with_given(PriorConfig() if config is None else config, store, given)
     resume = check_start(config, resume, overwrite)
     store = CodeStore(config.codes) if store is None else store
+    store.check_values()  # before an earlier run is removed
     levels = trained_levels(config, store.description)
     if given and len(given) != len(levels):
         raise ValueError(f"prior is of {len(given)} levels; accepted: one for each of {len(levels)}")
+    for level, one in zip(levels, given, strict=False):
+        if one.codebook_size < store.description.vocabulary(level):
+            raise ValueError(
+                f"prior of level {level} has codebook_size {one.codebook_size}; accepted: at least "
+                f"{store.description.vocabulary(level)}, that of the codes"
+            )
     if config.above is not None:
         _check_above(config.above, store.description)
         prior_levels_above(config.above, levels[0])
@@ -88,6 +95,7 @@ def plan_prior(config: PriorConfig, store: CodeStore | None = None) -> Plan:
     """
     check_start(config, False, True)
     codes = CodeStore(config.codes) if store is None else store
+    codes.check_values()
 
     def run(few: PriorConfig, timer: StepTimer) -> PriorModule:
         return _train(few, codes, False, False, [], [timer])[1]

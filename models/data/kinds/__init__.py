@@ -40,9 +40,14 @@ def kind_named(name: str) -> type[Kind]:
 def kind_of_settings(settings: Mapping[str, Any]) -> Kind:
     """The kind and form of data from what :attr:`models.data.ImageData.settings` says of them.
 
-    What was made before there were other kinds says nothing, and is images.
+    What was made before there were other kinds says nothing, and is images. ValueError for settings that say
+    no form.
     """
-    return kind_named(settings.get("kind", Images.name)).from_settings(settings)
+    kind = kind_named(settings.get("kind", Images.name))
+    try:
+        return kind.from_settings(settings)
+    except (AttributeError, KeyError, TypeError) as error:  # what a damaged file holds in their place
+        raise ValueError(f"settings is {dict(settings)}; accepted: those of {kind.items}") from error
 
 
 def all_figures() -> dict[str, Figure]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import re
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -32,11 +33,13 @@ class SourceData:
     splits: data sets by the name that the source gives the split, items left encoded as {"path", "bytes"}.
     left_out: what lies there and is not among them, and why, in words.
     roots: folders in one of which files that the tables name must lie; None where the source looked for them.
+    files: of the splits that are tables in parquet, their files in the order of the rows.
     """
 
     splits: dict[str, Dataset]
     left_out: tuple[str, ...] = ()
     roots: tuple[Path, ...] | None = None
+    files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
 
 
 class Source(ABC):
@@ -67,18 +70,25 @@ def check_cache(error: BaseException, cache_dir: str | None) -> None:
     """
     import datasets
 
-    place = Path(cache_dir or datasets.config.HF_DATASETS_CACHE)
+    place = Path(cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser()
+    reason = None
     cause: BaseException | None = error
-    while cause is not None:
+    while cause is not None and reason is None:
         reason = cause.strerror if isinstance(cause, OSError) and cause.errno in _CANNOT_WRITE else None
         if str(cause).startswith("Not enough disk space"):  # as datasets says, before it begins
             reason = str(cause)
-        if reason is not None:
-            raise DataError(
-                f"{place}, where data are kept in converted form, cannot be written ({reason}); make room "
-                f"there, or give another folder (--cache-dir)"
-            ) from error
         cause = cause.__cause__ or cause.__context__
+    if reason is None:
+        try:  # what it is, or who may write there, shows when it is tried
+            place.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=place):
+                return
+        except OSError as unwritable:
+            reason = "it is a file" if place.is_file() else unwritable.strerror or str(unwritable)
+    raise DataError(
+        f"{place}, where data are kept in converted form, cannot be written ({reason}); make room "
+        f"there, or give another folder (--cache-dir)"
+    ) from error
 
 
 def split_named(name: str) -> str | None:

@@ -38,20 +38,23 @@ class Parquet(Source):
 
         folder = Path(config.data).expanduser()
         files = _flat_files(folder) or _subset_files(folder, config.subset)
-        readable = {
-            split: [_without_pattern(file, config.cache_dir) for file in paths]
-            for split, paths in files.items()
-        }
         try:
+            readable = {
+                split: [_without_pattern(file, config.cache_dir) for file in paths]
+                for split, paths in files.items()
+            }
             splits = datasets.load_dataset("parquet", data_files=readable, cache_dir=config.cache_dir)
         except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
             check_cache(error, config.cache_dir)
+            for file in (file for paths in files.values() for file in paths):
+                if _is_empty(file):
+                    raise DataError(f"{file} is a table of 0 rows; remove it, or write it again") from error
             cause = error.__cause__ or error
             raise DataError(
                 f"the parquet files of {folder} could not be read ({type(cause).__name__}: {cause}); "
                 f"check that each is complete and that all have the same columns"
             ) from error
-        return SourceData(dict(splits), roots=(folder,))
+        return SourceData(dict(splits), roots=(folder,), files=files)
 
 
 def _flat_files(folder: Path) -> dict[str, list[Path]]:
@@ -89,6 +92,16 @@ def _subset_files(folder: Path, subset: str | None) -> dict[str, list[Path]]:
     if subset not in subsets:
         raise DataError(f"subset of {folder} is {subset}; accepted: {', '.join(sorted(subsets))} (--subset)")
     return subsets[subset]
+
+
+def _is_empty(file: Path) -> bool:
+    """Whether a file is whole and has no rows, which datasets cannot read."""
+    import pyarrow.parquet as pq
+
+    try:
+        return int(pq.read_metadata(file).num_rows) == 0
+    except (OSError, ValueError):  # as Arrow has it
+        return False
 
 
 def _without_pattern(file: Path, cache_dir: str | None) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -168,6 +170,55 @@ def test_interruption_says_how_to_go_on(arguments: list[str], hint: str, capsys,
     monkeypatch.setattr(reproduce, "StudyOptions", interrupted)
     assert main(arguments) == 130
     assert capsys.readouterr().err == f"interrupted{hint}\n"
+
+
+class _Interrupts:
+    """Finds modules, and is interrupted at one of them."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "models.cli.train":
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("entry", ["module", "console command"])
+def test_an_interruption_of_the_imports_is_one_line(entry: str, capsys, monkeypatch) -> None:
+    from vq_kernels import command
+
+    for name in [name for name in sys.modules if name.startswith("models.cli")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [_Interrupts(), *sys.meta_path])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    if entry == "module":
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module("models", run_name="__main__")
+        assert ended.value.code == 130
+    else:
+        assert command.main() == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--temperature", "none", "is 'none'; accepted: a number, or one for each level with commas between"),
+        ("--temperature", "x", "is 'x'; accepted: a number, or one for each level"),
+        ("--temperature", "0.5,", "is '0.5,'; accepted: a number, or one for each level"),
+        ("--top-k", "1.5", "is '1.5'; accepted: a whole number, or none, or one for each level"),
+    ],
+)
+def test_draws_that_are_no_numbers(prior: Path, capsys, flag: str, value: str, message: str) -> None:
+    with pytest.raises(SystemExit):
+        main(["sample", str(prior), flag, value])
+    assert f"error: argument {flag}: {message}" in capsys.readouterr().err
+
+
+def test_draws_out_of_range_say_what_is_in_it(prior: Path, capsys) -> None:
+    for flag, value, message in (
+        ("--temperature", "-1", "temperature is -1; accepted: a finite number above 0"),
+        ("--temperature", "nan", "temperature is nan; accepted: a finite number above 0"),
+        ("--top-p", "-1", "top_p is -1; accepted: a number above 0, up to 1"),
+    ):
+        assert message in fails(capsys, "sample", prior, f"{flag}={value}", "--device", "cpu")
 
 
 def test_a_prior_whose_model_moved_or_changed_says_so(tmp_path: Path, capsys) -> None:

@@ -233,6 +233,15 @@ def test_unknown_settings_in_a_file_are_named(tmp_path, capsys) -> None:
     (tmp_path / "bad.yaml").write_text("codebok_size: 3\n")
     assert main(["train", "--config", str(tmp_path / "bad.yaml")]) == 2
     assert "unknown setting 'codebok_size'; did you mean 'codebook_size'?" in capsys.readouterr().err
+    for name, message in (
+        ("foo", "'foo'; accepted: "),
+        ("qqqq", "'qqqq'; accepted: another one that --help lists"),
+    ):
+        (tmp_path / "bad.yaml").write_text(f"{name}: 3\n")
+        assert main(["train", "--config", str(tmp_path / "bad.yaml")]) == 2
+        said = capsys.readouterr().err
+        assert f"unknown setting {message}" in said
+        assert said.endswith("another one that --help lists\n")
 
 
 @pytest.mark.parametrize(

@@ -107,3 +107,79 @@ def test_a_full_cache_is_named_and_not_the_data(tmp_path: Path) -> None:
     assert f"{tmp_path / 'cache'}, where data are kept in converted form, cannot be written" in error
     assert "--cache-dir" in error
     assert "complete" not in error, "the tables are not to blame"
+
+
+def tables(folder: Path, images: list[bytes], labels: list[str | None], rows: int = 16) -> Path:
+    """A parquet file for so many rows each."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir()
+    for number, start in enumerate(range(0, max(1, len(images)), rows)):
+        part = [{"bytes": image, "path": "x.png"} for image in images[start : start + rows]]
+        kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+        table = {"image": pa.array(part, kind), "label": pa.array(labels[start : start + rows], pa.string())}
+        pq.write_table(pa.table(table), folder / f"train-{number}.parquet")
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[bytes]:
+    write_images(tmp_path / "files", 24)
+    return [file.read_bytes() for file in sorted((tmp_path / "files").iterdir())]
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/x"])
+def test_a_cache_that_cannot_be_is_named_and_not_the_data(tmp_path: Path, images, place: str) -> None:
+    (tmp_path / "file").touch()
+    cache = tmp_path / place
+    with pytest.raises(DataError) as caught:
+        load(tables(tmp_path / "data", images, ["a"] * 24), cache_dir=str(cache))
+    assert f"{cache}, where data are kept in converted form, cannot be written (" in str(caught.value)
+    assert str(caught.value).endswith("or give another folder (--cache-dir)")
+    assert "complete" not in str(caught.value)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("row", [5, 21])
+def test_a_bad_row_of_a_table_is_told_by_its_place_there(tmp_path: Path, images, row: int, stream) -> None:
+    images[row] = b"no image"
+    folder = tables(tmp_path / "data", images, ["a"] * 24)
+    file = folder / f"train-{row // 16}.parquet"
+
+    def read() -> None:
+        data = load(folder, cache_dir=str(tmp_path / "cache"), stream=stream, size="8", channels=3)
+        for split in (data.train, data.validation, data.test):
+            split.batch(range(len(split)))
+
+    with pytest.raises(DataError) as caught:
+        read()
+    assert str(caught.value) == (
+        f"the image in row {row % 16} of {file} (the first is row 0) cannot be read as an image (no known "
+        f"format); replace or remove it"
+    )
+
+
+def test_a_row_without_a_label_is_told_by_its_place(tmp_path: Path, images) -> None:
+    for number, row in enumerate((5, 21)):
+        labels: list[str | None] = ["a"] * 24
+        labels[row] = None
+        folder = tables(tmp_path / str(number), images, labels)
+        with pytest.raises(
+            DataError, match=rf"row {row % 16} of {folder}/train-{number}.parquet .* label None"
+        ):
+            load(folder, cache_dir=str(tmp_path / "cache"))
+
+
+def test_a_table_without_rows_is_named(tmp_path: Path) -> None:
+    folder = tables(tmp_path / "data", [], [])
+    with pytest.raises(DataError, match=rf"{folder}/train-0.parquet is a table of 0 rows; remove it"):
+        load(folder, cache_dir=str(tmp_path / "cache"))
+
+
+def test_a_limit_that_leaves_a_class_out_is_named(tmp_path: Path, images) -> None:
+    folder = tables(tmp_path / "data", images, ["a", "b", "c"] * 8)
+    with pytest.raises(
+        DataError, match=r"occurs in no training image of the 1 that limit 1 leaves; raise --lim"
+    ):
+        load(folder, cache_dir=str(tmp_path / "cache"), limit=1)

@@ -185,7 +185,7 @@ def test_whatever_a_decoder_raises_names_the_file(tmp_path: Path, kind: str, mon
     write_images(tmp_path, 12)
     bad = tmp_path / "03.png"
     content = bad.read_bytes()
-    remedy = "replace or remove the file"
+    remedy = "replace or remove it"
     if kind in BROKEN_EXIF:
         bad.unlink()
         bad, remedy = tmp_path / "03.jpg", "save it again without EXIF data"

@@ -74,13 +74,17 @@ def test_nested_lists_without_a_schema_are_volumes(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(
         pyarrow.table({"scan": pyarrow.array(lists, kind)}), tmp_path / "set" / "train.parquet"
     )
-    with pytest.raises(DataError, match=r"volume 3 of the split cannot be read as a volume .*equal rows"):
+    with pytest.raises(
+        DataError, match=r"volume in row 3 of .*train.parquet .* cannot be read as a volume .*equal rows"
+    ):
         load(tmp_path / "set", **cache)
     lists[3] = None
     pyarrow.parquet.write_table(
         pyarrow.table({"scan": pyarrow.array(lists, kind)}), tmp_path / "set" / "train.parquet"
     )
-    with pytest.raises(DataError, match=r"volume 3 of the split is missing \(null\); remove that row"):
+    with pytest.raises(
+        DataError, match=r"volume in row 3 of .*train.parquet .* is missing \(null\); remove that row"
+    ):
         load(tmp_path / "set", **cache)
 
 

@@ -88,6 +88,9 @@ def test_noise_does_not_depend_on_the_logits() -> None:
     ("arguments", "error", "message"),
     [
         ({"temperature": 0.0}, ValueError, "temperature is 0; accepted: .* above 0"),
+        ({"temperature": -1.0}, ValueError, "temperature is -1; accepted: a finite number above 0"),
+        ({"temperature": float("inf")}, ValueError, "temperature is inf; accepted: a finite number"),
+        ({"top_p": -0.5}, ValueError, "top_p is -0.5; accepted: a number above 0"),
         ({"temperature": float("nan")}, ValueError, "temperature.*nan"),
         ({"temperature": "1"}, TypeError, "temperature.*'1'"),
         ({"top_k": 0}, ValueError, "top_k is 0; accepted: an integer of at least 1"),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from training_support import settings, train
 
 from models.cli import main
+from models.codes.store import CodeStore
 from models.data import DataConfig, load_data
 from models.runs.config import PriorConfig, TrainConfig
 
@@ -91,6 +94,27 @@ def test_overwriting_removes_what_training_wrote_and_nothing_else(copy: Path, na
     assert not (folder / "checkpoints" / "stale").exists()
     assert len(list((folder / "logs").iterdir())) == 1
     assert "seed: 3" in (folder / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("value", [-2075020440, 1000])
+def test_damaged_codes_cost_no_earlier_prior(copy: Path, capsys, value: int) -> None:
+    shard = next((copy / "x" / "codes" / "validation").glob("*.arrow"))
+    whole = shard.read_bytes()
+    codes = CodeStore(copy / "x" / "codes").validation.batch([0])[0].int().numpy().tobytes()
+    assert codes in whole
+    shard.write_bytes(whole.replace(codes, np.int32(value).tobytes() + codes[4:]))
+    before = files(copy)
+    for name, how in (("p", "--overwrite"), ("new", "--dry-run"), ("new", "--width=8")):
+        command = ["train-prior", "--name", name, "--codes", "runs/x/codes", *PRIOR, how]
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert f"{shard} is damaged: level0 holds values from " in error
+        assert "; accepted: 0 to 511; write it again with `python -m models encode RUN`" in error
+        assert files(copy) == before
+    assert main(["encode", "runs/x"]) == 0  # the remedy
+    assert shard.read_bytes() == whole
+    assert main([*command[:2], "new", *command[3:]]) == 0
 
 
 def test_codes_of_a_replaced_model_are_not_taken_for_the_new_one(copy: Path, capsys) -> None:
@@ -200,3 +224,39 @@ def test_an_empty_run_may_be_resumed(tmp_path: Path) -> None:
     config.save(config.folder / "config.yaml")
     train(config, data, resume=True)
     assert (config.folder / "model").is_dir()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "encode", "reconstruct", "export"])
+def test_a_run_without_a_checkpoint_has_not_come_so_far(copy: Path, capsys, command: str) -> None:
+    for path in ("checkpoints", "model", "codes"):
+        shutil.rmtree(copy / "x" / path)
+    assert main([command, "runs/x"]) == 2
+    expected = "error: runs/x/checkpoints/best.ckpt does not exist: the run has not come that far; go on with"
+    assert capsys.readouterr().err == f"{expected} --resume\n"
+
+
+def test_a_prior_without_a_checkpoint_has_not_come_so_far(copy: Path, capsys) -> None:
+    for path in ("checkpoints", "level0"):
+        shutil.rmtree(copy / "p" / path)
+    for command in (["sample", "runs/p"], ["evaluate", "runs/x", "--prior", "runs/p"]):
+        assert main(command) == 2
+        assert "runs/p/checkpoints/best.ckpt does not exist: the run has not come that far" in (
+            capsys.readouterr().err
+        )
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "read-only", "/proc/x"])
+def test_where_no_run_can_be_written_is_named(tmp_path: Path, capsys, monkeypatch, place: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "read-only").mkdir()
+    access = os.access  # the tests may run as a user who may write anywhere
+    denied = tmp_path / "read-only"
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != denied and access(path, mode))
+    runs = tmp_path / place
+    assert main(["train", "--runs", str(runs), "--name", "r", *ONE_STEP]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"error: runs is {runs}, where {runs / 'r'} cannot be ")
+    assert said.err.endswith("; give another folder (--runs)\n")
+    assert said.err.count("\n") == 1
+    assert said.out == "" or place == "/proc/x", "before the data are loaded, where that can be told"
+    assert not (denied / "r").exists()

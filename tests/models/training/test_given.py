@@ -213,6 +213,12 @@ def test_a_prior_and_codes_of_ones_own(tmp_path: Path) -> None:
         train_prior(PriorConfig(name="x", **loop), codes, prior=torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="prior is of 2 levels; accepted: one for each of 1"):
         train_prior(PriorConfig(name="x", **loop), codes, prior=[own, own])
+    few = Own(8, 8, shape=(4, 4), layers=1, heads=2)
+    # An earlier run stays until the codes are known to fit.
+    before = (tmp_path / "array" / "level0" / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="level0 of codes holds values up to 15; accepted: 0 to 7, those of"):
+        train_prior(PriorConfig(name="array", **loop), codes, prior=few, overwrite=True)
+    assert (tmp_path / "array" / "level0" / "model.safetensors").read_bytes() == before
     with pytest.raises(ValueError, match=r"level0 of codes is torch.float64 of shape"):
         train_prior(PriorConfig(name="x", **loop), codes + 0.5)
 

@@ -109,3 +109,57 @@ def test_a_sweep_goes_on_and_leaves_one_table_and_one_figure(tmp_path: Path, mon
     ):
         assert main(["compare", *bad]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_case_that_diverges_leaves_the_others_and_a_table(tmp_path: Path, capsys) -> None:
+    command = ["sweep", "--runs", str(tmp_path), "--name", "dv", *QUICK, "--grid"]
+    assert main([*command, "lr=1e20,1e-3"]) == 2
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    assert "error: 1 of 2 cases diverged: lr1e+20; take a lower learning rate for them (lr)" in said.err
+    assert "lr1e+20 diverged: the training loss became infinite or not a number in step" in said.out
+    rows = table(tmp_path / "dv" / "sweep.csv")
+    assert [(row["run"], row["lr"], row["state"]) for row in rows] == [
+        *(("lr0.001", "0.001", "trained"), ("lr1e+20", "1e+20", "diverged"))
+    ]
+    assert float(rows[0]["mse"]) > 0
+    assert rows[1]["mse"] == ""
+    assert (tmp_path / "dv" / "sweep.md").read_text() in said.out
+    assert (tmp_path / "dv" / "sweep.png").is_file()
+    assert main([*command, "lr=1e20,1e25"]) == 2  # none is left
+    assert "2 of 2 cases diverged: lr1e+20, lr1e+25" in capsys.readouterr().err
+    assert [row["state"] for row in table(tmp_path / "dv" / "sweep.csv")] == ["diverged"] * 2
+    assert not (tmp_path / "dv" / "sweep.png").exists()
+
+
+def test_other_errors_stop_a_sweep(tmp_path: Path, capsys, monkeypatch) -> None:
+    def train(config, data, **how):
+        raise OSError(28, "No space left on device", "x")
+
+    monkeypatch.setattr(autoencoder, "train", train)
+    assert main(["sweep", "--runs", str(tmp_path), *QUICK, "--grid", "lr=1e-2,1e-3"]) == 2
+    assert capsys.readouterr().err == "error: x: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--grid", "beta=1,2", "--by", "foo"], "by is 'foo'; accepted: mse, "),
+        (["--grid", "beta=1,2", "--by", "rfid"], "by is 'rfid'; accepted: mse, "),
+        (
+            ["--grid", "downscale=2,16"],
+            "case downscale16: the size of digits is 8x8; accepted: a multiple of 16",
+        ),
+        (["--grid", "init_weights=torch,sonnet", "--init", "nowhere"], "nowhere"),
+        (["--grid", "precision=32-true,16-mixed"], "precision is '16-mixed', which needs a GPU"),
+        (["--grid", "mirror=false,true", "--case", "limit=32"], "case limit32 sets limit, but all runs of a"),
+    ],
+)
+def test_a_sweep_is_checked_before_anything_is_written(
+    tmp_path: Path, capsys, flags: list[str], message: str
+) -> None:
+    assert main(["sweep", "--runs", str(tmp_path / "runs"), *QUICK, *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "runs").exists()
