@@ -26,6 +26,7 @@ from models.runs.config import PriorConfig
 from models.runs.device import find_device
 from models.runs.export import usable_levels
 from models.runs.history import curves_of, read_history
+from models.runs.priors import check_codes_of
 from models.runs.reproducible import seed_run
 from models.runs.start import started_run
 from models.training.loop import (
@@ -66,6 +67,7 @@ def train_prior(
     config = _with_given(PriorConfig() if config is None else config, store, given)
     resume = check_start(config, resume, overwrite)
     store = CodeStore(config.codes) if store is None else store
+    check_codes_of(store)
     levels = trained_levels(config, store.description)
     if given and len(given) != len(levels):
         raise ValueError(f"prior is of {len(given)} levels; accepted: one for each of {len(levels)}")
@@ -88,6 +90,7 @@ def plan_prior(config: PriorConfig, store: CodeStore | None = None) -> Plan:
     """
     check_start(config, False, True)
     codes = CodeStore(config.codes) if store is None else store
+    check_codes_of(codes)
 
     def run(few: PriorConfig, timer: StepTimer) -> PriorModule:
         return _train(few, codes, False, False, [], [timer])[1]

@@ -102,6 +102,28 @@ def test_codes_of_a_replaced_model_are_not_taken_for_the_new_one(copy: Path, cap
     assert "was trained on codes with weights" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("how", ["train", "resume", "dry-run"])
+def test_codes_of_earlier_weights_train_no_prior(copy: Path, capsys, how: str) -> None:
+    """Which `sample` would refuse to decode."""
+    assert main(["train", "--name", "x", "--resume", "--steps", "2"]) == 0
+    before = files(copy)
+    capsys.readouterr()
+    command = ["train-prior", "--name", "new", "--codes", "runs/x/codes", *PRIOR]
+    changed = {"train": [], "resume": ["--name", "p", "--resume", "--steps", "2"], "dry-run": ["--dry-run"]}
+    assert main([*command, *changed[how]]) == 2
+    error = capsys.readouterr().err
+    assert error == (
+        "error: the weights in runs/x/model have changed since the codes in runs/x/codes were made; "
+        "encode again (--overwrite) and train the prior on the new codes\n"
+    )
+    assert files(copy) == before
+
+
+def test_codes_of_a_model_that_lies_elsewhere_train_a_prior(copy: Path) -> None:
+    (copy / "x" / "model").rename(copy / "moved")
+    assert main(["train-prior", "--name", "new", "--codes", "runs/x/codes", *PRIOR]) == 0
+
+
 @pytest.mark.parametrize("gone", ["checkpoints"])
 def test_a_trained_run_without_its_checkpoint_does_not_start_over(copy: Path, capsys, gone: str) -> None:
     for name in gone.split():
