@@ -217,8 +217,8 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
     for key in weights:
         if key in state and state[key].is_floating_point() and not state[key].isfinite().all():
             raise ValueError(
-                f"{source} is damaged: its weights hold NaN or infinity, the first in {key}; write it again "
-                f"(export), or train again (--overwrite)"
+                f"{source} is damaged: its weights hold NaN or infinity, the first in {key}; accepted: "
+                f"finite ones, as of an earlier copy or of another training"
             )
     try:
         model.load_state_dict(dict(state))
