@@ -26,6 +26,7 @@ from models.runs.config import PriorConfig
 from models.runs.device import find_device
 from models.runs.export import usable_levels
 from models.runs.history import curves_of, read_history
+from models.runs.open import load_pretrained
 from models.runs.priors import check_codes_of
 from models.runs.reproducible import seed_run
 from models.runs.start import started_run
@@ -33,6 +34,7 @@ from models.training.loop import (
     check_start,
     fit,
     load_best,
+    nothing_left,
     training_loader,
     trains_on_cpu,
 )
@@ -76,6 +78,10 @@ def train_prior(
         prior_levels_above(config.above, levels[0])
     if resume:
         _check_codes(config, store.description)
+        folders = [config.layout.level(level) for level in levels]
+        if nothing_left(config, folders):
+            trained: list[Any] = [load_pretrained(folder) for folder in folders]
+            return trained
     if processes().rank == 0:
         sample = store.train.batch(some_rows(len(store.train), SAMPLE))
         items = kind_of_settings(store.description.settings).items

@@ -102,6 +102,54 @@ def test_codes_of_a_replaced_model_are_not_taken_for_the_new_one(copy: Path, cap
     assert "was trained on codes with weights" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("limits", "done"),
+    [
+        ("--epochs 2 --steps 5", "3 epochs are done already"),
+        ("--steps 2", "3 steps are done already"),
+        ("--epochs 9 --steps 1 --lr 0.0003", "3 steps are done already"),
+    ],
+)
+def test_a_lower_limit_than_was_done_changes_nothing(copy: Path, capsys, limits: str, done: str) -> None:
+    """The settings of the run say what it was trained with."""
+    more = ["--steps=none", "--epochs=3"] if "steps" not in done else ["--steps=3"]
+    assert main(["train", "--name", "x", "--resume", *more]) == 0
+    before = files(copy)
+    capsys.readouterr()
+    assert main(["train", "--name", "x", "--resume", *limits.split()]) == 0
+    assert f"{done} in runs/x, more than asked for: nothing is trained or changed" in capsys.readouterr().out
+    assert files(copy) == before
+    shutil.rmtree(copy / "x" / "model")
+    before = files(copy)
+    assert main(["train", "--name", "x", "--resume", *limits.split()]) == 2
+    assert f"{done} in runs/x, more than asked for, and the run is not finished" in capsys.readouterr().err
+    assert files(copy) == before
+
+
+def test_a_lower_limit_of_a_prior_changes_nothing(copy: Path, capsys) -> None:
+    resume = ["train-prior", "--name", "p", "--resume"]
+    assert main([*resume, "--steps", "2"]) == 0
+    before = files(copy)
+    capsys.readouterr()
+    assert main([*resume, "--steps", "1"]) == 0
+    assert "2 steps are done already in runs/p" in capsys.readouterr().out
+    assert files(copy) == before
+
+
+def test_a_time_limit_that_has_passed_changes_nothing(copy: Path, capsys) -> None:
+    resume = ["train", "--name", "x", "--resume", "--steps", "3", "--minutes"]
+    assert main([*resume, "9"]) == 0
+    last = copy / "x" / "checkpoints" / "last.ckpt"
+    state = torch.load(last, weights_only=True)
+    state["callbacks"]["TimeLimit"]["seconds"] = 90.0
+    torch.save(state, last)
+    before = files(copy)
+    capsys.readouterr()
+    assert main([*resume, "1"]) == 0
+    assert "1.5 minutes are done already" in capsys.readouterr().out
+    assert files(copy) == before
+
+
 @pytest.mark.parametrize("how", ["train", "resume", "dry-run"])
 def test_codes_of_earlier_weights_train_no_prior(copy: Path, capsys, how: str) -> None:
     """Which `sample` would refuse to decode."""
