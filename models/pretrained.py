@@ -194,9 +194,10 @@ def weights_hash(directory: str | Path) -> str:
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """``model.load_state_dict`` with all keys and shapes checked first, so nothing is half loaded.
+    """``model.load_state_dict`` with all keys, shapes and values checked first, so nothing is half loaded.
 
-    Raises ValueError listing the missing, unknown and mismatching keys with their shapes.
+    Raises ValueError listing the missing, unknown and mismatching keys with their shapes, or naming a weight
+    that is not finite. What a model of your own keeps in buffers may be infinite, as masks are.
     """
     built = model.state_dict()
     problems = [
@@ -212,6 +213,13 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
     ]
     if problems:
         raise ValueError(f"{source} does not fit {type(model).__name__}: " + "; ".join(sorted(problems)))
+    weights = state if _is_ours(type(model)) else dict(model.named_parameters())
+    for key in weights:
+        if key in state and state[key].is_floating_point() and not state[key].isfinite().all():
+            raise ValueError(
+                f"{source} is damaged: its weights hold NaN or infinity, the first in {key}; accepted: "
+                f"finite ones, as of an earlier copy or of another training"
+            )
     try:
         model.load_state_dict(dict(state))
     except RuntimeError as error:  # a value that a module refuses, such as an infinite code

@@ -14,6 +14,7 @@ from models.files import read_object
 from models.runs.history import read_history
 from models.runs.layout import RunLayout
 from models.runs.machine import read_attempts
+from models.runs.measured import read_figures
 from models.settings import format_value, read_yaml
 
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".gif": "image/gif"}
@@ -84,8 +85,9 @@ def run_section(layout: RunLayout) -> Section:
         for name, (_, values) in history.items()
         if name.startswith("validation/") and values
     }
-    measured = {split: _measured(layout.evaluation(split)) for split in ("test", "validation", "train")}
-    figures = {f"{split} split": values for split, values in measured.items() if values}
+    measured = {split: read_figures(layout, split) for split in ("test", "validation", "train")}
+    figures = {f"{split} split": values for split, (values, _) in measured.items() if values}
+    section.warnings = [reason for _, reason in measured.values() if reason]
     figures["validation split, last of training"] = logged
     codes = next(iter(figures.items()))
     used = {name: value for name, value in codes[1].items() if name.startswith(_CODES)}
@@ -96,7 +98,7 @@ def run_section(layout: RunLayout) -> Section:
         section.tables.append(_attempts(read_attempts(layout.machine)))
     if layout.warnings.is_file():
         lines = layout.warnings.read_text(encoding="utf-8").splitlines()
-        section.warnings = [line.partition(": ")[2] for line in lines]
+        section.warnings += [line.partition(": ")[2] for line in lines]
     latest = list(layout.epoch_pictures.values())[-1:]
     others = sorted(
         file for place in ("samples", "reconstruct-*") for file in layout.folder.glob(f"{place}/**/*")
@@ -115,12 +117,6 @@ def read_table(file: Path) -> Table:
         lines = markdown.read_text(encoding="utf-8").splitlines()
         caption = " ".join(line for line in lines if not line.startswith("|")).strip()
     return Table(file.stem, columns, [[_cell(cell) for cell in row] for row in rows], caption)
-
-
-def _measured(file: Path) -> dict[str, float]:
-    """The figures that `evaluate` wrote; none where it did not."""
-    values: Mapping[str, Any] = read_object(file, "evaluate again") if file.is_file() else {}
-    return {name: value for name, value in values.items() if isinstance(value, float)}
 
 
 def _columns(title: str, figures: Mapping[str, Mapping[str, float]], caption: str = "") -> Table:

@@ -9,7 +9,7 @@ from typing import Any
 from models.autoencoders.base import Autoencoder
 from models.codes.description import CodeDescription
 from models.data import load_data
-from models.pretrained import CONFIG_FILE, WEIGHTS_FILE, Pretrained, load_weights
+from models.pretrained import CONFIG_FILE, WEIGHTS_FILE, Pretrained, load_weights, weights_hash
 from models.priors.base import AutoregressivePrior
 from models.runs.build import build_model, build_priors, trained_levels
 from models.runs.config import PriorConfig, TrainConfig
@@ -43,24 +43,25 @@ def checkpoint_models(folder: str | Path, checkpoint: str = "best") -> list[Pret
     return models
 
 
-def usable_model(folder: str | Path) -> Path:
+def usable_model(folder: str | Path, *, write: bool = True) -> Path:
     """The folder to load a model from, given that of its run or itself.
 
-    An unfinished run has none: its best checkpoint is then written as one, into ``checkpoints/best``. What
-    does not exist is returned as it is. FileNotFoundError for a run that has no checkpoint yet.
+    An unfinished run has none: its best checkpoint is then written as one, into ``checkpoints/best``, unless
+    ``write`` is false. What does not exist is returned as it is. FileNotFoundError, if it is to be written, for
+    a run that has no checkpoint yet.
     """
     layout = RunLayout(Path(folder))
     has_weights = any((place / WEIGHTS_FILE).is_file() for place in (layout.model, layout.folder))
-    if layout.config.is_file() and not has_weights and not layout.best.is_file():
+    if write and layout.config.is_file() and not has_weights and not layout.best.is_file():
         raise FileNotFoundError(_not_so_far(layout.best))
     if (layout.model / WEIGHTS_FILE).is_file():
         return layout.model
     if (layout.folder / WEIGHTS_FILE).is_file() or not (layout.best.is_file() and layout.config.is_file()):
         return layout.folder if not layout.model.is_dir() else layout.model
-    return _export_best(layout, [layout.best_models])[0]
+    return _export_best(layout, [layout.best_models], write)[0]
 
 
-def usable_levels(folder: str | Path) -> list[Path]:
+def usable_levels(folder: str | Path, *, write: bool = True) -> list[Path]:
     """The folders of the priors of a `train-prior` run, top level first, as :func:`usable_model` has it."""
     layout = RunLayout(Path(folder))
     if not (layout.best.is_file() and layout.config.is_file() and layout.description.is_file()):
@@ -69,7 +70,23 @@ def usable_levels(folder: str | Path) -> list[Path]:
     if all((layout.level(number) / WEIGHTS_FILE).is_file() for number in trained):
         return layout.levels
     above = [level for level in layout.levels if level not in map(layout.level, trained)]
-    return above + _export_best(layout, [layout.best_models / f"level{number}" for number in trained])
+    return above + _export_best(layout, [layout.best_models / f"level{number}" for number in trained], write)
+
+
+def hashes_now(run: str | Path) -> list[str]:
+    """Hashes of the weights that `evaluate` and `sample` would take of a run, top level first.
+
+    Writes nothing: those of a checkpoint that is not a model yet, or has changed since, are missing.
+    """
+    layout = RunLayout(Path(run))
+    is_prior = layout.description.is_file()
+    folders = usable_levels(run, write=False) if is_prior else [usable_model(run, write=False)]
+    return [
+        weights_hash(folder)
+        for folder in folders
+        if (folder / WEIGHTS_FILE).is_file()
+        and (layout.checkpoints not in folder.parents or _is_exported(layout, folder))
+    ]
 
 
 def say_if_unfinished(model: Path) -> None:
@@ -84,14 +101,18 @@ def _not_so_far(checkpoint: Path) -> str:
     return f"{checkpoint} does not exist: the run has not come that far; go on with --resume"
 
 
-def _export_best(layout: RunLayout, targets: list[Path]) -> list[Path]:
+def _export_best(layout: RunLayout, targets: list[Path], write: bool) -> list[Path]:
     """Write the models of the best checkpoint into ``targets``, unless they are there already."""
-    best = layout.best.stat().st_mtime_ns
-    weights = [target / WEIGHTS_FILE for target in targets]
-    if not all(file.is_file() and file.stat().st_mtime_ns >= best for file in weights):
+    if write and not all(_is_exported(layout, target) for target in targets):
         for model, target in zip(checkpoint_models(layout.folder), targets, strict=True):
             model.save_pretrained(target)
     return targets
+
+
+def _is_exported(layout: RunLayout, target: Path) -> bool:
+    """Whether ``target`` holds the model of the best checkpoint."""
+    file = target / WEIGHTS_FILE
+    return file.is_file() and file.stat().st_mtime_ns >= layout.best.stat().st_mtime_ns
 
 
 def _untrained(layout: RunLayout) -> list[Pretrained]:

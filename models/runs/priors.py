@@ -15,6 +15,7 @@ from models.pretrained import WEIGHTS_FILE, weights_hash
 from models.runs.export import usable_model
 
 if TYPE_CHECKING:
+    from models.codes.store import CodeStore
     from models.data import ImageData
     from models.priors.base import AutoregressivePrior
 
@@ -39,6 +40,22 @@ def check_prior_of(prior: str | Path, model: str | Path) -> None:
         f"the prior in {prior} was trained on codes of {description.model}, not of {model}; give that "
         "model, or encode with this one and train a prior on its codes"
     )
+
+
+def check_codes_of(codes: CodeStore) -> None:
+    """ValueError where the model that ``codes`` were made with is where they say, with other weights by now.
+
+    Codes that do not say, and those of a model that lies elsewhere now, are taken as they are.
+    """
+    description = codes.description
+    folder = Path(description.model)
+    if not (description.model and description.weights and (folder / WEIGHTS_FILE).is_file()):
+        return
+    if description.weights != weights_hash(folder):
+        raise ValueError(
+            f"the weights in {folder} have changed since the codes in {codes.folder} were made; encode "
+            f"again (--overwrite) and train the prior on the new codes"
+        )
 
 
 def check_classes(

@@ -104,6 +104,40 @@ def _check_writable(config: LoopConfig) -> None:
     )
 
 
+def already_done(config: LoopConfig) -> str:
+    """``3 epochs are done already``, where these settings would end the run to go on with before that.
+
+    Empty where they do not ask for less than the run's own, or leave something to do.
+    """
+    layout = config.layout
+    if not layout.config.is_file():
+        return ""
+    earlier = type(config).of_run(layout.config)
+    less = [name for name in ("epochs", "steps", "minutes") if _is_less(config, earlier, name)]
+    for path in (layout.last, layout.best) if less else ():
+        try:
+            state = read_checkpoint(path)
+        except ValueError:  # started_run says so
+            continue
+        seconds = state["callbacks"].get("TimeLimit", {}).get("seconds", 0.0)
+        done = {"epochs": state["epoch"], "steps": state["global_step"], "minutes": round(seconds / 60, 2)}
+        for name in less:
+            if done[name] > getattr(config, name):
+                return (
+                    f"{done[name]} {name} are done already"
+                    if done[name] != 1
+                    else f"1 {name[:-1]} is done already"
+                )
+        return ""
+    return ""
+
+
+def _is_less(config: LoopConfig, earlier: LoopConfig, name: str) -> bool:
+    """Whether the limit ``name`` of ``config`` is lower than that of ``earlier``; None is none."""
+    now, before = getattr(config, name), getattr(earlier, name)
+    return now is not None and (before is None or now < before)
+
+
 @contextmanager
 def started_run(
     config: LoopConfig, model: nn.Module, resume: bool, overwrite: bool, rank: int

@@ -19,7 +19,7 @@ from models.runs.build import build_model
 from models.runs.config import TrainConfig
 from models.runs.data import data_of_run, store_data
 from models.runs.history import curves_of, read_history
-from models.runs.open import start_from
+from models.runs.open import load_pretrained, start_from
 from models.runs.reproducible import seed_run
 from models.runs.start import started_run
 from models.training.callbacks import ReconstructionPictures
@@ -27,6 +27,7 @@ from models.training.loop import (
     check_start,
     fit,
     load_best,
+    nothing_left,
     training_loader,
 )
 from models.training.memory_format import weights_contiguous_
@@ -55,11 +56,15 @@ def train(
     ``RUNS/NAME`` then holds ``config.yaml``, ``model/`` (for ``from_pretrained``), ``checkpoints/`` (best
     and last), ``logs/`` (CSV), ``tensorboard/``, ``reconstructions/`` and ``curves.png``. With ``resume``
     the run goes on from its last checkpoint as if it had not been interrupted; with ``resume="auto"`` it does
-    where there is one. Raises DataError or ValueError before training starts, and TrainingStopped, a
-    KeyboardInterrupt, when SIGINT, SIGTERM or SIGUSR1 has ended it after a step, which is then saved.
+    where there is one. Where the run has done more than ``config`` asks for, nothing changes. Raises DataError
+    or ValueError before training starts, and TrainingStopped, a KeyboardInterrupt, when SIGINT, SIGTERM or
+    SIGUSR1 has ended it after a step, which is then saved.
     """
     config = _with_given(TrainConfig() if config is None else config, data, model)
     resume = check_start(config, resume, overwrite)
+    if resume and nothing_left(config, [config.layout.model]):
+        trained: Any = load_pretrained(config.layout.model)
+        return trained
     images = _load(config, data)
     if resume and processes()[0] == 0:
         images = data_of_run(config.layout, images, config, config)

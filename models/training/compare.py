@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from models.evaluation.metrics import is_better_higher
 from models.evaluation.pictures import save_curves
 from models.evaluation.tables import Row, write_table
-from models.files import read_object
 from models.runs.config import LoopConfig, PriorConfig, TrainConfig
 from models.runs.history import Series, read_history
 from models.runs.layout import RunLayout
+from models.runs.measured import read_figures
 from models.settings import format_value, read_yaml
 
 
@@ -20,8 +19,8 @@ def compare(runs: Sequence[str | Path], folder: str | Path) -> list[str]:
     """Write ``settings`` and ``figures`` (each .md and .csv) and ``curves.png`` into ``folder``; their texts.
 
     runs: folders of at least two runs of `train`, or of `train-prior`. Figures are those of the test split
-    where `evaluate` has written them, and the best that was logged in validation. Raises FileNotFoundError or
-    ValueError.
+    where `evaluate` has written them of the weights that the run has now, and the best that was logged in
+    validation. Raises FileNotFoundError or ValueError.
     """
     if len(runs) < 2:
         raise ValueError(f"runs is of {len(runs)} folders; accepted: at least 2")
@@ -35,15 +34,21 @@ def compare(runs: Sequence[str | Path], folder: str | Path) -> list[str]:
         if len(set(values.values())) > 1 and name not in ("name", "runs"):
             differing.append({"setting": name} | values)
     texts = [write_table(target, "settings", differing or [{"setting": "none differs"}])]
-    reached = {label: _figures(layout, histories[label]) for label, layout in layouts.items()}
+    measured = {label: read_figures(layout, "test") for label, layout in layouts.items()}
+    reached = {label: _figures(measured[label][0], histories[label]) for label in layouts}
+    outdated = "\n".join(reason for _, reason in measured.values() if reason)
     names = dict.fromkeys(name for figures in reached.values() for name in figures)
     rows: list[Row] = [
         {"figure": name} | {label: figures.get(name, "") for label, figures in reached.items()}
         for name in names
     ]
     if rows:
-        texts.append(write_table(target, "figures", rows))
-        save_curves(target / "curves.png", _panels(histories), caption="validation")
+        texts.append(write_table(target, "figures", rows, outdated))
+        panels = _panels(histories)
+        if panels:
+            save_curves(target / "curves.png", panels, caption="validation")
+    elif outdated:
+        texts.append(outdated)
     return texts
 
 
@@ -65,12 +70,9 @@ def _settings(layout: RunLayout) -> LoopConfig:
     return kind.of_run(layout.config)
 
 
-def _figures(layout: RunLayout, history: Mapping[str, Series]) -> dict[str, float]:
+def _figures(measured: Mapping[str, float], history: Mapping[str, Series]) -> dict[str, float]:
     """What `evaluate` measured on the test split, and the best value of each quantity in validation."""
-    figures: dict[str, float] = {}
-    if layout.evaluation("test").is_file():
-        measured: dict[str, Any] = read_object(layout.evaluation("test"), "evaluate again")
-        figures |= {f"test {name}": v for name, v in measured.items() if isinstance(v, float)}
+    figures = {f"test {name}": value for name, value in measured.items()}
     for name, (_, values) in sorted(history.items()):
         split, _, quantity = name.partition("/")
         if split == "validation" and values:

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -24,7 +25,7 @@ from models.runs.config import LoopConfig
 from models.runs.device import check_compiler, find_gpu, has_bfloat16
 from models.runs.machine import recorded
 from models.runs.reproducible import deterministic_algorithms
-from models.runs.start import check_folder, read_checkpoint
+from models.runs.start import already_done, check_folder, read_checkpoint
 from models.settings import format_value
 from models.training.callbacks import RunBar
 from models.training.checkpoints import (
@@ -71,6 +72,24 @@ def check_start(config: LoopConfig, resume: bool | str, overwrite: bool) -> bool
         if config.progress and config.precision == "32-true" and trains_on_cpu(config):
             _propose_bfloat16()
     return goes_on
+
+
+def nothing_left(config: LoopConfig, models: Sequence[Path]) -> bool:
+    """Whether the run to go on with has done more than ``config`` asks for, which is said; changes nothing.
+
+    models: folders of what it trains. ValueError if it has done more, but has not written those.
+    """
+    done = already_done(config)
+    if not done:
+        return False
+    if not config.layout.is_finished(models):
+        raise ValueError(
+            f"{done} in {config.folder}, more than asked for, and the run is not finished; go on without a "
+            f"lower limit, or write the model of its best checkpoint (export)"
+        )
+    if processes().rank == 0:
+        print(f"{done} in {config.folder}, more than asked for: nothing is trained or changed", flush=True)
+    return True
 
 
 def trains_on_cpu(config: LoopConfig) -> bool:

@@ -26,12 +26,15 @@ from models.runs.config import PriorConfig
 from models.runs.device import find_device
 from models.runs.export import usable_levels
 from models.runs.history import curves_of, read_history
+from models.runs.open import load_pretrained
+from models.runs.priors import check_codes_of
 from models.runs.reproducible import seed_run
 from models.runs.start import started_run
 from models.training.loop import (
     check_start,
     fit,
     load_best,
+    nothing_left,
     training_loader,
     trains_on_cpu,
 )
@@ -66,6 +69,7 @@ def train_prior(
     config = _with_given(PriorConfig() if config is None else config, store, given)
     resume = check_start(config, resume, overwrite)
     store = CodeStore(config.codes) if store is None else store
+    check_codes_of(store)
     store.check_values()  # before an earlier run is removed
     levels = trained_levels(config, store.description)
     if given and len(given) != len(levels):
@@ -81,6 +85,10 @@ def train_prior(
         prior_levels_above(config.above, levels[0])
     if resume:
         _check_codes(config, store.description)
+        folders = [config.layout.level(level) for level in levels]
+        if nothing_left(config, folders):
+            trained: list[Any] = [load_pretrained(folder) for folder in folders]
+            return trained
     if processes().rank == 0:
         sample = store.train.batch(some_rows(len(store.train), SAMPLE))
         items = kind_of_settings(store.description.settings).items
@@ -95,6 +103,7 @@ def plan_prior(config: PriorConfig, store: CodeStore | None = None) -> Plan:
     """
     check_start(config, False, True)
     codes = CodeStore(config.codes) if store is None else store
+    check_codes_of(codes)
     codes.check_values()
 
     def run(few: PriorConfig, timer: StepTimer) -> PriorModule:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 import models
-from models import VQVAE, load_pretrained
+from models import VQVAE, TransformerPrior, load_pretrained
 
 
 @pytest.mark.parametrize(
@@ -64,6 +65,34 @@ def test_files_of_a_model_have_the_permissions_of_others_and_are_never_half_writ
         model.save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == set(modes)
     assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+class Masked(VQVAE):
+    """A model of one's own with a buffer that is meant to be infinite."""
+
+    def __init__(self) -> None:
+        super().__init__(1, downscale=2, hidden=8, embedding_dim=4, codebook_size=8)
+        self.config = {}
+        self.register_buffer("mask", torch.full((2,), -torch.inf))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_loaded(tmp_path: Path, value: float) -> None:
+    """Their figures would be NaN, and a success."""
+    model = VQVAE(1, downscale=2, hidden=8, embedding_dim=4, codebook_size=8)
+    prior = TransformerPrior(8, 8, shape=(2, 2), layers=1, heads=2)
+    for number, damaged in enumerate((model, prior, Masked())):
+        folder = tmp_path / str(number)
+        damaged.save_pretrained(folder)
+        load_pretrained(folder)
+        name, weight = next(iter(damaged.named_parameters()))
+        weight.data.view(-1)[-1] = value
+        damaged.save_pretrained(folder)
+        said = (
+            rf"{number}/model\.safetensors is damaged: its weights hold NaN or infinity, the first in {name};"
+        )
+        with pytest.raises(ValueError, match=said):
+            load_pretrained(folder)
 
 
 def test_every_name_of_the_package_is_what_it_says() -> None:

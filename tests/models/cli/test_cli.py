@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import struct
 import sys
 from pathlib import Path
 
@@ -119,6 +120,22 @@ def test_figures_say_what_they_are_of(tmp_path: Path, capsys) -> None:
     assert main(same) == 0
     assert main(["evaluate", str(run), "--limit", "50", "--out", str(tmp_path / "50.json")]) == 0
     assert json.loads((tmp_path / "50.json").read_text())["of"]["settings"]["limit"] == 50
+
+
+def test_damaged_weights_are_measured_by_no_command(tmp_path: Path, capsys) -> None:
+    run = write_run(tmp_path / "run", limit=60)
+    prior = write_prior(tmp_path / "prior", run)
+    for file in (prior / "level0" / "model.safetensors", run / "model" / "model.safetensors"):
+        file.write_bytes(file.read_bytes()[:-4] + struct.pack("<f", float("nan")))
+        before = sorted(tmp_path.rglob("*"))
+        commands = [["evaluate", run, "--prior", prior], ["sample", prior, "--count", "1"]]
+        if run in file.parents:
+            commands += [["evaluate", run], ["reconstruct", run], ["encode", run, "--out", tmp_path / "new"]]
+        for command in commands:
+            capsys.readouterr()
+            said = fails(capsys, *command)
+            assert "model.safetensors is damaged: its weights hold NaN or infinity" in said
+        assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_outputs_are_checked_before_the_work(run: Path, prior: Path, tmp_path: Path, capsys, monkeypatch):

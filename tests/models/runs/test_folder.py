@@ -126,6 +126,76 @@ def test_codes_of_a_replaced_model_are_not_taken_for_the_new_one(copy: Path, cap
     assert "was trained on codes with weights" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("limits", "done"),
+    [
+        ("--epochs 2 --steps 5", "3 epochs are done already"),
+        ("--steps 2", "3 steps are done already"),
+        ("--epochs 9 --steps 1 --lr 0.0003", "3 steps are done already"),
+    ],
+)
+def test_a_lower_limit_than_was_done_changes_nothing(copy: Path, capsys, limits: str, done: str) -> None:
+    """The settings of the run say what it was trained with."""
+    more = ["--steps=none", "--epochs=3"] if "steps" not in done else ["--steps=3"]
+    assert main(["train", "--name", "x", "--resume", *more]) == 0
+    before = files(copy)
+    capsys.readouterr()
+    assert main(["train", "--name", "x", "--resume", *limits.split()]) == 0
+    assert f"{done} in runs/x, more than asked for: nothing is trained or changed" in capsys.readouterr().out
+    assert files(copy) == before
+    shutil.rmtree(copy / "x" / "model")
+    before = files(copy)
+    assert main(["train", "--name", "x", "--resume", *limits.split()]) == 2
+    assert f"{done} in runs/x, more than asked for, and the run is not finished" in capsys.readouterr().err
+    assert files(copy) == before
+
+
+def test_a_lower_limit_of_a_prior_changes_nothing(copy: Path, capsys) -> None:
+    resume = ["train-prior", "--name", "p", "--resume"]
+    assert main([*resume, "--steps", "2"]) == 0
+    before = files(copy)
+    capsys.readouterr()
+    assert main([*resume, "--steps", "1"]) == 0
+    assert "2 steps are done already in runs/p" in capsys.readouterr().out
+    assert files(copy) == before
+
+
+def test_a_time_limit_that_has_passed_changes_nothing(copy: Path, capsys) -> None:
+    resume = ["train", "--name", "x", "--resume", "--steps", "3", "--minutes"]
+    assert main([*resume, "9"]) == 0
+    last = copy / "x" / "checkpoints" / "last.ckpt"
+    state = torch.load(last, weights_only=True)
+    state["callbacks"]["TimeLimit"]["seconds"] = 90.0
+    torch.save(state, last)
+    before = files(copy)
+    capsys.readouterr()
+    assert main([*resume, "1"]) == 0
+    assert "1.5 minutes are done already" in capsys.readouterr().out
+    assert files(copy) == before
+
+
+@pytest.mark.parametrize("how", ["train", "resume", "dry-run"])
+def test_codes_of_earlier_weights_train_no_prior(copy: Path, capsys, how: str) -> None:
+    """Which `sample` would refuse to decode."""
+    assert main(["train", "--name", "x", "--resume", "--steps", "2"]) == 0
+    before = files(copy)
+    capsys.readouterr()
+    command = ["train-prior", "--name", "new", "--codes", "runs/x/codes", *PRIOR]
+    changed = {"train": [], "resume": ["--name", "p", "--resume", "--steps", "2"], "dry-run": ["--dry-run"]}
+    assert main([*command, *changed[how]]) == 2
+    error = capsys.readouterr().err
+    assert error == (
+        "error: the weights in runs/x/model have changed since the codes in runs/x/codes were made; "
+        "encode again (--overwrite) and train the prior on the new codes\n"
+    )
+    assert files(copy) == before
+
+
+def test_codes_of_a_model_that_lies_elsewhere_train_a_prior(copy: Path) -> None:
+    (copy / "x" / "model").rename(copy / "moved")
+    assert main(["train-prior", "--name", "new", "--codes", "runs/x/codes", *PRIOR]) == 0
+
+
 @pytest.mark.parametrize("gone", ["checkpoints"])
 def test_a_trained_run_without_its_checkpoint_does_not_start_over(copy: Path, capsys, gone: str) -> None:
     for name in gone.split():

@@ -1,0 +1,113 @@
+"""Figures that `evaluate` wrote are shown as a run's as long as the run has the weights they are of."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from run_support import write_prior, write_run
+
+from models.cli import main
+from models.runs.layout import RunLayout
+from models.runs.measured import read_figures
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs ``a``, measured, and ``b``, other weights for ``a``, and a prior ``p`` over the codes of ``a``."""
+    folder = tmp_path_factory.mktemp("runs")
+    run = write_run(folder / "a", limit=60)
+    logs = run / "logs" / "version_0"
+    logs.mkdir(parents=True)
+    (logs / "metrics.csv").write_text("step,validation/loss\n1,0.5\n")
+    write_run(folder / "b", limit=60)
+    write_run(folder / "other", seed=1, limit=60)
+    write_prior(folder / "p", run)
+    assert main(["evaluate", str(run)]) == 0
+    return folder
+
+
+@pytest.fixture
+def runs(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "runs"))
+
+
+def replace_weights(run: Path) -> None:
+    shutil.copytree(run.parent / "other" / "model", run / "model", dirs_exist_ok=True)
+
+
+def shown(runs: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `compare` prints of ``a`` and ``b``, and the page of ``a``."""
+    capsys.readouterr()
+    assert main(["compare", str(runs / "a"), str(runs / "b"), "--out", str(runs / "compare")]) == 0
+    assert main(["report", str(runs / "a")]) == 0
+    return capsys.readouterr().out + (runs / "a" / "report.html").read_text()
+
+
+def test_figures_of_earlier_weights_are_not_shown_as_the_run_s(runs: Path, capsys) -> None:
+    of_before = shown(runs, capsys)
+    assert of_before.count("test mse") == 1
+    assert '<th scope="col">test split</th>' in of_before
+    assert "earlier weights" not in of_before
+    replace_weights(runs / "a")
+    of_now = shown(runs, capsys)
+    assert "test mse" not in of_now
+    assert '<th scope="col">test split</th>' not in of_now
+    said = f"evaluation-test.json is of earlier weights of {runs / 'a'} and not shown; renew it: python -m "
+    said += f"models evaluate {runs / 'a'}"
+    assert of_now.count(said) == 2, "once in the table of both runs, once on the page"
+    both = runs / "both.html"
+    assert main(["report", str(runs / "a"), str(runs / "b"), "--out", str(both)]) == 0
+    assert said in both.read_text()
+    assert main(["evaluate", str(runs / "a")]) == 0
+    again = shown(runs, capsys)
+    assert again.count("test mse") == 1
+    assert "earlier weights" not in again
+
+
+def test_figures_of_earlier_priors_are_not_shown_either(runs: Path) -> None:
+    run, prior = RunLayout(runs / "a"), runs / "p"
+    split = ["--split", "validation", "--prior", str(prior)]
+    assert main(["evaluate", str(run.folder), *split]) == 0
+    assert "bits_codes_prior" in read_figures(run, "validation")[0]
+    level = prior / "level0" / "model.safetensors"
+    level.write_bytes(level.read_bytes()[:-4] + b"\0\0\0\x3f")
+    figures, reason = read_figures(run, "validation")
+    assert not figures
+    assert f"is of earlier weights of {prior} and not shown; renew it" in reason
+    assert reason.endswith(f"evaluate {run.folder} {' '.join(split)}")
+    shutil.rmtree(prior)
+    assert "bits_codes_prior" in read_figures(run, "validation")[0], "priors that are not there say nothing"
+
+
+def test_figures_that_do_not_say_what_they_are_of_are_shown(runs: Path) -> None:
+    run = RunLayout(runs / "b")
+    assert read_figures(run, "test") == ({}, "")
+    for origin in ({}, {"of": {}}, {"of": None}):
+        run.evaluation("test").write_text(json.dumps({"mse": 0.5, "rfid": "no weights"} | origin))
+        assert read_figures(run, "test") == ({"mse": 0.5}, "")
+
+
+def test_the_weights_of_an_unfinished_run_are_those_of_its_best_checkpoint(runs: Path) -> None:
+    """Which reading figures does not write."""
+    run = RunLayout(runs / "a")
+    run.checkpoints.mkdir()
+    run.best.touch()
+    shutil.move(run.model, run.best_models)
+    exported = run.best_models.joinpath("model.safetensors").stat().st_mtime_ns
+    os.utime(run.best, ns=(exported, exported))
+    assert read_figures(run, "test")[0]
+    os.utime(run.best, ns=(exported + 10**9, exported + 10**9))  # a better one has been found since
+    assert not read_figures(run, "test")[0]
+    shutil.rmtree(run.best_models)
+    assert "earlier weights" in read_figures(run, "test")[1]
+    assert not run.best_models.exists()
+
+
+def test_runs_without_logs_are_compared_by_what_was_measured(runs: Path) -> None:
+    shutil.rmtree(runs / "a" / "logs")
+    assert main(["compare", str(runs / "a"), str(runs / "b"), "--out", str(runs / "compare")]) == 0
+    assert "test mse" in (runs / "compare" / "figures.md").read_text()
