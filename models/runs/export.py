@@ -47,8 +47,8 @@ def usable_model(folder: str | Path, *, write: bool = True) -> Path:
     """The folder to load a model from, given that of its run or itself.
 
     An unfinished run has none: its best checkpoint is then written as one, into ``checkpoints/best``, unless
-    ``write`` is false. What does not exist is returned as it is. FileNotFoundError, if it is to be written, for
-    a run that has no checkpoint yet.
+    ``write`` is false. What does not exist is returned as it is. FileNotFoundError, if it is to be written,
+    for a run that has no checkpoint yet.
     """
     layout = RunLayout(Path(folder))
     has_weights = any((place / WEIGHTS_FILE).is_file() for place in (layout.model, layout.folder))
