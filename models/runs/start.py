@@ -25,6 +25,10 @@ _CHECKPOINT_ENTRIES = (
 )
 
 
+class RunInterrupted(KeyboardInterrupt):
+    """A KeyboardInterrupt after the run's settings were written: there is something to go on with."""
+
+
 def start_config(
     kind: type[Config], values: Mapping[str, Any], *, config: str | None = None, resume: bool = False
 ) -> Config:
@@ -131,7 +135,7 @@ def started_run(
     or the number of processes, and where another process has started in the folder. Overwriting removes what
     training wrote, see :meth:`models.runs.layout.RunLayout.outputs`. What other commands made of the earlier
     run stays: its ``codes/``, which `encode` refuses to mix with those of another model, samples and
-    evaluations.
+    evaluations. A KeyboardInterrupt inside becomes a RunInterrupted.
     """
     layout = config.layout
     checkpoint = _checkpoint_to_resume(layout, model) if resume else None
@@ -147,7 +151,12 @@ def started_run(
             for path in layout.outputs(config.command):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         config.save(layout.config)
-        yield checkpoint
+        try:
+            yield checkpoint
+        except KeyboardInterrupt as interruption:
+            if type(interruption) is not KeyboardInterrupt:  # TrainingStopped says more
+                raise
+            raise RunInterrupted from interruption
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
