@@ -16,6 +16,7 @@ from torch import nn
 from models.files import only_writer
 from models.runs.config import LoopConfig, PriorConfig
 from models.runs.layout import RunLayout
+from models.runs.rules import enclosing_run
 from models.settings import check_applies, choices_of, read_yaml
 
 Config = TypeVar("Config", bound=LoopConfig)
@@ -69,6 +70,12 @@ def check_folder(config: LoopConfig, resume: bool, overwrite: bool) -> None:
                 f"codes is {config.codes}, which lies in the prior's own folder {folder}; choose another "
                 f"name (--name)"
             )
+    outer = None if resume else enclosing_run(folder.resolve().parent)
+    if outer is not None:
+        raise ValueError(
+            f"name is {config.name}, whose folder {folder} would lie in the run {outer}; choose another name "
+            f"(--name)"
+        )
     if not stored.is_file():
         if resume:
             raise ValueError(f"{folder} holds no run to go on with; leave --resume out to start it")
