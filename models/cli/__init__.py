@@ -25,6 +25,7 @@ from models.cli import (
 )
 from models.pretrained import importing
 from models.runs.reproducible import warm_up_elementwise
+from models.runs.start import RunInterrupted
 from models.training.signals import TrainingStopped
 
 COMMANDS = (
@@ -68,8 +69,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m models")
     except TrainingStopped as stop:
         print(f"stopped by {stop}, the run is saved{AFTER_INTERRUPTION.get(parsed.run, '')}", file=sys.stderr)
         return 128 + stop.number
-    except KeyboardInterrupt:
-        print(f"interrupted{AFTER_INTERRUPTION.get(parsed.run, '')}", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        # Before a training has its folder there is nothing to go on with.
+        is_early = parsed.run in (train.run, train_prior.run) and not isinstance(stop, RunInterrupted)
+        hint = "" if is_early else AFTER_INTERRUPTION.get(parsed.run, "")
+        print(f"interrupted{hint}", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from models.cli.flags import add_command, add_import_flag
+from models.files import read_object
+from models.pretrained import CONFIG_FILE, WEIGHTS_FILE
 from models.runs.layout import RunLayout
 
 
@@ -49,5 +51,28 @@ def run(arguments: argparse.Namespace) -> None:
         folder = RunLayout(Path(arguments.out)) if arguments.out else layout
         targets = [folder.level(number) for number in range(len(models))]
     for model, target in zip(models, targets, strict=True):
+        _check_target(target, arguments.out, layout, type(model).__name__)
+    for model, target in zip(models, targets, strict=True):
         model.save_pretrained(target)
     print(f"the {arguments.checkpoint} checkpoint of {layout.folder} in {', '.join(map(str, targets))}")
+
+
+def _check_target(target: Path, out: str | None, layout: RunLayout, kind: str) -> None:
+    """ValueError where a model of class ``kind`` in ``target`` would replace something else."""
+    if out is None:
+        return
+    from models.runs.rules import enclosing_run
+
+    accepted = "accepted: a new folder outside other runs, or an earlier export of such a model (--out)"
+    run, own = enclosing_run(target), layout.folder.resolve()
+    if run not in (None, own):
+        raise ValueError(f"out is {out}, which lies in the run {run}; {accepted}")
+    place = target.resolve()
+    if run == own and (place == own or layout.checkpoints.resolve() in (place, *place.parents)):
+        raise ValueError(f"out is {out}, which holds other files of the run; {accepted}")
+    files = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if (target / name).exists()]
+    if not files:
+        return
+    found = read_object(target / CONFIG_FILE, accepted).get("class") if CONFIG_FILE in files else None
+    if found != kind:
+        raise ValueError(f"out is {out}, where {target / files[0]} is not of a {kind}; {accepted}")

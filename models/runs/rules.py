@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from models.settings import format_value
+from models.settings import format_value, read_yaml
 
 # A resumed run may change these. The others decide the model, its data and their order, or come back with
 # the checkpoint, as the learning rate does.
@@ -29,6 +29,21 @@ def check_name(name: str) -> None:
     inside = os.path.normpath(name)
     if not name.strip() or os.path.isabs(inside) or inside.split(os.sep)[0] in (".", ".."):
         raise ValueError(f"name is {name!r}; accepted: the name of a folder inside runs (--name NAME)")
+
+
+def enclosing_run(path: Path) -> Path | None:
+    """The folder of the run that ``path`` is or lies in, if any."""
+    place = path.resolve()
+    for folder in (place, *place.parents):
+        file = folder / "config.yaml"
+        if file.is_file():
+            try:
+                values = read_yaml(file)
+            except (ValueError, OSError):  # of something else
+                continue
+            if set(SELDOM_SET) <= set(values):
+                return folder
+    return None
 
 
 def made_with_other(folder: Path, name: str, stored: Any, current: Any) -> str:

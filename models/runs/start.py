@@ -16,6 +16,7 @@ from torch import nn
 from models.files import only_writer
 from models.runs.config import LoopConfig, PriorConfig
 from models.runs.layout import RunLayout
+from models.runs.rules import enclosing_run
 from models.settings import check_applies, choices_of, read_yaml
 
 Config = TypeVar("Config", bound=LoopConfig)
@@ -23,6 +24,10 @@ Config = TypeVar("Config", bound=LoopConfig)
 _CHECKPOINT_ENTRIES = (
     *("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step", "loader"),
 )
+
+
+class RunInterrupted(KeyboardInterrupt):
+    """A KeyboardInterrupt after the run's settings were written: there is something to go on with."""
 
 
 def start_config(
@@ -66,6 +71,12 @@ def check_folder(config: LoopConfig, resume: bool, overwrite: bool) -> None:
                 f"codes is {config.codes}, which lies in the prior's own folder {folder}; choose another "
                 f"name (--name)"
             )
+    outer = None if resume else enclosing_run(folder.resolve().parent)
+    if outer is not None:
+        raise ValueError(
+            f"name is {config.name}, whose folder {folder} would lie in the run {outer}; choose another name "
+            f"(--name)"
+        )
     if not stored.is_file():
         if resume:
             raise ValueError(f"{folder} holds no run to go on with; leave --resume out to start it")
@@ -149,7 +160,7 @@ def started_run(
     or the number of processes, and where another process has started in the folder. Overwriting removes what
     training wrote, see :meth:`models.runs.layout.RunLayout.outputs`. What other commands made of the earlier
     run stays: its ``codes/``, which `encode` refuses to mix with those of another model, samples and
-    evaluations.
+    evaluations. A KeyboardInterrupt inside becomes a RunInterrupted.
     """
     layout = config.layout
     checkpoint = _checkpoint_to_resume(layout, model) if resume else None
@@ -172,7 +183,12 @@ def started_run(
             for path in layout.outputs(config.command):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         config.save(layout.config)
-        yield checkpoint
+        try:
+            yield checkpoint
+        except KeyboardInterrupt as interruption:
+            if type(interruption) is not KeyboardInterrupt:  # TrainingStopped says more
+                raise
+            raise RunInterrupted from interruption
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -56,9 +56,9 @@ def train(
     ``RUNS/NAME`` then holds ``config.yaml``, ``model/`` (for ``from_pretrained``), ``checkpoints/`` (best
     and last), ``logs/`` (CSV), ``tensorboard/``, ``reconstructions/`` and ``curves.png``. With ``resume``
     the run goes on from its last checkpoint as if it had not been interrupted; with ``resume="auto"`` it does
-    where there is one. Where the run has done more than ``config`` asks for, nothing changes. Raises
-    DataError or ValueError before training starts, and TrainingStopped, a KeyboardInterrupt, when SIGINT,
-    SIGTERM or SIGUSR1 has ended it after a step, which is then saved.
+    where there is one. Where it has done more than ``config`` asks for, nothing changes. Raises DataError
+    or ValueError before training starts, and TrainingStopped, a KeyboardInterrupt, when SIGINT, SIGTERM or
+    SIGUSR1 has ended it after a step, which is then saved.
     """
     config = _with_given(TrainConfig() if config is None else config, data, model)
     resume = check_start(config, resume, overwrite)

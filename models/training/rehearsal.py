@@ -126,7 +126,10 @@ def rehearse(
                 runs=folder, name="rehearsal", steps=count, patience=None, progress=False, requeue=False,
                 checkpoint_every=2**31)  # fmt: skip
             start = _now()
-            module = run(few, timer)
+            try:
+                module = run(few, timer)
+            except KeyboardInterrupt as interruption:  # of which nothing is left to go on with
+                raise KeyboardInterrupt from interruption
             total = _now() - start
             disk = _sizes(few.folder)
         steps = total_steps(config, len(module.loader))

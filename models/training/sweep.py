@@ -158,7 +158,7 @@ def _check_figure(
                 model = check_run(config, data, overwrite=overwrite)
             except ValueError as error:
                 raise ValueError(f"case {config.name}: {error}") from error
-            figures = measures.evaluate(model, first)
+            figures = measures.evaluate(model, first, split=split)
         if not isinstance(figures.get(by), float):
             accepted = ", ".join(name for name, value in figures.items() if isinstance(value, float))
             raise ValueError(f"by is {by!r}; accepted: {accepted}")

@@ -170,7 +170,7 @@ def test_system_errors_name_the_path(tmp_path: Path, capsys, monkeypatch) -> Non
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (["train"], "; go on with --resume"),
+        (["train"], ""),
         (["encode", "run"], "; run the same command again to go on"),
         (["reproduce", "celeba-sweep"], "; run the same command again to go on"),
         (["evaluate", "run"], ""),
@@ -236,6 +236,26 @@ def test_draws_out_of_range_say_what_is_in_it(prior: Path, capsys) -> None:
         ("--top-p", "-1", "top_p is -1; accepted: a number above 0, up to 1"),
     ):
         assert message in fails(capsys, "sample", prior, f"{flag}={value}", "--device", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"), [([], "; go on with --resume"), (["--dry-run"], "")], ids=["run", "dry-run"]
+)
+def test_an_interrupted_training_goes_on_where_it_has_begun(
+    flags: list[str], hint: str, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    command = ["train", "--runs", str(tmp_path), "--limit", "64", "--downscale", "2", "--hidden", "8"]
+    command += ["--steps", "1", "--no-progress"]
+    with monkeypatch.context() as patch:
+        patch.setattr("models.training.autoencoder.fit", interrupted)
+        assert main([*command, *flags]) == 130
+    assert capsys.readouterr().err == f"interrupted{hint}\n"
+    assert bool(list(tmp_path.iterdir())) == bool(hint)
+    if hint:
+        assert main([*command, "--resume"]) == 0
 
 
 def test_a_prior_whose_model_moved_or_changed_says_so(tmp_path: Path, capsys) -> None:

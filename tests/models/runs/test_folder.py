@@ -60,6 +60,12 @@ def files(folder: Path) -> dict[Path, bytes]:
         ("train --name other --overwrite", "other/config.yaml: unknown setting 'port'"),
         ("train --name nameless", "nameless holds model, but no config.yaml says of what run"),
         ("train --name x", "holds an earlier run; go on with it (--resume)"),
+        ("train --name x/model", "name is x/model, whose folder runs/x/model would lie in the run"),
+        ("train --name=new --runs=runs/x", "whose folder runs/x/new would lie in the run"),
+        ("export runs/x --out runs/p/model", "out is runs/p/model, which lies in the run"),
+        ("export runs/x --out runs/x/checkpoints/best", "which holds other files of the run"),
+        ("export runs/p --out runs/x", "out is runs/x, which lies in the run"),
+        ("export runs/x --out taken", "where taken/config.json is not of a VQVAE; accepted: a new folder"),
         ("train --name x --resume --overwrite", "resume and overwrite exclude each other"),
     ],
 )
@@ -68,12 +74,24 @@ def test_what_is_not_this_run_is_refused_and_stays(copy: Path, capsys, command: 
         (copy / name).mkdir()
         (copy / name / "config.yaml").write_text(text)
     (copy / "nameless" / "model").mkdir(parents=True)
-    before = files(copy)
+    shutil.copytree(copy / "p" / "level0", "taken")
+    before = files(Path())
     assert main(command.split()) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert message in error
-    assert files(copy) == before
+    assert files(Path()) == before
+
+
+def test_exports_outside_of_runs_may_be_written_again(copy: Path) -> None:
+    for command in (
+        ["runs/x", "--out", "new"],
+        ["runs/x", "--out", "runs/x/model"],
+        ["runs/p", "--out", "q"],
+    ):
+        assert main(["export", *command]) == 0
+        assert main(["export", *command]) == 0
+    assert files(Path("new")).keys() == {Path("new/config.json"), Path("new/model.safetensors")}
 
 
 @pytest.mark.parametrize("name", ["x", "p"])

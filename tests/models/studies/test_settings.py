@@ -143,7 +143,8 @@ def test_the_sweep_ranks_by_validation_and_trains_its_best_setting_longer(
     tmp_path: Path, monkeypatch
 ) -> None:
     spied = run("celeba-sweep", tmp_path, monkeypatch)
-    assert spied.splits == ["validation", "validation", "test"]
+    first_image, whole = ["validation"] * 2, ["validation"] * 2  # of each case, before all training and after
+    assert spied.splits == [*first_image, *whole, "test"]
     first, second = read_table(tmp_path, "celeba-sweep", "sweep")
     (best,) = read_table(tmp_path, "celeba-sweep", "best")
     assert float(first["mse"]) < float(second["mse"])
