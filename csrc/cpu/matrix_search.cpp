@@ -10,7 +10,6 @@ namespace {
 
 constexpr int64_t kCodeBytes = 512 << 10;  // packed codes of a block
 constexpr int kCandidates = 48;            // of a row, before it is given up
-constexpr int kScoredAtOnce = 8;           // of so many on
 constexpr int kHalfGroup = kMatrixRows / 2;
 
 }  // namespace
@@ -125,7 +124,7 @@ void MatrixSearch::resolve_row(int i) {
   if (near) index = candidates[0];
   if (near < 2 || search_->precision == VQ_FAST) return;
   search_->kernels->load_rows(search_->x, block_.first + i, 1, row_);
-  if (near >= kScoredAtOnce)
+  if (near >= ExactSearch::kListed)
     return exact_->choose_listed(i, row_, Certificate::matrix_length(codebook, norm2_[i]), candidates, near);
   double best = INFINITY, second = INFINITY, score[kCandidates];
   for (int c = 0; c < near; ++c) {

@@ -12,9 +12,6 @@
 namespace vq_cpu {
 namespace {
 
-// Of so many codes that the first score leaves open all are scored in float64 together, rather than one after the other,
-// of which each may rule out some of the rest.
-constexpr int kScoredAtOnce = 8;
 // Rows for which no finer search is prepared, and which do not send the blocks to come to it.
 constexpr int kFewGivenUp = 6;
 // What an open code costs and a group that is looked into, what both do a dimension, and how much a dimension of a code
@@ -259,7 +256,7 @@ void NarrowSearch::resolve_row(int i, int lane, Score likely) {
   double least = likely.low();
   int32_t candidates[kNarrowPitch + 1];
   float upper[kNarrowPitch + 1];
-  Score scores[kNarrowPitch + 1];
+  Score scores[ExactSearch::kListed];
   const int32_t* order = codebook_->codes().order;
   const int n = codebook_->kernels().open_codes(&codebook_->codes(), &tile_, lane, float(least - slack),
                                                 candidates + 1, upper + 1);
@@ -269,7 +266,7 @@ void NarrowSearch::resolve_row(int i, int lane, Score likely) {
   for (int c = 1; c <= n; ++c) opened_groups_ += c == 1 || candidates[c] / group != candidates[c - 1] / group;
   const float* x = row(i);
   candidates[0] = tile_.code[lane];
-  if (n >= kScoredAtOnce) {
+  if (n >= ExactSearch::kListed) {
     for (int c = 0; c <= n; ++c) candidates[c] = order[candidates[c]];
     const double norm = 1.01 * double(norm_[lane]) + (search_->codebook.l2 ? codebook_->centre_norm() : 0.0);
     return exact_->choose_listed(i, x, norm / double(codebook_->centring().scale), candidates, n + 1);
