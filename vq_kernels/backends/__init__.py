@@ -56,10 +56,9 @@ def _load(name: str) -> Backend:
 
 def get_backend(name: str) -> Backend:
     """The backend called ``name``, whether or not it works here."""
-    known = isinstance(name, str)  # what is not may not even be hashable
-    if known and name in _registered:
+    if isinstance(name, str) and name in _registered:  # what is no text may not even be hashable
         return _registered[name]
-    if not known or name not in _MODULES:
+    if not isinstance(name, str) or name not in _MODULES:
         raise ValueError(f"backend is {name!r}; accepted: None or one of {[*_MODULES, *_registered]}")
     return _load(name)
 

@@ -20,14 +20,19 @@ def nearest_code(x: Tensor, codebook: Tensor, metric: str, precision: str) -> Te
     codes = codebook.double()  # [K, D]
     if codes.shape[0] == 0 or rows.shape[0] == 0:
         return indices.fill_(0).view(x.shape[:-1])
-    if torch.float64 not in (x.dtype, codebook.dtype):  # products of other values are in range
-        _search(rows, codes, metric, precision, indices)
-        return indices.view(x.shape[:-1])
+    # Products of other values than float64 are in range.
+    search = _search_any_magnitude if torch.float64 in (x.dtype, codebook.dtype) else _search
+    search(rows, codes, metric, precision, indices)
+    return indices.view(x.shape[:-1])
+
+
+def _search_any_magnitude(rows: Tensor, codes: Tensor, metric: str, precision: str, indices: Tensor) -> None:
+    """:func:`_search` of values that powers of two bring into the range of their products."""
     rows = rows.double()
     if metric == "cosine":  # rows and codes each by a factor of their own
         rows, codes = _in_range(rows, _lengths(rows)), _in_range(codes, _lengths(codes).amax())
         _search(rows, codes, metric, precision, indices)
-        return indices.view(x.shape[:-1])
+        return
     usable = codes[codes.isfinite().all(1)]  # [k, D]
     lengths = _lengths(rows)  # [N]
     if usable.shape[0]:  # a code that overflows where these are in range is farther than the shortest one
@@ -38,7 +43,6 @@ def nearest_code(x: Tensor, codebook: Tensor, metric: str, precision: str) -> Te
         found = indices[of_step]
         _search(_times_steps(rows[of_step], -step), _times_steps(codes, -step), metric, precision, found)
         indices[of_step] = found
-    return indices.view(x.shape[:-1])
 
 
 def _search(rows: Tensor, codes: Tensor, metric: str, precision: str, indices: Tensor) -> None:
