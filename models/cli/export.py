@@ -10,6 +10,7 @@ from models.cli.flags import add_command, add_import_flag
 from models.files import read_object
 from models.pretrained import CONFIG_FILE, WEIGHTS_FILE
 from models.runs.layout import RunLayout
+from models.runs.rules import enclosing_run
 
 
 def add_parser(commands: Any) -> None:
@@ -61,8 +62,6 @@ def _check_target(target: Path, out: str | None, layout: RunLayout, kind: str) -
     """ValueError where a model of class ``kind`` in ``target`` would replace something else."""
     if out is None:
         return
-    from models.runs.rules import enclosing_run
-
     accepted = "accepted: a new folder outside other runs, or an earlier export of such a model (--out)"
     run, own = enclosing_run(target), layout.folder.resolve()
     if run not in (None, own):

@@ -31,7 +31,7 @@ def checkpoint_models(folder: str | Path, checkpoint: str = "best") -> list[Pret
     if not layout.config.is_file():
         raise FileNotFoundError(f"{layout.config} does not exist; give the folder of a run")
     if not file.is_file():
-        raise FileNotFoundError(_not_so_far(file))
+        raise FileNotFoundError(not_so_far(file))
     state = read_checkpoint(file)["state_dict"]
     models = _untrained(layout)
     is_prior = "codes" in read_yaml(layout.config)
@@ -53,7 +53,7 @@ def usable_model(folder: str | Path, *, write: bool = True) -> Path:
     layout = RunLayout(Path(folder))
     has_weights = any((place / WEIGHTS_FILE).is_file() for place in (layout.model, layout.folder))
     if write and layout.config.is_file() and not has_weights and not layout.best.is_file():
-        raise FileNotFoundError(_not_so_far(layout.best))
+        raise FileNotFoundError(not_so_far(layout.best))
     if (layout.model / WEIGHTS_FILE).is_file():
         return layout.model
     if (layout.folder / WEIGHTS_FILE).is_file() or not (layout.best.is_file() and layout.config.is_file()):
@@ -97,7 +97,8 @@ def say_if_unfinished(model: Path) -> None:
             print(f"{run} is not finished: its best checkpoint so far is taken", file=sys.stderr)
 
 
-def _not_so_far(checkpoint: Path) -> str:
+def not_so_far(checkpoint: Path) -> str:
+    """The message of a run that was stopped before this checkpoint."""
     return f"{checkpoint} does not exist: the run has not come that far; go on with --resume"
 
 

@@ -10,7 +10,7 @@ from models.pretrained import Pretrained, load_weights
 from models.runs.config import TrainConfig
 from models.runs.data import data_of_run
 from models.runs.device import find_device
-from models.runs.export import say_if_unfinished, usable_levels, usable_model
+from models.runs.export import not_so_far, say_if_unfinished, usable_levels, usable_model
 from models.runs.layout import RunLayout
 
 if TYPE_CHECKING:
@@ -87,9 +87,7 @@ def prior_levels(folder: str | Path) -> list[Path]:
     levels = usable_levels(folder)
     layout = RunLayout(Path(folder))
     if not levels and layout.config.is_file() and layout.description.is_file():
-        raise FileNotFoundError(
-            f"{layout.best} does not exist: the run has not come that far; go on with --resume"
-        )
+        raise FileNotFoundError(not_so_far(layout.best))
     if not levels:
         raise FileNotFoundError(f"{folder} holds no priors; train them with `python -m models train-prior`")
     names = [level.name for level in levels]

@@ -109,7 +109,11 @@ def _check_writable(config: LoopConfig) -> None:
         reason = f"{ancestor} may not be written to"
     else:
         return
-    raise ValueError(
+    raise _unwritable(config, reason)
+
+
+def _unwritable(config: LoopConfig, reason: str) -> ValueError:
+    return ValueError(
         f"runs is {config.runs}, where {config.folder} cannot be written, as {reason}; give another "
         f"folder (--runs)"
     )
@@ -135,9 +139,9 @@ def already_done(config: LoopConfig) -> str:
         for name in less:
             if done[name] > getattr(config, name):
                 return (
-                    f"{done[name]} {name} are done already"
-                    if done[name] != 1
-                    else f"1 {name[:-1]} is done already"
+                    f"1 {name[:-1]} is done already"
+                    if done[name] == 1
+                    else f"{done[name]} {name} are done already"
                 )
         return ""
     return ""
@@ -170,10 +174,7 @@ def started_run(
     try:
         layout.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(
-            f"runs is {config.runs}, where {layout.folder} cannot be made ({error.strerror}); give another "
-            f"folder (--runs)"
-        ) from error
+        raise _unwritable(config, f"it cannot be made ({error.strerror})") from error
     with only_writer(layout.folder):
         if not resume and not overwrite and layout.config.is_file():  # started since check_folder looked
             raise ValueError(

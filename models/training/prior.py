@@ -68,9 +68,7 @@ def train_prior(
     store = as_code_store(codes, given) if codes is not None else None
     config = _with_given(PriorConfig() if config is None else config, store, given)
     resume = check_start(config, resume, overwrite)
-    store = CodeStore(config.codes) if store is None else store
-    check_codes_of(store)
-    store.check_values()  # before an earlier run is removed
+    store = _checked(CodeStore(config.codes) if store is None else store)  # before an earlier run is removed
     levels = trained_levels(config, store.description)
     if given and len(given) != len(levels):
         raise ValueError(f"prior is of {len(given)} levels; accepted: one for each of {len(levels)}")
@@ -96,15 +94,20 @@ def train_prior(
     return _train(config, store, resume, overwrite, given)[0]
 
 
+def _checked(codes: CodeStore) -> CodeStore:
+    """The codes, of the weights that their model has now and all in range; DataError or ValueError."""
+    check_codes_of(codes)
+    codes.check_values()
+    return codes
+
+
 def plan_prior(config: PriorConfig, store: CodeStore | None = None) -> Plan:
     """What :func:`train_prior` with ``config`` would take, from a few steps that leave nothing behind.
 
     Raises as :func:`train_prior` does before training starts.
     """
     check_start(config, False, True)
-    codes = CodeStore(config.codes) if store is None else store
-    check_codes_of(codes)
-    codes.check_values()
+    codes = _checked(CodeStore(config.codes) if store is None else store)
 
     def run(few: PriorConfig, timer: StepTimer) -> PriorModule:
         return _train(few, codes, False, False, [], [timer])[1]
