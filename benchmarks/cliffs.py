@@ -97,10 +97,16 @@ def half_negated(x: Tensor, e: Tensor, g: torch.Generator) -> tuple[Tensor, Tens
     return x, e
 
 
+def near_copies_in_groups_of(size: int) -> Change:
+    def change(x: Tensor, e: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
+        e = e.repeat_interleave(size, 0)[: len(e)]
+        return x, e * (1 + 2.0**-22 * torch.randint(-2, 3, e.shape, generator=g))
+
+    return change
+
+
 def near_copies(x: Tensor, e: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
-    group = int(_uniform(2, 41, g))
-    e = e.repeat_interleave(group, 0)[: len(e)]
-    return x, e * (1 + 2.0**-22 * torch.randint(-2, 3, e.shape, generator=g))
+    return near_copies_in_groups_of(int(_uniform(2, 41, g)))(x, e, g)
 
 
 def permutations(x: Tensor, e: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -205,7 +211,9 @@ TABLE: dict[str, tuple[Change, ...]] = {
     "values times 1e-30": (tiny,),
     "values times 1e18": (huge,),
     "lengths 1e-2 to 1e2": (lengths,),
-    "near-copies": (near_copies,),
+    "near-copies in groups of 8": (near_copies_in_groups_of(8),),
+    "near-copies in groups of 31": (near_copies_in_groups_of(31),),
+    "near-copies in groups of 37": (near_copies_in_groups_of(37),),
     "two clusters 1e4 apart": (far_clusters,),
     "four clusters": (four_clusters,),
     "half of a collapsed codebook negated": (collapsed, half_negated),

@@ -4,6 +4,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <utility>
+
 namespace vq_cpu {
 namespace {
 
@@ -30,10 +32,12 @@ inline __attribute__((always_inline)) void code_load(T& v, const float* p, int64
 #endif
 }
 
-// GCC 12 converts eight floats in two halves.
+// GCC 12 converts a vector in two halves.
 inline __attribute__((always_inline)) CodeD code_widen(CodeF f) {
-#ifdef VQ_LANES_AVX512
+#if defined(VQ_LANES_AVX512)
   return CodeD(_mm512_cvtps_pd(__m256(f)));
+#elif defined(VQ_LANES_AVX2)
+  return CodeD(_mm256_cvtps_pd(__m128(f)));
 #else
   return __builtin_convertvector(f, CodeD);
 #endif
@@ -73,6 +77,37 @@ inline __attribute__((always_inline)) double code_sum_halves(const CodeD& v) {
     for (int i = 0; i < n; ++i) half[i] += half[i + n];
   return half[0];
 #endif
+}
+
+// The lanes INDEX of a and, counted on from CODE_LANES, of b.
+template <int64_t... INDEX>
+inline __attribute__((always_inline)) CodeD code_pick(const CodeD& a, const CodeD& b) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, INDEX...);
+#else  // GCC has that from version 12 on
+  typedef int64_t Index __attribute__((vector_size(8 * CODE_LANES)));
+  return __builtin_shuffle(a, b, Index{INDEX...});
+#endif
+}
+
+// Lanes [0, H) and [H, 2 H) of a added up, and those of b behind them; the same of every further 2 H lanes.
+template <int H, int64_t... LANE>
+inline __attribute__((always_inline)) CodeD code_fold(const CodeD& a, const CodeD& b,
+                                                      std::integer_sequence<int64_t, LANE...>) {
+  return code_pick<(LANE % (2 * H) < H ? LANE : LANE - H + CODE_LANES)...>(a, b) +
+         code_pick<(LANE % (2 * H) < H ? LANE + H : LANE + CODE_LANES)...>(a, b);
+}
+
+// The sums of as many vectors as one has lanes: of v[i] in lane i. v is overwritten.
+template <int H = CODE_LANES / 2>
+inline __attribute__((always_inline)) CodeD code_sums(CodeD (&v)[CODE_LANES]) {
+  if constexpr (H == 0) {
+    return v[0];
+  } else {
+#pragma GCC unroll 8
+    for (int i = 0; i < H; ++i) v[i] = code_fold<H>(v[i], v[i + H], std::make_integer_sequence<int64_t, CODE_LANES>());
+    return code_sums<H / 2>(v);
+  }
 }
 
 // step(d, n) for every CODE_LANES dimensions, n < CODE_LANES in the last ones only.

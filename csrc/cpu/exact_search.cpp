@@ -62,19 +62,18 @@ void ExactSearch::choose_listed(int i, const float* row, double norm, const int3
   Codebook& codebook = search_->codebook;
   // The scan asks for the same memory, and says that there is none.
   if (!(has_lengths_ = has_lengths_ || codebook.ensure_lengths(search_->kernels))) return queue_for_scan(i);
-  double least = INFINITY, largest = 0.0, scores[kMostListed];
-  search_->kernels->dot_listed(row, codebook.codes, candidates, n, codebook.dim, scores);
-  for (int c = 0; c < n; ++c) {
-    const double half_square = codebook.half_squares[candidates[c]];
-    scores[c] = (codebook.l2 ? half_square : 0.0) - scores[c];
-    largest = half_square > largest ? half_square : largest;
-    least = scores[c] < least ? scores[c] : least;
-  }
+  double largest = 0.0, scores[kMostListed];
+  const double* half_squares = codebook.half_squares;
+  const double least = search_->kernels->score_listed(row, codebook.codes, codebook.l2 ? half_squares : nullptr,
+                                                      candidates, n, codebook.dim, scores);
+  for (int c = 0; c < n; ++c) largest = std::max(largest, half_squares[candidates[c]]);
   const double limit = least + 2.0 * search_->certificate.float64(codebook.dim, norm, 1.01 * sqrt(2.0 * largest));
   int32_t tied[kMostListed];
   int left = 0;
-  for (int c = 0; c < n; ++c)
-    if (scores[c] <= limit) tied[left++] = candidates[c];
+  for (int c = 0; c < n; ++c) {  // without a jump: which codes are left is guessed wrongly
+    tied[left] = candidates[c];
+    left += scores[c] <= limit;
+  }
   block_.index[i] = tied[0];
   if (left < 2) return;
   std::sort(tied, tied + left);

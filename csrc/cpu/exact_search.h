@@ -30,7 +30,7 @@ class ExactSearch {
   // The same by float64 first, of at most kMostListed candidates in any order; row: its values, norm: an upper bound of
   // its length.
   // From kListed on it is faster than one score after the other, each of which may rule out some of the rest.
-  static constexpr int kListed = 8, kMostListed = 128;
+  static constexpr int kListed = 4, kMostListed = 128;
   void choose_listed(int i, const float* row, double norm, const int32_t* candidates, int n);
   // Whether row i, whose list takes `list_ns` (on an EPYC), is better scanned with other rows; then it is queued.
   bool queue_long(int i, double list_ns);

@@ -41,7 +41,7 @@ constexpr Kernels kernel_table() {
   table.square_distances = square_distances;
   table.pack_code = pack_code_float32;
   table.score_rows = score_rows;
-  table.dot_listed = dot_listed;
+  table.score_listed = score_listed;
   table.quantize_rows = quantize_rows;
   table.add_rows = add_rows;
   table.backward_rows = backward_rows;

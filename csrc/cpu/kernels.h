@@ -163,8 +163,10 @@ struct Kernels {
   double (*score_rows)(const double* rows, int n, int64_t pitch, const float* code, int64_t dim, int l2,
                        double* scores);
 
-  // x.e of one row with the codes [n] of a list, in float64 in any order.
-  void (*dot_listed)(const float* row, const float* codes, const int32_t* list, int n, int64_t dim, double* dots);
+  // The scores |e|^2/2 - x.e of one row with the codes [n] of a list, in float64 in any order; half_squares [codes],
+  // null for 0. Returns the smallest.
+  double (*score_listed)(const float* row, const float* codes, const double* half_squares, const int32_t* list, int n,
+                         int64_t dim, double* scores);
 
   // out rows = codes[index], in x's dtype; returns the sum of (code - x)^2. `rounded`: the codes in that dtype, or
   // null.

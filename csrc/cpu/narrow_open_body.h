@@ -17,6 +17,7 @@ namespace {
 
 constexpr int NARROW_TILE = V::W * V::VECTORS;
 constexpr int GROUP = V::PANEL;
+static_assert((GROUP & (GROUP - 1)) == 0, "codes of one group differ in the last bits of their numbers alone");
 constexpr int kChunkGroups = kNarrowChunk / GROUP, kRunGroups = kChunkGroups / kNarrowRuns;
 static_assert((kChunkGroups & (kChunkGroups - 1)) == 0, "the number of a group of a chunk fills the last bits");
 // What a group's number in the last bits of a value, and rounding, change of it.

@@ -261,9 +261,10 @@ void NarrowSearch::resolve_row(int i, int lane, Score likely) {
   const int n = codebook_->kernels().open_codes(&codebook_->codes(), &tile_, lane, float(least - slack),
                                                 candidates + 1, upper + 1);
   if (n > kNarrowCandidates) return give_up(i);
-  const int group = codebook_->kernels().group;
   opened_codes_ += n;
-  for (int c = 1; c <= n; ++c) opened_groups_ += c == 1 || candidates[c] / group != candidates[c - 1] / group;
+  opened_groups_ += n > 0;
+  for (int c = 2; c <= n; ++c)  // a power of two of codes is a group
+    opened_groups_ += (candidates[c] ^ candidates[c - 1]) >= codebook_->kernels().group;
   const float* x = row(i);
   candidates[0] = tile_.code[lane];
   if (n >= ExactSearch::kListed) {
