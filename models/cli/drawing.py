@@ -59,7 +59,7 @@ def draw_and_measure(
     loaded: Any = load_pretrained(decoder, device)
     model, kind = require_codes(loaded), kind_of_settings(description.settings)
     rows = class_rows(arguments.classes, description.class_names, priors[0].num_classes)
-    folder = check_output(arguments.out or layout.samples, folder=True)
+    folder = check_output(arguments.out or layout.samples, layout.folder, folder=True)
     needs_real = how.reject > 1 or arguments.two_sample or arguments.neighbours
     is_mixed = arguments.mix == "training"
     if arguments.codes is not None and not (needs_real or is_mixed):

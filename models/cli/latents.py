@@ -50,7 +50,7 @@ def sample_latents(arguments: argparse.Namespace, layout: RunLayout, device: str
     kind = kind_of_run(layout)
     if len(arguments.temperature) > 1:
         raise ValueError("temperature is of several levels; accepted for a VAE: one number")
-    folder = check_output(arguments.out or layout.samples, folder=True)
+    folder = check_output(arguments.out or layout.samples, layout.folder, folder=True)
     generator = torch.Generator(device).manual_seed(arguments.seed)
     with only_writer(folder):
         parts: list[tuple[torch.Tensor, torch.Tensor]] = []

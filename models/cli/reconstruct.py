@@ -46,11 +46,11 @@ def run(arguments: argparse.Namespace) -> None:
     device = find_device(arguments.device)
     layout = RunLayout(Path(arguments.run_folder))
     _, config = opened_config(arguments)
+    folder = check_output(arguments.out or layout.reconstruct(arguments.split), layout.folder, folder=True)
     model, data = open_run(layout.folder, config, device, progress=True)
     print(data.describe(), flush=True)
     model.check_size(data)
     split, kind = data.split(arguments.split), data.kind
-    folder = check_output(arguments.out or layout.reconstruct(arguments.split), folder=True)
     with torch.no_grad(), only_writer(folder):
         x = to_float(split.batch(range(min(arguments.count, len(split)))).to(device))
         reconstructed = torch.cat([model.reconstruct(batch) for batch in x.split(arguments.batch_size)])
