@@ -16,6 +16,7 @@ from torch import Tensor
 from models.autoencoders.discrete import DiscreteAutoencoder, require_codes
 from models.cli.flags import check_output
 from models.cli.latents import write_samples
+from models.cli.room import check_room
 from models.codes.description import CodeDescription
 from models.codes.store import CodeStore
 from models.data import ImageData
@@ -59,6 +60,9 @@ def draw_and_measure(
     loaded: Any = load_pretrained(decoder, device)
     model, kind = require_codes(loaded), kind_of_settings(description.settings)
     rows = class_rows(arguments.classes, description.class_names, priors[0].num_classes)
+    drawn = len(rows) * arguments.count * how.reject + how.best_of - 1  # best_of for one after the other
+    codes = sum(math.prod(shape) for shape in description.shapes)
+    check_room(arguments.count, drawn, kind.channels * math.prod(kind.size), codes)
     folder = check_output(arguments.out or layout.samples, layout.folder, folder=True)
     needs_real = how.reject > 1 or arguments.two_sample or arguments.neighbours
     is_mixed = arguments.mix == "training"
@@ -88,7 +92,7 @@ def draw_and_measure(
         print(f"training a classifier on {data.describe()}", flush=True)
         judge = Judge(data.train, model=arguments.judge_model, device=device, progress=True)
     generator = torch.Generator(device).manual_seed(arguments.seed)
-    codes = len(labels) * how.best_of * how.reject * sum(math.prod(shape) for shape in description.shapes)
+    codes *= len(labels) * how.best_of * how.reject
     with only_writer(folder):
         with progress_bar(codes, "sample", "code", enabled=True) as bar:
             stages = draw_stages(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.cli.flags import check_output
+from models.cli.room import check_room
 from models.files import only_writer
 from models.runs.layout import RunLayout
 from models.runs.open import load_pretrained, open_run
@@ -50,6 +52,7 @@ def sample_latents(arguments: argparse.Namespace, layout: RunLayout, device: str
     kind = kind_of_run(layout)
     if len(arguments.temperature) > 1:
         raise ValueError("temperature is of several levels; accepted for a VAE: one number")
+    check_room(arguments.count, arguments.count, model.in_channels * math.prod(model.image_size))
     folder = check_output(arguments.out or layout.samples, layout.folder, folder=True)
     generator = torch.Generator(device).manual_seed(arguments.seed)
     with only_writer(folder):
