@@ -19,7 +19,7 @@ from models.data.images import ImageSplit, some_rows
 from models.data.kinds import Kind
 from models.data.orientation import principal_axis
 from models.data.records import Encoded, Table
-from models.data.settings import DataConfig
+from models.data.settings import DataConfig, check_data
 from models.data.sources import SourceData, location, open_source, split_named
 from models.data.splits import SPLITS, content_hashes, named_splits, repeated_images, split_rows
 from models.progress import progress_bar
@@ -139,6 +139,7 @@ def data_from(
     source: SourceData, config: DataConfig, *, stream: bool = False, progress: bool = False
 ) -> ImageData:
     """What :func:`load_data` does, with data that are open already."""
+    check_data(config)
     if config.limit is not None and config.limit < 1:
         raise DataError(f"limit is {config.limit}; accepted: an integer of at least 1, none for all images")
     named, left_out = named_splits(source.splits, config)

@@ -13,7 +13,7 @@ from models.autoencoders.pixel_decoder import DecoderSettings
 from models.autoencoders.quantizer import WITH_CODES, QuantizerSettings
 from models.autoencoders.terms import TermSettings
 from models.data.augment import AugmentSettings
-from models.data.settings import DataConfig
+from models.data.settings import DataConfig, check_data
 from models.runs.layout import RunLayout
 from models.runs.levels import LevelSettings
 from models.runs.rules import BEFORE, PLACE_SETTINGS, RESUMABLE_SETTINGS, SELDOM_SET, check_name
@@ -249,6 +249,7 @@ class TrainConfig(QuantizerSettings, DecoderSettings, TermSettings, DataConfig, 
         self._check_integers(2, "hidden")  # the first convolution has half as many
         self._check_integers(1, "residual_hidden", "downscale", "downscales", "latent_dim", "channels_vae")
         self._check_integers(1, "limit")
+        check_data(self)
         self._check_integers(0, "residual_layers", "kl_warmup", "pictures_every")
         check_number(beta=self.beta)
         self.check_augment()

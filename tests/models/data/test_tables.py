@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from data_support import kaokore, load, write_images
 
 from models.data import DataError
+from models.runs.config import TrainConfig
 
 
 @pytest.mark.parametrize(
@@ -115,3 +117,24 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch, no_network) -> 
     assert asked == ["no-such-owner/data-set"]
     assert no_network == []
     assert offline == datasets.config.HF_HUB_OFFLINE
+
+
+def test_settings_that_would_change_nothing_are_refused(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 12)
+    said = f"subset is 'zz', but {tmp_path} has no subsets; leave it out, or give none"
+    with pytest.raises(DataError, match=re.escape(said)):
+        load(tmp_path, subset="zz")
+    with pytest.raises(DataError, match="subset is 'zz', but digits has no subsets"):
+        load("digits", subset="zz")
+    for name, value, message in (
+        ("split_seed", -1, "split_seed is -1; accepted: an integer of at least 0"),
+        ("cache_gb", -0.5, "cache_gb is -0.5; accepted: a finite number of at least 0"),
+        ("cache_gb", float("nan"), "cache_gb is nan; accepted: a finite number of at least 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load("digits", **{name: value})
+        with pytest.raises(ValueError, match=f"{name} is {value}"):
+            TrainConfig(**{name: value})
+    assert not load("digits", limit=20, cache_gb=0.0).train.cached
+    flag = TrainConfig.from_mapping({"split_seed": str(2**53 + 1)}, "flags")
+    assert flag.split_seed == 2**53 + 1
