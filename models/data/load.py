@@ -22,7 +22,7 @@ from models.data.records import Encoded, Table
 from models.data.settings import DataConfig, check_data
 from models.data.sources import SourceData, location, open_source, split_named
 from models.data.splits import SPLITS, content_hashes, named_splits, repeated_images, split_rows
-from models.progress import progress_bar
+from models.progress import library_bars, progress_bar
 from vq_kernels.checks import check_choice
 
 if TYPE_CHECKING:
@@ -132,7 +132,8 @@ def load_data(config: DataConfig, *, stream: bool = False, progress: bool = Fals
     anything is trained. progress: show a bar while images are read and decoded.
     """
     check_choice(("content", "number"), split_by=config.split_by)
-    return data_from(open_source(config), config, stream=stream, progress=progress)
+    with library_bars(enabled=progress):
+        return data_from(open_source(config), config, stream=stream, progress=progress)
 
 
 def data_from(

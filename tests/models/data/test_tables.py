@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from data_support import kaokore, load, write_images
+from tqdm import tqdm
 
-from models.data import DataError
+from models.data import DataConfig, DataError, load_data
 from models.runs.config import TrainConfig
 
 
@@ -117,6 +118,26 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch, no_network) -> 
     assert asked == ["no-such-owner/data-set"]
     assert no_network == []
     assert offline == datasets.config.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_bars_of_libraries_are_shown_with_ours_alone(tmp_path: Path, progress: bool, monkeypatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    write_images(tmp_path / "images", 12)
+    images = [{"bytes": file.read_bytes(), "path": None} for file in sorted((tmp_path / "images").iterdir())]
+    table = datasets.Dataset.from_dict({"image": images})
+    table.to_parquet(str(tmp_path / "data" / "train.parquet"))
+    shown = []
+    monkeypatch.setattr(
+        "datasets.builder.hf_tqdm",
+        lambda *given, **how: (shown.append(not datasets.are_progress_bars_disabled()), tqdm(disable=True))[
+            1
+        ],
+    )
+    config = DataConfig(data=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
+    load_data(config, progress=progress)
+    assert shown == [progress]
+    assert not datasets.are_progress_bars_disabled()
 
 
 def test_settings_that_would_change_nothing_are_refused(tmp_path: Path) -> None:
