@@ -83,6 +83,30 @@ def test_figures_of_earlier_priors_are_not_shown_either(runs: Path) -> None:
     assert "bits_codes_prior" in read_figures(run, "validation")[0], "priors that are not there say nothing"
 
 
+def test_figures_of_priors_are_kept_while_they_hold(runs: Path, capsys) -> None:
+    run, prior = RunLayout(runs / "a"), runs / "p"
+    assert main(["evaluate", str(run.folder), "--prior", str(prior)]) == 0
+    measured = read_figures(run, "test")[0]
+    assert {"bits_codes_prior", "bits_per_dim", "nats_per_code"} <= set(measured)
+    capsys.readouterr()
+    assert main(["evaluate", str(run.folder)]) == 0
+    assert read_figures(run, "test")[0] == measured
+    of = json.loads(run.evaluation("test").read_text())["of"]
+    assert (of["prior"], len(of["prior_weights"])) == (str(prior), 1)
+    said = f"nats_per_code of the earlier evaluation with --prior {prior} are kept"
+    assert said in capsys.readouterr().out
+    level = prior / "level0" / "model.safetensors"
+    level.write_bytes(level.read_bytes()[:-4] + b"\0\0\0\x3f")
+    assert main(["evaluate", str(run.folder)]) == 0
+    assert f"those of {prior}, whose weights have changed, are gone: bits_codes_" in capsys.readouterr().out
+    assert "bits_codes_prior" not in read_figures(run, "test")[0]
+    assert main(["evaluate", str(run.folder), "--prior", str(prior)]) == 0
+    replace_weights(run.folder)
+    assert main(["evaluate", str(run.folder)]) == 0
+    assert "bits_codes_prior" not in read_figures(run, "test")[0]
+    assert json.loads(run.evaluation("test").read_text())["of"]["prior"] is None
+
+
 def test_figures_that_do_not_say_what_they_are_of_are_shown(runs: Path) -> None:
     run = RunLayout(runs / "b")
     assert read_figures(run, "test") == ({}, "")
