@@ -27,13 +27,14 @@ from models.evaluation.judge import Judge
 from models.evaluation.pictures import grid, labelled_rows, save_image
 from models.evaluation.realism import LEAST_COMPARED
 from models.evaluation.selection import Drawing, Stage, draw_stages
-from models.files import only_writer, write_whole
+from models.files import write_whole
 from models.priors.base import AutoregressivePrior
 from models.progress import progress_bar
 from models.runs.config import PriorConfig
 from models.runs.export import say_if_unfinished, usable_model
 from models.runs.layout import RunLayout
 from models.runs.open import load_pretrained
+from models.runs.pictures import made_of
 from models.runs.priors import check_prior_of, class_rows, judge_data, mixed_labels
 
 
@@ -93,7 +94,7 @@ def draw_and_measure(
         judge = Judge(data.train, model=arguments.judge_model, device=device, progress=True)
     generator = torch.Generator(device).manual_seed(arguments.seed)
     codes *= len(labels) * how.best_of * how.reject
-    with only_writer(folder):
+    with made_of(folder, layout, arguments.model or description.model):
         with progress_bar(codes, "sample", "code", enabled=True) as bar:
             stages = draw_stages(
                 model,

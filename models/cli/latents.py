@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from models.cli.flags import check_output
 from models.cli.room import check_room
-from models.files import only_writer
 from models.runs.layout import RunLayout
 from models.runs.open import load_pretrained, open_run
+from models.runs.pictures import made_of
 from vq_kernels.checks import check_integer
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def sample_latents(arguments: argparse.Namespace, layout: RunLayout, device: str
     check_room(arguments.count, arguments.count, model.in_channels * math.prod(model.image_size))
     folder = check_output(arguments.out or layout.samples, layout.folder, folder=True)
     generator = torch.Generator(device).manual_seed(arguments.seed)
-    with only_writer(folder):
+    with made_of(folder, layout):
         parts: list[tuple[torch.Tensor, torch.Tensor]] = []
         for start in range(0, arguments.count, AT_ONCE):
             count = min(AT_ONCE, arguments.count - start)

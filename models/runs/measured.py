@@ -8,13 +8,15 @@ from typing import Any
 from models.files import read_object
 from models.runs.export import hashes_now
 from models.runs.layout import RunLayout
+from models.runs.pictures import Hashes
 
 
-def read_figures(layout: RunLayout, split: str) -> tuple[dict[str, float], str]:
+def read_figures(layout: RunLayout, split: str, now: Hashes = hashes_now) -> tuple[dict[str, float], str]:
     """The figures of ``split`` by name, and why there are none where they are of weights that are gone.
 
     Figures that do not say of which weights they are, or are of priors that lie elsewhere now, are taken as
-    they are. For example, after `evaluate` and a longer training: ``({}, "evaluation-test.json is of ...")``.
+    they are. now: gives the hashes of a run's weights. For example, after `evaluate` and a longer training:
+    ``({}, "evaluation-test.json is of ...")``.
     """
     file = layout.evaluation(split)
     if not file.is_file():
@@ -22,7 +24,7 @@ def read_figures(layout: RunLayout, split: str) -> tuple[dict[str, float], str]:
     values: dict[str, Any] = read_object(file, "evaluate again")
     origin = values.get("of")
     if isinstance(origin, dict):
-        changed = _changed(layout, origin)
+        changed = _changed(layout, origin, now)
         if changed:
             command = f"python -m models evaluate {layout.folder}"
             command += f" --split {split}" if split != "test" else ""
@@ -66,15 +68,15 @@ def keep_figures(
     return figures | kept, origin, "; ".join(notes)
 
 
-def _changed(layout: RunLayout, origin: dict[str, Any]) -> Path | None:
+def _changed(layout: RunLayout, origin: dict[str, Any], now: Hashes) -> Path | None:
     """The folder of the run, or of the priors, whose weights are others than those in ``origin``."""
     weights = origin.get("weights")
-    if weights and [weights] != hashes_now(layout.folder):
+    if weights and [weights] != now(layout.folder):
         return layout.folder
-    return Path(origin["prior"]) if _prior_changed(origin) else None
+    return Path(origin["prior"]) if _prior_changed(origin, now) else None
 
 
-def _prior_changed(origin: dict[str, Any]) -> bool:
+def _prior_changed(origin: dict[str, Any], now: Hashes = hashes_now) -> bool:
     """Whether the priors in ``origin`` are still there, with other weights."""
     prior = origin.get("prior")
-    return bool(prior and Path(prior).is_dir() and origin.get("prior_weights") != hashes_now(prior))
+    return bool(prior and Path(prior).is_dir() and origin.get("prior_weights") != now(prior))
