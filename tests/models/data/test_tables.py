@@ -120,6 +120,33 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch, no_network) -> 
     assert offline == datasets.config.HF_HUB_OFFLINE
 
 
+@pytest.mark.parametrize("large", [False, True], ids=["binary", "large_binary"])
+def test_images_as_plain_bytes(tmp_path: Path, large: bool) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    write_images(tmp_path / "files", 24)
+    files = sorted((tmp_path / "files").glob("*.png"))
+    kind = pa.large_binary() if large else pa.binary()
+    content = pa.array([file.read_bytes() for file in files], type=kind)
+    (tmp_path / "data").mkdir()
+    table = pa.table({"jpg": content, "label": [0, 1] * 12})
+    pq.write_table(table, tmp_path / "data" / "train.parquet")
+    data = load(tmp_path / "data", cache_dir=str(tmp_path / "cache"))
+    assert data.settings["image_column"] == "jpg"
+    assert (data.size, data.channels, data.class_names) == ((8, 10), 3, ("0", "1"))
+    assert sum(len(split) for split in (data.train, data.validation, data.test)) == 24
+    named = load(tmp_path / "files")
+    assert {one.tobytes() for one in data.train.hashes} <= {
+        one.tobytes() for split in (named.train, named.validation, named.test) for one in split.hashes
+    }
+    broken = table.set_column(0, "jpg", pa.array([b"no picture %d" % row for row in range(24)], type=kind))
+    (tmp_path / "other").mkdir()
+    pq.write_table(broken, tmp_path / "other" / "train.parquet")
+    with pytest.raises(DataError, match=r"the image in row 0 of .* cannot be read as an image"):
+        load(tmp_path / "other", cache_dir=str(tmp_path / "cache"))
+
+
 @pytest.mark.parametrize("progress", [True, False])
 def test_bars_of_libraries_are_shown_with_ours_alone(tmp_path: Path, progress: bool, monkeypatch) -> None:
     datasets = pytest.importorskip("datasets")
