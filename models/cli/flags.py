@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from models.data.settings import DataConfig
-from models.runs.config import LoopConfig, TrainConfig
+from models.runs.config import TrainConfig
 from models.runs.layout import RunLayout
+from models.runs.loop import LoopConfig
 from models.runs.open import read_run_config
 from models.runs.rules import enclosing_run
 from models.runs.start import start_config

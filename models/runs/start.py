@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from models.files import only_writer
-from models.runs.config import LoopConfig, PriorConfig
+from models.runs.config import PriorConfig
 from models.runs.layout import RunLayout
+from models.runs.loop import LoopConfig
 from models.runs.rules import enclosed_run, enclosing_run
 from models.settings import check_applies, choices_of, read_yaml
 
