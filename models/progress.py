@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from tqdm import tqdm
 
@@ -18,3 +21,27 @@ def progress_bar(total: int, description: str, unit: str, *, enabled: bool) -> t
     return tqdm(
         total=total, desc=description, unit=unit, delay=DELAY, disable=hidden, leave=False, dynamic_ncols=True
     )
+
+
+@contextmanager
+def library_bars(*, enabled: bool) -> Iterator[None]:
+    """Inside, ``datasets`` and what it downloads with show bars of their own only if ``enabled``.
+
+    Of several processes the first one shows them.
+    """
+    import datasets
+    import huggingface_hub.utils
+
+    hidden = not enabled or int(os.environ.get("RANK", "0")) > 0
+    shown: list[Any] = [
+        library
+        for library in (datasets, huggingface_hub.utils)
+        if hidden and not library.are_progress_bars_disabled()
+    ]
+    for library in shown:
+        library.disable_progress_bars()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bars()

@@ -106,6 +106,8 @@ def convert_value(value: Any, hint: Any, name: str, source: str) -> Any:
             return {"true": True, "false": False}[str(value).lower()]
         if kind is not int:
             return kind(value)
+        if isinstance(value, int) or str(value).strip().lstrip("+-").isdecimal():
+            return int(value)  # a float has no more than 53 bits of it
         if float(value) != int(float(value)):
             raise ValueError(f"{value} has a fraction")
         return int(float(value))

@@ -161,6 +161,9 @@ def ema_update_(
     codebook becomes ``embed_avg`` over the Laplace-smoothed sizes, each row scaled to unit length
     with ``normalize``. The smoothed sizes are not written back. Nothing changes if no row was counted.
 
+    A code whose sum or average float32 cannot hold (rows near 1e38, or some hundred of 1e36) takes no part in
+    the step: its row of all three stays as it is, on every backend, and the device is not waited for.
+
     Args:
         codebook: ``[K, D]`` float32, like ``embed_avg`` and ``sums``; contiguous.
         cluster_size: ``[K]`` float32.

@@ -24,11 +24,11 @@ extern "C" int vq_cpu_ema_update(float* codebook, float* cluster_size, float* em
   double rows = 0.0;
   for (int64_t j = 0; j < codes; ++j) rows += whole ? double(whole[j]) : double(real[j]);
   if (!(rows > 0.0)) return VQ_OK;
+  const auto new_size = [&](int64_t j) {
+    return lerp(cluster_size[j], whole ? float(whole[j]) : real[j], float(one_minus_decay));
+  };
   double total = 0.0;
-  for (int64_t j = 0; j < codes; ++j) {
-    cluster_size[j] = lerp(cluster_size[j], whole ? float(whole[j]) : real[j], float(one_minus_decay));
-    total += double(cluster_size[j]);
-  }
+  for (int64_t j = 0; j < codes; ++j) total += double(new_size(j));
   const Kernels* kernels = kernels_in_use();
   const float sum = float(total), spread = float(total + double(codes) * eps), small = float(eps);
   constexpr int kTaskCodes = 64;
@@ -36,9 +36,10 @@ extern "C" int vq_cpu_ema_update(float* codebook, float* cluster_size, float* em
   parallel_for(threads_for(threads, codes * dim), divide_up(codes, kTaskCodes), nullptr, 0, [&](int64_t t) {
     const FlushSubnormals team_flush;
     for (int64_t j = t * kTaskCodes; j < codes && j < (t + 1) * kTaskCodes; ++j) {
-      const float smoothed = (cluster_size[j] + small) / spread * sum;
-      kernels->ema_row(codebook + j * dim, embed_avg + j * dim, sums + j * dim, dim, float(one_minus_decay),
-                       smoothed, normalize);
+      const float size = new_size(j), smoothed = (size + small) / spread * sum;
+      if (kernels->ema_row(codebook + j * dim, embed_avg + j * dim, sums + j * dim, dim,
+                           float(one_minus_decay), smoothed, normalize))
+        cluster_size[j] = size;
     }
   });
   return VQ_OK;

@@ -182,8 +182,9 @@ struct Kernels {
                         const int64_t* index, int n, int64_t dim, int gradient, RowSpan out);
   // Runs so many rounds of multiply-adds in registers, for the machine's roof; returns how many operations.
   int64_t (*peak)(int64_t rounds);
-  void (*ema_row)(float* code, float* average, const float* sum, int64_t dim, float one_minus_decay,
-                  float size, int normalize);
+  // Whether the code took part: 0 if float32 cannot hold its average, and nothing was written.
+  int (*ema_row)(float* code, float* average, const float* sum, int64_t dim, float one_minus_decay,
+                 float size, int normalize);
 };
 
 // The first pass in a matrix unit: products of bfloat16 in float32, for 16 codes by 16 rows at a time.

@@ -1,6 +1,7 @@
 // Rows in and out of memory, and the work on one row, over V (one of simd_*.h, included before).
 #pragma once
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -171,10 +172,34 @@ inline V::F lerp(V::F a, V::F b, float weight) {
   return V::sub(b, V::mul(difference, V::set(1.0f - weight)));
 }
 
+// Whether a step would bring NaN or infinity into a finite average, or into its code.
+bool ema_overflows(const float* average, const float* sum, int64_t dim, float one_minus_decay, float size,
+                   int normalize) {
+  V::F high = V::set(0.0f), low = high, nan = high;  // the last NaN where a value is NaN or infinite
+  over_row(dim, [&](int64_t d, int w) {
+    const V::F mean = lerp(get(average + d, w), get(sum + d, w), one_minus_decay);
+    high = V::max(high, mean);
+    low = V::min(low, mean);
+    nan = V::add(nan, V::sub(mean, mean));
+  });
+  if (V::sum(nan) == 0.0f) {
+    if (normalize) return false;
+    float lanes[V::W], largest = 0.0f;
+    V::store(lanes, V::max(high, V::sub(V::set(0.0f), low)));
+    for (int i = 0; i < V::W; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
+    if (largest / size <= FLT_MAX) return false;
+  }
+  for (int64_t d = 0; d < dim; ++d)
+    if (!(fabsf(average[d]) <= FLT_MAX)) return false;
+  return true;
+}
+
 // The code becomes the average over the smoothed size, or with `normalize` the average at unit length. An
 // average that is too short to have a direction leaves the code as it is.
-void ema_row(float* code, float* average, const float* sum, int64_t dim, float one_minus_decay, float size,
-             int normalize) {
+int ema_row(float* code, float* average, const float* sum, int64_t dim, float one_minus_decay, float size,
+            int normalize) {
+  // Before anything is written; the row is then read again from the nearest cache.
+  if (ema_overflows(average, sum, dim, one_minus_decay, size, normalize)) return 0;
   V::F squares = V::set(0.0f);
   over_row(dim, [&](int64_t d, int w) {
     const V::F mean = lerp(get(average + d, w), get(sum + d, w), one_minus_decay);
@@ -185,18 +210,18 @@ void ema_row(float* code, float* average, const float* sum, int64_t dim, float o
       put(code + d, V::div(mean, V::set(size)), w);
     }
   });
-  if (!normalize) return;
+  if (!normalize) return 1;
   const float total = V::sum(squares);
   if (total > 0x1p-80f && total < 0x1p120f) {
     const V::F length = V::set(sqrtf(total));
     over_row(dim, [&](int64_t d, int w) { put(code + d, V::div(get(average + d, w), length), w); });
-    return;
+    return 1;
   }
   double exact = 0.0;  // squares that float32 cannot hold
   for (int64_t d = 0; d < dim; ++d) exact += double(average[d]) * double(average[d]);
   const double length = sqrt(exact);
-  if (!(length >= 0x1p-100)) return;
-  for (int64_t d = 0; d < dim; ++d) code[d] = float(double(average[d]) / length);
+  for (int64_t d = 0; length >= 0x1p-100 && d < dim; ++d) code[d] = float(double(average[d]) / length);
+  return 1;
 }
 
 }  // namespace

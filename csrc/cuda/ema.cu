@@ -4,6 +4,8 @@
 //     total  = sum size'                             float64, slices of 256 codes in order
 //     code   = avg' / ((size' + eps) / (total + K eps) * total)
 //
+// A code that float32 overflow would spoil stays as it is: each warp looks at its row first, and reads it again
+// from the L1 cache.
 // One cooperative launch: the total of all sizes is needed before the first may be overwritten.
 #include "common.cuh"
 
@@ -65,6 +67,15 @@ __global__ void __launch_bounds__(kEmaThreads) ema_kernel(const __grid_constant_
        code += static_cast<int64_t>(gridDim.x) * kEmaWarps) {
     const float size = lerp(a.cluster_size[code], count_of(a, code), a.one_minus_decay);
     const float smoothed = (size + a.eps) / denominator * all;
+    int overflows = 0, spoilt = 0;
+    for (int64_t d = lane; d < a.dim; d += kWarp) {
+      const int64_t at = code * a.dim + d;
+      const float before = a.embed_avg[at], average = lerp(before, a.sums[at], a.one_minus_decay);
+      overflows |= !is_finite(a.normalize ? average : average / smoothed);
+      spoilt |= !is_finite(before);
+    }
+    // float32 cannot hold its average: the code takes no part.
+    if (warp_sum(overflows) != 0 && warp_sum(spoilt) == 0) continue;
     double squares = 0.0;  // those of small averages are 0 in float32
     for (int64_t d = lane; d < a.dim; d += kWarp) {
       const int64_t at = code * a.dim + d;

@@ -29,6 +29,6 @@ def run(arguments: argparse.Namespace) -> None:
     for folder in arguments.run_folders:
         if folder not in folders:
             raise FileNotFoundError(f"{folder} does not exist; give the folder of a run")
-    out = check_output(arguments.out or Path(folders[0]).resolve().parent / "compare", folder=True)
+    out = check_output(arguments.out or Path(folders[0]).resolve().parent / "compare", *folders, folder=True)
     print("\n".join(compare(folders, out)))
     print(f"tables and figure in {out}")

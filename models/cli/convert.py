@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from models.cli.flags import add_command, add_config_flags, given_settings
+from models.cli.flags import add_command, add_config_flags, check_output, given_settings
 from models.data.settings import DataConfig
 from models.settings import setting_types
 
@@ -34,6 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.out)
     if folder.exists():
         raise ValueError(f"out is {folder}, which exists; accepted: a new folder")
+    check_output(folder, folder=True)
     place = {"name": folder.name, "runs": str(folder.parent)}
     data_settings = given_settings(arguments, DataConfig) | place
     TrainConfig.from_mapping(data_settings, "flags")  # before the checkpoint is read, which takes longer

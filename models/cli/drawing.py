@@ -16,6 +16,7 @@ from torch import Tensor
 from models.autoencoders.discrete import DiscreteAutoencoder, require_codes
 from models.cli.flags import check_output
 from models.cli.latents import write_samples
+from models.cli.room import check_room
 from models.codes.description import CodeDescription
 from models.codes.store import CodeStore
 from models.data import ImageData
@@ -26,13 +27,14 @@ from models.evaluation.judge import Judge
 from models.evaluation.pictures import grid, labelled_rows, save_image
 from models.evaluation.realism import LEAST_COMPARED
 from models.evaluation.selection import Drawing, Stage, draw_stages
-from models.files import only_writer, write_whole
+from models.files import write_whole
 from models.priors.base import AutoregressivePrior
 from models.progress import progress_bar
 from models.runs.config import PriorConfig
 from models.runs.export import say_if_unfinished, usable_model
 from models.runs.layout import RunLayout
 from models.runs.open import load_pretrained
+from models.runs.pictures import made_of
 from models.runs.priors import check_prior_of, class_rows, judge_data, mixed_labels
 
 
@@ -59,7 +61,10 @@ def draw_and_measure(
     loaded: Any = load_pretrained(decoder, device)
     model, kind = require_codes(loaded), kind_of_settings(description.settings)
     rows = class_rows(arguments.classes, description.class_names, priors[0].num_classes)
-    folder = check_output(arguments.out or layout.samples, folder=True)
+    drawn = len(rows) * arguments.count * how.reject + how.best_of - 1  # best_of for one after the other
+    codes = sum(math.prod(shape) for shape in description.shapes)
+    check_room(arguments.count, drawn, kind.channels * math.prod(kind.size), codes)
+    folder = check_output(arguments.out or layout.samples, layout.folder, folder=True)
     needs_real = how.reject > 1 or arguments.two_sample or arguments.neighbours
     is_mixed = arguments.mix == "training"
     if arguments.codes is not None and not (needs_real or is_mixed):
@@ -88,8 +93,8 @@ def draw_and_measure(
         print(f"training a classifier on {data.describe()}", flush=True)
         judge = Judge(data.train, model=arguments.judge_model, device=device, progress=True)
     generator = torch.Generator(device).manual_seed(arguments.seed)
-    codes = len(labels) * how.best_of * how.reject * sum(math.prod(shape) for shape in description.shapes)
-    with only_writer(folder):
+    codes *= len(labels) * how.best_of * how.reject
+    with made_of(folder, layout, arguments.model or description.model):
         with progress_bar(codes, "sample", "code", enabled=True) as bar:
             stages = draw_stages(
                 model,

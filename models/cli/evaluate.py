@@ -38,11 +38,12 @@ def run(arguments: argparse.Namespace) -> None:
     from models.evaluation.calibration import uncalibrated
     from models.evaluation.evaluate import as_table, evaluate
     from models.runs.device import find_device
+    from models.runs.measured import keep_figures
     from models.runs.priors import check_classes, check_prior_of
     from models.runs.provenance import provenance
 
     layout = RunLayout(Path(arguments.run_folder))
-    path = check_output(arguments.out or layout.evaluation(arguments.split))
+    path = check_output(arguments.out or layout.evaluation(arguments.split), layout.folder)
     stored, config = opened_config(arguments)
     if not arguments.out:
         _check_same_data(stored, config, list(given_settings(arguments, DataConfig)), path)
@@ -69,8 +70,9 @@ def run(arguments: argparse.Namespace) -> None:
         "fid_weights": arguments.fid_weights,
         "likelihood_calibrated_for_this": is_uncalibrated,
     }
+    result, origin, kept = keep_figures(path, result, origin)
     write_whole(path, json.dumps(result | {"of": origin}, indent=2) + "\n")
-    print(as_table(result) + f"\n\nwritten to {path}")
+    print(as_table(result) + f"\n\nwritten to {path}" + (f"\n{kept}" if kept else ""))
     if is_uncalibrated:
         print(
             "the fixed variance of this model's likelihood was never calibrated: these bits are of the "

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from models.data.settings import DataConfig
-from models.runs.config import LoopConfig, TrainConfig
+from models.runs.config import TrainConfig
+from models.runs.layout import RunLayout
+from models.runs.loop import LoopConfig
 from models.runs.open import read_run_config
+from models.runs.rules import enclosing_run
 from models.runs.start import start_config
 from models.settings import format_value, setting_types
 
@@ -146,9 +149,14 @@ def opened_config(arguments: argparse.Namespace) -> tuple[TrainConfig, TrainConf
     return stored, stored.with_values(given_settings(arguments, DataConfig), "flags")
 
 
-def check_output(path: str | Path, *, folder: bool = False) -> Path:
-    """``path`` as a Path; ValueError unless a file, or with ``folder`` a folder, can be written there."""
+def check_output(path: str | Path, *runs: str | Path, folder: bool = False) -> Path:
+    """``path`` as a Path; ValueError unless a file, or with ``folder`` a folder, can be written there.
+
+    runs: folders of the runs that the command is of; nothing is written into that of another run, or in place
+    of what training wrote.
+    """
     target = Path(path)
+    _check_outside_runs(target, [Path(run).resolve() for run in runs])
     if target.exists() and target.is_dir() != folder:
         kind, accepted = ("a file", "a folder") if folder else ("a folder", "a file")
         raise ValueError(f"out is {target}, which is {kind}; accepted: the path of {accepted} (--out)")
@@ -162,3 +170,17 @@ def check_output(path: str | Path, *, folder: bool = False) -> Path:
     if not os.access(ancestor, os.W_OK):
         raise ValueError(f"out is {target}, but {ancestor} may not be written to; give another path (--out)")
     return target
+
+
+def _check_outside_runs(target: Path, own: Sequence[Path]) -> None:
+    """ValueError where ``target`` lies in a run that is not among ``own``, or is what training wrote."""
+    run, place = enclosing_run(target), target.resolve()
+    accepted = "accepted: a path outside other runs (--out)"
+    if run is None:
+        return
+    if run not in own:
+        raise ValueError(f"out is {target}, which lies in the run {run}; {accepted}")
+    layout = RunLayout(run)
+    trained = [layout.config, *layout.outputs("train"), *layout.outputs("train-prior")]
+    if place == run or any(path.resolve() in (place, *place.parents) for path in trained):
+        raise ValueError(f"out is {target}, which holds other files of the run; {accepted}")

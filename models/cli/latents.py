@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.cli.flags import check_output
-from models.files import only_writer
+from models.cli.room import check_room
 from models.runs.layout import RunLayout
 from models.runs.open import load_pretrained, open_run
+from models.runs.pictures import made_of
 from vq_kernels.checks import check_integer
 
 if TYPE_CHECKING:
@@ -50,9 +52,10 @@ def sample_latents(arguments: argparse.Namespace, layout: RunLayout, device: str
     kind = kind_of_run(layout)
     if len(arguments.temperature) > 1:
         raise ValueError("temperature is of several levels; accepted for a VAE: one number")
-    folder = check_output(arguments.out or layout.samples, folder=True)
+    check_room(arguments.count, arguments.count, model.in_channels * math.prod(model.image_size))
+    folder = check_output(arguments.out or layout.samples, layout.folder, folder=True)
     generator = torch.Generator(device).manual_seed(arguments.seed)
-    with only_writer(folder):
+    with made_of(folder, layout):
         parts: list[tuple[torch.Tensor, torch.Tensor]] = []
         for start in range(0, arguments.count, AT_ONCE):
             count = min(AT_ONCE, arguments.count - start)

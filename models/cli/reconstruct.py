@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from models.cli.flags import add_command, add_model_flags, check_output, opened_config
-from models.files import only_writer
 from models.progress import progress_bar
 from models.runs.layout import RunLayout
 from models.runs.open import open_run
+from models.runs.pictures import made_of
 from vq_kernels.checks import check_integer
 
 
@@ -46,12 +46,12 @@ def run(arguments: argparse.Namespace) -> None:
     device = find_device(arguments.device)
     layout = RunLayout(Path(arguments.run_folder))
     _, config = opened_config(arguments)
+    folder = check_output(arguments.out or layout.reconstruct(arguments.split), layout.folder, folder=True)
     model, data = open_run(layout.folder, config, device, progress=True)
     print(data.describe(), flush=True)
     model.check_size(data)
     split, kind = data.split(arguments.split), data.kind
-    folder = check_output(arguments.out or layout.reconstruct(arguments.split), folder=True)
-    with torch.no_grad(), only_writer(folder):
+    with torch.no_grad(), made_of(folder, layout):
         x = to_float(split.batch(range(min(arguments.count, len(split)))).to(device))
         reconstructed = torch.cat([model.reconstruct(batch) for batch in x.split(arguments.batch_size)])
         picture = side_by_side(kind.pictures(x), kind.pictures(reconstructed), kind.columns)

@@ -24,5 +24,5 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from models.report.page import write_report
 
-    out = check_output(arguments.out) if arguments.out else None
+    out = check_output(arguments.out, *arguments.folders) if arguments.out else None
     print(f"written to {write_report(arguments.folders, out)}")

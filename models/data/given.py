@@ -15,7 +15,7 @@ from models.data.errors import DataError
 from models.data.images import ImageSplit
 from models.data.kinds import Images, Kind, kind_named
 from models.data.load import ImageData, data_from, load_data
-from models.data.settings import DataConfig
+from models.data.settings import DataConfig, check_data
 from models.data.sources import GIVEN, SourceData
 from models.data.splits import named_splits, split_rows
 
@@ -117,6 +117,7 @@ def as_image_data(data: Any, config: DataConfig) -> ImageData:
     by_name: dict[str, Any] = dict(data) if isinstance(data, Mapping) else {"train": data}
     if all(isinstance(part, datasets.Dataset) for part in by_name.values()):
         return data_from(SourceData(by_name), config)
+    check_data(config)
     kind = Images if config.kind is None else kind_named(config.kind)
     if config.crop is not None or config.orient:
         name = "orient" if config.crop is None else "crop"

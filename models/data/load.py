@@ -19,10 +19,10 @@ from models.data.images import ImageSplit, some_rows
 from models.data.kinds import Kind
 from models.data.orientation import principal_axis
 from models.data.records import Encoded, Table
-from models.data.settings import DataConfig
+from models.data.settings import DataConfig, check_data
 from models.data.sources import SourceData, location, open_source, split_named
 from models.data.splits import SPLITS, content_hashes, named_splits, repeated_images, split_rows
-from models.progress import progress_bar
+from models.progress import library_bars, progress_bar
 from vq_kernels.checks import check_choice
 
 if TYPE_CHECKING:
@@ -132,13 +132,15 @@ def load_data(config: DataConfig, *, stream: bool = False, progress: bool = Fals
     anything is trained. progress: show a bar while images are read and decoded.
     """
     check_choice(("content", "number"), split_by=config.split_by)
-    return data_from(open_source(config), config, stream=stream, progress=progress)
+    with library_bars(enabled=progress):
+        return data_from(open_source(config), config, stream=stream, progress=progress)
 
 
 def data_from(
     source: SourceData, config: DataConfig, *, stream: bool = False, progress: bool = False
 ) -> ImageData:
     """What :func:`load_data` does, with data that are open already."""
+    check_data(config)
     if config.limit is not None and config.limit < 1:
         raise DataError(f"limit is {config.limit}; accepted: an integer of at least 1, none for all images")
     named, left_out = named_splits(source.splits, config)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from models.settings import setting
+from vq_kernels.checks import check_integer, check_number
 
 NO_LABELS = "none"  # the label_column of items that are to be taken without labels
 
@@ -55,3 +56,9 @@ class DataConfig:
     cache_dir: str | None = setting(
         None, "folder of converted and decoded data, by default that of Hugging Face datasets"
     )
+
+
+def check_data(config: DataConfig) -> None:
+    """ValueError or TypeError for settings that mean nothing with any data."""
+    check_integer(0, split_seed=config.split_seed)
+    check_number(cache_gb=config.cache_gb)

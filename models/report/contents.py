@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from models.files import read_object
+from models.runs.export import hashes_now
 from models.runs.history import read_history
 from models.runs.layout import RunLayout
 from models.runs.machine import read_attempts
 from models.runs.measured import read_figures
+from models.runs.pictures import still_of
 from models.settings import format_value, read_yaml
 
 PICTURES = {".png": "image/png", ".jpg": "image/jpeg", ".gif": "image/gif"}
@@ -85,7 +88,8 @@ def run_section(layout: RunLayout) -> Section:
         for name, (_, values) in history.items()
         if name.startswith("validation/") and values
     }
-    measured = {split: read_figures(layout, split) for split in ("test", "validation", "train")}
+    now = functools.cache(hashes_now)  # files of weights are read once
+    measured = {split: read_figures(layout, split, now) for split in ("test", "validation", "train")}
     figures = {f"{split} split": values for split, (values, _) in measured.items() if values}
     section.warnings = [reason for _, reason in measured.values() if reason]
     figures["validation split, last of training"] = logged
@@ -103,6 +107,8 @@ def run_section(layout: RunLayout) -> Section:
     others = sorted(
         file for place in ("samples", "reconstruct-*") for file in layout.folder.glob(f"{place}/**/*")
     )
+    others, gone = still_of(layout, others, now)
+    section.warnings += gone
     section.pictures = list(read_media([layout.curves, *latest, *others], PICTURES))
     section.sounds = list(islice(read_media(others, SOUNDS), MOST_SOUNDS))
     return section

@@ -25,8 +25,8 @@ class RunLayout:
     ``tensorboard/``, ``reconstructions/``, ``model/``, ``curves.png``, ``made.json`` and, where something
     went wrong, ``warnings.txt``; `train-prior` the same with ``level0/`` (top), ``level1/``, ...,
     ``codes.json`` and ``nats.json`` in place of ``data.json``, ``model/`` and ``reconstructions/``. The other
-    commands add ``codes/``, ``evaluation-SPLIT.json``, ``reconstruct-SPLIT/``, ``samples/`` and
-    ``report.html``. Nothing is read or made here.
+    commands add ``codes/``, ``evaluation-SPLIT.json``, ``reconstruct-SPLIT/`` and ``samples/``, both with
+    ``made_of.json``, and ``report.html``. Nothing is read or made here.
     """
 
     folder: Path
@@ -143,6 +143,11 @@ class RunLayout:
     def samples(self) -> Path:
         """The folder that `sample` writes."""
         return self.folder / "samples"
+
+    @staticmethod
+    def made_of(folder: Path) -> Path:
+        """Of which weights what `sample` and `reconstruct` wrote into ``folder`` is, as JSON."""
+        return folder / "made_of.json"
 
     def is_finished(self, models: Sequence[Path]) -> bool:
         """Whether training came to its end, and not only a checkpoint was exported to where ``models`` lie.

@@ -34,16 +34,19 @@ def check_name(name: str) -> None:
 def enclosing_run(path: Path) -> Path | None:
     """The folder of the run that ``path`` is or lies in, if any."""
     place = path.resolve()
-    for folder in (place, *place.parents):
-        file = folder / "config.yaml"
-        if file.is_file():
-            try:
-                values = read_yaml(file)
-            except (ValueError, OSError):  # of something else
-                continue
-            if set(SELDOM_SET) <= set(values):
-                return folder
-    return None
+    return next((folder for folder in (place, *place.parents) if _is_run(folder)), None)
+
+
+def enclosed_run(folder: Path) -> Path | None:
+    """The first run below ``folder``, as below that of a sweep, if any."""
+    return next((file.parent for file in sorted(folder.rglob("config.yaml")) if _is_run(file.parent)), None)
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        return set(SELDOM_SET) <= set(read_yaml(folder / "config.yaml"))
+    except (ValueError, OSError):  # none, or of something else
+        return False
 
 
 def made_with_other(folder: Path, name: str, stored: Any, current: Any) -> str:

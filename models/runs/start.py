@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from models.files import only_writer
-from models.runs.config import LoopConfig, PriorConfig
+from models.runs.config import PriorConfig
 from models.runs.layout import RunLayout
-from models.runs.rules import enclosing_run
+from models.runs.loop import LoopConfig
+from models.runs.rules import enclosed_run, enclosing_run
 from models.settings import check_applies, choices_of, read_yaml
 
 Config = TypeVar("Config", bound=LoopConfig)
@@ -85,6 +86,12 @@ def check_folder(config: LoopConfig, resume: bool, overwrite: bool) -> None:
             raise ValueError(
                 f"{folder} holds {outputs[0].name}, but no {stored.name} says of what run; choose another "
                 f"name (--name)"
+            )
+        inner = enclosed_run(folder)
+        if inner is not None:
+            raise ValueError(
+                f"name is {config.name}, whose folder {folder} holds the run {inner}; choose another name "
+                f"(--name)"
             )
         return
     earlier = _earlier(config, stored)

@@ -8,9 +8,10 @@ from pathlib import Path
 from models.evaluation.metrics import is_better_higher
 from models.evaluation.pictures import save_curves
 from models.evaluation.tables import Row, write_table
-from models.runs.config import LoopConfig, PriorConfig, TrainConfig
+from models.runs.config import PriorConfig, TrainConfig
 from models.runs.history import Series, read_history
 from models.runs.layout import RunLayout
+from models.runs.loop import LoopConfig
 from models.runs.measured import read_figures
 from models.settings import format_value, read_yaml
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from models.runs.config import LoopConfig, TrainConfig
+from models.runs.config import TrainConfig
 from models.runs.data import data_of_run
 from models.runs.history import Series, read_history
+from models.runs.loop import LoopConfig
 from models.runs.open import load_pretrained
 from models.runs.rules import made_with_other
 from models.training import autoencoder

@@ -21,8 +21,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from models.data.loader import BatchLoader, Split
-from models.runs.config import LoopConfig
 from models.runs.device import check_compiler, find_gpu, has_bfloat16
+from models.runs.loop import LoopConfig
 from models.runs.machine import recorded
 from models.runs.reproducible import deterministic_algorithms
 from models.runs.start import already_done, check_folder, read_checkpoint

@@ -17,7 +17,8 @@ from models.data.augment import NOISE, augment
 from models.data.loader import Batch, BatchLoader
 from models.evaluation.metrics import ReconstructionMeter, level_names
 from models.losses import gradient_difference, mean_or_zero
-from models.runs.config import LoopConfig, PriorConfig, TrainConfig
+from models.runs.config import PriorConfig, TrainConfig
+from models.runs.loop import LoopConfig
 from models.training.memory_format import channels_last, weights_channels_last_
 from models.training.optimizer import fused_adam
 

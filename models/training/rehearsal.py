@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import lightning.pytorch as pl
 import torch
 
-from models.runs.config import LoopConfig
+from models.runs.loop import LoopConfig
 from models.training.modules import SeededModule, total_steps
 
 Config = TypeVar("Config", bound=LoopConfig)

@@ -18,7 +18,7 @@ from models.evaluation.metrics import is_better_higher
 from models.evaluation.pictures import save_curves
 from models.evaluation.tables import Row, write_table
 from models.runs.config import TrainConfig
-from models.settings import check_applies, convert_value, format_value, setting_types
+from models.settings import check_applies, closest, convert_value, format_value, setting_types
 from models.training.finished import TrainedRun, check_run, trained_run
 
 if TYPE_CHECKING:
@@ -64,7 +64,9 @@ def parse_cases(grids: Sequence[str], cases: Sequence[str]) -> list[dict[str, An
 
     def split(text: str) -> tuple[str, str]:
         name, sign, values = text.partition("=")
-        if not sign or name not in types or name in ("name", "runs"):
+        if sign and name not in types:
+            raise ValueError(f"{text!r}: unknown setting {name!r}; {closest(name, types)}")
+        if not sign or name in ("name", "runs"):
             raise ValueError(f"{text!r} sets no setting of train; accepted: SETTING=VALUE, such as beta=0.25")
         return name, values
 

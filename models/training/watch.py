@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from models.evaluation.metrics import level_names
-from models.runs.config import LoopConfig
 from models.runs.history import read_history
+from models.runs.loop import LoopConfig
 
 LEAST_USAGE = 0.05  # of the codes, or of the positions of an epoch where those are fewer
 LEAST_ENTROPY = 0.2  # given the position, as a share of the highest possible

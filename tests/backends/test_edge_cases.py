@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -114,6 +116,47 @@ def test_ema_update_without_rows_changes_nothing(backend: str, device: torch.dev
     vq.ema_update_(*args, decay=0.9, eps=1e-5, backend=backend)
     for a, b in zip(before, (codebook, cluster_size, embed_avg), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("normalize", [False, True], ids=["l2", "cosine"])
+@pytest.mark.parametrize(("k", "d"), [(7, 3), (600, 65)])
+def test_a_code_whose_sums_overflow_takes_no_part_in_an_ema_update(
+    k: int, d: int, normalize: bool, backend: str, device: torch.device
+) -> None:
+    codebook, embed_avg, sums = torch.randn(3, k, d, device=device).unbind()
+    cluster_size = torch.rand(k, device=device) + 1
+    counts = torch.randint(1, 9, (k,), device=device)
+    sums[0] *= 1e37  # held
+    sums[1, d - 1] = torch.inf
+    sums[2, 0] = -torch.inf
+    sums[3] = torch.nan
+    embed_avg[4, 1], sums[4, 1] = -3e38, 3e38  # their difference
+    embed_avg[5, 0] = torch.inf  # spoilt before: its size falls, so that it is revived
+    state = [codebook, cluster_size, embed_avg]
+    before, want = [t.clone() for t in state], [t.clone() for t in state]
+    step: dict[str, Any] = {"decay": 0.9, "eps": 1e-5, "normalize": normalize}
+    vq.ema_update_(*want, counts, sums, **step, backend="reference")
+    vq.ema_update_(*state, counts, sums, **step, backend=backend)
+    for old, new, expected in zip(before, state, want, strict=True):
+        assert torch.equal(new[1:5], old[1:5])
+        torch.testing.assert_close(new, expected, rtol=2e-5, atol=1e-5, equal_nan=True)
+    moved = torch.tensor([0, *range(6, k)], device=device)
+    assert all(t[moved].isfinite().all() for t in state)
+    assert not torch.equal(state[2][moved], before[2][moved])
+    torch.testing.assert_close(cluster_size[5], before[1][5].lerp(counts[5].float(), 0.1))
+
+
+def test_a_code_that_its_smoothed_size_would_make_infinite_stays(backend: str, device: torch.device) -> None:
+    """Few rows for so many codes: smoothing divides by less than the rows that made up the average."""
+    codebook, embed_avg = torch.zeros(2, 9, 3, device=device).unbind()
+    embed_avg[0], embed_avg[1] = 3e38, 1e30
+    cluster_size, counts = torch.zeros(2, 9, device=device).unbind()
+    cluster_size[:2], counts[:2] = 1.0, 1.0
+    state = (codebook, cluster_size, embed_avg)
+    vq.ema_update_(*state, counts, embed_avg.clone(), decay=0.9, eps=10.0, backend=backend)
+    assert torch.equal(codebook[0].cpu(), torch.zeros(3))
+    assert (codebook[1] > 1e29).all()
+    assert codebook.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -263,3 +263,38 @@ def test_codes_stored_at_another_length_are_loaded_at_unit_length() -> None:
     state["_codebook.embed"] *= torch.rand(1, 8, 1) + 0.5
     layer.load_state_dict(state)
     torch.testing.assert_close(layer.codebook, want[0])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"kmeans_init": True},
+        {"threshold_ema_dead_code": 20},
+        {"manual_ema_update": True},
+        {"learnable_codebook": True, "ema_update": False, "threshold_ema_dead_code": 2},
+        {"heads": 2, "codebook_dim": 3, "separate_codebook_per_head": True, "kmeans_init": True},
+    ],
+    ids=["plain", "kmeans", "revival", "manual", "gradient", "separate_heads"],
+)
+def test_a_batch_whose_sums_overflow_spoils_no_code(options: dict[str, Any]) -> None:
+    layer = seeded(decay=0.5, **options)
+    huge = torch.randn(400, 6).sign() * torch.empty(400, 6).uniform_(1e37, 3e38)
+    for _ in range(3):
+        layer(huge)
+        layer.update_codebooks()
+        assert all(t.isfinite().all() for t in layer.state_dict().values())
+    if "kmeans_init" not in options:
+        before = layer.codebook.clone()
+        layer(torch.randn(400, 6))
+        layer.update_codebooks()
+        assert layer.codebook.isfinite().all()
+        assert "learnable_codebook" in options or not torch.equal(layer.codebook, before)
+
+
+def test_kmeans_of_huge_rows_finds_codes_that_are_rows_or_means() -> None:
+    layer = FusedVectorQuantizer(2, 4, kmeans_init=True, kmeans_iters=3)
+    centres = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    out = layer(2e38 * centres.repeat(50, 1))
+    assert out.indices.unique().numel() >= 2
+    torch.testing.assert_close(layer.codebook.abs(), torch.full((4, 2), 2e38), rtol=1e-4, atol=0)

@@ -260,3 +260,9 @@ def test_lookups_refuse_what_does_not_fit() -> None:
         layer.get_codes_from_indices(torch.zeros(3, 2))
     with pytest.raises(ValueError, match=r"indices.*\(3,\).*2"):
         layer.get_output_from_indices(torch.zeros(3, dtype=torch.int64))
+    for bad in (-2, 8):
+        message = rf"indices holds {bad}; accepted: -1 to 7 \(codebook_size - 1\)"
+        with pytest.raises(ValueError, match=message):
+            build().get_codes_from_indices(torch.tensor([0, -1, bad]))
+        with pytest.raises(ValueError, match=message):
+            layer.get_output_from_indices(torch.tensor([[0, -1], [1, bad]]))

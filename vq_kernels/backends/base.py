@@ -126,6 +126,10 @@ class Backend(Protocol):
 
         With ``normalize`` a code whose average is shorter than 2^-100 stays as it is. Nothing changes if
         ``counts`` is all zero (an empty or fully masked batch).
+
+        A code stays as it is, its size and average too, where these lines would bring NaN or infinity into
+        its finite average or from that into its code: float32 cannot hold the sum of its rows. ``total``
+        counts it all the same.
         """
 
     def vector_quantize(

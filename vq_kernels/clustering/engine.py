@@ -35,7 +35,8 @@ def kmeans(
 ) -> Clusters:
     """Cluster the unmasked finite rows of x (``[..., D]``, or ``[B, D, ...]`` with ``channel_dim=1``).
 
-    Starts from random rows (each once if there are enough) and keeps a mean that loses all its rows.
+    Starts from random rows (each once if there are enough) and keeps a mean that loses all its rows, or whose
+    sum of rows float32 cannot hold.
     With ``metric="cosine"`` (spherical k-means) the means have unit length.
     """
     # The extremes of each row, which NaN and infinities reach: torch.isfinite would make three copies of x.
@@ -61,5 +62,7 @@ def kmeans(
         updated = sums / counts.clamp(min=1)[:, None]  # [K, D]
         if metric == "cosine":
             updated = F.normalize(updated, dim=-1, eps=1e-6)
-        means = torch.where((counts > 0)[:, None], updated, means)
+        # A sum that float32 cannot hold leaves its mean where it is, as no rows do.
+        moves = (counts > 0) & updated.isfinite().all(1)  # [K]
+        means = torch.where(moves[:, None], updated, means)
     return Clusters(means, counts, drawn.total)

@@ -158,7 +158,7 @@ class Codebook(CodebookState):
         """k-means over the batch; if it holds no row the codes stay as they are and the next one is tried.
 
         A mean without rows counts as one row, like a fresh code: with none it would drop to zero at
-        the first EMA step.
+        the first EMA step. So does one whose average float32 could not hold.
         """
         clusters = [
             kmeans(
@@ -177,6 +177,7 @@ class Codebook(CodebookState):
         ]
         means = torch.stack([c.means for c in clusters])  # [H, K, D]
         sizes = torch.stack([c.counts for c in clusters]).clamp(min=1)  # [H, K]
+        sizes = torch.where((means * sizes[..., None]).isfinite().all(-1), sizes, 1.0)  # [H, K]
         has_rows = torch.stack([c.total for c in clusters]).amin() > 0  # []
         # A compiled graph may run once more than k-means should; what was initialised stays.
         has_rows = has_rows & (self.initted == 0)  # []
@@ -251,19 +252,23 @@ class Codebook(CodebookState):
         # Codes trained by gradient stay, but revival needs to know how often they are taken.
         weight = (1.0 - self.decay) * (counts.sum(-1, keepdim=True) > 0).float()  # [H, 1]
         self.cluster_size.lerp_(counts.float(), weight)
-        self.embed_avg.lerp_(sums, weight[..., None])
+        averages = self.embed_avg.lerp(sums, weight[..., None])  # [H, K, D]
+        fits = averages.isfinite().all(-1, keepdim=True)  # [H, K, 1]
+        self.embed_avg.copy_(torch.where(fits, averages, self.embed_avg))
 
     def _revive_(self, rows: Tensor, usable: Tensor) -> None:
         """Codes whose size fell below the threshold become the given rows ``[H, K, D]``, with that size.
 
-        After the EMA step, which would overwrite them. A code whose row is not usable ``[H, K]`` waits.
+        After the EMA step, which would overwrite them. A code whose row is not usable ``[H, K]``, or at that
+        size more than float32 holds, waits.
         """
         threshold = self.threshold_ema_dead_code
         if self.unit_length:
             rows = F.normalize(rows, dim=-1, eps=1e-6)
-        dead = (self.cluster_size < threshold) & usable  # [H, K]
+        averages = rows * threshold  # [H, K, D]
+        dead = (self.cluster_size < threshold) & usable & averages.isfinite().all(-1)  # [H, K]
         self.write_codes_(torch.where(dead[..., None], rows, self.embed))
-        self.embed_avg.copy_(torch.where(dead[..., None], rows * threshold, self.embed_avg))
+        self.embed_avg.copy_(torch.where(dead[..., None], averages, self.embed_avg))
         self.cluster_size.copy_(torch.where(dead, threshold, self.cluster_size))
 
     def _draw(self, rows: Rows, synchronized: bool) -> DrawnRows:

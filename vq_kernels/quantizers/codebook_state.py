@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ..devices import is_capturing, is_host_readable
 from ..distributed import WORLD, ProcessGroup, broadcast_from_first
 from ..functional import gather_codes
-from ..tensor_checks import check_integer_tensor
+from ..operators.registry import is_plain
+from ..tensor_checks import check_index_range, check_integer_tensor
 from .sharded import is_sharded, write_part
 
 
@@ -136,6 +137,8 @@ class CodebookState(nn.Module):
                 f"indices has shape {tuple(indices.shape)}; accepted: [..., {heads}], one per head"
             )
         codebooks = self.codes()  # [H, K, D]
+        if is_plain(indices):  # elsewhere what gathers them looks, and does not know of -1
+            check_index_range(indices, -1, codebooks.shape[1])
         left_out = indices == -1
         valid_indices = torch.where(left_out, 0, indices)
         if codebooks.shape[0] == 1:

@@ -66,6 +66,11 @@ class Images(Kind):
         return isinstance(feature, datasets.Image)
 
     @classmethod
+    def is_plain_feature(cls, feature: Any) -> bool:
+        """Bytes, as tables hold them that were not written by Hugging Face datasets."""
+        return getattr(feature, "dtype", None) in ("binary", "large_binary")
+
+    @classmethod
     def is_record(cls, record: Record) -> bool:
         """Any: what is none of the other kinds, which are asked first, is an image or cannot be read."""
         return True

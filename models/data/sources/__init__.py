@@ -8,7 +8,7 @@ from pathlib import Path
 
 from models.data.errors import DataError
 from models.data.settings import DataConfig
-from models.data.sources.base import Source, SourceData, folder_of, split_named
+from models.data.sources.base import Source, SourceData, check_no_subset, folder_of, split_named
 
 GIVEN = "given in Python"  # the setting ``data`` of a run whose images came from a program
 __all__ = ["GIVEN", "DataError", "Source", "SourceData", "location", "open_source", "split_named"]
@@ -26,6 +26,8 @@ def open_source(config: DataConfig) -> SourceData:
         )
     for source in _sources():
         if source.claims(config.data):
+            if not source.has_subsets:
+                check_no_subset(config)
             return source.open(config)
     raise DataError(_unclaimed(config.data))
 

@@ -17,6 +17,7 @@ class Hub(Source):
     """``OWNER/NAME``, unless there is a folder OWNER here: then it is a path, perhaps a mistyped one."""
 
     rank: ClassVar[int] = 40
+    has_subsets: ClassVar[bool] = True
 
     def claims(self, data: str) -> bool:
         owner, _, name = data.partition("/")

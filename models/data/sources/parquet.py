@@ -14,6 +14,7 @@ from models.data.sources.base import (
     Source,
     SourceData,
     check_cache,
+    check_no_subset,
     folder_of,
     split_named,
 )
@@ -28,6 +29,7 @@ class Parquet(Source):
     """
 
     rank: ClassVar[int] = 20
+    has_subsets: ClassVar[bool] = True
 
     def claims(self, data: str) -> bool:
         folder = folder_of(data)
@@ -37,7 +39,11 @@ class Parquet(Source):
         import datasets
 
         folder = Path(config.data).expanduser()
-        files = _flat_files(folder) or _subset_files(folder, config.subset)
+        files = _flat_files(folder)
+        if files:
+            check_no_subset(config)
+        else:
+            files = _subset_files(folder, config.subset)
         try:
             readable = {
                 split: [_without_pattern(file, config.cache_dir) for file in paths]

@@ -66,6 +66,7 @@ def test_what_is_for_priors_is_refused(run: Path, tmp_path: Path, capsys) -> Non
         (["--mix", "training"], "--mix is for priors"),
         (["--judge-model", "cnn"], "--judge-model is for priors"),
         (["--count", "0"], "count is 0"),
+        (["--count", str(10**15)], f"count is {10**15}, which makes {10**15} samples of 256 bytes, more"),
         (["--interpolate", "0"], "interpolate is 0; accepted: an integer of at least 1"),
     ):
         assert main(["sample", str(run), "--device", "cpu", *flags]) == 2

@@ -70,3 +70,17 @@ def test_real_codes_are_of_the_size_of_the_samples(prior: Path, tmp_path: Path, 
     asked = ["--count", "8", "--two-sample", "--codes", str(tmp_path / "large")]
     error = refused(asked, prior, capsys)
     assert "whose codes have the shapes ((8, 8),); accepted: those of the prior, ((4, 4),)" in error
+
+
+def test_samples_that_no_memory_holds_are_refused_before_the_first_draw(
+    prior: Path, capsys, monkeypatch
+) -> None:
+    flags = ["--classes", "even+0,odd+1", "--count", str(10**12)]
+    said = refused(flags, prior, capsys)
+    assert f"count is {10**12}, which makes {2 * 10**12} samples of 384 bytes, more than the" in said
+    assert said.count("\n") == 1
+    monkeypatch.setattr("models.cli.room.memory", lambda: 384 * 20)
+    assert "accepted: up to 10; draw the others with other seeds" in refused(flags, prior, capsys)
+    most = int(said.split("up to ")[1].split(";")[0])
+    assert 0 < most < 10**12
+    assert main(["sample", str(prior), "--device", "cpu", *flags[:2], "--count", "10"]) == 0

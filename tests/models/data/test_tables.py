@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from pathlib import Path
 
 import pytest
 from data_support import kaokore, load, write_images
+from tqdm import tqdm
 
-from models.data import DataError
+from models.data import DataConfig, DataError, load_data
+from models.runs.config import TrainConfig
 
 
 @pytest.mark.parametrize(
@@ -115,3 +118,71 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch, no_network) -> 
     assert asked == ["no-such-owner/data-set"]
     assert no_network == []
     assert offline == datasets.config.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["binary", "large_binary"])
+def test_images_as_plain_bytes(tmp_path: Path, large: bool) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    write_images(tmp_path / "files", 24)
+    files = sorted((tmp_path / "files").glob("*.png"))
+    kind = pa.large_binary() if large else pa.binary()
+    content = pa.array([file.read_bytes() for file in files], type=kind)
+    (tmp_path / "data").mkdir()
+    table = pa.table({"jpg": content, "label": [0, 1] * 12})
+    pq.write_table(table, tmp_path / "data" / "train.parquet")
+    data = load(tmp_path / "data", cache_dir=str(tmp_path / "cache"))
+    assert data.settings["image_column"] == "jpg"
+    assert (data.size, data.channels, data.class_names) == ((8, 10), 3, ("0", "1"))
+    assert sum(len(split) for split in (data.train, data.validation, data.test)) == 24
+    named = load(tmp_path / "files")
+    assert {one.tobytes() for one in data.train.hashes} <= {
+        one.tobytes() for split in (named.train, named.validation, named.test) for one in split.hashes
+    }
+    broken = table.set_column(0, "jpg", pa.array([b"no picture %d" % row for row in range(24)], type=kind))
+    (tmp_path / "other").mkdir()
+    pq.write_table(broken, tmp_path / "other" / "train.parquet")
+    with pytest.raises(DataError, match=r"the image in row 0 of .* cannot be read as an image"):
+        load(tmp_path / "other", cache_dir=str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_bars_of_libraries_are_shown_with_ours_alone(tmp_path: Path, progress: bool, monkeypatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    write_images(tmp_path / "images", 12)
+    images = [{"bytes": file.read_bytes(), "path": None} for file in sorted((tmp_path / "images").iterdir())]
+    table = datasets.Dataset.from_dict({"image": images})
+    table.to_parquet(str(tmp_path / "data" / "train.parquet"))
+    shown = []
+    monkeypatch.setattr(
+        "datasets.builder.hf_tqdm",
+        lambda *given, **how: (shown.append(not datasets.are_progress_bars_disabled()), tqdm(disable=True))[
+            1
+        ],
+    )
+    config = DataConfig(data=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
+    load_data(config, progress=progress)
+    assert shown == [progress]
+    assert not datasets.are_progress_bars_disabled()
+
+
+def test_settings_that_would_change_nothing_are_refused(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 12)
+    said = f"subset is 'zz', but {tmp_path} has no subsets; leave it out, or give none"
+    with pytest.raises(DataError, match=re.escape(said)):
+        load(tmp_path, subset="zz")
+    with pytest.raises(DataError, match="subset is 'zz', but digits has no subsets"):
+        load("digits", subset="zz")
+    for name, value, message in (
+        ("split_seed", -1, "split_seed is -1; accepted: an integer of at least 0"),
+        ("cache_gb", -0.5, "cache_gb is -0.5; accepted: a finite number of at least 0"),
+        ("cache_gb", float("nan"), "cache_gb is nan; accepted: a finite number of at least 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load("digits", **{name: value})
+        with pytest.raises(ValueError, match=f"{name} is {value}"):
+            TrainConfig(**{name: value})
+    assert not load("digits", limit=20, cache_gb=0.0).train.cached
+    flag = TrainConfig.from_mapping({"split_seed": str(2**53 + 1)}, "flags")
+    assert flag.split_seed == 2**53 + 1

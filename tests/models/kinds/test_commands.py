@@ -185,7 +185,9 @@ def test_a_vae_of_every_kind_samples_and_interpolates(run: Path, tmp_path: Path)
     assert main(["sample", str(tmp_path / "vae"), "--count", "2", "--interpolate", "1"]) == 0
     samples = tmp_path / "vae" / "samples"
     suffix, items = (".wav", "sounds") if is_audio(run) else (".npy", "volumes")
-    assert files_in(samples) == sorted(["interpolation.png", "latents.npz", "samples.png", items])
+    assert files_in(samples) == sorted(
+        ["interpolation.png", "latents.npz", "made_of.json", "samples.png", items]
+    )
     assert files_in(samples / items) == [f"000000{suffix}", f"000001{suffix}"]
 
 

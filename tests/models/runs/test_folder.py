@@ -67,6 +67,18 @@ def files(folder: Path) -> dict[Path, bytes]:
         ("export runs/p --out runs/x", "out is runs/x, which lies in the run"),
         ("export runs/x --out taken", "where taken/config.json is not of a VQVAE; accepted: a new folder"),
         ("train --name x --resume --overwrite", "resume and overwrite exclude each other"),
+        ("train --name swept", "whose folder runs/swept holds the run runs/swept/beta1; choose another name"),
+        ("train-prior --name swept --codes runs/x/codes", "holds the run runs/swept/beta1"),
+        ("convert other.pt --out runs/p/new", "out is runs/p/new, which lies in the run"),
+        ("encode runs/x --out runs/p/codes", "out is runs/p/codes, which lies in the run"),
+        ("encode runs/x --out runs/x", "out is runs/x, which holds other files of the run"),
+        ("evaluate runs/x --out runs/p/x.json", "out is runs/p/x.json, which lies in the run"),
+        ("evaluate runs/x --out runs/x/config.yaml", "which holds other files of the run"),
+        ("reconstruct runs/x --out runs/p/x", "out is runs/p/x, which lies in the run"),
+        ("sample runs/p --out runs/x/samples", "out is runs/x/samples, which lies in the run"),
+        ("sample runs/p --out runs/p/level0/x", "which holds other files of the run"),
+        ("report runs/x --out runs/p/x.html", "out is runs/p/x.html, which lies in the run"),
+        ("compare runs/x --out runs/p/x", "out is runs/p/x, which lies in the run"),
     ],
 )
 def test_what_is_not_this_run_is_refused_and_stays(copy: Path, capsys, command: str, message: str) -> None:
@@ -75,6 +87,7 @@ def test_what_is_not_this_run_is_refused_and_stays(copy: Path, capsys, command: 
         (copy / name / "config.yaml").write_text(text)
     (copy / "nameless" / "model").mkdir(parents=True)
     shutil.copytree(copy / "p" / "level0", "taken")
+    shutil.copytree(copy / "x", copy / "swept" / "beta1")
     before = files(Path())
     assert main(command.split()) == 2
     error = capsys.readouterr().err

@@ -11,6 +11,9 @@ import pytest
 from run_support import write_prior, write_run
 
 from models.cli import main
+from models.report.contents import run_section
+from models.runs.config import TrainConfig
+from models.runs.export import hashes_now
 from models.runs.layout import RunLayout
 from models.runs.measured import read_figures
 
@@ -83,6 +86,30 @@ def test_figures_of_earlier_priors_are_not_shown_either(runs: Path) -> None:
     assert "bits_codes_prior" in read_figures(run, "validation")[0], "priors that are not there say nothing"
 
 
+def test_figures_of_priors_are_kept_while_they_hold(runs: Path, capsys) -> None:
+    run, prior = RunLayout(runs / "a"), runs / "p"
+    assert main(["evaluate", str(run.folder), "--prior", str(prior)]) == 0
+    measured = read_figures(run, "test")[0]
+    assert {"bits_codes_prior", "bits_per_dim", "nats_per_code"} <= set(measured)
+    capsys.readouterr()
+    assert main(["evaluate", str(run.folder)]) == 0
+    assert read_figures(run, "test")[0] == measured
+    of = json.loads(run.evaluation("test").read_text())["of"]
+    assert (of["prior"], len(of["prior_weights"])) == (str(prior), 1)
+    said = f"nats_per_code of the earlier evaluation with --prior {prior} are kept"
+    assert said in capsys.readouterr().out
+    level = prior / "level0" / "model.safetensors"
+    level.write_bytes(level.read_bytes()[:-4] + b"\0\0\0\x3f")
+    assert main(["evaluate", str(run.folder)]) == 0
+    assert f"those of {prior}, whose weights have changed, are gone: bits_codes_" in capsys.readouterr().out
+    assert "bits_codes_prior" not in read_figures(run, "test")[0]
+    assert main(["evaluate", str(run.folder), "--prior", str(prior)]) == 0
+    replace_weights(run.folder)
+    assert main(["evaluate", str(run.folder)]) == 0
+    assert "bits_codes_prior" not in read_figures(run, "test")[0]
+    assert json.loads(run.evaluation("test").read_text())["of"]["prior"] is None
+
+
 def test_figures_that_do_not_say_what_they_are_of_are_shown(runs: Path) -> None:
     run = RunLayout(runs / "b")
     assert read_figures(run, "test") == ({}, "")
@@ -111,3 +138,48 @@ def test_runs_without_logs_are_compared_by_what_was_measured(runs: Path) -> None
     shutil.rmtree(runs / "a" / "logs")
     assert main(["compare", str(runs / "a"), str(runs / "b"), "--out", str(runs / "compare")]) == 0
     assert "test mse" in (runs / "compare" / "figures.md").read_text()
+
+
+def test_pictures_of_earlier_weights_are_not_shown_as_the_run_s(runs: Path, capsys, monkeypatch) -> None:
+    def titles() -> set[str]:
+        return {picture.title for picture in run_section(RunLayout(runs / "a")).pictures}
+
+    command = ["reconstruct", str(runs / "a"), "--count", "4"]
+    assert main([*command, "--images"]) == 0
+    assert main([*command, "--split", "validation"]) == 0
+    both = {"reconstruct-test/side_by_side.png", "reconstruct-validation/side_by_side.png"}
+    assert both < titles()
+    replace_weights(runs / "a")
+    assert not titles()
+    words = run_section(RunLayout(runs / "a")).warnings
+    said = "reconstruct-validation: 1 of the files are of earlier weights and not shown; renew them: python"
+    assert f"{said} -m models reconstruct {runs / 'a'} --split validation" in words
+    assert main(command) == 0
+    assert titles() == {"reconstruct-test/side_by_side.png"}, "those of images are of earlier weights still"
+    counted: list[object] = []
+    monkeypatch.setattr(
+        "models.report.contents.hashes_now", lambda run: counted.append(run) or hashes_now(run)
+    )
+    titles()
+    assert counted == [runs / "a"]
+
+
+def test_samples_are_of_the_prior_and_of_its_decoder(runs: Path) -> None:
+    def pictures() -> list[str]:
+        section = run_section(RunLayout(runs / "p"))
+        return [picture.title for picture in section.pictures]
+
+    TrainConfig(name="p", runs=str(runs)).save(runs / "p" / "config.yaml")
+    sample = ["sample", str(runs / "p"), "--count", "1", "--model", str(runs / "a")]
+    assert main(sample) == 0
+    assert pictures() == ["samples/samples.png"]
+    level = runs / "p" / "level0" / "model.safetensors"
+    whole = level.read_bytes()
+    level.write_bytes(whole[:-4] + b"\0\0\0\x3f")
+    assert not pictures()
+    level.write_bytes(whole)
+    assert pictures()
+    replace_weights(runs / "a")
+    assert not pictures()
+    (runs / "p" / "samples" / "made_of.json").unlink()
+    assert pictures(), "of which nothing is noted"

@@ -30,7 +30,8 @@ def test_grids_and_cases() -> None:
     assert case_name({"downscales": (4, 2), "data": "a/b"}) == "downscales4_2-dataa_b"
     for grids, texts, message in (
         ([], [], "a sweep has no cases; accepted: --grid"),
-        (["betas=1"], [], "'betas=1' sets no setting of train"),
+        (["betas=1"], [], "'betas=1': unknown setting 'betas'; did you mean 'beta'?"),
+        ([], ["lr=1 betas=1"], "'betas=1': unknown setting 'betas'; did you mean 'beta'?"),
         (["name=a,b"], [], "'name=a,b' sets no setting of train"),
         (["beta"], [], "'beta' sets no setting"),
         (["beta=1,x"], [], "grid: beta is 'x'; accepted: a number"),

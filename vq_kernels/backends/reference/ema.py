@@ -25,10 +25,14 @@ def ema_update_(
     if normalize:
         length = m.double().norm(dim=1, keepdim=True)  # [K, 1], float64: squares of small averages are 0
         codes = torch.where(length >= _SHORTEST, m / length, codebook)  # [K, D]
+        fits = m.isfinite().all(1)  # [K]
     else:
         total = n.sum()  # []
         smoothed = (n + eps) / (total + n.shape[0] * eps) * total  # [K]
         codes = m / smoothed[:, None]  # [K, D]
-    cluster_size.copy_(torch.where(changed, n, cluster_size))
-    embed_avg.copy_(torch.where(changed, m, embed_avg))
-    codebook.copy_(torch.where(changed, codes.to(codebook.dtype), codebook))
+        fits = codes.isfinite().all(1)  # [K]
+    # A sum that float32 cannot hold must not spoil a code for good.
+    moves = changed & (fits | ~embed_avg.isfinite().all(1))  # [K]
+    cluster_size.copy_(torch.where(moves, n, cluster_size))
+    embed_avg.copy_(torch.where(moves[:, None], m, embed_avg))
+    codebook.copy_(torch.where(moves[:, None], codes.to(codebook.dtype), codebook))

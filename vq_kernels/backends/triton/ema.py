@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import next_power_of_2
+from .common import FLOAT32_MAX, next_power_of_2
 from .launch import Kernel
 
 # Elements of the codebook up to which one program does everything (a few iterations of its loop).
@@ -30,8 +30,14 @@ def lerp(a, b, weight):
 
 
 @triton.jit
-def new_total(cluster_size, counts, weight, K, BLOCK: tl.constexpr, STORE: tl.constexpr):
-    """(sum of the new cluster sizes, sum of the counts); STORE also updates the sizes in place."""
+def nonfinite(values, in_bounds):
+    """Whether a row of ``[BLOCK_CODES, PADDED_D]`` holds NaN or infinity."""
+    return tl.max((in_bounds & ~(tl.abs(values) <= FLOAT32_MAX)).to(tl.int32), 1) > 0
+
+
+@triton.jit
+def new_total(cluster_size, counts, weight, K, BLOCK: tl.constexpr):
+    """(sum of the new cluster sizes, sum of the counts)."""
     total = tl.zeros((BLOCK,), tl.float32)
     counted = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, K, BLOCK):
@@ -40,23 +46,13 @@ def new_total(cluster_size, counts, weight, K, BLOCK: tl.constexpr, STORE: tl.co
         size = lerp(tl.load(cluster_size + k, mask=k < K, other=0.0), count, weight)
         total += tl.where(k < K, size, 0.0)
         counted += count
-    if STORE:
-        changed = tl.sum(counted) > 0
-        for start in range(0, K, BLOCK):
-            k = start + tl.arange(0, BLOCK)
-            count = tl.load(counts + k, mask=k < K, other=0).to(tl.float32)
-            size = lerp(tl.load(cluster_size + k, mask=k < K, other=0.0), count, weight)
-            if changed:
-                tl.store(cluster_size + k, size, mask=k < K)
     return tl.sum(total), tl.sum(counted)
 
 
 @Kernel
 @triton.jit
 def sizes_kernel(cluster_size, counts, totals, weight, K, BLOCK: tl.constexpr):
-    total, counted = new_total(
-        cluster_size=cluster_size, counts=counts, weight=weight, K=K, BLOCK=BLOCK, STORE=True
-    )
+    total, counted = new_total(cluster_size=cluster_size, counts=counts, weight=weight, K=K, BLOCK=BLOCK)
     tl.store(totals, total)
     tl.store(totals + 1, counted)
 
@@ -69,9 +65,7 @@ def ema_kernel(
     ALONE: tl.constexpr, NORMALIZE: tl.constexpr,
 ):  # fmt: skip
     if ALONE:
-        total, counted = new_total(
-            cluster_size=cluster_size, counts=counts, weight=weight, K=K, BLOCK=SIZES, STORE=False
-        )
+        total, counted = new_total(cluster_size=cluster_size, counts=counts, weight=weight, K=K, BLOCK=SIZES)
         tl.debug_barrier()
     else:
         total = tl.load(totals)
@@ -80,31 +74,35 @@ def ema_kernel(
         d = tl.arange(0, PADDED_D)
         for first_code in range(tl.program_id(0) * BLOCK_CODES, K, tl.num_programs(0) * BLOCK_CODES):
             k = first_code + tl.arange(0, BLOCK_CODES)
-            size = tl.load(cluster_size + k, mask=k < K, other=0.0)
-            if ALONE:
-                size = lerp(size, tl.load(counts + k, mask=k < K, other=0).to(tl.float32), weight)
-                # The compiler may load the sizes once for each layout that it wants them in.
-                tl.debug_barrier()
-                tl.store(cluster_size + k, size, mask=k < K)
+            size = lerp(
+                tl.load(cluster_size + k, mask=k < K, other=0.0),
+                tl.load(counts + k, mask=k < K, other=0).to(tl.float32),
+                weight,
+            )
             smoothed = (size + eps) / (total + K * eps) * total
             at = k.to(tl.int64)[:, None] * D + d[None, :]
             in_bounds = (k < K)[:, None] & (d < D)[None, :]
-            average = lerp(
-                tl.load(embed_avg + at, mask=in_bounds, other=0.0),
-                tl.load(sums + at, mask=in_bounds, other=0.0),
-                weight,
-            )
-            tl.store(embed_avg + at, average, mask=in_bounds)
+            before = tl.load(embed_avg + at, mask=in_bounds, other=0.0)
+            average = lerp(before, tl.load(sums + at, mask=in_bounds, other=0.0), weight)
             if NORMALIZE:
                 wide = average.to(tl.float64)  # squares of small averages are 0 in float32
                 length = tl.sqrt(tl.sum(tl.where(in_bounds, wide * wide, 0.0), 1))
                 # An average that is too short to have a direction leaves the code as it is.
                 has_direction = length >= SHORTEST
                 code = (wide / tl.where(has_direction, length, 1.0)[:, None]).to(tl.float32)
-                in_bounds = in_bounds & has_direction[:, None]
+                overflows = nonfinite(average, in_bounds)
             else:
                 code = average / smoothed[:, None]
-            tl.store(codebook + at, code.to(codebook.dtype.element_ty), mask=in_bounds)
+                has_direction = k < K
+                overflows = nonfinite(code, in_bounds)
+            # float32 cannot hold its average: the code takes no part.
+            moves = (k < K) & ~(overflows & ~nonfinite(before, in_bounds))
+            # The compiler may load the sizes once for each layout that it wants them in.
+            tl.debug_barrier()
+            tl.store(cluster_size + k, size, mask=moves)
+            tl.store(embed_avg + at, average, mask=in_bounds & moves[:, None])
+            written = in_bounds & (moves & has_direction)[:, None]
+            tl.store(codebook + at, code.to(codebook.dtype.element_ty), mask=written)
 
 
 def ema_update_(
