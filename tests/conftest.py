@@ -35,7 +35,16 @@ if DEVICE == "cuda":
 
 BACKENDS = ("reference", "native", "triton", "cuda")
 # More than a minute each. A process of make test gets whole files: with the longest first, both end together.
-LONGEST = ("test_training.py", "test_triton_compile.py", "test_cuda_compile.py", "test_build.py")
+LONGEST = (
+    *("test_triton_compile.py", "test_cuda_compile.py", "test_native_kernels.py", "test_training.py"),
+    *(
+        "test_gpu_session.py",
+        "test_kills.py",
+        "test_rehearsal.py",
+        "test_session.py",
+    ),  # where slow ones run too
+    *("test_build.py", "test_compile.py", "test_cuda_host_search.py", "test_studies.py"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
