@@ -28,15 +28,18 @@ from vq_kernels.backends import native
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def size_for(call, full={FULL}):
-    # The size at which call(size) takes this many seconds.
-    size, taken = 1, 0.0
-    call(size)
-    while taken < 0.1:
-        size *= 2
+    # The size at which call(size) takes this many seconds, more than it takes at size 1.
+    def seconds(size):
         begin = time.process_time()
         call(size)
-        taken = time.process_time() - begin
-    return int(size * full / taken)
+        return time.process_time() - begin
+
+    seconds(1)
+    size, least, more = 1, seconds(1), 0.0
+    while more < 0.2:
+        size *= 2
+        more = seconds(size) - least
+    return int(size * full / more)
 
 sent = []
 
@@ -190,7 +193,7 @@ def test_a_handler_that_raises_nothing_runs_at_once_and_the_call_goes_on() -> No
             seen.append(vq.nearest_code(block, codebook, backend="native"))  # inside the other call
         seen = []
         signal.signal(signal.SIGINT, handler)
-        size = size_for(call, 2)
+        size = size_for(call, 3)
         send_soon()
         begin = time.process_time()
         indices = call(size)
