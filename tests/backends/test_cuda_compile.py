@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import gzip
 import importlib.util
 import json
 import os
@@ -107,20 +108,41 @@ def dump(path: Path, *arguments: str) -> str:
     return done.stdout
 
 
+# A kernel, or the opcode of an instruction without its predicate.
+SASS = re.compile(
+    r"^[ \t]+(?:Function : (\S+)|/\*[0-9a-f]+\*/[ \t]+(?:@!?U?P\w+[ \t]+)?([A-Z][A-Z0-9.]*))", re.MULTILINE
+)
+
+
+def disassembled(path: Path, arch: str) -> dict[str, list[str]]:
+    """The opcodes of each function, by its mangled name, kept for the next time: a module takes 45 s."""
+    key = digest([path], disassembler(), SASS.pattern)
+    kept = CACHE / f"{key}.{path.name}.{arch}.opcodes.gz"
+    if not kept.exists():
+        code: dict[str, list[str]] = {}
+        name = ""
+        for match in SASS.finditer(dump(path, "-sass", "-arch", f"sm_{arch}")):
+            if match[1]:
+                name = match[1]
+                code[name] = []
+            else:
+                code[name].append(match[2])
+        CACHE.mkdir(parents=True, exist_ok=True)
+        for old in CACHE.glob(f"*.{path.name}.{arch}.opcodes.gz"):
+            old.unlink()
+        part = kept.with_suffix(f".{os.getpid()}")
+        part.write_bytes(gzip.compress(json.dumps(code).encode(), 1))
+        part.rename(kept)
+    return dict(json.loads(gzip.decompress(kept.read_bytes())))
+
+
 @functools.cache
 def kernels(target: str) -> dict[str, Kernel]:
     """Every kernel of ours that there is code for the target of, by its mangled name."""
     arch = TARGETS[target]
     found: dict[str, Kernel] = {}
     for path in built_module(arch) or compiled(arch):
-        code: dict[str, list[str]] = {}
-        name = ""
-        for line in dump(path, "-sass", "-arch", f"sm_{arch}").splitlines():
-            if match := re.match(r"\s*Function : (\S+)", line):
-                name = match[1]
-                code[name] = []
-            elif match := re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9.]*)", line):
-                code[name].append(match[1])
+        code = disassembled(path, arch)
         usage = dump(path, "--dump-resource-usage", "-arch", f"sm_{arch}")
         for name, registers, stack in re.findall(r"Function (\S+):\s*REG:(\d+) STACK:(\d+)", usage):
             if "kernel" in name and "vq_cuda" in name and name in code:

@@ -28,15 +28,18 @@ from vq_kernels.backends import native
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def size_for(call, full={FULL}):
-    # The size at which call(size) takes this many seconds.
-    size, taken = 1, 0.0
-    call(size)
-    while taken < 0.5:
-        size *= 2
+    # The size at which call(size) takes this many seconds, more than it takes at size 1.
+    def seconds(size):
         begin = time.process_time()
         call(size)
-        taken = time.process_time() - begin
-    return int(size * full / taken)
+        return time.process_time() - begin
+
+    seconds(1)
+    size, least, more = 1, seconds(1), 0.0
+    while more < 0.2:
+        size *= 2
+        more = seconds(size) - least
+    return int(size * full / more)
 
 sent = []
 
@@ -45,7 +48,7 @@ def send_soon():
     begin = time.process_time()
 
     def send():
-        while time.process_time() < begin + 0.4:
+        while time.process_time() < begin + 0.15:
             time.sleep(0.01)
         sent.append(time.process_time())
         os.kill(os.getpid(), signal.SIGINT)
@@ -169,7 +172,7 @@ def test_a_layer_is_as_it_was_and_goes_on(settings: str) -> None:
 def test_a_call_of_another_thread_is_left_alone() -> None:
     """The main thread gets the exception; the other's call goes on to its end."""
     program = """
-        size = size_for(call, 3)
+        size = size_for(call, 1.5)
         results, ended = [], threading.Event()
         def work():
             results.append(call(size))
@@ -190,7 +193,7 @@ def test_a_handler_that_raises_nothing_runs_at_once_and_the_call_goes_on() -> No
             seen.append(vq.nearest_code(block, codebook, backend="native"))  # inside the other call
         seen = []
         signal.signal(signal.SIGINT, handler)
-        size = size_for(call, 4)
+        size = size_for(call, 3)
         send_soon()
         begin = time.process_time()
         indices = call(size)

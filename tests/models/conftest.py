@@ -4,14 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import matplotlib.axis
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
 import models.evaluation.pictures as pictures
 
-DRAWN = {(Figure, "savefig"): Figure.savefig, (pictures, "show_text_as_it_is"): pictures.show_text_as_it_is}
+DRAWN: dict[tuple[Any, str], Any] = {
+    (Figure, "savefig"): Figure.savefig,
+    (pictures, "show_text_as_it_is"): pictures.show_text_as_it_is,
+}
+
+LAZY_TICKS = getattr(matplotlib.axis, "_LazyTickList", None)
+if LAZY_TICKS is not None:
+    DRAWN[LAZY_TICKS, "__get__"] = LAZY_TICKS.__get__
+
+
+def no_ticks(self: Any, axis: Any, _: type) -> Any:
+    """None until they are asked for by number; matplotlib makes a first one of each kind for new axes."""
+    if axis is None:
+        return self
+    ticks: list[object] = []
+    setattr(axis, "majorTicks" if self._major else "minorTicks", ticks)
+    return ticks
 
 
 def save_empty(_: Figure, path: Path, **__: object) -> None:
@@ -27,6 +45,8 @@ def _empty_pictures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", save_empty)
         patch.setattr(pictures, "show_text_as_it_is", lambda figure: None)  # readies it for drawing
+        if LAZY_TICKS is not None:
+            patch.setattr(LAZY_TICKS, "__get__", no_ticks)
         yield
 
 
