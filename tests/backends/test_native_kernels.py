@@ -142,6 +142,18 @@ def test_what_an_arm_processor_lacks_is_not_offered(
     assert (done.returncode, done.stdout) == (2, f"{isa}: not compiled in, or not on this machine\n")
 
 
+def test_cases_under_emulation_are_not_left_out(request: pytest.FixtureRequest) -> None:
+    """They run wherever there is an emulator, whatever instruction sets this machine has."""
+    module = request.node.getparent(pytest.Module)
+    assert module is not None
+    items = [item for item in request.session.genitems(module) if "emulator" in item.fixturenames]
+    conftest = request.config.pluginmanager.get_plugin(str(Path(__file__).with_name("conftest.py")))
+    left = list(items)
+    conftest.pytest_collection_modifyitems(request.config, left)
+    assert len(items) >= 6
+    assert left == items
+
+
 def x86_program(name: str, isas: dict[str, list[str]], needed: str, *options: str) -> str:
     """``kernels_test`` for this machine with sources compiled to stand for what it lacks."""
     compiler = shutil.which("g++")
