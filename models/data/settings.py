@@ -60,5 +60,7 @@ class DataConfig:
 
 def check_data(config: DataConfig) -> None:
     """ValueError or TypeError for settings that mean nothing with any data."""
-    check_integer(0, split_seed=config.split_seed)
+    check_integer(-(2**63), split_seed=config.split_seed)
+    if config.split_seed >= 2**64:  # torch's generator takes no more
+        raise ValueError(f"split_seed is {config.split_seed}; accepted: an integer below 2**64")
     check_number(cache_gb=config.cache_gb)

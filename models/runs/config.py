@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from models.autoencoders.pixel_decoder import DecoderSettings
 from models.autoencoders.quantizer import WITH_CODES, QuantizerSettings
 from models.autoencoders.terms import TermSettings
 from models.data.augment import AugmentSettings
 from models.data.settings import DataConfig, check_data
+from models.data.sources import has_subsets
 from models.runs.levels import LevelSettings
 from models.runs.loop import LoopConfig
 from models.settings import setting
@@ -81,6 +83,17 @@ class TrainConfig(QuantizerSettings, DecoderSettings, TermSettings, DataConfig, 
         self.check_terms(len(self.downscales))
         self.check_quantizer()
         self.check_decoder()
+
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Also without values that earlier versions took and that changed nothing, which are refused now."""
+        values = super().completed(values)
+        if values.get("subset") is not None and not has_subsets(str(values.get("data"))):
+            values["subset"] = None
+        cache = values.get("cache_gb")
+        if isinstance(cache, int | float) and cache < 0:
+            values["cache_gb"] = 0.0
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)

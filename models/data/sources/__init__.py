@@ -8,7 +8,7 @@ from pathlib import Path
 
 from models.data.errors import DataError
 from models.data.settings import DataConfig
-from models.data.sources.base import Source, SourceData, check_no_subset, folder_of, split_named
+from models.data.sources.base import Source, SourceData, folder_of, split_named
 
 GIVEN = "given in Python"  # the setting ``data`` of a run whose images came from a program
 __all__ = ["GIVEN", "DataError", "Source", "SourceData", "location", "open_source", "split_named"]
@@ -26,10 +26,18 @@ def open_source(config: DataConfig) -> SourceData:
         )
     for source in _sources():
         if source.claims(config.data):
-            if not source.has_subsets:
-                check_no_subset(config)
+            if config.subset is not None and not source.has_subsets(config.data):
+                raise DataError(
+                    f"subset is {config.subset!r}, but {config.data} has no subsets; leave it out, or give "
+                    f"none (--subset none)"
+                )
             return source.open(config)
     raise DataError(_unclaimed(config.data))
+
+
+def has_subsets(data: str) -> bool:
+    """Whether the setting ``subset`` can mean something with ``data``, as with those that are nowhere."""
+    return next((source.has_subsets(data) for source in _sources() if source.claims(data)), True)
 
 
 def location(data: str) -> str:

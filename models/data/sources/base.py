@@ -49,28 +49,22 @@ class Source(ABC):
     :func:`models.data.sources.open_source`.
 
     rank: sources are asked in this order, lowest first, which one claims the data; a layout that is a
-    special case of another has the lower rank. has_subsets: the setting ``subset`` says which part to open.
+    special case of another has the lower rank.
     """
 
     rank: ClassVar[int]
-    has_subsets: ClassVar[bool] = False
 
     @abstractmethod
     def claims(self, data: str) -> bool:
         """Whether the setting ``data`` names data of this source. Reads no image and asks no server."""
 
+    def has_subsets(self, data: str) -> bool:
+        """Whether the setting ``subset`` says which part of ``data``, which this source claims, to open."""
+        return False
+
     @abstractmethod
     def open(self, config: DataConfig) -> SourceData:
         """The data sets that ``config.data`` names. Raises DataError."""
-
-
-def check_no_subset(config: DataConfig) -> None:
-    """DataError for a ``subset`` of data that have none, where it would change nothing."""
-    if config.subset is not None:
-        raise DataError(
-            f"subset is {config.subset!r}, but {config.data} has no subsets; leave it out, or give none "
-            f"(--subset none)"
-        )
 
 
 def check_cache(error: BaseException, cache_dir: str | None) -> None:

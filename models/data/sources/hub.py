@@ -17,13 +17,15 @@ class Hub(Source):
     """``OWNER/NAME``, unless there is a folder OWNER here: then it is a path, perhaps a mistyped one."""
 
     rank: ClassVar[int] = 40
-    has_subsets: ClassVar[bool] = True
 
     def claims(self, data: str) -> bool:
         owner, _, name = data.partition("/")
         if not owner.strip() or not name.strip() or "/" in name or owner.startswith((".", "~")):
             return False
         return not Path(owner).exists()
+
+    def has_subsets(self, data: str) -> bool:
+        return True
 
     def open(self, config: DataConfig) -> SourceData:
         import datasets

@@ -14,7 +14,6 @@ from models.data.sources.base import (
     Source,
     SourceData,
     check_cache,
-    check_no_subset,
     folder_of,
     split_named,
 )
@@ -29,21 +28,19 @@ class Parquet(Source):
     """
 
     rank: ClassVar[int] = 20
-    has_subsets: ClassVar[bool] = True
 
     def claims(self, data: str) -> bool:
         folder = folder_of(data)
         return folder is not None and bool(_flat_files(folder) or _files_by_subset(folder))
 
+    def has_subsets(self, data: str) -> bool:
+        return not _flat_files(Path(data).expanduser())
+
     def open(self, config: DataConfig) -> SourceData:
         import datasets
 
         folder = Path(config.data).expanduser()
-        files = _flat_files(folder)
-        if files:
-            check_no_subset(config)
-        else:
-            files = _subset_files(folder, config.subset)
+        files = _flat_files(folder) or _subset_files(folder, config.subset)
         try:
             readable = {
                 split: [_without_pattern(file, config.cache_dir) for file in paths]

@@ -175,7 +175,8 @@ def test_settings_that_would_change_nothing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="subset is 'zz', but digits has no subsets"):
         load("digits", subset="zz")
     for name, value, message in (
-        ("split_seed", -1, "split_seed is -1; accepted: an integer of at least 0"),
+        ("split_seed", 2**64, "split_seed is 18446744073709551616; accepted: an integer below 2"),
+        ("split_seed", -(2**63) - 1, "accepted: an integer of at least -9223372036854775808"),
         ("cache_gb", -0.5, "cache_gb is -0.5; accepted: a finite number of at least 0"),
         ("cache_gb", float("nan"), "cache_gb is nan; accepted: a finite number of at least 0"),
     ):

@@ -20,6 +20,7 @@ from models.cli import main
 from models.codes.sample import sample_codes
 from models.codes.store import CodeStore
 from models.runs.history import read_history
+from models.settings import read_yaml
 
 STORED = Path(__file__).parents[1] / "data_0_1_0"
 EXPECTED: dict[str, Any] = json.loads((STORED / "expected.json").read_text())
@@ -52,6 +53,17 @@ def test_an_interrupted_run_goes_on(runs: Path) -> None:
     assert steps[-2:] == [247, 255]
     assert losses[-2:] == pytest.approx(EXPECTED["vqvae resumed losses"]["validation/loss"], **CLOSE)
     assert evaluated(runs / "vqvae") == pytest.approx(EXPECTED["vqvae resumed"], **CLOSE)
+
+
+def test_settings_that_changed_nothing_then_do_not_lock_a_run(runs: Path, capsys) -> None:
+    """Flags refuse a subset of data without any and a cache of negative size now; seeds may be below 0."""
+    stored = runs / "vqvae" / "config.yaml"
+    values = read_yaml(stored) | {"subset": "full", "cache_gb": -1.0, "split_seed": -1}
+    stored.write_text(json.dumps(values))
+    assert {"mse", "psnr"} <= set(evaluated(runs / "vqvae"))
+    assert main(["train", "--name", "vqvae", "--resume", "--steps", "245"]) == 0
+    assert main(["evaluate", str(runs / "vqvae"), "--subset", "full"]) == 2
+    assert "subset is full, which is not that of the run" in capsys.readouterr().err
 
 
 def test_codes_are_those_that_the_model_gives_and_stay_the_same(runs: Path) -> None:
