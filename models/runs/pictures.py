@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from models.data.splits import SPLITS
 from models.files import only_writer, read_object, write_whole
 from models.runs.export import hashes_now
 from models.runs.layout import RunLayout
 
 Hashes = Callable[[str | Path], list[str]]
 _Stamps = dict[str, tuple[int, int]]
+_Origin = dict[str, Any]
 
 
 @contextmanager
@@ -22,32 +24,39 @@ def made_of(folder: Path, layout: RunLayout, decoder: str | Path | None = None) 
     """Inside, what is written into ``folder`` is noted to be of the weights of the run, and of ``decoder``.
 
     No other process writes there meanwhile. Files that are written again are of the weights of the last time.
-    Outside the run, where no page looks, nothing is noted.
+    Outside the run, where no page looks, nothing is noted. ValueError for a damaged record, before the work.
     """
     with only_writer(folder):
-        before = _stamps(folder)
+        if not _lies_in(folder, layout.folder):
+            yield
+            return
+        earlier, before = _read(RunLayout.made_of(folder)), _stamps(folder)
         try:
             yield
         finally:  # what an interrupted command has written is of these weights too
-            _note(folder, before, layout, decoder)
+            _note(folder, earlier, before, layout, decoder)
 
 
-def _note(folder: Path, before: _Stamps, layout: RunLayout, decoder: str | Path | None) -> None:
-    record = RunLayout.made_of(folder)
-    written = [name for name, stamp in _stamps(folder).items() if before.get(name) != stamp]
-    if not written or layout.folder.resolve() not in folder.resolve().parents:
+def _lies_in(folder: Path, run: Path) -> bool:
+    """Whether ``folder`` is below ``run``, by its name or where its links lead."""
+    return run.resolve() in folder.resolve().parents or run.absolute() in folder.absolute().parents
+
+
+def _note(
+    folder: Path, made: list[_Origin], before: _Stamps, layout: RunLayout, decoder: str | Path | None
+) -> None:
+    written = {name for name, stamp in _stamps(folder).items() if before.get(name) != stamp}
+    if not written:
         return
     origin = {
         "weights": hashes_now(layout.folder),
         "decoder": None if decoder is None else str(Path(decoder).resolve()),
         "decoder_weights": [] if decoder is None else hashes_now(decoder),
     }
-    made: list[dict[str, Any]] = []
-    for earlier in _read(record):
-        files = [name for name in earlier["files"] if name in before and name not in written]
-        if files:
-            made.append(earlier | {"files": files})
-    write_whole(record, json.dumps({"made": [*made, origin | {"files": sorted(written)}]}) + "\n")
+    others = before.keys() - written
+    kept = [one | {"files": [name for name in one["files"] if name in others]} for one in made]
+    made = [*(one for one in kept if one["files"]), origin | {"files": sorted(written)}]
+    write_whole(RunLayout.made_of(folder), json.dumps({"made": made}) + "\n")
 
 
 def still_of(layout: RunLayout, files: Sequence[Path], now: Hashes) -> tuple[list[Path], list[str]]:
@@ -56,41 +65,49 @@ def still_of(layout: RunLayout, files: Sequence[Path], now: Hashes) -> tuple[lis
     now: gives the hashes of a run's weights. Files of which nothing is noted are taken as they are, as are
     those of a decoder that lies elsewhere now. ValueError for a damaged record.
     """
-    made = functools.cache(_read)
+
+    @functools.cache
+    def noted(folder: Path) -> dict[str, _Origin]:
+        return {name: one for one in _read(RunLayout.made_of(folder)) for name in one["files"]}
+
     shown: list[Path] = []
     gone: dict[Path, int] = {}
     for file in files:
-        below = file.relative_to(layout.folder)
-        folder = layout.folder / below.parts[0]
-        name = "/".join(below.parts[1:])
-        origin = next((one for one in made(RunLayout.made_of(folder)) if name in one["files"]), None)
-        if origin is None or not _changed(layout, origin, now):
+        folders = [folder for folder in file.parents if layout.folder in folder.parents]  # nearest first
+        folder = next((one for one in folders if file.relative_to(one).as_posix() in noted(one)), None)
+        if folder is None or not _changed(layout, noted(folder)[file.relative_to(folder).as_posix()], now):
             shown.append(file)
         elif file.suffix != RunLayout.made_of(folder).suffix:
             gone[folder] = gone.get(folder, 0) + 1
-    words = []
-    for folder, count in gone.items():
-        command, _, split = folder.name.replace("samples", "sample").partition("-")
-        again = f"python -m models {command} {layout.folder}" + (f" --split {split}" if split else "")
-        words.append(
-            f"{folder.name}: {count} of the files are of earlier weights and not shown; renew them: {again}"
-        )
-    return shown, words
+    return shown, [
+        f"{folder.relative_to(layout.folder)}: {count} of the files are of earlier weights and not shown; "
+        f"renew them: python -m models {_command(layout, folder)}"
+        for folder, count in gone.items()
+    ]
 
 
-def _changed(layout: RunLayout, origin: dict[str, Any], now: Hashes) -> bool:
+def _command(layout: RunLayout, folder: Path) -> str:
+    """What writes into ``folder`` of the run again, as far as its name says how."""
+    command = "sample" if folder.relative_to(layout.folder).parts[0] == layout.samples.name else "reconstruct"
+    flags = {layout.samples: "", **{layout.reconstruct(split): f" --split {split}" for split in SPLITS}}
+    return f"{command} {layout.folder}{flags.get(folder, f' --out {folder}')}"
+
+
+def _changed(layout: RunLayout, origin: _Origin, now: Hashes) -> bool:
     if origin["weights"] != now(layout.folder):
         return True
     decoder = origin["decoder"]
     return bool(decoder and Path(decoder).is_dir() and origin["decoder_weights"] != now(decoder))
 
 
-def _read(record: Path) -> list[dict[str, Any]]:
+def _read(record: Path) -> list[_Origin]:
     if not record.is_file():
         return []
     made = read_object(record, "remove it").get("made")
     keys = {"weights", "decoder", "decoder_weights", "files"}
-    if not isinstance(made, list) or not all(isinstance(one, dict) and keys <= set(one) for one in made):
+    if not isinstance(made, list) or not all(
+        isinstance(one, dict) and keys <= set(one) and isinstance(one["files"], list) for one in made
+    ):
         raise ValueError(f"{record} does not say of what the files beside it are; remove it")
     return made
 

@@ -164,6 +164,40 @@ def test_pictures_of_earlier_weights_are_not_shown_as_the_run_s(runs: Path, caps
     assert counted == [runs / "a"]
 
 
+def test_pictures_in_folders_of_any_name_are_noted_too(runs: Path, tmp_path: Path) -> None:
+    run = runs / "a"
+    (tmp_path / "elsewhere").mkdir()
+    (run / "reconstruct-validation").symlink_to(tmp_path / "elsewhere")
+    command = ["reconstruct", str(run), "--count", "4"]
+    assert main([*command, "--split", "validation"]) == 0
+    for name in ("reconstruct-mine", "reconstruct-test/again"):
+        assert main([*command, "--out", str(run / name)]) == 0
+    assert len(run_section(RunLayout(run)).pictures) == 3
+    replace_weights(run)
+    section = run_section(RunLayout(run))
+    assert not section.pictures
+    for flags in (
+        f"--out {run}/reconstruct-mine",
+        f"--out {run}/reconstruct-test/again",
+        "--split validation",
+    ):
+        assert any(words.endswith(f"models reconstruct {run} {flags}") for words in section.warnings)
+
+
+def test_a_damaged_note_is_said_before_the_work(runs: Path, capsys) -> None:
+    command = ["reconstruct", str(runs / "a"), "--count", "4"]
+    assert main(command) == 0
+    folder = RunLayout(runs / "a").reconstruct("test")
+    record, picture = RunLayout.made_of(folder), folder / "side_by_side.png"
+    for damage in ('{"made": 3}', record.read_text().replace('["side_by_side.png"]', "null")):
+        record.write_text(damage)
+        picture.unlink(missing_ok=True)
+        capsys.readouterr()
+        assert main(command) == 2
+        assert f"{record} does not say of what the files beside it are; remove it" in capsys.readouterr().err
+        assert not picture.exists()
+
+
 def test_samples_are_of_the_prior_and_of_its_decoder(runs: Path) -> None:
     def pictures() -> list[str]:
         section = run_section(RunLayout(runs / "p"))
