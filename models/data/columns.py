@@ -29,11 +29,15 @@ def find_item_column(dataset: Dataset, config: DataConfig) -> tuple[str, type[Ki
     Raises DataError.
     """
     every = {name: kind for name in dataset.column_names if (kind := _kind_of(dataset, name)) is not None}
-    if not every:
-        plain = [(name, kind) for name, feature in dataset.features.items() for kind in KINDS
-                 if kind.is_plain_feature(feature)]  # fmt: skip
-        every = dict(plain)
     wanted = None if config.kind is None else kind_named(config.kind)
+    if not every:
+        for kind in reversed(KINDS):  # images last: bytes say less than lists of lists
+            plain = {
+                name: kind
+                for name, feature in dataset.features.items()
+                if wanted in (None, kind) and kind.is_plain_feature(feature)
+            }
+            every = every | plain if config.image_column else every or plain
     columns = {name: kind for name, kind in every.items() if wanted in (None, kind)}
     items = " or ".join(kind.items for kind in KINDS) if wanted is None else wanted.items
     listing = ", ".join(dataset.column_names)

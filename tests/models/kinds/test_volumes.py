@@ -70,6 +70,19 @@ def test_nested_lists_without_a_schema_are_volumes(tmp_path: Path) -> None:
     )
     cache = {"cache_dir": str(tmp_path / "cache")}
     assert load(tmp_path / "set", **cache).size == (4, 4, 4)
+    marks = [f"{number}".encode() for number in range(12)]
+    for place, table in (
+        ("marked", {"mark": marks, "scan": pyarrow.array(lists, kind)}),
+        ("named", {"scan": pyarrow.array(lists, kind), "image": marks}),
+    ):
+        (tmp_path / place).mkdir()
+        pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / place / "train.parquet")
+        said = load(tmp_path / place, **cache).settings
+        assert said["image_column"] == "scan", "bytes say less than lists"
+        column = next(iter(set(table) - {"scan"}))
+        for asked in ({"image_column": column}, {"kind": "image"}):
+            with pytest.raises(DataError, match=r"the image in row 0 of .* cannot be read as an image"):
+                load(tmp_path / place, **asked, **cache)
     lists[3][0] = lists[3][0][:2]
     pyarrow.parquet.write_table(
         pyarrow.table({"scan": pyarrow.array(lists, kind)}), tmp_path / "set" / "train.parquet"
