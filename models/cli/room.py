@@ -12,10 +12,15 @@ def check_room(count: int, samples: int, elements: int, codes: int = 0) -> None:
     """
     bytes_each = 4 * elements + 8 * codes  # float32, int64
     if samples * bytes_each > memory():
+        most = memory() // bytes_each * count // samples
+        accepted = (
+            f"up to {most}; draw the others with other seeds (--seed)"
+            if most
+            else "fewer draws for a sample (--best-of, --reject)"
+        )
         raise ValueError(
             f"count is {count}, which makes {samples} samples of {bytes_each} bytes, more than the "
-            f"{memory() / 2**30:.3g} GiB of memory here; accepted: up to "
-            f"{memory() // bytes_each * count // samples}; draw the others with other seeds (--seed)"
+            f"{memory() / 2**30:.3g} GiB of memory here; accepted: {accepted}"
         )
 
 

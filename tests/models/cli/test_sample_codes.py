@@ -79,6 +79,9 @@ def test_samples_that_no_memory_holds_are_refused_before_the_first_draw(
     said = refused(flags, prior, capsys)
     assert f"count is {10**12}, which makes {2 * 10**12} samples of 384 bytes, more than the" in said
     assert said.count("\n") == 1
+    for flag in ("--best-of", "--reject"):
+        many = refused([*flags[:2], "--count", "2", flag, str(10**12)], prior, capsys)
+        assert "accepted: fewer draws for a sample (--best-of, --reject)" in many
     monkeypatch.setattr("models.cli.room.memory", lambda: 384 * 20)
     assert "accepted: up to 10; draw the others with other seeds" in refused(flags, prior, capsys)
     most = int(said.split("up to ")[1].split(";")[0])
