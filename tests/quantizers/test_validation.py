@@ -266,3 +266,13 @@ def test_lookups_refuse_what_does_not_fit() -> None:
             build().get_codes_from_indices(torch.tensor([0, -1, bad]))
         with pytest.raises(ValueError, match=message):
             layer.get_output_from_indices(torch.tensor([[0, -1], [1, bad]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_the_last_code_is_one_in_every_dtype(dtype: torch.dtype) -> None:
+    """In uint8, 255 equals -1, which stands for a row that was left out."""
+    layer = FusedVectorQuantizer(6, 256)
+    indices = torch.tensor([0, 254, 255])
+    assert torch.equal(layer.get_codes_from_indices(indices.to(dtype)), layer.codebook[indices])
+    if dtype.is_signed:
+        assert not layer.get_codes_from_indices(torch.tensor([-1], dtype=dtype)).any()

@@ -139,6 +139,7 @@ class CodebookState(nn.Module):
         codebooks = self.codes()  # [H, K, D]
         if is_plain(indices):  # elsewhere what gathers them looks, and does not know of -1
             check_index_range(indices, -1, codebooks.shape[1])
+        indices = indices.long()  # in uint8, 255 equals -1
         left_out = indices == -1
         valid_indices = torch.where(left_out, 0, indices)
         if codebooks.shape[0] == 1:
