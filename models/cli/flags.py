@@ -153,10 +153,10 @@ def check_output(path: str | Path, *runs: str | Path, folder: bool = False) -> P
     """``path`` as a Path; ValueError unless a file, or with ``folder`` a folder, can be written there.
 
     runs: folders of the runs that the command is of; nothing is written into that of another run, or in place
-    of what training wrote.
+    of what training wrote; no file among the codes.
     """
     target = Path(path)
-    _check_outside_runs(target, [Path(run).resolve() for run in runs])
+    _check_outside_runs(target, [Path(run).resolve() for run in runs], folder)
     if target.exists() and target.is_dir() != folder:
         kind, accepted = ("a file", "a folder") if folder else ("a folder", "a file")
         raise ValueError(f"out is {target}, which is {kind}; accepted: the path of {accepted} (--out)")
@@ -172,8 +172,8 @@ def check_output(path: str | Path, *runs: str | Path, folder: bool = False) -> P
     return target
 
 
-def _check_outside_runs(target: Path, own: Sequence[Path]) -> None:
-    """ValueError where ``target`` lies in a run that is not among ``own``, or is what training wrote."""
+def _check_outside_runs(target: Path, own: Sequence[Path], folder: bool) -> None:
+    """ValueError where ``target`` lies in a run that is not among ``own``, or in place of its other files."""
     run, place = enclosing_run(target), target.resolve()
     accepted = "accepted: a path outside other runs (--out)"
     if run is None:
@@ -181,6 +181,7 @@ def _check_outside_runs(target: Path, own: Sequence[Path]) -> None:
     if run not in own:
         raise ValueError(f"out is {target}, which lies in the run {run}; {accepted}")
     layout = RunLayout(run)
-    trained = [layout.config, *layout.outputs("train"), *layout.outputs("train-prior")]
-    if place == run or any(path.resolve() in (place, *place.parents) for path in trained):
+    others = [layout.config, *layout.outputs("train"), *layout.outputs("train-prior")]
+    others += [] if folder else [layout.codes]
+    if place == run or any(path.resolve() in (place, *place.parents) for path in others):
         raise ValueError(f"out is {target}, which holds other files of the run; {accepted}")

@@ -74,6 +74,8 @@ def files(folder: Path) -> dict[Path, bytes]:
         ("encode runs/x --out runs/x", "out is runs/x, which holds other files of the run"),
         ("evaluate runs/x --out runs/p/x.json", "out is runs/p/x.json, which lies in the run"),
         ("evaluate runs/x --out runs/x/config.yaml", "which holds other files of the run"),
+        ("evaluate runs/x --out runs/x/codes/codes.json", "which holds other files of the run"),
+        ("report runs/x --out runs/x/codes/codes.json", "which holds other files of the run"),
         ("reconstruct runs/x --out runs/p/x", "out is runs/p/x, which lies in the run"),
         ("sample runs/p --out runs/x/samples", "out is runs/x/samples, which lies in the run"),
         ("sample runs/p --out runs/p/level0/x", "which holds other files of the run"),
