@@ -34,17 +34,22 @@ if DEVICE == "cuda":
     torch.backends.cudnn.allow_tf32 = False
 
 BACKENDS = ("reference", "native", "triton", "cuda")
-# More than a minute each. A process of make test gets whole files: with the longest first, both end together.
-LONGEST = (
-    *("test_triton_compile.py", "test_cuda_compile.py", "test_native_kernels.py", "test_training.py"),
-    *(
-        "test_gpu_session.py",
-        "test_kills.py",
-        "test_rehearsal.py",
-        "test_session.py",
-    ),  # where slow ones run too
-    *("test_build.py", "test_compile.py", "test_cuda_host_search.py", "test_studies.py"),
-)
+# Half a minute each and more, the slow ones with them. A process of make test gets whole files: with the
+# longest first, both end together.
+LONGEST = {
+    "test_build.py",
+    "test_compile.py",
+    "test_cuda_compile.py",
+    "test_cuda_host_search.py",
+    "test_gpu_session.py",
+    "test_kills.py",
+    "test_native_kernels.py",
+    "test_rehearsal.py",
+    "test_session.py",
+    "test_studies.py",
+    "test_training.py",
+    "test_triton_compile.py",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
