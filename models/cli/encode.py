@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     if changes and arguments.copies == 1:
         name = next(iter(changes))
         raise ValueError(f"{name} is for copies of the training images; give their number (--copies)")
-    folder = check_output(arguments.out or layout.codes, layout.folder, folder=True)
+    folder = check_output(arguments.out or layout.codes, layout.folder, folder=True, replaces=[layout.codes])
     model, data = open_run(layout.folder, config, arguments.device, progress=True)
     print(data.describe(), flush=True)
     store = encode(

@@ -43,7 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
     from models.runs.provenance import provenance
 
     layout = RunLayout(Path(arguments.run_folder))
-    path = check_output(arguments.out or layout.evaluation(arguments.split), layout.folder)
+    own = layout.evaluation(arguments.split)
+    path = check_output(arguments.out or own, layout.folder, replaces=[own])
     stored, config = opened_config(arguments)
     if not arguments.out:
         _check_same_data(stored, config, list(given_settings(arguments, DataConfig)), path)

@@ -6,11 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from models.cli.flags import add_command, add_import_flag
+from models.cli.flags import add_command, add_import_flag, check_output
 from models.files import read_object
 from models.pretrained import CONFIG_FILE, WEIGHTS_FILE
 from models.runs.layout import RunLayout
-from models.runs.rules import enclosing_run
 
 
 def add_parser(commands: Any) -> None:
@@ -44,34 +43,29 @@ def run(arguments: argparse.Namespace) -> None:
     layout = RunLayout(Path(arguments.run_folder))
     models = checkpoint_models(layout.folder, arguments.checkpoint)
     if isinstance(models[0], Autoencoder):
+        own, targets = [layout.model], [Path(arguments.out) if arguments.out else layout.model]
+    else:
+        folder = RunLayout(Path(arguments.out)) if arguments.out else layout
+        own = targets = [folder.level(number) for number in range(len(models))]
+    for model, target in zip(models, targets, strict=True):
+        if arguments.out:
+            check_output(target, layout.folder, folder=True, replaces=own)
+            _check_class(target, type(model).__name__)
+    if isinstance(models[0], Autoencoder):
         config = TrainConfig.of_run(layout.config)
         data = data_of_run(layout, load_data(config, stream=True), config, config)
         calibrate(models[0], data.validation, config.batch_size)
-        targets = [Path(arguments.out) if arguments.out else layout.model]
-    else:
-        folder = RunLayout(Path(arguments.out)) if arguments.out else layout
-        targets = [folder.level(number) for number in range(len(models))]
-    for model, target in zip(models, targets, strict=True):
-        _check_target(target, arguments.out, layout, type(model).__name__)
     for model, target in zip(models, targets, strict=True):
         model.save_pretrained(target)
     print(f"the {arguments.checkpoint} checkpoint of {layout.folder} in {', '.join(map(str, targets))}")
 
 
-def _check_target(target: Path, out: str | None, layout: RunLayout, kind: str) -> None:
-    """ValueError where a model of class ``kind`` in ``target`` would replace something else."""
-    if out is None:
-        return
-    accepted = "accepted: a new folder outside other runs, or an earlier export of such a model (--out)"
-    run, own = enclosing_run(target), layout.folder.resolve()
-    if run not in (None, own):
-        raise ValueError(f"out is {out}, which lies in the run {run}; {accepted}")
-    place = target.resolve()
-    if run == own and (place == own or layout.checkpoints.resolve() in (place, *place.parents)):
-        raise ValueError(f"out is {out}, which holds other files of the run; {accepted}")
+def _check_class(target: Path, kind: str) -> None:
+    """ValueError where what ``target`` holds of a model is not of class ``kind``."""
+    accepted = "accepted: a new folder, or an earlier export of such a model (--out)"
     files = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if (target / name).exists()]
     if not files:
         return
     found = read_object(target / CONFIG_FILE, accepted).get("class") if CONFIG_FILE in files else None
     if found != kind:
-        raise ValueError(f"out is {out}, where {target / files[0]} is not of a {kind}; {accepted}")
+        raise ValueError(f"out is {target}, where {target / files[0]} is not of a {kind}; {accepted}")

@@ -149,14 +149,16 @@ def opened_config(arguments: argparse.Namespace) -> tuple[TrainConfig, TrainConf
     return stored, stored.with_values(given_settings(arguments, DataConfig), "flags")
 
 
-def check_output(path: str | Path, *runs: str | Path, folder: bool = False) -> Path:
+def check_output(
+    path: str | Path, *runs: str | Path, folder: bool = False, replaces: Sequence[Path] = ()
+) -> Path:
     """``path`` as a Path; ValueError unless a file, or with ``folder`` a folder, can be written there.
 
-    runs: folders of the runs that the command is of; nothing is written into that of another run, or in place
-    of what training wrote; no file among the codes.
+    runs: folders of the runs, or of the studies, that the command is of; nothing is written into another run.
+    replaces: what the command may write again of that which training and the commands wrote.
     """
     target = Path(path)
-    _check_outside_runs(target, [Path(run).resolve() for run in runs], folder)
+    _check_runs(target, [Path(run).resolve() for run in runs], [place.resolve() for place in replaces])
     if target.exists() and target.is_dir() != folder:
         kind, accepted = ("a file", "a folder") if folder else ("a folder", "a file")
         raise ValueError(f"out is {target}, which is {kind}; accepted: the path of {accepted} (--out)")
@@ -172,16 +174,14 @@ def check_output(path: str | Path, *runs: str | Path, folder: bool = False) -> P
     return target
 
 
-def _check_outside_runs(target: Path, own: Sequence[Path], folder: bool) -> None:
-    """ValueError where ``target`` lies in a run that is not among ``own``, or in place of its other files."""
+def _check_runs(target: Path, own: Sequence[Path], replaces: Sequence[Path]) -> None:
+    """ValueError where ``target`` is in a run outside ``own``, or in place of what is not in ``replaces``."""
     run, place = enclosing_run(target), target.resolve()
     accepted = "accepted: a path outside other runs (--out)"
     if run is None:
         return
-    if run not in own:
+    if not any(folder in (run, *run.parents) for folder in own):
         raise ValueError(f"out is {target}, which lies in the run {run}; {accepted}")
-    layout = RunLayout(run)
-    others = [layout.config, *layout.outputs("train"), *layout.outputs("train-prior")]
-    others += [] if folder else [layout.codes]
-    if place == run or any(path.resolve() in (place, *place.parents) for path in others):
+    others = {path.resolve() for path in RunLayout(run).written} - set(replaces)
+    if place == run or not others.isdisjoint((place, *place.parents)):
         raise ValueError(f"out is {target}, which holds other files of the run; {accepted}")

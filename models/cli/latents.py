@@ -49,6 +49,8 @@ def sample_latents(arguments: argparse.Namespace, layout: RunLayout, device: str
         if getattr(arguments, name) not in (None, False, meant_otherwise.get(name)):
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"{flag} is for priors over codes; accepted for a VAE: --temperature and --seed")
+    if arguments.interpolate is not None:
+        check_integer(1, interpolate=arguments.interpolate)
     kind = kind_of_run(layout)
     if len(arguments.temperature) > 1:
         raise ValueError("temperature is of several levels; accepted for a VAE: one number")
@@ -71,7 +73,6 @@ def sample_latents(arguments: argparse.Namespace, layout: RunLayout, device: str
             print(f"the same as files in {folder / kind.items}")
         if arguments.interpolate is None:
             return
-        check_integer(1, interpolate=arguments.interpolate)
         _, data = open_run(layout.folder, device=device, progress=True)
         model.check_size(data)
         rows = some_rows(len(data.test), min(len(data.test), 2 * arguments.interpolate))

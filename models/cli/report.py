@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from models.cli.flags import add_command, check_output
+from models.runs.layout import RunLayout
 
 
 def add_parser(commands: Any) -> None:
@@ -24,5 +26,8 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from models.report.page import write_report
 
-    out = check_output(arguments.out, *arguments.folders) if arguments.out else None
+    out = None
+    if arguments.out:
+        pages = [RunLayout(Path(folder)).report for folder in arguments.folders]
+        out = check_output(arguments.out, *arguments.folders, replaces=pages)
     print(f"written to {write_report(arguments.folders, out)}")

@@ -104,7 +104,7 @@ class BatchLoader:
         if self.split.cached:
             yield from (self._read(rows) for rows in batches)
             return
-        pool = ThreadPoolExecutor(1)
+        pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
         ahead: deque[Future[tuple[Any, Tensor]]] = deque()
         try:
             for rows in batches:

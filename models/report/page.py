@@ -13,7 +13,6 @@ from models.runs.layout import RunLayout
 from models.runs.machine import describe_machine
 from models.training.compare import compare
 
-REPORT_FILE = "report.html"
 _TEMPLATE = Path(__file__).parent / "page.html"
 
 
@@ -29,7 +28,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -
         if not path.is_dir():
             raise FileNotFoundError(f"{path} does not exist; give the folder of a run or of a study")
     place = paths[0] if len(paths) == 1 else paths[0].resolve().parent
-    target = place / REPORT_FILE if out is None else Path(out)
+    target = RunLayout(place).report if out is None else Path(out)
     if len(paths) == 1:
         page = section_of(paths[0])
     else:

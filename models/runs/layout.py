@@ -144,6 +144,11 @@ class RunLayout:
         """The folder that `sample` writes."""
         return self.folder / "samples"
 
+    @property
+    def report(self) -> Path:
+        """The page that `report` writes."""
+        return self.folder / "report.html"
+
     @staticmethod
     def made_of(folder: Path) -> Path:
         """Of which weights what `sample` and `reconstruct` wrote into ``folder`` is, as JSON."""
@@ -163,3 +168,10 @@ class RunLayout:
         levels = self.levels if command == "train-prior" else []
         names = [self.folder / name for name in _OUTPUTS[command]]
         return sorted(path for path in (*names, *levels) if path.exists() or path.is_symlink())
+
+    @property
+    def written(self) -> list[Path]:
+        """What training and the commands wrote here, but for their folders of pictures."""
+        figures = sorted(self.folder.glob("evaluation-*.json"))
+        training = {*self.outputs("train"), *self.outputs("train-prior")}
+        return [self.config, *sorted(training), self.codes, *figures, self.report]

@@ -71,6 +71,7 @@ def test_what_is_for_priors_is_refused(run: Path, tmp_path: Path, capsys) -> Non
     ):
         assert main(["sample", str(run), "--device", "cpu", *flags]) == 2
         assert message in capsys.readouterr().err
+        assert not (run / "samples").exists()
     other = write_run(tmp_path / "codes", limit=30)
     assert main(["sample", str(other)]) == 2
     assert (

@@ -75,11 +75,12 @@ class Watched(Numbers):
 
 def test_two_batches_are_read_while_one_is_used() -> None:
     """They are there before they are asked for, so that training does not wait; no more than two."""
-    split = Watched(20)
+    split, before = Watched(20), set(threading.enumerate())
     batches = iter(BatchLoader(split, 4))
     for used in range(3):
         next(batches)
         assert all(done.wait(10) for done in split.read[: used + 3])
         assert not any(done.is_set() for done in split.read[used + 3 :])
+    assert any(thread.name.startswith("batches") for thread in threading.enumerate())
     batches.close()  # type: ignore[attr-defined]
-    assert not any(thread.name.startswith("ThreadPoolExecutor") for thread in threading.enumerate())
+    assert not [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("batches")]

@@ -64,7 +64,9 @@ def files(folder: Path) -> dict[Path, bytes]:
         ("train --name=new --runs=runs/x", "whose folder runs/x/new would lie in the run"),
         ("export runs/x --out runs/p/model", "out is runs/p/model, which lies in the run"),
         ("export runs/x --out runs/x/checkpoints/best", "which holds other files of the run"),
-        ("export runs/p --out runs/x", "out is runs/x, which lies in the run"),
+        ("export runs/x --out runs/x/codes", "which holds other files of the run"),
+        ("export runs/x --out runs/x/logs/new", "which holds other files of the run"),
+        ("export runs/p --out runs/x", "out is runs/x/level0, which lies in the run"),
         ("export runs/x --out taken", "where taken/config.json is not of a VQVAE; accepted: a new folder"),
         ("train --name x --resume --overwrite", "resume and overwrite exclude each other"),
         ("train --name swept", "whose folder runs/swept holds the run runs/swept/beta1; choose another name"),
@@ -76,6 +78,12 @@ def files(folder: Path) -> dict[Path, bytes]:
         ("evaluate runs/x --out runs/x/config.yaml", "which holds other files of the run"),
         ("evaluate runs/x --out runs/x/codes/codes.json", "which holds other files of the run"),
         ("report runs/x --out runs/x/codes/codes.json", "which holds other files of the run"),
+        (
+            "evaluate runs/x --split train --out runs/x/evaluation-test.json",
+            "which holds other files of the run",
+        ),
+        ("report runs/x --out runs/x/evaluation-test.json", "which holds other files of the run"),
+        ("reconstruct runs/x --out runs/x/codes", "which holds other files of the run"),
         ("reconstruct runs/x --out runs/p/x", "out is runs/p/x, which lies in the run"),
         ("sample runs/p --out runs/x/samples", "out is runs/x/samples, which lies in the run"),
         ("sample runs/p --out runs/p/level0/x", "which holds other files of the run"),
@@ -90,6 +98,7 @@ def test_what_is_not_this_run_is_refused_and_stays(copy: Path, capsys, command: 
     (copy / "nameless" / "model").mkdir(parents=True)
     shutil.copytree(copy / "p" / "level0", "taken")
     shutil.copytree(copy / "x", copy / "swept" / "beta1")
+    (copy / "x" / "evaluation-test.json").write_text("{}")
     before = files(Path())
     assert main(command.split()) == 2
     error = capsys.readouterr().err
@@ -107,6 +116,14 @@ def test_exports_outside_of_runs_may_be_written_again(copy: Path) -> None:
         assert main(["export", *command]) == 0
         assert main(["export", *command]) == 0
     assert files(Path("new")).keys() == {Path("new/config.json"), Path("new/model.safetensors")}
+
+
+def test_a_report_of_a_study_may_lie_in_one_of_its_runs(copy: Path) -> None:
+    """It says of the same runs what it would beside them."""
+    shutil.copytree(copy / "x", "study/first")
+    assert main(["report", "study", "--out", "study/first/all.html"]) == 0
+    assert Path("study/first/all.html").is_file()
+    assert main(["report", "study/first", "--out", "study/all.html"]) == 0
 
 
 @pytest.mark.parametrize("name", ["x", "p"])
