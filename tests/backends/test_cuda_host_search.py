@@ -155,21 +155,24 @@ def test_one_open_row_takes_no_longer_than_the_search(path: str, metric: str, ke
     """The second pass divides the codes of a row over the device."""
     dims, _ = PATHS[path]
     module = cuda_host.load_module()
-    x, codebook = rows(1, 64, dims[-1], torch.bfloat16), torch.randn(1024, dims[-1]).bfloat16()
-    open_row = x.clone()
-    open_row[0, 9, 0] = 0.0
-    codebook[[5, 700]] = open_row[0, 9] * (1 if metric == "l2" else 30)
+    codebook = torch.randn(1024, dims[-1]).bfloat16()
+    x = codebook[None, 100:164] * 1.125  # nearer to their codes than any sum can hide
+    x[0, 9, 0] = 0.0
+    codebook[[5, 700]] = x[0, 9]
     codebook[5, 0], codebook[700, 0] = 1.0, -1.0  # as near as each other
+    codebook[109] *= -1.0
+    open_row = x.clone()
     x[0, 9, 0] = 4.0
-    steps = []
+    steps, products = [], []
     with machine(processors=33):
         for batch in (x, open_row):
             before = module.steps(), module.float64_products()
             got = kernels.nearest_code(batch, codebook, metric, "exact")
             steps.append(module.steps() - before[0])
-            open_codes = module.float64_products() - before[1]
+            products.append(module.float64_products() - before[1])
             assert torch.equal(got, exact_codes(batch, codebook, metric))
-        assert open_codes > 0
+    assert products[0] == 0
+    assert products[1] > 0
     assert steps[1] <= 2 * steps[0]
 
 
