@@ -51,6 +51,9 @@ def run(
         except TimeoutError:
             _stop()
             raise subprocess.TimeoutExpired(arguments, timeout) from None
+        except BaseException:  # a test that is ended: the next one would get the answer of its program
+            _stop()
+            raise
         if not answer:
             _stop()
             raise RuntimeError("the process that programs are forked from has ended; see its output above")

@@ -79,8 +79,9 @@ class Session:
             return
         command = part.command_line(self.out, scratch, limit, self.target)
         log = scratch / f"{len(self.records) + len(self._running)}.log"
-        running = Running(command, ROOT, self.environment | part.variables, log)
-        self._running.append((number, part, running, limit))
+        with signals_wait():
+            running = Running(command, ROOT, self.environment | part.variables, log)
+            self._running.append((number, part, running, limit))
 
     def _finish(self) -> None:
         """Wait for all that runs, in the order in which it was begun."""
@@ -150,6 +151,21 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """Inside, signals wait: a process that was started and is not yet noted would outlive the session."""
+    came: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)
 
 
 def main(arguments: list[str] | None = None) -> int:

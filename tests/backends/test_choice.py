@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 import vq_kernels as vq
+from vq_kernels import backends
 from vq_kernels.backends import (
     QuantizeOptions,
     choose,
@@ -49,12 +50,11 @@ class Counting:
 
 
 @pytest.fixture
-def counting() -> Iterator[Counting]:
+def counting(monkeypatch: pytest.MonkeyPatch) -> Counting:
+    monkeypatch.setattr(backends, "_registered", dict(backends._registered))
     backend = Counting()
     register_backend(backend)
-    yield backend
-    with use_backend(None):
-        pass
+    return backend
 
 
 def test_blocks_nest_and_give_back_what_was_before() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from cuda_host import locked
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -17,12 +19,16 @@ OLDEST = "3.6.0"  # that the backend accepts
 def unpacked(version: str) -> Path:
     """A folder that holds this version of Triton, filled by pip when it is not there yet."""
     folder = ROOT / "build" / f"triton-{version}"
-    if not (folder / "triton" / "__init__.py").exists():
-        folder.parent.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
-        done = subprocess.run([*command, f"triton=={version}"], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"triton {version} cannot be installed: {done.stderr.strip().splitlines()[-1]}")
+    with locked(folder.with_name(f"{folder.name}.lock")):  # two files of tests ask for it
+        if not (folder / "triton" / "__init__.py").exists():
+            part = folder.with_name(f"{folder.name}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(part)]
+            done = subprocess.run([*command, f"triton=={version}"], capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"triton {version} cannot be installed: {done.stderr.strip().splitlines()[-1]}")
+            shutil.rmtree(folder, ignore_errors=True)
+            part.rename(folder)
     return folder
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import stat
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -217,9 +219,29 @@ print(json.dumps({{"begun": 4}}), flush=True)
     assert found["memcheck"].rstrip().endswith("--only 4")
 
 
-def test_a_process_that_does_not_end_is_named_with_its_case(scripted) -> None:
-    slow = 'import json, time; print(json.dumps({"begun": 3}), flush=True); time.sleep(60)'
+def test_a_process_that_does_not_end_is_named_with_its_case(
+    scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time passes once the case has begun, however long Python takes to start."""
+    begun, limits = tmp_path / "begun", []
+
+    class OnceBegun(threading.Timer):
+        def run(self) -> None:
+            limits.append(self.interval)
+            while not self.finished.wait(0.01):
+                if begun.exists():
+                    self.function()
+                    return
+
+    monkeypatch.setattr(exactness, "threading", SimpleNamespace(**vars(threading) | {"Timer": OnceBegun}))
+    slow = f"""
+import json, pathlib, time
+print(json.dumps({{"begun": 3}}), flush=True)
+pathlib.Path({str(begun)!r}).touch()
+time.sleep(250)
+"""
     _, outcomes = scripted({("cuda", 8): slow}, process_s=5.0)
+    assert limits == [5.0, 5.0]
     assert outcomes["cuda", 8].ended == f"did not end within 5 s, in {cases(8, HERE)[3]}"
     assert outcomes["cuda", 8].fatal_case is None
 

@@ -48,7 +48,7 @@ def test_what_names_no_backend_is_tested_too(backend: str) -> None:
 def test_tests_really_run(tmp_path: Path) -> None:
     """The command line for pytest is right: here on the CPU, with a few small tests."""
     report = tmp_path / "tests.xml"
-    assert re.match(r"\d+ passed", operation_tests.run_tests(["reference"], 200.0, HERE, report))
+    assert re.match(r"\d+ passed", operation_tests.run_tests(["reference"], 600.0, HERE, report))
     counts, failures = operation_tests.read_report(report)
     assert counts["passed"] > 0
     assert failures == []
@@ -69,7 +69,7 @@ def test_what_ended_before_the_tests_were_stopped_is_counted(tmp_path: Path) -> 
         "    os.kill(os.getppid(), signal.SIGKILL)\n"
     )
     command = [sys.executable, "-m", "pytest", str(tmp_path), "-v", "-n", "1", "-p", "no:cacheprovider"]
-    status, output = faults.run_limited([*command, f"--rootdir={tmp_path}"], 100.0)
+    status, output = faults.run_limited([*command, f"--rootdir={tmp_path}"], 600.0)
     counts, failures = operation_tests.read_progress(output)
     assert status == -signal.SIGKILL
     assert counts == {"passed": 1, "failed": 2, "skipped": 1}, output
@@ -95,7 +95,7 @@ def test_a_worker_that_meets_a_fatal_fault_ends_and_another_goes_on(tmp_path: Pa
     command = [sys.executable, "-m", "pytest", str(tmp_path), "-q", f"--junitxml={report}", "-n", "1"]
     command += ["-p", "no:cacheprovider", "-p", "benchmarks.gpu.pytest_faults", "--max-worker-restart", "2"]
     command += [f"--rootdir={tmp_path}"]
-    status, output = faults.run_limited(command, 100.0)
+    status, output = faults.run_limited(command, 600.0)
     counts, failures = operation_tests.read_report(report)
     assert status == 1
     assert "fatal fault in test_made_up.py::test_fault" in output

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import session as gpu_session
+from benchmarks.gpu import supervised
 from benchmarks.gpu.schedule import BUILD, FILES, SESSIONS, Part, Stage
 from benchmarks.gpu.session import FAILED, PASSED, SKIPPED, Session
 from benchmarks.gpu.supervised import LONGEST_LOG, Running
@@ -115,7 +116,15 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return run
 
 
-def test_every_end_of_a_part_is_a_line(run) -> None:
+def test_every_end_of_a_part_is_a_line(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    wait = Running.wait
+
+    def once_said(self: Running, seconds: float) -> int | None:
+        while seconds < 10 and "half way" not in self.output():  # however long Python takes to start
+            time.sleep(0.01)
+        return wait(self, seconds)
+
+    monkeypatch.setattr(Running, "wait", once_said)
     session = run(
         python("print('fine'); print()"),
         python("print('2 of 3 right'); raise SystemExit(1)"),
@@ -188,12 +197,39 @@ def test_what_a_part_started_ends_with_it(tmp_path: Path) -> None:
     program = f"import subprocess; print({start}.pid)"
     running = Running([sys.executable, "-c", program], tmp_path, dict(os.environ), tmp_path / "log")
     assert running.wait(250.0) == 0
-    status = Path("/proc", running.last_line(), "stat")
-    for _ in range(1000):  # the signal to end is sent, and takes a moment
-        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
+    for _ in range(6000):  # the signal to end is sent, and takes a moment
+        if is_over(int(running.last_line())):
             return
         time.sleep(0.01)
     pytest.fail("what the part started goes on")
+
+
+def is_over(pid: int) -> bool:
+    """Whether a process, which may be that of nobody who waits for it, has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def test_a_signal_while_a_part_is_started_leaves_nothing_behind(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[str]] = []
+
+    class Signalled(subprocess.Popen):
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options)  # type: ignore[call-overload]
+            started.append(self)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(supervised, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": Signalled}))
+    try:
+        with pytest.raises(SystemExit), gpu_session.ended_by_signals():
+            run(build="import time; time.sleep(250)")
+        (build,) = started
+        assert build.wait(60) == -signal.SIGKILL
+    finally:
+        for process in started:
+            process.kill()
 
 
 def test_of_a_long_output_the_end_is_kept(tmp_path: Path) -> None:
@@ -223,7 +259,7 @@ sys.exit(session.main(["1", "--rehearse", "--out", {str(tmp_path / "out")!r}]))
     assert process.stderr is not None
     assert process.stderr.readline() == "session 1: endless\n"
     process.terminate()
-    shown, _ = process.communicate(timeout=100)
+    shown, _ = process.communicate(timeout=600)
     assert process.returncode == 1
     assert shown.splitlines()[2].split() == ["1", "build", "passed", shown.split()[7], "built"]
 

@@ -242,10 +242,12 @@ def test_a_class_without_training_images_is_refused(tmp_path: Path) -> None:
 
 def test_hub_errors_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
+    import huggingface_hub
 
     def unreachable(*_: object, **__: object) -> None:
         raise ConnectionError("no route")
 
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(
         DataError,

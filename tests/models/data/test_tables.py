@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import socket
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -80,16 +82,26 @@ def test_parquet_as_the_hubs_converter_lays_it_out(tmp_path: Path, name: str) ->
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """A list of what was looked for in the network, or waited for, each without success."""
-    asked: list[object] = []
+    """A list of what was looked for in the network, or waited for, each without success.
 
-    def unreachable(*arguments: object, **options: object) -> None:
+    Not by threads that other tests have left.
+    """
+    asked: list[object] = []
+    others = set(threading.enumerate()) - {threading.current_thread()}
+    getaddrinfo, connect, sleep = socket.getaddrinfo, socket.socket.connect, time.sleep
+
+    def unreachable(original: Callable[..., object], *arguments: object, **options: object) -> object:
+        if threading.current_thread() in others:
+            return original(*arguments, **options)
         asked.append(arguments)
         raise OSError("no network")
 
-    monkeypatch.setattr(socket, "getaddrinfo", unreachable)
-    monkeypatch.setattr(socket.socket, "connect", unreachable)
-    monkeypatch.setattr(time, "sleep", asked.append)
+    def at_once(seconds: float) -> None:
+        (sleep if threading.current_thread() in others else asked.append)(seconds)
+
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **o: unreachable(getaddrinfo, *a, **o))
+    monkeypatch.setattr(socket.socket, "connect", lambda *a: unreachable(connect, *a))
+    monkeypatch.setattr(time, "sleep", at_once)
     return asked
 
 
