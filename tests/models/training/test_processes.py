@@ -55,13 +55,23 @@ def test_variables_that_make_no_sense_are_named(change: dict[str, str], message:
         torchrun_variables(JOB | {"SLURM_PROCID": "0"} | change)
 
 
+def free_port() -> str:
+    """One below those that the system gives to connections, so that none takes it before it is used."""
+    for port in range(20_000 + os.getpid() % 10_000, 32_000):
+        with socket.socket() as tried:
+            try:
+                tried.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return str(port)
+    raise AssertionError("no port is free")
+
+
 @pytest.mark.slow
 def test_training_inside_an_allocation(tmp_path: Path) -> None:
     """One task ends like no allocation, and two tasks on this machine end like two processes of torchrun."""
     root = Path(__file__).parents[3]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = free_port()
 
     def start(name: str, batch_size: int, tasks: int, task: int) -> subprocess.Popen[str]:
         flags = ["--runs", str(tmp_path), "--name", name, "--batch-size", str(batch_size), "--limit", "256"]
