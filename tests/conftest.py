@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 DEVICE = os.environ.get("VQ_TEST_DEVICE", "cpu")
 if DEVICE == "cpu":
@@ -28,6 +29,13 @@ if DEVICE == "cpu" and find_spec("triton") is not None:
     from quick_interpreter import install
 
     install()
+
+if DEVICE == "cpu":
+    # torch.manual_seed keeps the text of its caller's stack for every kind of device that was not started,
+    # for errors at its start: a millisecond before each test and two in each step of a training.
+    for devices in (torch.cuda, torch.xpu, torch.mtia):
+        if hasattr(devices, "traceback"):
+            devices.traceback = SimpleNamespace(format_stack=list)
 
 if DEVICE == "cuda":
     # Convolutions round float32 to 10 bits otherwise: a whole pass of a prior differs from its steps by that.

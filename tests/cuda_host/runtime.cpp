@@ -20,7 +20,9 @@ long long cuda_host_float64_products = 0;
 namespace cuda_host {
 namespace {
 
-constexpr size_t kStackBytes = 128 * 1024;
+constexpr size_t kStackBytes = 128 * 1024 + 64 * 576;
+// Stacks lie whole pages apart: without an offset the tops of all of them would share a few lines of the cache.
+constexpr size_t kStackOffset = 576;
 constexpr size_t kGuardBytes = 4096;
 constexpr unsigned char kPoison = 0xff, kGuard = 0xa5;  // 0xffffffff is a NaN and the index -1
 
@@ -54,33 +56,33 @@ cuda_host_switch:
 struct Context {
   void* stack_pointer = nullptr;
 
-  void start(unsigned char* stack, void (*entry)()) {
-    auto* top = reinterpret_cast<void**>(stack + kStackBytes);
+  void start(unsigned char* stack, size_t unused, void (*entry)()) {
+    auto* top = reinterpret_cast<void**>(stack + kStackBytes - unused);
     *--top = nullptr;  // keeps the stack aligned as after a call
     *--top = reinterpret_cast<void*>(entry);
     for (int i = 0; i < 6; ++i) *--top = nullptr;
     stack_pointer = top;
   }
-  void switch_to(Context& other) { cuda_host_switch(&stack_pointer, other.stack_pointer); }
+  void switch_to(const Context& other) { cuda_host_switch(&stack_pointer, other.stack_pointer); }
 };
 #else
 struct Context {
   ucontext_t context{};
 
-  void start(unsigned char* stack, void (*entry)()) {
+  void start(unsigned char* stack, size_t unused, void (*entry)()) {
     getcontext(&context);
     context.uc_stack.ss_sp = stack;
-    context.uc_stack.ss_size = kStackBytes;
+    context.uc_stack.ss_size = kStackBytes - unused;
     context.uc_link = nullptr;
     makecontext(&context, entry, 0);
   }
-  void switch_to(Context& other) { swapcontext(&context, &other.context); }
+  void switch_to(const Context& other) { swapcontext(&context, &other.context); }
 };
 #endif
 
 // --- blocks ------------------------------------------------------------------------------------------------
 
-enum class State { kReady, kBlockBarrier, kGroupBarrier, kGridBarrier, kWarp, kDone };
+enum class State : unsigned char { kReady, kBlockBarrier, kGroupBarrier, kGridBarrier, kWarp, kDone };
 
 struct Copy {
   void* to;
@@ -89,7 +91,6 @@ struct Copy {
 
 struct Fiber {
   Context context;
-  State state = State::kReady;
   Position position;
   struct Block* block = nullptr;
   unsigned number = 0;  // in the block
@@ -104,6 +105,7 @@ struct Warp {
 
 struct Block {
   std::vector<Fiber> fibers;
+  std::vector<State> states;  // of the fibers, side by side
   std::vector<Warp> warps;
   std::vector<unsigned char> shared;
   size_t shared_bytes = 0;
@@ -121,6 +123,7 @@ struct Machine {
 
   Context scheduler;
   Fiber* current = nullptr;
+  size_t turn_block = 0, turn = 0;  // whose turn is next in this round over all fibers
   const std::function<void()>* thread = nullptr;
   std::vector<std::unique_ptr<unsigned char[]>> stacks;
   std::vector<std::unique_ptr<Block>> blocks;
@@ -131,9 +134,35 @@ Machine machine;
 
 int64_t host_steps = 0;
 
+// The next fiber of this round that can run, which becomes the current one.
+Fiber* next_ready() {
+  for (; machine.turn_block < machine.blocks.size(); ++machine.turn_block, machine.turn = 0) {
+    Block& b = *machine.blocks[machine.turn_block];
+    const size_t threads = b.fibers.size();
+    while (machine.turn < threads) {
+      const size_t turn = machine.turn++;
+      const size_t i = machine.reverse ? threads - 1 - turn : turn;
+      if (b.states[i] != State::kReady) continue;
+      block_steps = &b.steps;
+      return machine.current = &b.fibers[i];
+    }
+  }
+  return nullptr;
+}
+
+// Goes to the next fiber, without the scheduler in between but at the end of a round and after an error: most of
+// the time of a launch went into switches.
 void suspend(State state) {
-  machine.current->state = state;
-  machine.current->context.switch_to(machine.scheduler);
+  Fiber& me = *machine.current;
+  me.block->states[me.number] = state;
+  const Fiber* next = machine.error.empty() ? next_ready() : nullptr;
+  if (next != &me) me.context.switch_to(next != nullptr ? next->context : machine.scheduler);
+}
+
+void release(Block& b, State from, size_t first, size_t end) {
+  for (size_t i = first; i < end; ++i) {
+    if (b.states[i] == from) b.states[i] = State::kReady;
+  }
 }
 
 void fiber_main() {
@@ -150,6 +179,7 @@ unsigned char* aligned_shared(Block& b) {
 void start_block(Block& b, const Launch& launch, dim3 index, size_t first_stack) {
   const unsigned threads = launch.block.x;
   b.fibers.resize(threads);
+  b.states.assign(threads, State::kReady);
   b.warps.assign((threads + kWarpSize - 1) / kWarpSize, Warp{});
   b.shared_bytes = launch.shared_bytes;
   b.shared.assign(launch.shared_bytes + kGuardBytes, kPoison);
@@ -161,12 +191,11 @@ void start_block(Block& b, const Launch& launch, dim3 index, size_t first_stack)
   }
   for (unsigned i = 0; i < threads; ++i) {
     Fiber& f = b.fibers[i];
-    f.state = State::kReady;
     f.position = Position{dim3(i, 0, 0), index, launch.block, launch.grid};
     f.block = &b;
     f.number = i;
     f.copies.assign(1, {});
-    f.context.start(machine.stacks[first_stack + i].get(), fiber_main);
+    f.context.start(machine.stacks[first_stack + i].get(), i % 64 * kStackOffset, fiber_main);
   }
 }
 
@@ -191,21 +220,13 @@ bool run_blocks() {
   size_t total = 0, done = 0;
   for (const auto& b : machine.blocks) total += b->fibers.size();
   while (done < total) {
-    bool progress = false;
+    machine.turn_block = machine.turn = 0;
+    Fiber* first = next_ready();
+    const bool progress = first != nullptr;
+    if (progress) machine.scheduler.switch_to(first->context);
+    if (!machine.error.empty()) return false;
     done = 0;
-    for (const auto& b : machine.blocks) {
-      const size_t threads = b->fibers.size();
-      for (size_t i = 0; i < threads; ++i) {
-        Fiber& f = b->fibers[machine.reverse ? threads - 1 - i : i];
-        if (f.state != State::kReady) continue;
-        progress = true;
-        machine.current = &f;
-        block_steps = &b->steps;
-        machine.scheduler.switch_to(f.context);
-        if (!machine.error.empty()) return false;
-      }
-      done += b->done;
-    }
+    for (const auto& b : machine.blocks) done += b->done;
     if (!progress && done < total) {
       machine.error = stuck_message();
       return false;
@@ -241,9 +262,7 @@ void block_barrier() {
     return;
   }
   b.at_barrier = 0;
-  for (Fiber& f : b.fibers) {
-    if (f.state == State::kBlockBarrier) f.state = State::kReady;
-  }
+  release(b, State::kBlockBarrier, 0, b.states.size());
   suspend(State::kReady);  // the last to arrive gets no head start
 }
 
@@ -252,14 +271,12 @@ void group_barrier(unsigned threads) {
   Block& b = *me.block;
   const unsigned first = me.number / threads * threads;
   unsigned waiting = 0;
-  for (unsigned i = first; i < first + threads; ++i) waiting += b.fibers[i].state == State::kGroupBarrier;
+  for (unsigned i = first; i < first + threads; ++i) waiting += b.states[i] == State::kGroupBarrier;
   if (waiting + 1 < threads) {
     suspend(State::kGroupBarrier);
     return;
   }
-  for (unsigned i = first; i < first + threads; ++i) {
-    if (b.fibers[i].state == State::kGroupBarrier) b.fibers[i].state = State::kReady;
-  }
+  release(b, State::kGroupBarrier, first, first + threads);
   suspend(State::kReady);
 }
 
@@ -278,11 +295,7 @@ void grid_barrier() {
     return;
   }
   machine.at_grid_barrier = 0;
-  for (const auto& b : machine.blocks) {
-    for (Fiber& f : b->fibers) {
-      if (f.state == State::kGridBarrier) f.state = State::kReady;
-    }
-  }
+  for (const auto& b : machine.blocks) release(*b, State::kGridBarrier, 0, b->states.size());
   suspend(State::kReady);
 }
 
@@ -307,11 +320,8 @@ const Exchange& exchange(unsigned mask, const void* mine, size_t bytes, const ch
   // The other slots take the next exchange, which cannot end before all lanes have read these.
   w.arrived = 0;
   w.parity ^= 1;
-  std::vector<Fiber>& fibers = me.block->fibers;
-  const size_t first = me.number / kWarpSize * kWarpSize, end = std::min(first + kWarpSize, fibers.size());
-  for (size_t i = first; i < end; ++i) {
-    if (fibers[i].state == State::kWarp) fibers[i].state = State::kReady;
-  }
+  const size_t first = me.number / kWarpSize * kWarpSize;
+  release(*me.block, State::kWarp, first, std::min(first + kWarpSize, me.block->states.size()));
   return slots;
 }
 

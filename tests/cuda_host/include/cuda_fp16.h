@@ -7,12 +7,13 @@ struct __half {  // NOLINT: CUDA's name
   uint16_t bits;
 };
 
+// Without branches: a float of the same bits is less by 2^112, those below the smallest normal number included.
 inline float __half2float(__half v) {
-  const unsigned sign = static_cast<unsigned>(v.bits >> 15) << 31;
-  const unsigned exponent = v.bits >> 10 & 31, fraction = v.bits & 1023;
-  if (exponent == 31) return __uint_as_float(fraction != 0 ? 0x7fc00000u : sign | 0x7f800000u);
-  if (exponent == 0) return (sign != 0 ? -0x1p-24f : 0x1p-24f) * static_cast<float>(fraction);
-  return __uint_as_float(sign | (exponent + 112) << 23 | fraction << 13);
+  const unsigned size = v.bits & 0x7fffu;
+  const float scaled = __uint_as_float(size << 13) * 0x1p112f;
+  const unsigned not_finite = size > 0x7c00u ? 0x7fc00000u : 0x7f800000u;
+  const unsigned bits = size < 0x7c00u ? __float_as_uint(scaled) : not_finite;
+  return __uint_as_float(static_cast<unsigned>(v.bits >> 15) << 31 | bits);
 }
 
 inline __half __float2half_rn(float v) {

@@ -3,8 +3,7 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-
-#include <type_traits>
+#include <cuda_host_ptx.h>
 
 namespace vq_cuda {
 
@@ -93,31 +92,26 @@ void multiply(float (&d)[64], uint32_t a, uint32_t b, int add) {
   *::cuda_host::block_steps += 64 * 128 * 16 / 16 / 128;
   const unsigned char* shared = ::cuda_host::dynamic_shared();
   const unsigned t = threadIdx.x % 128;
-  const auto element = [&](uint64_t at, unsigned row, unsigned k) {
-    T v;
-    std::memcpy(&v, shared + at + row / 8 * 256 + k / 8 * 128 + row % 8 * 16 + k % 8 * 2, sizeof v);
-    if constexpr (std::is_same_v<T, __half>) {
-      return static_cast<double>(__half2float(v));
-    } else {
-      return static_cast<double>(__bfloat162float(v));
+  const auto sixteen = [&](uint64_t at, unsigned row, Four (&v)[4]) {
+#pragma GCC unroll 2
+    for (unsigned k = 0; k < 16; k += 8) {
+      T parts[8];
+      std::memcpy(parts, shared + at + row / 8 * 256 + k / 8 * 128 + row % 8 * 16, sizeof parts);
+      float values[8];
+#pragma GCC unroll 8
+      for (unsigned i = 0; i < 8; ++i) values[i] = part_value(parts[i]);
+      v[k / 4] = doubles(values, values + 2);
+      v[k / 4 + 1] = doubles(values + 4, values + 6);
     }
   };
-  double x[2][16];
-  for (unsigned r = 0; r < 2; ++r) {
-    for (unsigned k = 0; k < 16; ++k) x[r][k] = element(a, t / 32 * 16 + t % 32 / 4 + 8 * r, k);
-  }
+  Four x[2][4];
+  for (unsigned r = 0; r < 2; ++r) sixteen(a, t / 32 * 16 + t % 32 / 4 + 8 * r, x[r]);
   for (unsigned j = 0; j < 32; ++j) {
-    const unsigned column = j / 2 * 8 + t % 4 * 2 + j % 2;
-    double y[16];
-    for (unsigned k = 0; k < 16; ++k) y[k] = element(b, column, k);
+    Four y[4];
+    sixteen(b, j / 2 * 8 + t % 4 * 2 + j % 2, y);
     for (unsigned r = 0; r < 2; ++r) {
       const unsigned i = j / 2 * 4 + 2 * r + j % 2;
-      double products[16];
-      for (unsigned k = 0; k < 16; ++k) products[k] = x[r][k] * y[k];
-      float sum = add != 0 ? d[i] : 0.0f;
-      const int block = cuda_host_tensor_core_block;
-      for (int k = 0; k < 16; k += block) sum = tensor_core_sum(sum, products + k, block);
-      d[i] = sum;
+      d[i] = tensor_core_sum_16(add != 0 ? d[i] : 0.0f, x[r], y);
     }
   }
 }

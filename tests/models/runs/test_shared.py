@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 import torch
 from data_support import write_images
@@ -179,19 +180,25 @@ def test_a_copy_of_a_level_is_no_output_of_training(tmp_path: Path) -> None:
     assert [path.name for path in outputs] == ["codes.json", "level0", "level1"]
 
 
+# What PYTHONIOENCODING=ascii does when an interpreter starts.
+ASCII = """
+import runpy, sys
+sys.stdout.reconfigure(encoding="ascii", errors="strict")
+sys.stderr.reconfigure(encoding="ascii", errors="backslashreplace")
+runpy.run_module("models", run_name="__main__", alter_sys=True)
+"""
+
+
 def test_a_terminal_that_lacks_a_character_is_no_failure(tmp_path: Path) -> None:
     for name in ("été", "夏"):
         write_images(tmp_path / "bilder ü" / name, 20, size=(8, 8))
     flags = ["--data", str(tmp_path / "bilder ü"), "--runs", str(tmp_path / "läufe"), "--name", "夏"]
     flags += [*QUICK, "--batch-size", "8", "--steps", "1"]
-    done = subprocess.run(
-        [sys.executable, "-m", "models", "train", *flags],
-        cwd=ROOT, capture_output=True, timeout=800, env=os.environ | {"PYTHONIOENCODING": "ascii"},
-    )  # fmt: skip
-    said = done.stdout.decode("ascii")
-    assert done.returncode == 0, done.stderr.decode()
-    assert r"\xe9t\xe9" in said
-    assert r"\u590f" in said
+    done = preloaded.run(["-c", ASCII, "train", *flags])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii()
+    assert r"\xe9t\xe9" in done.stdout
+    assert r"\u590f" in done.stdout
 
 
 def test_progress_from_the_first_step_to_the_result(tmp_path: Path, capsys) -> None:

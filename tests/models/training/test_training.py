@@ -386,21 +386,29 @@ def test_a_stopped_early_run_stays_finished(tmp_path: Path, data) -> None:
     assert histories(config.folder) == [longer], "fewer epochs than were done change nothing"
 
 
+RANKS = """
+import os, sys, torch
+sys.path.insert(0, "tests/models")
+from pathlib import Path
+import training_support as t
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from models.data import DataConfig, load_data
+
+def rank(folder):
+    data = load_data(DataConfig(data="digits", limit=256))
+    model = t.train(t.settings(Path(folder), name="ddp", batch_size=32), data)
+    torch.save(model.state_dict(), Path(folder) / f"rank{os.environ['RANK']}.pt")
+
+# As torchrun --standalone does, but that ranks are forks of a process that has imported everything.
+place = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "test"}
+config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, start_method="fork", **place)
+elastic_launch(config, rank)(sys.argv[1])
+"""
+
+
 def test_two_processes_train_one_model(tmp_path: Path) -> None:
-    """torchrun with gloo: the same weights and codebook on both, and nothing waits for ever."""
-    script = tmp_path / "ddp.py"
-    script.write_text(
-        "import os, sys, torch\n"
-        "sys.path.insert(0, 'tests/models')\n"
-        "from pathlib import Path\n"
-        "import training_support as t\n"
-        "from models.data import DataConfig, load_data\n"
-        "data = load_data(DataConfig(data='digits', limit=256))\n"
-        "model = t.train(t.settings(Path(sys.argv[1]), name='ddp', batch_size=32), data)\n"
-        "torch.save(model.state_dict(), Path(sys.argv[1]) / f\"rank{os.environ['RANK']}.pt\")\n"
-    )
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = run_python(*torchrun, str(script), str(tmp_path), OMP_NUM_THREADS="1")
+    """The launcher of torchrun, with gloo: the same weights and codes on both, and nothing waits for ever."""
+    done = run_program(RANKS, str(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     states = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     assert [k for k in states[0] if not torch.equal(states[0][k], states[1][k])] == []
