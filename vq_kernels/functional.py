@@ -63,6 +63,11 @@ class VectorQuantized(NamedTuple):
     sums: Tensor  # [K, D] float32 (float64 for float64 x): sum of the rows of each code
 
 
+def _is_compiled() -> bool:
+    """Whether a graph with a backward pass is made; an exported one has none."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
+
 def nearest_code(
     x: Tensor,
     codebook: Tensor | PreparedCodebook,
@@ -254,6 +259,9 @@ def vector_quantize(
     if mask is not None:
         check_mask(mask, shape_without_channel(x, channel_dim), x.device)
     differentiable = needs_gradient(x, codes)
+    if differentiable and not (keep_codes or codes.requires_grad) and _is_compiled():
+        # Where a graph writes to the codebook later, no version is raised that its backward pass would see.
+        codes = gather.opaque_copy(codes)
     if isinstance(codebook, PreparedCodebook) and (differentiable or codebook_weight):
         raise ValueError(
             f"codebook is a PreparedCodebook, x requires a gradient: {differentiable}, codebook_weight is "

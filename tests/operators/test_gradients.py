@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 
 import vq_kernels as vq
 from vq_kernels.backends import QuantizeOptions, get_backend
@@ -81,6 +83,53 @@ def test_gradcheck_of_gather(backend: str, device: torch.device) -> None:
         rows = upstream.movedim(channel_dim, -1).reshape(-1, 4)
         want = torch.zeros(7, 4, device=device).index_add_(0, indices.reshape(-1), rows)
         torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("channel_dim", [-1, 1])
+def test_gather_has_every_order(channel_dim: int) -> None:
+    """Gathered codes are linear in the codebook: what is made of them has its own second derivatives."""
+    indices = torch.tensor([[0, 1, 1], [3, 3, 1]])
+    codebook = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+
+    def ours(codes: Tensor) -> Tensor:
+        return (vq.gather_codes(codes, indices, channel_dim=channel_dim) ** 4).sum()
+
+    def torchs(codes: Tensor) -> Tensor:
+        return (codes[indices].movedim(-1, channel_dim) ** 4).sum()
+
+    assert gradgradcheck(ours, (codebook,))
+    leaf = codebook.detach().float().requires_grad_()
+    orders = []
+    for function in (ours, torchs):
+        (first,) = torch.autograd.grad(function(leaf), leaf, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), leaf, create_graph=True)
+        (third,) = torch.autograd.grad(second.square().sum(), leaf)
+        hessian = torch.func.hessian if function is torchs else _twice_reverse
+        orders.append((first, second, third, hessian(function)(leaf.detach())))
+    for got, want in zip(*orders, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def _twice_reverse(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return torch.func.jacrev(torch.func.jacrev(function))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_gradients_of_single_rows_one_by_one() -> None:
+    x, codebook = torch.randn(5, 8), torch.randn(16, 8)
+    each = torch.func.grad(lambda row: vq.vector_quantize(row, codebook).loss)
+    got = torch.vmap(each)(x)
+    torch.testing.assert_close(got, torch.stack([each(row) for row in x]))
+    assert (got != 0).any()
+
+
+def test_statistics_may_be_written_to_where_no_gradient_reads_them() -> None:
+    x = torch.randn(20, 8, requires_grad=True)
+    out = vq.vector_quantize(x, torch.randn(16, 8))
+    (want,) = torch.autograd.grad(out.loss, x, retain_graph=True)
+    out.sums.mul_(2)
+    out.counts.zero_()
+    assert torch.equal(torch.autograd.grad(out.loss, x)[0], want)
 
 
 def test_gather_backward_is_bitwise_reproducible(backend: str, device: torch.device) -> None:

@@ -158,6 +158,52 @@ def test_a_layer_that_was_trained_is_an_error() -> None:
         vq.nearest_code(x, prepared)
 
 
+def test_other_data_at_the_same_address_is_an_error() -> None:
+    """Of two exchanges the second may bring the first address back, were its memory given away."""
+    x, parameter = torch.randn(100, 8), nn.Parameter(torch.randn(512, 8))
+    for _ in range(20):
+        prepared = vq.prepare_codebook(parameter)
+        parameter.data = torch.randn(512, 8)
+        parameter.data = torch.randn(512, 8)
+        with pytest.raises(ValueError, match=r"has changed since \(address"):
+            vq.nearest_code(x, prepared)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("cosine", [True, False])
+@pytest.mark.parametrize("learnable", [True, False])
+def test_codes_that_a_layer_computes_are_watched_in_the_layer(
+    learnable: bool, cosine: bool, training: bool
+) -> None:
+    """``layer.codebook`` is made anew at each access where the codes have unit length, or are a Parameter."""
+    options = {"learnable_codebook": learnable, "use_cosine_sim": cosine, "decay": 0.1}
+    layer, other = vq.FusedVectorQuantizer(8, 32, **options), vq.FusedVectorQuantizer(8, 32, **options)
+    metric, x = "cosine" if cosine else "l2", torch.randn(200, 8)
+
+    def learn() -> None:
+        layer.train()
+        loss = layer(x).loss
+        if learnable:
+            loss.backward()
+            torch.optim.SGD(layer.parameters(), lr=0.1).step()
+
+    def assign() -> None:
+        layer.codebook = torch.randn(32, 8)
+
+    changes = [learn, assign, lambda: layer.load_state_dict(other.state_dict())]
+    if learnable:
+        changes.append(lambda: nn.utils.vector_to_parameters(torch.randn(32 * 8), layer.parameters()))
+    for change in changes:
+        layer.train(training)
+        prepared = vq.prepare_codebook(layer.codebook, metric=metric)
+        want = vq.nearest_code(x, layer.codebook, metric=metric)
+        for one in (prepared, copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared))):
+            assert torch.equal(vq.nearest_code(x, one, metric=metric), want)
+        change()
+        with pytest.raises(ValueError, match="has changed"):
+            vq.nearest_code(x, prepared, metric=metric)
+
+
 def test_what_cannot_be_seen_leaves_the_codes_of_its_making() -> None:
     codebook = torch.randn(30, 8)
     before, x = codebook.clone(), torch.randn(50, 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch._inductor.config
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import vq_kernels as vq
 from vq_kernels.quantizers import FusedVectorQuantizer
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -197,3 +199,52 @@ def test_a_setting_can_be_annealed_in_a_compiled_layer(name: str, dynamic: bool 
         outcomes.append(results)
     for expected, actual in zip(*outcomes, strict=True):
         torch.testing.assert_close(actual, expected)
+
+
+def step_by_functions(x: Tensor, codebook: Tensor, size: Tensor, average: Tensor) -> Tensor:
+    out = vq.vector_quantize(x, codebook)
+    vq.ema_update_(codebook, size, average, out.counts, out.sums, decay=0.5, eps=1e-5)
+    return out.loss
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_a_graph_that_updates_its_codebook_has_the_gradient_of_before(backend: str) -> None:
+    x, codebook = torch.randn(20, 8), torch.randn(16, 8)
+    alone, leaf = x.clone().requires_grad_(), x.clone().requires_grad_()
+    vq.vector_quantize(alone, codebook).loss.backward()
+    step = torch.compile(step_by_functions, fullgraph=True, backend=backend)
+    updated = codebook.clone()
+    step(leaf, updated, torch.ones(16), codebook.clone()).backward()
+    assert not torch.equal(updated, codebook)
+    torch.testing.assert_close(leaf.grad, alone.grad)
+
+
+TRANSFORMS: dict[str, Callable[..., Any]] = {
+    "grad": torch.func.grad,
+    "vjp": lambda f: lambda x: torch.func.vjp(f, x)[1](torch.ones(()))[0],
+    "jacrev": torch.func.jacrev,
+    "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (x,))[1],
+}
+
+
+@pytest.mark.parametrize("what", ["operation", "gather", "layer"])
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_a_transform_inside_a_graph_is_no_zero_gradient(transform: str, what: str) -> None:
+    """Nothing tells the compiler that a gradient is wanted; what is compiled may be differentiated."""
+    codebook, layer = torch.randn(16, 8), FusedVectorQuantizer(8, 16).eval()
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "operation": lambda x: vq.vector_quantize(x, codebook).loss,
+        "gather": lambda x: vq.gather_codes(x, torch.tensor([0, 3])).square().sum(),
+        "layer": lambda x: layer(x).loss,
+    }
+    x, function = torch.randn(5, 8), functions[what]
+    with pytest.raises(Exception, match=r"torch\.func\.grad of what is compiled|jvp"):
+        torch.compile(TRANSFORMS[transform](function), backend="eager")(x)
+    if transform != "jvp":
+        torch._dynamo.reset()
+        want = TRANSFORMS[transform](function)(x)
+        got = TRANSFORMS[transform](torch.compile(function, backend="eager"))(x)
+        torch.testing.assert_close(got, want)
+        apart = torch.compiler.disable(TRANSFORMS[transform](function))
+        torch.testing.assert_close(torch.compile(lambda x: apart(x) * 1, backend="eager")(x), want)
+        assert (want != 0).any()

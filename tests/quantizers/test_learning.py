@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from vq_kernels.quantizers import FusedVectorQuantizer, perplexity, usage
 
@@ -66,6 +67,60 @@ def test_manual_update_revives_from_all_micro_batches() -> None:
 def test_update_ema_without_manual_mode_says_so() -> None:
     with pytest.raises(RuntimeError, match="manual_ema_update"):
         seeded().update_ema()
+
+
+CALLS_BEFORE: dict[str, dict[str, Any]] = {
+    "ema": {},
+    "projection": {"codebook_dim": 4},
+    "kmeans": {"kmeans_init": True, "learnable_codebook": True},
+    "revival": {"learnable_codebook": True, "threshold_ema_dead_code": 20},
+    "cosine": {"use_cosine_sim": True},
+}
+
+
+def loss_of(called: Callable[..., Any], x: Tensor, frozen: bool) -> Tensor:
+    out = called(x, freeze_codebook=frozen)
+    return out.loss + out.quantized.sin().sum()
+
+
+@pytest.mark.parametrize("how", ["eager", "eval", "one graph", "two graphs"])
+@pytest.mark.parametrize("options", CALLS_BEFORE.values(), ids=CALLS_BEFORE)
+def test_a_call_may_learn_before_the_backward_pass_of_another(options: dict[str, Any], how: str) -> None:
+    """The gradient of the first call is towards the codes that it found, in compiled graphs too."""
+    torch._dynamo.reset()
+    layer = FusedVectorQuantizer(8, 16, decay=0.5, **options)
+    x, y = torch.randn(20, 8), torch.randn(200, 8)
+    if "kmeans_init" in options:
+        layer.load_state_dict(layer.state_dict() | {"_codebook.embed": torch.randn(1, 16, 8)})
+    before = layer.codebook.detach().clone()
+    alone, leaf = x.clone().requires_grad_(), x.clone().requires_grad_()
+    loss_of(copy.deepcopy(layer), alone, True).backward()
+    if how == "one graph":
+        step = torch.compile(
+            lambda: loss_of(layer, leaf, True) + loss_of(layer, y, False),
+            fullgraph=True,
+            backend="aot_eager",
+        )
+        loss = step()
+    else:
+        called = torch.compile(layer, backend="eager") if how == "two graphs" else layer
+        layer.train(how != "eval")
+        loss = loss_of(called, leaf, True)
+        layer.train()
+        loss = loss + loss_of(called, y, False)
+    loss.backward()
+    assert not torch.equal(layer.codebook, before)
+    torch.testing.assert_close(leaf.grad, alone.grad)
+
+
+def test_a_manual_update_may_come_before_the_backward_pass() -> None:
+    layer = FusedVectorQuantizer(8, 16, decay=0.5, manual_ema_update=True)
+    leaf, alone = torch.randn(20, 8, requires_grad=True), copy.deepcopy(layer)
+    (want,) = torch.autograd.grad(loss_of(alone, leaf, False), leaf)
+    loss = loss_of(layer, leaf, False)
+    layer.update_ema()
+    assert not torch.equal(layer.codebook, alone.codebook)
+    assert torch.equal(torch.autograd.grad(loss, leaf)[0], want)
 
 
 def test_learnable_codebook_trains_by_gradient_and_matches_autograd() -> None:
@@ -272,7 +327,7 @@ def test_codes_stored_at_another_length_are_loaded_at_unit_length() -> None:
         {"kmeans_init": True},
         {"threshold_ema_dead_code": 20},
         {"manual_ema_update": True},
-        {"learnable_codebook": True, "ema_update": False, "threshold_ema_dead_code": 2},
+        {"learnable_codebook": True, "ema_update": False, "threshold_ema_dead_code": 20},
         {"heads": 2, "codebook_dim": 3, "separate_codebook_per_head": True, "kmeans_init": True},
     ],
     ids=["plain", "kmeans", "revival", "manual", "gradient", "separate_heads"],

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..backends import choose, requested_backend
 from ..devices import current_device_of
@@ -37,6 +36,17 @@ def gather_codes(codebook: Tensor, indices: Tensor, channel_dim: int, backend: s
         with current_device_of(codebook):
             chosen.gather_codes(codebook.contiguous(), flat, rows)
     return codes
+
+
+def opaque_copy(codes: Tensor) -> Tensor:
+    """A copy of ``[K, D]`` that a compiler neither drops nor makes again later.
+
+    Inductor treats ``clone`` as nothing, or repeats it in the backward graph, where the buffer has
+    already changed; it does neither with an operator that it does not know.
+    """
+    numbers = torch.arange(codes.shape[0], dtype=torch.int64, device=codes.device)
+    function = differentiable_gather_codes if codes.requires_grad else gather_codes
+    return function(codes, numbers, -1, None)
 
 
 def differentiable_gather_codes(
@@ -70,8 +80,41 @@ class GatherCodes(torch.autograd.Function):
         ctx.codebook_size, ctx.dtype = codebook.shape[0], codebook.dtype
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (indices,) = ctx.saved_tensors
-        _, sums = code_statistics(grad, indices, ctx.codebook_size, ctx.channel_dim, False, ctx.backend)
+        how = (indices, ctx.codebook_size, ctx.channel_dim, ctx.backend)
+        # Grad mode is on in a backward pass that is itself to be differentiated.
+        differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        sums = SumsByCode.apply(grad, *how) if differentiable else _sums_by_code(grad, *how)
         return sums.to(ctx.dtype), None, None, None
+
+
+def _sums_by_code(
+    grad: Tensor, indices: Tensor, codebook_size: int, channel_dim: int, backend: str | None
+) -> Tensor:
+    """The gradients of gathered codes, summed per code: float32 ``[K, D]``, float64 for float64."""
+    return code_statistics(grad, indices, codebook_size, channel_dim, False, backend)[1]
+
+
+class SumsByCode(torch.autograd.Function):
+    """:func:`_sums_by_code`, which is linear: its gradient gathers, and so on for any order."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        grad: Tensor, indices: Tensor, codebook_size: int, channel_dim: int, backend: str | None
+    ) -> Tensor:
+        return _sums_by_code(grad, indices, codebook_size, channel_dim, backend)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        grad, indices, _, ctx.channel_dim, ctx.backend = inputs
+        ctx.save_for_backward(indices)
+        ctx.dtype = grad.dtype
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (indices,) = ctx.saved_tensors
+        codes = GatherCodes.apply(grad, indices, ctx.channel_dim, ctx.backend)
+        return codes.to(ctx.dtype), None, None, None, None

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..backends import choose
 from ..checks import check_choice
@@ -17,6 +18,15 @@ from ..tensor_checks import check_codebook
 from .registry import check_memory, is_plain
 
 METRICS = ("l2", "cosine")
+# Of codebooks that are made anew at each access the tensors that they are made of.
+_made_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def made_of(codebook: Tensor, source: Tensor) -> Tensor:
+    """``codebook``, of which a prepared one watches ``source``: no one else holds it, or writes to it."""
+    if not torch.compiler.is_compiling():
+        _made_of[codebook] = source
+    return codebook
 
 
 class PreparedCodebook:
@@ -31,9 +41,14 @@ class PreparedCodebook:
         backend: name of the backend that packed it. Other backends search its codes unpacked.
     """
 
-    __slots__ = ("__weakref__", "_codes", "_packed", "_source", "_state", "backend", "metric")
+    __slots__ = (
+        *("__weakref__", "_codes", "_is_derived", "_memory", "_packed", "_source", "_state"),
+        *("backend", "metric"),
+    )
 
     _codes: Tensor
+    _is_derived: bool
+    _memory: Tensor
     _packed: object | None
     _source: Tensor
     _state: tuple[Any, ...]
@@ -46,12 +61,16 @@ class PreparedCodebook:
         pack = getattr(chosen, "prepare_codebook", None)
         with current_device_of(codes):
             packed = None if pack is None else pack(codes, metric)
+        watched: Tensor = _made_of.get(codebook, codebook)
         fields = {
             "_codes": codes,
             "_packed": packed,
             # Of a leaf the object itself, whose data an assignment can exchange; else no graph is kept alive.
-            "_source": codebook if codebook.is_leaf else codebook.detach(),
-            "_state": _state_of(codebook),
+            "_source": watched if watched.is_leaf else watched.detach(),
+            # Held, so that nothing else comes to lie at the address by which it is known.
+            "_memory": watched.detach(),
+            "_is_derived": watched is not codebook,
+            "_state": _state_of(watched),
             "backend": chosen.name,
             "metric": metric,
         }
@@ -119,7 +138,8 @@ class PreparedCodebook:
     def __reduce__(self) -> tuple[object, ...]:
         """Pickled, and deep-copied, as the tensor it was made of: what comes out is prepared anew."""
         self.codes_to_search(self.metric)
-        return _prepare, (self._source, self.metric, self.backend)
+        source = self._codes if self._is_derived else self._source
+        return _prepare, (source, self.metric, self.backend)
 
 
 _prepared: weakref.WeakSet[PreparedCodebook] = weakref.WeakSet()
@@ -176,6 +196,7 @@ def prepare_codebook(codebook: Tensor, *, metric: str = "l2", backend: str | Non
     Not seen are writes that leave no trace in the tensor's version, through ``.data``, NumPy or addresses,
     and a module's exchange of one buffer for another. Sending it to another process moves the tensor into
     shared memory, which counts as a change; a write to any view of the tensor's memory does too.
+    Of a layer's ``codebook`` the layer's own tensor is watched, also where the property computes the codes.
     ``torch.compile`` breaks the graph at it.
 
     Args:

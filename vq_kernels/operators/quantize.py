@@ -235,7 +235,9 @@ def _save_for_backward(
     ctx.mark_non_differentiable(*(t for t in result if t is not result.quantized and t is not result.loss))
     ctx.set_materialize_grads(False)
     codes = result.codebook_copy if options.keep_codes else codebook
-    ctx.save_for_backward(x, codes, indices, result.valid_rows, result.counts, result.sums)
+    # What only the gradient of the codebook reads is the caller's to write to where there is none.
+    statistics = (result.counts, result.sums) if options.codebook_weight else (None, None)
+    ctx.save_for_backward(x, codes, indices, result.valid_rows, *statistics)
 
 
 class EagerVectorQuantize(torch.autograd.Function):

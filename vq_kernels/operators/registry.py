@@ -117,7 +117,30 @@ def needs_gradient(*tensors: Tensor) -> bool:
     """
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return True
-    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+    if torch.compiler.is_compiling():
+        _refuse_transforms()
+        return False
+    return forward_ad._current_level >= 0
+
+
+def _refuse_transforms() -> None:
+    """NotImplementedError where a graph is made inside ``torch.func.grad`` and its like.
+
+    The compiler says of no tensor there that it needs a gradient, and would take an operator into its graph
+    that has none: zeros came out.
+    """
+    levels = torch._C._functorch.get_interpreter_stack() or []
+    transforms = torch._C._functorch.TransformType
+    if any(level.key() in (transforms.Grad, transforms.Jvp) for level in levels):
+        raise NotImplementedError(
+            "torch.func.grad or its like is called inside torch.compile on an operation of vq_kernels, whose "
+            "gradient the compiler would lose; accepted: torch.func.grad of what is compiled, or the "
+            "transform left out of the graph (torch.compiler.disable)"
+        )
+
+
+# What torch.compiler.assume_constant_result sets, without its import of the compiler: run once a graph.
+_refuse_transforms._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def check_memory(*args: object) -> None:

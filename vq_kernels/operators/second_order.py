@@ -8,6 +8,7 @@ linear in the incoming gradient, with a rotation that counts as a constant (arXi
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..backends import QuantizeOptions
@@ -27,7 +28,7 @@ def gradient_for_x(
     """What ``vector_quantize_backward`` computes, of x's shape and dtype."""
     compute = compute_dtype(x)
     rows = x.movedim(options.channel_dim, -1).to(compute)  # [..., D]
-    nearest = codes.detach()[indices.clamp(0, codes.shape[0] - 1)].to(compute)  # [..., D]
+    nearest = F.embedding(indices.clamp(0, codes.shape[0] - 1), codes.detach()).to(compute)  # [..., D]
     total = torch.zeros_like(rows)  # [..., D]
     if grad_quantized is not None:
         total = grad_quantized.movedim(options.channel_dim, -1).to(compute)

@@ -19,7 +19,8 @@ from ..devices import moved_or_zero
 from ..distributed import is_synchronized, reduce_statistics
 from ..functional import ema_update_
 from ..operators.first_run import first_run
-from .codebook_state import CodebookState, opaque_copy
+from ..operators.gather import opaque_copy
+from .codebook_state import CodebookState
 from .heads import Rows
 from .recomputation import FirstRuns, repeat_draws
 
@@ -106,6 +107,11 @@ class Codebook(CodebookState):
         return self.ema_update or self.revives
 
     @property
+    def is_written_to(self) -> bool:
+        """Whether ``embed`` is ever changed in place by anything but an optimizer."""
+        return self.needs_statistics or self.kmeans_init
+
+    @property
     def changes_in_forward(self) -> bool:
         """Whether a training batch changes ``embed`` in place while its graph may still be needed."""
         return self.needs_statistics and not self.manual_ema_update
@@ -187,7 +193,8 @@ class Codebook(CodebookState):
         self.initted.logical_or_(has_rows)
         # The one question the host asks the device in the life of a layer. A compiler cannot ask:
         # there the first batch must hold a row.
-        self._remember_initted(True if torch.compiler.is_compiling() else bool(self.initted))
+        has_no_answer = torch.compiler.is_compiling() or self.initted.is_meta
+        self._remember_initted(True if has_no_answer else bool(self.initted))
 
     @torch.no_grad()
     def update_(self, counts: Tensor, sums: Tensor, rows: Rows, synchronized: bool) -> Tensor:

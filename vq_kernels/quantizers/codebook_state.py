@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..devices import is_capturing, is_host_readable
 from ..distributed import WORLD, ProcessGroup, broadcast_from_first
 from ..functional import gather_codes
+from ..operators.gather import opaque_copy
 from ..operators.registry import is_plain
 from ..tensor_checks import check_index_range, check_integer_tensor
 from .sharded import is_sharded, write_part
@@ -278,12 +279,3 @@ def set_process_group(model: _M, process_group: torch.distributed.ProcessGroup |
             module.group = ProcessGroup(process_group)
             module._follows_rank0 = False
     return model
-
-
-def opaque_copy(codes: Tensor) -> Tensor:
-    """A copy of ``[K, D]`` that a compiler neither drops nor makes again later.
-
-    Inductor treats ``clone`` as nothing, or repeats it in the backward graph, where the buffer has
-    already changed; it does neither with an operator that it does not know.
-    """
-    return gather_codes(codes, torch.arange(codes.shape[0], dtype=torch.int64, device=codes.device))

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from ..checks import check_flag
 from ..distributed import ProcessGroup, is_synchronized
 from ..functional import VectorQuantized, vector_quantize
+from ..operators.prepared import made_of
+from ..operators.registry import is_traced, needs_gradient
 from ..tensor_checks import FLOAT_DTYPES, check_device, check_dtype, check_shape, check_tensor
 from .base import Quantizer, QuantizerOutput
 from .codebook import Codebook
@@ -228,7 +230,8 @@ class FusedVectorQuantizer(Quantizer):
         Setting it starts the averages again from the new codes and counts as initialisation.
         """
         codes = self._codebook.codes()
-        return codes if self.separate_codebook_per_head else codes[0]
+        codes = codes if self.separate_codebook_per_head else codes[0]
+        return codes if codes is self._codebook.embed else made_of(codes, self._codebook.embed)
 
     @codebook.setter
     def codebook(self, codes: Tensor) -> None:
@@ -273,9 +276,14 @@ class FusedVectorQuantizer(Quantizer):
 
     def _quantize(self, rows: Rows, learns: bool, embed: Tensor | None) -> list[VectorQuantized]:
         # The backward pass reads the codes that were searched, not the updated ones.
-        private = learns and self._codebook.changes_in_forward and embed is None
-        codes = self._codebook.codes_to_search(private, embed)  # [H, K, D]
+        codebook = self._codebook
+        private = learns and codebook.changes_in_forward and embed is None
+        codes = codebook.codes_to_search(private, embed)  # [H, K, D]
         codes = codes if learns else codes.detach()
+        shared = embed is None and not private and codebook.is_written_to
+        in_graph = torch.compiler.is_compiling() or is_traced()  # compiled ones copy by themselves
+        if shared and not in_graph and needs_gradient(*rows.views):
+            codes = codes.clone()  # before the backward pass another call may learn
         weight = self.codebook_weight
         if weight is None:
             weight = self.commitment_weight * (self.learnable_codebook and learns)
