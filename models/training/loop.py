@@ -185,6 +185,7 @@ def _log_settings(trainer: pl.Trainer, config: LoopConfig) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger) and score is not None:
             logger.log_hyperparams(values, {"best/validation_loss": float(score)}, step=trainer.global_step)
+            logger.finalize("success")  # it had been closed, and was opened again: a thread for each run
 
 
 def _validate_end(

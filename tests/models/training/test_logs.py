@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +50,17 @@ def test_a_missing_package_and_other_words_are_refused(tmp_path: Path, monkeypat
         assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     assert TrainConfig().logger == ("csv", "tensorboard")
+
+
+def test_a_run_that_has_ended_leaves_no_thread(tmp_path: Path) -> None:
+    """Or a sweep had one more for every case; what TensorBoard shows of the run is all in its files."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tqdm import TMonitor
+
+    data = load_data(DataConfig(limit=64))
+    before = set(threading.enumerate())
+    train(settings(tmp_path, name="run", limit=64, epochs=1), data)
+    left = set(threading.enumerate()) - before
+    assert [thread for thread in left if not isinstance(thread, TMonitor)] == [], "but the one of all bars"
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard" / "version_0")).Reload()
+    assert "best/validation_loss" in events.Tags()["scalars"]
