@@ -22,7 +22,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "learnable": {"learnable_codebook": True, "threshold_ema_dead_code": 1.5},
     "separate_heads_projection": {"heads": 2, "codebook_dim": 3, "separate_codebook_per_head": True},
     "image_shared_heads": {"accept_image_fmap": True, "heads": 2, "codebook_dim": 4},
-    "kmeans": {"kmeans_init": True},
+    "kmeans": {"kmeans_init": True, "kmeans_iters": 2},  # each round is fifty nodes
 }
 
 
@@ -190,7 +190,7 @@ def test_a_setting_can_be_annealed_in_a_compiled_layer(name: str, dynamic: bool 
         layer = FusedVectorQuantizer(8, 19)
         call = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend="aot_eager")
         results = []
-        for value in (0.9, 0.5, 0.25, 0.75):
+        for value in (0.9, 0.5, 0.25):  # each is compiled anew
             setattr(layer if name == "commitment_weight" else layer._codebook, name, value)
             x = torch.randn(20, 8, generator=torch.Generator().manual_seed(5)).requires_grad_()
             out = (call if compiled else layer)(x)

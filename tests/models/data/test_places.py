@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import resource
-import subprocess
-import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 from data_support import kaokore, load, write_images
 
 from models.data import DataError
-
-ROOT = Path(__file__).parents[3]
 
 
 def write_paths(folder: Path, paths: list[str]) -> Path:
@@ -84,6 +80,23 @@ def test_a_table_of_labels_names_files_beside_it(tmp_path: Path) -> None:
         load(folder)
 
 
+# What it says is kept in memory until it may be written.
+FULL = """
+import io, resource, runpy, sys
+limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2048, limits[1]))
+out, err = sys.stdout, sys.stderr
+sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
+try:
+    runpy.run_module("models", run_name="__main__", alter_sys=True)
+finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    out.write(sys.stdout.getvalue())
+    err.write(sys.stderr.getvalue())
+    sys.stdout, sys.stderr = out, err
+"""
+
+
 def test_a_full_cache_is_named_and_not_the_data(tmp_path: Path) -> None:
     """A file may not grow beyond 2 kB in this process, as on a full disk or at the end of a quota."""
     import pyarrow as pa
@@ -93,15 +106,8 @@ def test_a_full_cache_is_named_and_not_the_data(tmp_path: Path) -> None:
     images = [{"bytes": file.read_bytes(), "path": file.name} for file in (tmp_path / "files").iterdir()]
     (tmp_path / "data").mkdir()
     pq.write_table(pa.table({"image": images * 8}), tmp_path / "data" / "train-0.parquet")
-    command = ["-m", "models", "train", "--data", str(tmp_path / "data"), "--cache-dir"]
-    done = subprocess.run(
-        [sys.executable, *command, str(tmp_path / "cache"), "--runs", str(tmp_path / "runs")],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048)),
-        capture_output=True,
-        text=True,
-    )
+    flags = ["--data", str(tmp_path / "data"), "--cache-dir", str(tmp_path / "cache")]
+    done = preloaded.run(["-c", FULL, "train", *flags, "--runs", str(tmp_path / "runs")], OMP_NUM_THREADS="1")
     assert done.returncode == 2, done.stderr
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert f"{tmp_path / 'cache'}, where data are kept in converted form, cannot be written" in error

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 from studies_support import CASES, QUICK_PRIOR, SMALLEST
 
 from models.cli import main
@@ -22,7 +24,35 @@ def test_all_five_studies_are_tested() -> None:
     assert set(CASES) == set(list_studies())
 
 
+@pytest.fixture(scope="module")
+def drawn_panels() -> set[Any]:
+    return set()
+
+
+@pytest.fixture
+def _curves_of_runs_once(drawn_panels: set[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves of a run whose panels and lines were drawn before, for a run with other numbers, are empty.
+
+    They took half of the time of the studies, whose own figures are all drawn.
+    """
+    import models.evaluation.pictures as pictures
+
+    save = pictures.save_figure
+
+    def save_once(figure: Figure, path: Path, caption: str = "") -> Path:
+        look = [(a.get_title(), [(x.get_label(), x.get_marker()) for x in a.lines]) for a in figure.axes]
+        panels = path.name, str(look)
+        if (path.parent / "config.yaml").exists() and panels in drawn_panels:
+            Image.new("L", (600, 400), 255).save(path)
+            return path
+        drawn_panels.add(panels)
+        return save(figure, path, caption)
+
+    monkeypatch.setattr(pictures, "save_figure", save_once)
+
+
 @pytest.mark.figures
+@pytest.mark.usefixtures("_curves_of_runs_once")
 @pytest.mark.parametrize("name", CASES)
 def test_study(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     changes, files, rows = CASES[name]
