@@ -116,6 +116,16 @@ def test_meta_tensors_give_shapes() -> None:
     assert out.counts.device.type == "meta"
 
 
+@pytest.mark.parametrize("options", [{}, {"kmeans_init": True}, {"threshold_ema_dead_code": 2}])
+def test_a_training_step_without_data(options: dict[str, Any]) -> None:
+    """On the meta device, where nothing can be asked: shapes alone."""
+    layer = FusedVectorQuantizer(8, 16, **options).to("meta")
+    out = layer(torch.empty(2, 20, 8, device="meta"))
+    assert out.quantized.shape == (2, 20, 8)
+    assert out.indices.shape == (2, 20)
+    assert out.loss.is_meta
+
+
 def eval_layer(**options: Any) -> FusedVectorQuantizer:
     return FusedVectorQuantizer(8, 16, **options).eval()
 
