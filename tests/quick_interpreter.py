@@ -1,4 +1,4 @@
-"""Triton's interpreter without what it does over and over: results are the same, in a third of the time.
+"""Triton's interpreter without what it does over and over: results are the same, in a fraction of the time.
 
 Every call of a device function looks through all names of ``triton.language`` for functions to replace,
 though those of the launch are replaced already, and every operation makes a table of dtypes, types and
@@ -144,7 +144,7 @@ def _make_constants_once(core: Any, semantic: Any) -> None:
     def known_constant(self: Any, value: Any, dtype: Any) -> Any:
         if type(dtype) is not core.dtype or type(value) not in (int, float, bool):
             return constant(self, value, dtype)
-        return known((value, dtype.name), lambda: constant(self, value, dtype))
+        return known((value or repr(value), dtype.name), lambda: constant(self, value, dtype))  # 0.0 == -0.0
 
     def check_if_needed(self: Any, lhs: Any, rhs: Any, *options: Any, **keywords: Any) -> Any:
         if type(lhs) is not core.tensor:
@@ -176,7 +176,7 @@ def _make_constants_once(core: Any, semantic: Any) -> None:
         elif type(rhs) in (int, float) and type(scalar) is core.dtype and scalar.name in plain:
             # The number takes part as a tensor of this type, unless checking finds that it is another.
             key = (
-                rhs,
+                rhs or repr(rhs),
                 type(rhs),
                 id(kind) if kind is not scalar else scalar.name,
                 options,

@@ -47,11 +47,11 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         folder = RunLayout(Path(arguments.out)) if arguments.out else layout
         own = targets = [folder.level(number) for number in range(len(models))]
-    for model, target in zip(models, targets, strict=True):
-        if arguments.out:
+    if arguments.out:
+        for model, target in zip(models, targets, strict=True):
             check_output(target, layout.folder, folder=True, replaces=own)
             _check_class(target, type(model).__name__)
-    if isinstance(models[0], Autoencoder):
+    if isinstance(models[0], Autoencoder):  # once it may be written: this reads the images
         config = TrainConfig.of_run(layout.config)
         data = data_of_run(layout, load_data(config, stream=True), config, config)
         calibrate(models[0], data.validation, config.batch_size)

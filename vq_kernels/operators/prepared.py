@@ -18,7 +18,7 @@ from ..tensor_checks import check_codebook
 from .registry import check_memory, is_plain
 
 METRICS = ("l2", "cosine")
-# Of codebooks that are made anew at each access the tensors that they are made of.
+# A codebook that is made anew at each access -> the tensor that it is made of.
 _made_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
@@ -42,8 +42,15 @@ class PreparedCodebook:
     """
 
     __slots__ = (
-        *("__weakref__", "_codes", "_is_derived", "_memory", "_packed", "_source", "_state"),
-        *("backend", "metric"),
+        "__weakref__",
+        "_codes",
+        "_is_derived",
+        "_memory",
+        "_packed",
+        "_source",
+        "_state",
+        "backend",
+        "metric",
     )
 
     _codes: Tensor
