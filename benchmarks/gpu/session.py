@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -139,31 +139,35 @@ def make_environment(target: Target, scratch: Path, folder: Path) -> dict[str, s
 
 
 @contextmanager
+def handled(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[None]:
+    """Inside, ``handler`` is what these signals call."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+@contextmanager
 def ended_by_signals() -> Iterator[None]:
     """Inside, a signal to end raises SystemExit: parts are killed and what there is gets printed."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(1)
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
+    with handled(end, signal.SIGTERM, signal.SIGHUP):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
 def signals_wait() -> Iterator[None]:
     """Inside, signals wait: a process that was started and is not yet noted would outlive the session."""
     came: list[int] = []
-    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in numbers}
     try:
-        yield
+        with handled(lambda number, _: came.append(number), signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         for late in came:
             signal.raise_signal(late)
 
